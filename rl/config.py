@@ -1,0 +1,285 @@
+"""What can be configured? The whole experiment tree, with every default in this one place.
+
+Reading YAML, overrides and error messages is in `rl/config_file.py`; `python -m rl explain KEY` prints what is said here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TinyHybrid(Section):
+    """A random NemotronH policy, built with its own tokenizer trained on gold conversations of the environments."""
+
+    pattern: str = Field("ME*E", pattern=r"^[ME*-]+$")
+    """Layers in order: M Mamba-2, E LatentMoE, * attention, - MLP."""
+    hidden_size: Positive = 128
+    """Width of the residual stream."""
+    num_heads: Positive = 4
+    """Attention heads; `hidden_size` must be a multiple of it."""
+    num_experts: Positive = 8
+    """Routed experts a MoE layer."""
+    num_experts_per_token: Positive = 2
+    """Experts each token is sent to."""
+    latent_size: Positive = 64
+    """Width that routed experts work in (LatentMoE)."""
+    expert_size: Positive = 128
+    """Hidden width of a routed expert."""
+    shared_expert_size: Positive = 256
+    """Hidden width of the shared expert."""
+    vocab_size: Annotated[int, Field(ge=384)] = 768
+    """Tokens of the trained byte-level BPE, special tokens included."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TinyHybrid":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
+        if self.num_experts_per_token > self.num_experts:
+            raise ValueError(f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts})")
+        return self
+
+
+class PolicyConfig(Section):
+    """The policy to train: a Hugging Face folder, or a tiny hybrid that is built."""
+
+    path: Path | None = None
+    """Folder of a Hugging Face checkpoint. Give this or `build`."""
+    build: TinyHybrid | None = None
+    """Sizes of a policy to build; `build: {}` takes the defaults."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format that the engine serves and the learner computes in; master weights are always float32."""
+    chat: Literal["nemotron", "template"] = "nemotron"
+    """How conversations become tokens: the Nemotron format, or the checkpoint's own chat template."""
+    max_tokens: Positive = 512
+    """Longest sequence, in tokens: prompts, replies and tool results of one rollout together."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PolicyConfig":
+        if (self.path is None) == (self.build is None):
+            raise ValueError("give either path (a Hugging Face folder) or build (a policy to build)")
+        return self
+
+
+class EnvironmentConfig(Section):
+    """One environment of the mixture."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of the training tasks, relative to the other environments."""
+    budget: Literal["off", "unlimited"] = "unlimited"
+    """Whether the policy may think before it answers."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The environment's own options, such as difficulty; see the environment's README entry."""
+
+
+class SftConfig(Section):
+    """The supervised stage: next-token training on gold conversations, assistant tokens only."""
+
+    num_steps: Positive = 300
+    """Optimiser steps."""
+    num_conversations: Positive = 20_000
+    """Gold conversations drawn from the environments' training split, by their weights."""
+    data: Path | None = None
+    """A JSONL file or a `datasets` folder of conversations to train on instead of gold ones."""
+    batch_size: Positive = 32
+    """Conversations an optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Peak of the cosine schedule."""
+    warmup_steps: NonNegative = 20
+    """Steps over which the learning rate rises linearly from 0."""
+    no_thinking_share: Share = 0.1
+    """Share of gold conversations whose reasoning is removed and whose prompt turns thinking off."""
+
+
+class RolloutConfig(Section):
+    """How rollouts are sampled and played."""
+
+    num_workers: Positive = 1
+    """Ray actors that play rollouts, each with an engine of its own."""
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
+    """Ray CPUs each worker reserves; fractions allowed."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """Ray GPUs each worker reserves; fractions allowed."""
+    max_in_flight: Positive = 64
+    """Rollouts that one engine samples at the same time; more wait inside the engine."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 0.5
+    """Memory of the engine's cache for attention and Mamba states, in GiB (CPU engines)."""
+    max_reply_tokens: Positive = 96
+    """Longest reply of one turn, in tokens, reasoning included."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature; logprobs are those of the distribution after it."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; below 1 the learner cannot reproduce the sampler's logprobs exactly."""
+    reset_timeout_s: Seconds = 10.0
+    """Deadline of an environment's reset."""
+    step_timeout_s: Seconds = 20.0
+    """Deadline of one environment step, scoring included."""
+    reply_timeout_s: Seconds = 300.0
+    """Deadline of one sampled reply."""
+    num_retries: NonNegative = 1
+    """Fresh attempts after an outcome that is not the policy's doing, before the rollout is masked."""
+    num_env_threads: Positive = 16
+    """Threads of a worker that environment code runs in, off the event loop."""
+    lockstep_steps: NonNegative = 4
+    """Engine steps after which a rollout's next request is admitted, whatever the environment's speed; this makes
+    synchronous runs reproducible bit by bit. 0 admits at once. Asynchronous runs always admit at once."""
+
+
+class LossConfig(Section):
+    """GRPO: advantages within a group, a token-level policy-gradient loss, and what corrects for off-policy tokens."""
+
+    baseline: Literal["leave_one_out", "mean"] = "leave_one_out"
+    """What a reward is compared with: the mean of the group's other valid rewards, or of all of them."""
+    scale_by_std: bool = False
+    """Divide advantages by the group's standard deviation."""
+    importance_weight_max: Annotated[float, Field(gt=0)] = 2.0
+    """Upper bound of the importance weight between learner and sampler (truncated importance sampling)."""
+    sequence_mismatch_max: Annotated[float, Field(gt=1)] = 2.0
+    """Sequences whose mean exp|delta logp| between learner and sampler is above this leave the loss."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """PPO clipping below 1 - clip_low; none trains strictly on the current policy's gradient."""
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    """PPO clipping above 1 + clip_high; set together with clip_low."""
+    reference_kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL penalty (k3) to the policy that training started from; 0 keeps no reference in memory."""
+
+    @model_validator(mode="after")
+    def _clip_both_sides(self) -> "LossConfig":
+        if (self.clip_low is None) != (self.clip_high is None):
+            raise ValueError("set clip_low and clip_high together, or neither")
+        return self
+
+
+class LearnerConfig(Section):
+    """The process that updates the policy."""
+
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    """Ray CPUs the learner reserves."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Ray GPUs the learner reserves."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: NonNegative = 5
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warmup; linear and cosine end at 0 at the last step."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW, decay of the gradient's mean."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW, decay of the squared gradient's mean."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this L2 norm."""
+    tokens_per_micro_batch: Positive = 8192
+    """Padded tokens of one forward pass; rows are sorted by length first."""
+    logprob_chunk_tokens: Positive = 1024
+    """Tokens whose logits over the vocabulary exist at the same time."""
+    freeze_router: bool = True
+    """Keep the MoE routers' weights as they are; expert biases go on balancing the load."""
+    expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
+    """Step by which the bias of an overloaded expert falls and of an underloaded one rises, each update."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    num_steps: Positive
+    """Optimiser steps."""
+    num_prompts: Positive = 8
+    """P: groups a step."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """G: rollouts a group."""
+    max_staleness: NonNegative = 0
+    """Updates that may lie between a group's start and its training; 0 is strictly synchronous."""
+    checkpoint_every: Positive = 20
+    """Steps between checkpoints; one is always written at the end and when the run is stopped."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that are kept."""
+    collect_timeout_s: Seconds = 900.0
+    """Deadline of collecting one step's groups."""
+    update_timeout_s: Seconds = 900.0
+    """Deadline of one update."""
+    publish_timeout_s: Seconds = 120.0
+    """Deadline of bringing new weights to all engines."""
+    start_timeout_s: Seconds = 300.0
+    """Deadline of starting Ray, the learner and the engines."""
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation, before and after training."""
+
+    num_tasks: Positive = 64
+    """Held-out tasks an environment."""
+    num_samples: Positive = 1
+    """Rollouts a task."""
+    every: NonNegative = 0
+    """Steps between evaluations during training; 0 evaluates before and after only."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature of evaluation."""
+
+
+class CanaryConfig(Section):
+    """Thresholds that speak up or stop the run before it trains the wrong thing."""
+
+    mismatch_warn: Annotated[float, Field(gt=1)] = 1.05
+    """Warn when the mean exp|delta logp| of a step is above this."""
+    mismatch_stop: Annotated[float, Field(gt=1)] = 2.0
+    """Stop the run when it is above this."""
+    masked_rows_stop: Share = 0.5
+    """Stop when more than this share of a step's rollouts did not count."""
+
+
+class RayConfig(Section):
+    """The Ray cluster."""
+
+    address: str = "auto"
+    """`auto` joins the running cluster and starts a local one where there is none; `local` always starts one."""
+    local_cpus: Positive | None = None
+    """CPUs of a cluster that is started here; none takes what the learner and the workers reserve."""
+    object_store_mib: Annotated[int, Field(ge=80)] = 128
+    """Object store of a cluster that is started here, in MiB."""
+
+
+class ExperimentConfig(Section):
+    """One experiment. `policy`, `environments`, `seed`, `run_dir` and `train.num_steps` have no default."""
+
+    run_dir: Path
+    """Folder that everything of the run is written to."""
+    seed: NonNegative
+    """Everything random derives from it."""
+    policy: PolicyConfig
+    environments: dict[str, EnvironmentConfig] = Field(min_length=1)
+    """The mixture, by environment id."""
+    sft: SftConfig | None = None
+    """A supervised stage before reinforcement learning; none starts from the policy as it is."""
+    train: TrainConfig
+    loss: LossConfig = LossConfig()
+    learner: LearnerConfig = LearnerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    canaries: CanaryConfig = CanaryConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ExperimentConfig":
+        if self.rollout.max_reply_tokens >= self.policy.max_tokens:
+            raise ValueError(
+                f"rollout.max_reply_tokens ({self.rollout.max_reply_tokens}) must be smaller than policy.max_tokens"
+                f" ({self.policy.max_tokens}), which holds the prompt too"
+            )
+        if self.learner.tokens_per_micro_batch < self.policy.max_tokens:
+            raise ValueError(
+                f"learner.tokens_per_micro_batch ({self.learner.tokens_per_micro_batch}) must hold one sequence of"
+                f" policy.max_tokens ({self.policy.max_tokens})"
+            )
+        return self
