@@ -23,6 +23,7 @@ from envs.spaces import Conversation, Replies
 Split = Literal["train", "heldout"]
 StepResult = tuple[tuple[Message, ...], float, bool, bool, dict[str, Any]]
 Problem = TypeVar("Problem")
+Level = TypeVar("Level")
 HELDOUT_IN = 5  # one key in five is held out
 
 
@@ -50,7 +51,7 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
         self.action_space = Replies()
 
     def gold_reply(self) -> Reply:
-        """What a perfect policy would reply now. Called between `reset` and the end of the episode, before each `step`."""
+        """What a perfect policy would reply now. Called before each `step` of an episode, never after its end."""
         raise NotImplementedError(f"{type(self).__name__} has no gold replies")
 
     def read_options(self, options: Mapping[str, Any] | None) -> tuple[Split, dict[str, Any]]:
@@ -76,14 +77,24 @@ def in_split(key: str, split: Split) -> bool:
 
 
 def draw_in_split(
-    rng: np.random.Generator, split: Split, draw: Callable[[np.random.Generator], Problem], key: Callable[[Problem], str]
+    rng: np.random.Generator,
+    split: Split,
+    draw: Callable[[np.random.Generator], Problem],
+    key: Callable[[Problem], str],
 ) -> Problem:
-    """Draw problems until one belongs to the split. Raises `EnvironmentOptionError` when none does after 1,000 draws."""
+    """Draw problems until one belongs to the split. Raises `EnvironmentOptionError` after 1,000 draws."""
     for _ in range(1000):
         problem = draw(rng)
         if in_split(key(problem), split):
             return problem
     raise EnvironmentOptionError(f"no problem of split {split!r} in 1000 draws: the options leave too few problems")
+
+
+def choose_level(level: object, levels: Mapping[int, Level]) -> Level:
+    """What the option `level` stands for. Raises `EnvironmentOptionError` naming the levels there are."""
+    if isinstance(level, bool) or not isinstance(level, int) or level not in levels:
+        raise EnvironmentOptionError(f"level must be one of {', '.join(map(str, levels))}, got {level!r}")
+    return levels[level]
 
 
 class ToolEnv(TextEnv):
@@ -124,7 +135,7 @@ class ToolEnv(TextEnv):
             return f"error: {error}"
 
     def _tool_methods(self) -> dict[str, Callable[..., Any]]:
-        own = {name for name in dir(TextEnv)} | {"score", "call"}
+        own = set(dir(TextEnv)) | {"score", "call"}
         return {
             name: getattr(self, name)
             for name in dir(type(self))
@@ -152,7 +163,9 @@ def read_arguments(method: Callable[..., Any], given: Mapping[str, Any]) -> dict
     hints = typing.get_type_hints(method)
     names = list(inspect.signature(method).parameters)
     if set(given) != set(names):
-        raise ValueError(f"{method.__name__} takes {', '.join(names) or 'no arguments'}, got {', '.join(given) or 'none'}")
+        raise ValueError(
+            f"{method.__name__} takes {', '.join(names) or 'no arguments'}, got {', '.join(given) or 'none'}"
+        )
     arguments = {}
     for name in names:
         kind, value = hints[name], given[name]

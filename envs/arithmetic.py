@@ -1,0 +1,114 @@
+"""Can the policy work out a short sum? Additions and subtractions of small numbers, later with products."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from envs.messages import Message, Reply
+from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split
+from rewards.numbers import number_correct
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How hard a sum is. Every intermediate result lies in 0..`largest_result`."""
+
+    num_steps: tuple[int, int]
+    largest_operand: int
+    largest_result: int
+    operators: str
+
+
+LEVELS = {
+    1: Level((1, 2), 9, 20, "+-"),
+    2: Level((2, 3), 9, 20, "+-"),
+    3: Level((3, 4), 20, 50, "+-"),
+    4: Level((2, 3), 12, 200, "+-*"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """`start`, then operators and operands in order, read from left to right."""
+
+    start: int
+    steps: tuple[tuple[str, int], ...]
+
+    @property
+    def text(self) -> str:
+        """The sum as it is written, bracketed where left to right is not the usual order."""
+        text = str(self.start)
+        for place, (operator, operand) in enumerate(self.steps):
+            if operator == "*" and place:
+                text = f"({text})"
+            text = f"{text} {operator} {operand}"
+        return text
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """The value after each step."""
+        values = [self.start]
+        for operator, operand in self.steps:
+            values.append(apply(operator, values[-1], operand))
+        return tuple(values[1:])
+
+    @property
+    def worked(self) -> str:
+        """One line a step, such as `7 + 5 = 12`."""
+        before = (self.start, *self.results)
+        return "\n".join(
+            f"{value} {operator} {operand} = {result}"
+            for value, (operator, operand), result in zip(before, self.steps, self.results, strict=False)
+        )
+
+
+def apply(operator: str, left: int, right: int) -> int:
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]
+
+
+def draw_sum(rng: np.random.Generator, level: Level) -> Sum:
+    """A sum of this level; operands are at least 1, and no step leaves 0..`largest_result`."""
+    start = int(rng.integers(1, level.largest_operand + 1))
+    value, steps = start, []
+    for _ in range(int(rng.integers(level.num_steps[0], level.num_steps[1] + 1))):
+        choices = [
+            (operator, operand)
+            for operator in level.operators
+            for operand in range(1, level.largest_operand + 1)
+            if 0 <= apply(operator, value, operand) <= level.largest_result
+        ]
+        operator = str(rng.choice(sorted({operator for operator, _ in choices})))
+        operand = int(rng.choice([operand for name, operand in choices if name == operator]))
+        steps.append((operator, operand))
+        value = apply(operator, value, operand)
+    return Sum(start, tuple(steps))
+
+
+class Arithmetic(TextEnv):
+    """Work out a sum from left to right: `7 + 5 - 3 = ?`, answered `9`.
+
+    The answer is the last number of the reply's text; the gold reasoning has one line a step.
+
+    Options: `level` 1 (one or two steps, numbers to 9, results to 20), 2 (two or three steps), 3 (three or four steps,
+    numbers to 20, results to 50), 4 (products too, results to 200).
+    Reward parts: `correct` 1 when the answer is right.
+    """
+
+    OPTIONS: ClassVar = {"level": 2}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[tuple[Message, ...], dict[str, Any]]:
+        super().reset(seed=seed)
+        split, chosen = self.read_options(options)
+        level = choose_level(chosen["level"], LEVELS)
+        self._sum = draw_in_split(self.np_random, split, lambda rng: draw_sum(rng, level), lambda problem: problem.text)
+        return (Message("user", f"{self._sum.text} = ?"),), {"key": self._sum.text}
+
+    def step(self, action: Reply) -> StepResult:
+        reward = number_correct(action.text, self._sum.results[-1])
+        return (), reward, True, False, {"reward_parts": {"correct": reward}}
+
+    def gold_reply(self) -> Reply:
+        return Reply(str(self._sum.results[-1]), self._sum.worked)

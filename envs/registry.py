@@ -1,0 +1,109 @@
+"""Which environments are installed, and how is one made from its id?
+
+An environment is announced by an entry point of group `polygym.envs`: its name is the environment's id, such as
+`math/Arithmetic-v0`, its value the class. Listing reads package metadata only; no environment is imported before it is
+made. `module:Class` in place of an id makes a class that no package announces.
+"""
+
+import difflib
+import importlib
+from collections import defaultdict
+from importlib.metadata import Distribution, EntryPoint, distributions
+
+import gymnasium
+
+from envs.text_env import TextEnv
+
+GROUP = "polygym.envs"
+
+
+class UnknownEnvironmentError(ValueError):
+    """No installed package announces this environment."""
+
+
+class EnvironmentPluginError(ValueError):
+    """A package announces an environment that cannot be used: two with one id, a failed import, not an environment."""
+
+
+def environment_ids() -> tuple[str, ...]:
+    """The ids of all announced environments, sorted, without importing any of them."""
+    return tuple(sorted(announced()))
+
+
+def make(env_id: str) -> TextEnv:
+    """A new environment for an announced id or for `module:Class`.
+
+    Raises `UnknownEnvironmentError` naming the nearest ids, `EnvironmentPluginError` naming the package and the error.
+    """
+    if ":" in env_id:
+        return instantiate(EntryPoint(env_id, env_id, GROUP), f"environment {env_id}")
+    point, distribution = find(env_id)
+    return instantiate(point, f"environment {env_id} of package {distribution.name} {distribution.version}")
+
+
+def environment_version(env_id: str) -> str:
+    """Name and version of the package that the environment comes from, for run records, such as `polygym 0.1.0`.
+
+    `module:Class` gives the top module's `__version__` where there is one.
+    """
+    if ":" in env_id:
+        top = env_id.partition(":")[0].partition(".")[0]
+        return f"{top} {getattr(importlib.import_module(top), '__version__', 'unversioned')}"
+    _, distribution = find(env_id)
+    return f"{distribution.name} {distribution.version}"
+
+
+def register_gymnasium() -> None:
+    """Make every announced environment known to `gymnasium.make`; nothing is imported before it is made there."""
+    for env_id, sources in announced().items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(env_id, entry_point=sources[0][0].value, disable_env_checker=True)
+
+
+def find(env_id: str) -> tuple[EntryPoint, Distribution]:
+    """The one entry point of this id. Raises as `make` does."""
+    sources = announced().get(env_id, [])
+    if not sources:
+        raise UnknownEnvironmentError(unknown_message(env_id))
+    if len(sources) > 1:
+        names = " and ".join(f"{distribution.name} ({point.value})" for point, distribution in sources)
+        raise EnvironmentPluginError(f"environment {env_id} is announced twice, by {names}; uninstall or rename one")
+    return sources[0]
+
+
+def announced() -> dict[str, list[tuple[EntryPoint, Distribution]]]:
+    """Entry points by id. A package found twice on the path counts once, as it would be imported: the first."""
+    found: dict[str, list[tuple[EntryPoint, Distribution]]] = defaultdict(list)
+    seen: set[str] = set()
+    for distribution in distributions():
+        name = (distribution.name or "").lower().replace("_", "-")
+        if name in seen:
+            continue
+        seen.add(name)
+        for point in distribution.entry_points:
+            if point.group == GROUP:
+                found[point.name].append((point, distribution))
+    return dict(found)
+
+
+def unknown_message(env_id: str) -> str:
+    known = environment_ids()
+    near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.4)
+    guess = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
+    return f"no environment {env_id!r}; {guess} An unannounced class is named as module:Class"
+
+
+def instantiate(point: EntryPoint, what: str) -> TextEnv:
+    """Import and build. Raises `EnvironmentPluginError` naming `what` and the original error."""
+    try:
+        factory = point.load()
+    except Exception as error:
+        message = f"{what} ({point.value}) cannot be imported: {type(error).__name__}: {error}"
+        raise EnvironmentPluginError(message) from error
+    try:
+        env = factory()
+    except TypeError as error:
+        raise EnvironmentPluginError(f"{what} ({point.value}) cannot be made without arguments: {error}") from error
+    if not isinstance(env, TextEnv):
+        raise EnvironmentPluginError(f"{what} ({point.value}) is not a TextEnv but a {type(env).__name__}")
+    return env
