@@ -166,11 +166,19 @@ def read_arguments(method: Callable[..., Any], given: Mapping[str, Any]) -> dict
         raise ValueError(
             f"{method.__name__} takes {', '.join(names) or 'no arguments'}, got {', '.join(given) or 'none'}"
         )
-    arguments = {}
-    for name in names:
-        kind, value = hints[name], given[name]
-        try:
-            arguments[name] = str(value).strip().lower() == "true" if kind is bool else kind(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name} must be {JSON_TYPES[kind]}, got {value!r}") from None
-    return arguments
+    return {name: read_argument(name, hints[name], given[name]) for name in names}
+
+
+def read_argument(name: str, kind: type, value: Any) -> Any:
+    """The value in the type `kind`; text is converted. Raises `ValueError` where that would change the value."""
+    text = value.strip() if isinstance(value, str) else value
+    try:
+        if kind is bool and str(text).lower() in ("true", "false"):
+            return str(text).lower() == "true"
+        if kind in (int, float) and not isinstance(text, bool) and kind(text) == float(text):
+            return kind(text)
+        if kind is str and not isinstance(text, (list, dict)):
+            return str(text)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name} must be {JSON_TYPES[kind]}, got {value!r}")
