@@ -1,12 +1,13 @@
 """What can be configured? The whole experiment tree, with every default in this one place.
 
-Reading YAML, overrides and error messages is in `rl/config_file.py`; `python -m rl explain KEY` prints what is said here.
+Reading YAML, overrides and error messages is in `rl/config_file.py`; `python -m rl explain KEY` prints what is said
+here.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -16,6 +17,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is a truth value, which this key does not take")
+        return value
 
 
 class TinyHybrid(Section):
@@ -45,7 +53,9 @@ class TinyHybrid(Section):
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
         if self.num_experts_per_token > self.num_experts:
-            raise ValueError(f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts})")
+            raise ValueError(
+                f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts})"
+            )
         return self
 
 
@@ -65,8 +75,12 @@ class PolicyConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "PolicyConfig":
-        if (self.path is None) == (self.build is None):
-            raise ValueError("give either path (a Hugging Face folder) or build (a policy to build)")
+        if self.path is None and self.build is None:
+            raise ValueError(
+                "neither path (a Hugging Face folder) nor build (a policy to build) is given; `build: {}` will do"
+            )
+        if self.path is not None and self.build is not None:
+            raise ValueError("both path and build are given; keep one and set the other to null")
         return self
 
 
@@ -214,6 +228,9 @@ class TrainConfig(Section):
     start_timeout_s: Seconds = 300.0
     """Deadline of starting Ray, the learner and the engines."""
 
+    def checkpoint_due(self, step: int) -> bool:
+        return step % self.checkpoint_every == 0
+
 
 class EvaluationConfig(Section):
     """Held-out evaluation, before and after training."""
@@ -226,6 +243,9 @@ class EvaluationConfig(Section):
     """Steps between evaluations during training; 0 evaluates before and after only."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature of evaluation."""
+
+    def due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
 
 
 class CanaryConfig(Section):
@@ -269,6 +289,12 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     canaries: CanaryConfig = CanaryConfig()
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _built_policies_are_taught(self) -> "ExperimentConfig":
+        if self.policy.build is not None and self.sft is None:
+            raise ValueError("policy.build makes a random policy: add an sft section, or give policy.path")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ExperimentConfig":

@@ -1,0 +1,42 @@
+# make demo: install and run the main job.   make test: install and run all tests.   make check: format, lint, types,
+# layers and fast tests.   make lock: new pinned lists.   make clean: remove the environment.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+LIST := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+export OMP_NUM_THREADS := 1
+
+.PHONY: demo test check lock clean install
+install: $(VENV)/installed-$(LIST)
+
+$(VENV)/installed-$(LIST): requirements/$(LIST).txt pyproject.toml
+	@echo "installing the $(LIST) list into $(VENV) (a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(LIST),cpu)
+	torch=$$(grep '^torch==' requirements/cpu.txt) && { $(PIP) $$torch 2>/dev/null || $(PIP) --index-url $(TORCH_CPU) $$torch; }
+endif
+	$(PIP) --ignore-requires-python -r requirements/$(LIST).txt
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+demo: install
+	$(RUN) -m rl train experiments/quickstart.yaml
+
+test: install
+	$(RUN) -m pytest
+
+check: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/basedpyright --level error
+	$(VENV)/bin/lint-imports
+	$(RUN) -m pytest -m "not slow and not gpu"
+
+lock: install
+	$(RUN) requirements/lock.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,102 @@
+"""The commands: `python -m rl train | evaluate | report | inspect | explain`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import typer
+
+from rl.config_file import ConfigError, explain, load_config
+from rl.stop import StopRequested
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+Yaml = Annotated[Path, typer.Argument(help="Experiment YAML.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")]
+Run = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+@app.command()
+def train(
+    yaml: Yaml,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run folder's newest checkpoint.")] = False,
+) -> None:
+    """Run an experiment: the supervised stage where there is one, then reinforcement learning, then the report."""
+    from rl.train import train as run
+
+    report = run(load_config(yaml, overrides or []), resume=resume)
+    typer.echo(f"report: {report}")
+
+
+@app.command()
+def evaluate(
+    yaml: Yaml,
+    overrides: Overrides = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the run's newest checkpoint.")] = None,
+) -> None:
+    """Play held-out tasks and print reward and accuracy by environment; also written to RUN/evaluation.json."""
+    from rl.evaluate_command import evaluate_policy
+
+    evaluate_policy(load_config(yaml, overrides or []), policy)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the run's report: one HTML page and its figures."""
+    from rl.runs.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def inspect(
+    run: Run,
+    env: Annotated[str | None, typer.Option(help="Only this environment.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="Only this outcome.")] = None,
+    step: Annotated[int | None, typer.Option(help="Only this step.")] = None,
+    min_reward: Annotated[float | None, typer.Option(help="Only rewards of at least this.")] = None,
+    max_reward: Annotated[float | None, typer.Option(help="Only rewards of at most this.")] = None,
+    kind: Annotated[str, typer.Option(help="train or evaluation.")] = "train",
+    num: Annotated[int, typer.Option(help="How many.")] = 5,
+) -> None:
+    """Read rollouts in the terminal: prompt, turns, tools, reward parts, outcome."""
+    from rl.runs.inspect import show_rollouts
+
+    show_rollouts(
+        run, env_id=env, outcome=outcome, step=step, min_reward=min_reward, max_reward=max_reward, num=num, kind=kind
+    )
+
+
+@app.command(name="explain")
+def explain_command(key: Annotated[str, typer.Argument(help="Configuration key, such as train.num_steps.")] = "") -> None:
+    """Say what a configuration key means, its unit, default and range."""
+    typer.echo(explain(key))
+
+
+def main() -> int:
+    """Exit codes: 0 done, 1 failed, 2 wrong configuration, 3 stopped by a canary, 128 + n stopped by signal n."""
+    from rl.runs.canaries import CanaryStop
+
+    try:
+        app(standalone_mode=False)
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    except CanaryStop as error:
+        typer.echo(f"stopped by a canary: {error}", err=True)
+        return 3
+    except StopRequested as stop:
+        typer.echo(f"stopped by {stop}; resume with --resume", err=True)
+        return stop.exit_code
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

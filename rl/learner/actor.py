@@ -1,0 +1,49 @@
+"""The Ray actor that holds the learner and publishes its weights."""
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from rl.config import ExperimentConfig
+from rl.data_types import Sample, Update
+from rl.rollouts.protocol import WeightSource
+
+
+@ray.remote
+class LearnerActor:
+    def __init__(self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None) -> None:
+        """Load the policy, or go on from the learner's part of a checkpoint."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+        from rl.learner.learner import Learner
+
+        self._learner = Learner(policy_path, config)
+        if checkpoint is not None:
+            self._learner.load_state(checkpoint)
+        self._dtype = config.policy.dtype
+        self._published: list[WeightSource] = []
+
+    def update(self, samples: Sequence[Sample]) -> Update:
+        return self._learner.update(samples)
+
+    def publish(self) -> WeightSource:
+        """Put the current weights where engines can read them; older versions are removed when it is safe to."""
+        from rl.weights.shared_memory import checkpoint_tensors, remove_weights, write_weights
+
+        tensors = checkpoint_tensors(self._learner.model, self._dtype)
+        self._published.append(write_weights(tensors, self._learner.policy_version))
+        while len(self._published) > 2:
+            remove_weights(self._published.pop(0))
+        return self._published[-1]
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state, exactly, into the folder."""
+        self._learner.save_state(folder)
+
+    def shutdown(self) -> None:
+        from rl.weights.shared_memory import remove_weights
+
+        for source in self._published:
+            remove_weights(source)
+        self._published.clear()

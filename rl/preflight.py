@@ -1,0 +1,25 @@
+"""Can this experiment run at all? Everything that can be known before processes are started or GPUs are held."""
+
+from envs.registry import make
+from rl.config import ExperimentConfig
+from rl.config_file import ConfigError, check_references
+
+
+def preflight(config: ExperimentConfig) -> None:
+    """Raises `ConfigError` for missing files, unknown environments, and environments that cannot open a task."""
+    check_references(config)
+    problems = []
+    for env_id, environment in config.environments.items():
+        for split in ("train", "heldout"):
+            try:
+                env = make(env_id)
+                env.reset(seed=0, options={**environment.options, "split": split})
+            except Exception as error:
+                problems.append(
+                    f"environments.{env_id}.options: {env_id} cannot open a {split} task with"
+                    f" {environment.options}: {type(error).__name__}: {error}"
+                )
+            else:
+                env.close()
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,134 @@
+"""How is one task played? Environment and engine take turns until the episode ends; what happened becomes a `Rollout`.
+
+Token ids are only ever appended: the next prompt is the last prompt, what the engine sampled, and the new messages.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from envs.messages import Message
+from rl.config import ExperimentConfig
+from rl.data_types import Outcome, Rollout, Task, Turn
+from rl.rollouts.chat import Chat
+from rl.rollouts.environment import EnvThreads, EpisodeError, Episode
+from rl.rollouts.protocol import Engine, EngineError, Lane, SamplingParams
+from rl.tasks.stream import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """What all rollouts of a worker share."""
+
+    config: ExperimentConfig
+    chat: Chat
+    engine: Engine
+    threads: EnvThreads
+    temperature: float
+
+
+async def play(player: Player, task: Task, group_id: str, member: int, lane: Lane) -> Rollout:
+    """Play the task, with fresh attempts after failures that are not the policy's doing. Never raises for those."""
+    num_attempts = 0
+    while True:
+        num_attempts += 1
+        rollout = await _attempt(player, task, group_id, member, lane, num_attempts)
+        lane.close()
+        if rollout.outcome.counts or num_attempts > player.config.rollout.num_retries:
+            return rollout
+        (lane,) = player.engine.open_lanes(1)
+
+
+async def _attempt(player: Player, task: Task, group_id: str, member: int, lane: Lane, number: int) -> Rollout:
+    started = time.monotonic()
+    episode = Episode(task, player.threads, player.config.rollout)
+    table = _Table(player, task, group_id, member)
+    error = ""
+    try:
+        outcome = await table.converse(episode, lane)
+    except EpisodeError as failure:
+        outcome, error = failure.outcome, str(failure)
+    except (EngineError, TimeoutError) as failure:
+        outcome, error = Outcome.INFRA_ERROR, f"{type(failure).__name__}: {failure}"
+    finally:
+        episode.close()
+    return Rollout(
+        task=task,
+        group_id=group_id,
+        member=member,
+        turns=tuple(table.turns),
+        messages=tuple(table.messages),
+        reward=episode.reward if outcome.counts else None,
+        reward_parts=episode.reward_parts if outcome.counts else {},
+        outcome=outcome,
+        error=error,
+        num_malformed_calls=table.num_malformed_calls,
+        num_attempts=number,
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Table:
+    """The conversation of one attempt as it grows."""
+
+    def __init__(self, player: Player, task: Task, group_id: str, member: int) -> None:
+        self._player = player
+        self._task = task
+        self._seed = derive_seed(group_id, member)
+        self.turns: list[Turn] = []
+        self.messages: list[Message] = []
+        self.num_malformed_calls = 0
+
+    async def converse(self, episode: Episode, lane: Lane) -> Outcome:
+        """Play until the episode ends. Raises `EpisodeError` and `EngineError`."""
+        opening = await episode.reset()
+        self.messages += opening
+        chat, budget, tools = self._player.chat, self._task.budget, episode.env.tools
+        prompt_ids = chat.open(opening, tools, budget)
+        self._check_opening(prompt_ids)
+        for _ in range(episode.env.max_turns):
+            turn = await self._sample(lane, prompt_ids)
+            self.turns.append(turn)
+            reply = chat.parse(turn.reply_ids, tools, budget)
+            self.messages.append(reply.as_message())
+            self.num_malformed_calls += bool(reply.malformed)
+            if turn.finish == "length":
+                if not reply.tool_calls and not reply.malformed:
+                    await episode.step(reply)
+                return Outcome.TRUNCATED
+            if reply.malformed:
+                following: tuple[Message, ...] = (Message("tool", f"error: {reply.malformed}"),)
+            else:
+                following, terminated, truncated = await episode.step(reply)
+                if terminated or truncated:
+                    self.messages += following
+                    return Outcome.TRUNCATED if truncated else Outcome.OK
+            self.messages += following
+            closed = turn.reply_ids[-1] in chat.stop_ids
+            prompt_ids = (*prompt_ids, *turn.reply_ids, *chat.extend(following, budget, closed))
+            if len(prompt_ids) >= self._player.config.policy.max_tokens:
+                return Outcome.TRUNCATED
+        return Outcome.INVALID_ACTION if reply.malformed else Outcome.TRUNCATED
+
+    async def _sample(self, lane: Lane, prompt_ids: tuple[int, ...]) -> Turn:
+        rollout = self._player.config.rollout
+        params = SamplingParams(
+            max_reply_tokens=min(rollout.max_reply_tokens, self._player.config.policy.max_tokens - len(prompt_ids)),
+            temperature=self._player.temperature,
+            top_p=rollout.top_p,
+            seed=derive_seed(self._seed, len(self.turns)),
+            stop_ids=self._player.chat.stop_ids,
+        )
+        turn = await asyncio.wait_for(lane.sample(prompt_ids, params), rollout.reply_timeout_s)
+        if turn.finish == "abort":
+            raise EngineError("the engine gave up the reply")
+        return turn
+
+    def _check_opening(self, prompt_ids: tuple[int, ...]) -> None:
+        room = self._player.config.policy.max_tokens - len(prompt_ids)
+        if room < 1:
+            raise EpisodeError(
+                Outcome.ENV_ERROR,
+                f"{self._task.env_id} (seed {self._task.seed}): the opening has {len(prompt_ids)} tokens and"
+                f" policy.max_tokens is {self._player.config.policy.max_tokens}; raise it or shorten the task",
+            )

@@ -1,0 +1,88 @@
+"""The Ray actor that plays rollouts: one engine, many rollouts at once."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from rl.config import ExperimentConfig
+from rl.data_types import Group, Task
+from rl.rollouts.protocol import EngineHealth, WeightSource
+
+if TYPE_CHECKING:
+    from rl.rollouts.play import Player
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """A group to be played: `group_size` rollouts of one task."""
+
+    group_id: str
+    task: Task
+    group_size: int
+    temperature: float
+
+
+@ray.remote
+class RolloutWorker:
+    """Plays groups; takes new weights while rollouts are in flight."""
+
+    def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+        from rl.rollouts.chat import load_chat
+        from rl.rollouts.engine import VllmEngine
+        from rl.rollouts.environment import EnvThreads
+
+        synchronous = config.train.max_staleness == 0
+        self._config = config
+        self._chat = load_chat(policy_path, config.policy.chat)
+        self._engine = VllmEngine(
+            policy_path,
+            config.policy,
+            config.rollout,
+            seed=config.seed,
+            lockstep_steps=config.rollout.lockstep_steps if synchronous else 0,
+        )
+        self._threads = EnvThreads(config.rollout.num_env_threads)
+
+    async def play_groups(self, specs: Sequence[GroupSpec]) -> list[Group]:
+        """Play the groups, all rollouts at once. The rollouts' first requests enter the engine together."""
+        from rl.rollouts.play import play
+
+        lanes = iter(self._engine.open_lanes(sum(spec.group_size for spec in specs)))
+        rollouts = await asyncio.gather(
+            *(
+                play(self._player(spec), spec.task, spec.group_id, member, next(lanes))
+                for spec in specs
+                for member in range(spec.group_size)
+            )
+        )
+        groups = []
+        for spec in specs:
+            members, rollouts = rollouts[: spec.group_size], rollouts[spec.group_size :]
+            groups.append(Group(spec.group_id, spec.task, tuple(members)))
+        return groups
+
+    async def load_weights(self, source: WeightSource) -> str:
+        """Serve this version from the next engine step on; returns the hash of what was loaded."""
+        return await self._engine.load_weights(source)
+
+    async def health(self) -> EngineHealth:
+        return self._engine.health()
+
+    async def pid(self) -> int:
+        """Returns once the engine is up."""
+        return os.getpid()
+
+    async def shutdown(self) -> None:
+        self._engine.shutdown()
+
+    def _player(self, spec: GroupSpec) -> "Player":
+        from rl.rollouts.play import Player
+
+        return Player(self._config, self._chat, self._engine, self._threads, spec.temperature)

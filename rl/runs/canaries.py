@@ -1,0 +1,34 @@
+"""Is the run still training the right thing? Thresholds that warn, or stop it with the reason."""
+
+import math
+from collections.abc import Sequence
+
+from rl.config import CanaryConfig
+from rl.data_types import Group, Update
+
+
+class CanaryStop(RuntimeError):
+    """A canary's threshold was crossed; going on would train the wrong thing."""
+
+
+def check_canaries(config: CanaryConfig, groups: Sequence[Group], update: Update) -> list[str]:
+    """Warnings of this step. Raises `CanaryStop` naming the canary, its value and its key."""
+    for name in ("loss", "grad_norm", "mismatch"):
+        if not math.isfinite(getattr(update, name)):
+            raise CanaryStop(f"{name} is {getattr(update, name)} after update {update.policy_version}")
+    outcomes = [rollout.outcome for group in groups for rollout in group.rollouts]
+    masked = sum(not outcome.counts for outcome in outcomes) / len(outcomes)
+    if masked > config.masked_rows_stop:
+        first = next(rollout for group in groups for rollout in group.rollouts if not rollout.outcome.counts)
+        raise CanaryStop(
+            f"{masked:.0%} of the step's rollouts did not count (canaries.masked_rows_stop is"
+            f" {config.masked_rows_stop:.0%}); the first: {first.outcome}: {first.error}"
+        )
+    if update.mismatch > config.mismatch_stop:
+        raise CanaryStop(
+            f"mismatch between learner and engine is {update.mismatch:.3f} (canaries.mismatch_stop is"
+            f" {config.mismatch_stop:g}); they do not compute the same policy"
+        )
+    if update.mismatch > config.mismatch_warn:
+        return [f"mismatch {update.mismatch:.3f} is above canaries.mismatch_warn ({config.mismatch_warn:g})"]
+    return []

@@ -1,0 +1,67 @@
+"""What has become of each task of the stream? Every ordinal is trained once or masked once, whatever is killed.
+
+An ordinal is in flight from the moment it is handed out until its group is trained or masked. A checkpoint stores the
+ledger together with the weights of the same step, so that after a crash exactly the ordinals that those weights have
+not seen are played again, oldest first.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self._num_started = 0
+        self._in_flight: set[int] = set()
+        self._again: deque[int] = deque()
+        self._masked: list[int] = []
+
+    def start(self) -> int:
+        """The next ordinal to play: one that a restart put back, else a new one."""
+        if self._again:
+            ordinal = self._again.popleft()
+        else:
+            ordinal = self._num_started
+            self._num_started += 1
+        self._in_flight.add(ordinal)
+        return ordinal
+
+    def finish(self, ordinal: int, *, masked: bool) -> None:
+        """The ordinal's group was trained, or masked because too few of its rollouts count.
+
+        Raises `LedgerError` when it is not in flight: it would be accounted for twice.
+        """
+        if ordinal not in self._in_flight:
+            raise LedgerError(f"task {ordinal} is not in flight; it was finished before or never started")
+        self._in_flight.remove(ordinal)
+        if masked:
+            self._masked.append(ordinal)
+
+    @property
+    def num_finished(self) -> int:
+        return self._num_started - len(self._in_flight) - len(self._again)
+
+    @property
+    def masked(self) -> tuple[int, ...]:
+        return tuple(self._masked)
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint; everything below `num_started` that is neither in flight nor masked was trained."""
+        return {
+            "num_started": self._num_started,
+            "in_flight": sorted(self._in_flight | set(self._again)),
+            "masked": list(self._masked),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Ledger":
+        ledger = cls()
+        ledger._num_started = state["num_started"]
+        ledger._again = deque(state["in_flight"])
+        ledger._masked = list(state["masked"])
+        return ledger
+
+
+class LedgerError(RuntimeError):
+    """A task would be accounted for twice."""

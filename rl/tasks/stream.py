@@ -1,0 +1,54 @@
+"""Which task comes next? A pure function from an ordinal to a task, over the mixture of environments.
+
+The mixture is exact: after any number of tasks, each environment's count differs from its share by less than one
+(stride scheduling), so no window of steps starves an environment.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+from rl.config import EnvironmentConfig
+from rl.data_types import Task
+
+
+def derive_seed(*parts: object) -> int:
+    """A 31-bit seed from anything that prints, the same on every machine."""
+    digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+class TaskStream:
+    """The endless stream of training tasks of one run; `task(n)` depends on nothing but the configuration and n."""
+
+    def __init__(self, environments: Mapping[str, EnvironmentConfig], seed: int) -> None:
+        self._environments = environments
+        self._seed = seed
+        total = sum(environment.weight for environment in environments.values())
+        self._shares = {env_id: environment.weight / total for env_id, environment in environments.items()}
+        self._counts = dict.fromkeys(environments, 0)
+        self._env_ids: list[str] = []
+
+    def task(self, ordinal: int) -> Task:
+        while len(self._env_ids) <= ordinal:
+            self._env_ids.append(self._most_behind())
+        env_id = self._env_ids[ordinal]
+        environment = self._environments[env_id]
+        seed = derive_seed("train", self._seed, ordinal)
+        return Task(ordinal, env_id, seed, "train", environment.budget, environment.options)
+
+    def _most_behind(self) -> str:
+        """The environment whose count lags its share most; the first named wins a tie."""
+        position = len(self._env_ids) + 1
+        env_id = max(self._shares, key=lambda name: position * self._shares[name] - self._counts[name])
+        self._counts[env_id] += 1
+        return env_id
+
+
+def heldout_tasks(environments: Mapping[str, EnvironmentConfig], num_tasks: int) -> list[Task]:
+    """The evaluation set: `num_tasks` held-out tasks an environment, the same for every run seed."""
+    tasks: list[Task] = []
+    for env_id, environment in environments.items():
+        for index in range(num_tasks):
+            seed = derive_seed("heldout", env_id, index)
+            tasks.append(Task(len(tasks), env_id, seed, "heldout", environment.budget, environment.options))
+    return tasks
