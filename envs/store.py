@@ -22,8 +22,8 @@ SHELF_STOCK = 50
 class Errand:
     """A task of the store: what is asked of which items, and what the store holds of them.
 
-    `kind` is one of `cost`, `enough`, `cheaper`, `spend` and `both`. `counts`, `prices` and `stocks` belong to `items` in
-    order; `counts` say how many to buy, for `spend` the money.
+    `kind` is one of `cost`, `enough`, `cheaper`, `spend` and `both`. `counts`, `prices` and `stocks` belong to
+    `items` in order; `counts` say how many to buy, for `spend` the money.
     """
 
     kind: str

@@ -1,0 +1,94 @@
+"""Does a text follow an instruction about its form? Verifiable constraints in the manner of IFEval.
+
+Source of the idea: Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models", arXiv:2311.07911.
+A word is a run of letters and apostrophes; words are compared without regard to case.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """One demand on a text; `value` is a number, a word or a pair of words, or None, as `CHECKS` says for the kind."""
+
+    kind: str
+    value: Any = None
+
+
+def words_of(text: str) -> list[str]:
+    """The text's words in lower case."""
+    return [word.lower() for word in WORD.findall(text)]
+
+
+def num_words_is(text: str, count: int) -> bool:
+    return len(words_of(text)) == count
+
+
+def num_lines_is(text: str, count: int) -> bool:
+    """Lines that are not blank are counted."""
+    return sum(bool(line.strip()) for line in text.splitlines()) == count
+
+
+def uses(text: str, word: str) -> bool:
+    return word.lower() in words_of(text)
+
+
+def avoids(text: str, word: str) -> bool:
+    return not uses(text, word)
+
+
+def starts_with(text: str, word: str) -> bool:
+    return words_of(text)[:1] == [word.lower()]
+
+
+def ends_with(text: str, word: str) -> bool:
+    return words_of(text)[-1:] == [word.lower()]
+
+
+def uses_in_order(text: str, pair: tuple[str, str]) -> bool:
+    """Both words occur, and the first of the one stands before the first of the other."""
+    words = words_of(text)
+    first, second = (word.lower() for word in pair)
+    return first in words and second in words and words.index(first) < words.index(second)
+
+
+def repeats_no_word(text: str, _: None = None) -> bool:
+    words = words_of(text)
+    return len(words) == len(set(words))
+
+
+def all_capitals(text: str, _: None = None) -> bool:
+    return text.upper() == text
+
+
+CHECKS: dict[str, Callable[[str, Any], bool]] = {
+    "words": num_words_is,
+    "lines": num_lines_is,
+    "use": uses,
+    "avoid": avoids,
+    "start": starts_with,
+    "end": ends_with,
+    "order": uses_in_order,
+    "distinct": repeats_no_word,
+    "capitals": all_capitals,
+}
+
+
+def follows(text: str, constraint: Constraint) -> bool:
+    """Whether the text follows the constraint. A text without a word follows none.
+
+    Raises `ValueError` for a kind that there is no check for.
+    """
+    if constraint.kind not in CHECKS:
+        raise ValueError(f"no constraint {constraint.kind!r}; kinds: {', '.join(CHECKS)}")
+    return bool(words_of(text)) and CHECKS[constraint.kind](text, constraint.value)
+
+
+def share_followed(text: str, constraints: tuple[Constraint, ...]) -> float:
+    """Share of the constraints that the text follows, in [0, 1]."""
+    return sum(follows(text, constraint) for constraint in constraints) / len(constraints)
