@@ -46,7 +46,7 @@ class Collector:
         groups: list[Group] = []
         while len(groups) < train.num_prompts:
             groups += self._finish(self._calls.popleft(), deadline)
-        return groups
+        return sorted(groups, key=lambda group: group.task.ordinal)
 
     def evaluate(self, tasks: Sequence[Task]) -> list[Group]:
         """Held-out groups in the order of `tasks`, played beside whatever is in flight."""

@@ -1,0 +1,140 @@
+"""What tests share: a scripted engine, a chat over characters, and short ways to make tasks and rollouts."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs.messages import Message, Reply, ToolSpec
+from rl.config import ExperimentConfig
+from rl.data_types import Group, Outcome, Rollout, Task, Turn
+from rl.rollouts.protocol import EngineHealth, SamplingParams, WeightSource
+
+END = 0  # the stop token of CharacterChat
+
+
+class CharacterChat:
+    """A chat whose tokens are characters: message after message, each ended by token 0."""
+
+    stop_ids = (END,)
+    pad_id = END
+
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: str) -> tuple[int, ...]:
+        return self.extend(messages, budget, True)
+
+    def extend(self, messages: Sequence[Message], budget: str, closed: bool) -> tuple[int, ...]:
+        ids = [] if closed else [END]
+        for message in messages:
+            ids += [*map(ord, message.content), END]
+        return tuple(ids)
+
+    def parse(self, reply_ids: Sequence[int], tools: Sequence[ToolSpec], budget: str) -> Reply:
+        text = "".join(chr(token) for token in reply_ids if token != END)
+        return Reply("", malformed=text) if text.startswith("malformed") else Reply(text)
+
+
+class ScriptedLane:
+    def __init__(self, engine: "ScriptedEngine") -> None:
+        self._engine = engine
+        self.is_closed = False
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Turn:
+        await asyncio.sleep(0)
+        reply = self._engine.script(tuple(prompt_ids), params)
+        if isinstance(reply, Exception):
+            raise reply
+        ids = tuple(map(ord, reply)) + (END,)
+        finish = "stop"
+        if len(ids) > params.max_reply_tokens:
+            ids, finish = ids[: params.max_reply_tokens], "length"
+        version = self._engine.version
+        num = len(ids)
+        return Turn(tuple(prompt_ids), ids, (-0.5,) * num, (False,) * num, (version,) * num, finish)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class ScriptedEngine:
+    """Replies what `script(prompt_ids, params)` says; an exception from it is raised."""
+
+    def __init__(self, script: Callable[[tuple[int, ...], SamplingParams], str | Exception]) -> None:
+        self.script = script
+        self.version = 0
+        self.lanes: list[ScriptedLane] = []
+
+    def open_lanes(self, num: int) -> list[ScriptedLane]:
+        lanes = [ScriptedLane(self) for _ in range(num)]
+        self.lanes += lanes
+        return lanes
+
+    async def load_weights(self, source: WeightSource) -> str:
+        self.version = source.version
+        return source.hash
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(0, 0, 0.0, self.version)
+
+    def shutdown(self) -> None:
+        pass
+
+
+def make_config(**changes: Any) -> ExperimentConfig:
+    """A valid configuration; `changes` replace whole sections."""
+    tree: dict[str, Any] = {
+        "run_dir": "runs/test",
+        "seed": 0,
+        "policy": {"path": "models/none"},
+        "environments": {"math/Arithmetic-v0": {}},
+        "train": {"num_steps": 2, "num_prompts": 2, "group_size": 2},
+        **changes,
+    }
+    return ExperimentConfig.model_validate(tree)
+
+
+def make_task(ordinal: int = 0, env_id: str = "math/Arithmetic-v0", **options: Any) -> Task:
+    return Task(ordinal, env_id, 7, "train", "unlimited", options)
+
+
+def make_rollout(
+    reward: float | None = 1.0,
+    outcome: Outcome = Outcome.OK,
+    *,
+    task: Task | None = None,
+    member: int = 0,
+    turns: tuple[Turn, ...] | None = None,
+) -> Rollout:
+    """A one-turn rollout; a reward of None gets an outcome that does not count."""
+    task = task or make_task()
+    if reward is None and outcome.counts:
+        outcome = Outcome.ENV_ERROR
+    turns = (make_turn(),) if turns is None else turns
+    messages = (Message("user", "1 + 1 = ?"), Message("assistant", "2", reasoning="1 + 1 = 2"))
+    parts = {} if reward is None else {"correct": reward}
+    error = "" if outcome.counts else "it broke"
+    return Rollout(task, f"0-{task.ordinal}", member, turns, messages, reward, parts, outcome, error, 0, 1, 0.1)
+
+
+def make_turn(
+    prompt_ids: Sequence[int] = (1, 2), reply_ids: Sequence[int] = (3, 4), versions: Sequence[int] | None = None
+) -> Turn:
+    num = len(reply_ids)
+    versions = tuple(versions) if versions is not None else (0,) * num
+    return Turn(tuple(prompt_ids), tuple(reply_ids), (-0.5,) * num, (False,) * num, versions, "stop")
+
+
+def make_group(rewards: Sequence[float | None], ordinal: int = 0, **task_options: Any) -> Group:
+    task = make_task(ordinal, **task_options)
+    rollouts = tuple(make_rollout(reward, task=task, member=member) for member, reward in enumerate(rewards))
+    return Group(f"0-{ordinal}", task, rollouts)
+
+
+@pytest.fixture
+def repo() -> Path:
+    return Path(__file__).parent.parent

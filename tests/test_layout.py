@@ -1,0 +1,34 @@
+"""Each package that is imported is ours, and the top level holds nothing else."""
+
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("rl", "envs", "rewards", "sft")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_imported_package_is_ours(package: str, repo: Path) -> None:
+    command = [sys.executable, "-c", f"import {package}; print({package}.__file__)"]
+    where = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    assert Path(where) == repo / package / "__init__.py"
+    assert set(packages_distributions().get(package, ["polygym"])) == {"polygym"}
+
+
+def test_environments_and_rewards_import_without_the_heavy_packages(repo: Path) -> None:
+    program = (
+        "import sys, envs.registry, envs.text_env, rl.config, rl.config_file;"
+        "print([name for name in ('torch', 'ray', 'vllm', 'trl', 'transformers') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert printed.strip() == "[]"
+
+
+def test_the_code_has_no_grab_bags_and_no_second_level_of_tests(repo: Path) -> None:
+    names = {path.name for package in PACKAGES for path in (repo / package).rglob("*.py")}
+    assert not names & {"utils.py", "helpers.py", "common.py", "misc.py"}
+    assert not [path for path in (repo / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"]

@@ -1,0 +1,172 @@
+"""Playing with a scripted engine: every way an episode can end gets its outcome, and tokens are only appended."""
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import rl.rollouts.environment as environment_module
+from envs.messages import Message, Reply
+from envs.text_env import TextEnv
+from rl.data_types import Outcome, Rollout
+from rl.rollouts.environment import EnvThreads
+from rl.rollouts.play import Player, play
+from rl.rollouts.protocol import EngineError
+from tests.conftest import CharacterChat, ScriptedEngine, make_config, make_task
+
+Script = Callable[..., Any]
+
+
+class Echo(TextEnv):
+    """Asks twice; the reward is 1 when the second reply is `yes`."""
+
+    max_turns = 3
+    instances: list["Echo"] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.num_steps = 0
+        Echo.instances.append(self)
+        return (Message("user", "first?"),), {}
+
+    def step(self, action: Reply) -> Any:
+        self.num_steps += 1
+        if self.num_steps == 1:
+            return (Message("user", "second?"),), 0.0, False, False, {}
+        reward = float(action.text == "yes")
+        return (), reward, True, False, {"reward_parts": {"yes": reward}}
+
+
+def played(env: type[TextEnv], script: Script, monkeypatch: pytest.MonkeyPatch, **rollout: Any) -> Rollout:
+    monkeypatch.setattr(environment_module, "make", lambda env_id: env())
+    config = make_config(rollout=rollout, policy={"path": "x", "max_tokens": 120})
+    engine = ScriptedEngine(script)
+
+    async def run() -> Rollout:
+        player = Player(config, CharacterChat(), engine, EnvThreads(4), 1.0)  # type: ignore[arg-type]
+        (lane,) = engine.open_lanes(1)
+        return await play(player, make_task(), "0-0", 0, lane)
+
+    rollout_played = asyncio.run(run())
+    assert all(lane.is_closed for lane in engine.lanes)
+    return rollout_played
+
+
+def failing(method: str, fail: Callable[[], Any]) -> type[TextEnv]:
+    """Echo whose `reset` or `step` does something bad."""
+    return type("Failing", (Echo,), {method: lambda self, *args, **kwargs: fail()})
+
+
+def test_a_complete_episode_is_ok_and_its_tokens_are_appended(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = played(Echo, lambda ids, params: "yes", monkeypatch)
+    assert (rollout.outcome, rollout.reward, rollout.reward_parts) == (Outcome.OK, 1.0, {"yes": 1.0})
+    first, second = rollout.turns
+    assert second.prompt_ids[: len(first.prompt_ids + first.reply_ids)] == first.prompt_ids + first.reply_ids
+    assert [message.content for message in rollout.messages] == ["first?", "yes", "second?", "yes"]
+
+
+def test_each_turn_has_its_own_seed_and_each_member_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    played(Echo, lambda ids, params: seeds.append(params.seed) or "yes", monkeypatch)
+    assert len(set(seeds)) == 2
+
+
+def test_a_reply_cut_by_length_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = played(Echo, lambda ids, params: "y" * 50, monkeypatch, max_reply_tokens=10)
+    assert (rollout.outcome, rollout.reward) == (Outcome.TRUNCATED, 0.0)
+    assert len(rollout.turns[0].reply_ids) == 10
+
+
+def test_an_episode_out_of_tokens_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Long(Echo):
+        def step(self, action: Reply) -> Any:
+            return (Message("user", "x" * 200),), 0.0, False, False, {}
+
+    assert played(Long, lambda ids, params: "yes", monkeypatch).outcome is Outcome.TRUNCATED
+
+
+def test_turns_used_up_on_malformed_calls_are_an_invalid_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = played(Echo, lambda ids, params: "malformed", monkeypatch)
+    assert (rollout.outcome, rollout.reward, rollout.num_malformed_calls) == (Outcome.INVALID_ACTION, 0.0, 3)
+    assert rollout.messages[2] == Message("tool", "error: malformed")
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_an_environment_that_raises_is_retried_once_and_then_masked(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise KeyError("gone")
+
+    rollout = played(failing(method, fail), lambda ids, params: "yes", monkeypatch)
+    assert (rollout.outcome, rollout.reward, rollout.num_attempts) == (Outcome.ENV_ERROR, None, 2)
+    assert "math/Arithmetic-v0 (seed 7, split train)" in rollout.error and "KeyError" in rollout.error
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, 1.5, -0.5, None, "1", True])
+def test_a_reward_that_is_not_a_number_in_range_is_an_error_of_the_environment(
+    reward: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = failing("step", lambda: ((), reward, True, False, {}))
+    rollout = played(env, lambda ids, params: "yes", monkeypatch)
+    assert (rollout.outcome, rollout.reward) == (Outcome.ENV_ERROR, None)
+
+
+@pytest.mark.parametrize("result", [None, (1, 2), ("text", 0.0, True, False, {}), ((), 0.0, True, False, None)])
+def test_a_step_that_returns_something_else_is_an_error_of_the_environment(
+    result: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert played(failing("step", lambda: result), lambda ids, params: "y", monkeypatch).outcome is Outcome.ENV_ERROR
+
+
+def test_an_environment_that_hangs_costs_its_deadline_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    rollout = played(failing("step", lambda: time.sleep(60)), lambda ids, params: "y", monkeypatch, step_timeout_s=0.2)
+    assert (rollout.outcome, rollout.num_attempts) == (Outcome.ENV_TIMEOUT, 2)
+    assert "rollout.step_timeout_s" in rollout.error
+    assert time.monotonic() - started < 30
+
+
+def test_an_environment_that_exits_does_not_end_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave() -> None:
+        raise SystemExit(3)
+
+    assert played(failing("step", leave), lambda ids, params: "y", monkeypatch).outcome is Outcome.ENV_ERROR
+
+
+def test_a_failure_that_passes_is_retried_with_a_fresh_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    Echo.instances.clear()
+    replies = iter([EngineError("lost"), "no", "yes"])
+    rollout = played(Echo, lambda ids, params: next(replies), monkeypatch)
+    assert (rollout.outcome, rollout.reward, rollout.num_attempts) == (Outcome.OK, 1.0, 2)
+    assert len(Echo.instances) == 2
+    assert len(rollout.turns) == 2
+
+
+def test_an_engine_that_fails_twice_is_an_infrastructure_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = played(Echo, lambda ids, params: EngineError("out of memory"), monkeypatch)
+    assert (rollout.outcome, rollout.reward) == (Outcome.INFRA_ERROR, None)
+    assert "out of memory" in rollout.error
+
+
+def test_an_opening_that_does_not_fit_names_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wordy(Echo):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return (Message("user", "x" * 500),), {}
+
+    rollout = played(Wordy, lambda ids, params: "y", monkeypatch)
+    assert rollout.outcome is Outcome.ENV_ERROR and "policy.max_tokens" in rollout.error
+
+
+def test_hanging_environments_do_not_use_up_the_threads() -> None:
+    async def run() -> str:
+        threads = EnvThreads(2)
+        hanging = [threads.run(lambda: time.sleep(30), 0.1) for _ in range(6)]
+        assert all(isinstance(error, TimeoutError) for error in await asyncio.gather(*hanging, return_exceptions=True))
+        return await threads.run(lambda: f"alive in {os.getpid()}", 5.0)
+
+    assert asyncio.run(run()) == f"alive in {os.getpid()}"
