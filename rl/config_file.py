@@ -17,33 +17,11 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 
 from rl.config import ExperimentConfig
+from rl.config_error import ConfigError, Problem
 from rl.explain import all_keys, find_key, keys_below, nearest, type_text
 from rl.yaml_text import KeyPath, YamlMistake, dump_yaml, read_value, read_yaml
 
 COMMAND_LINE = "command line"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One mistake: where (file and line), which dotted key, what is wrong with its value, and how to mend it."""
-
-    where: str
-    key: str
-    wrong: str
-    fix: str
-
-    def __str__(self) -> str:
-        parts = [self.where, f"{self.key}: {self.wrong}" if self.key else self.wrong]
-        return ": ".join(part for part in parts if part) + f"\n    fix: {self.fix}"
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, in `problems` and as text."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count} in the configuration\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
 @dataclass(slots=True)

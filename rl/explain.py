@@ -16,15 +16,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rl.config import ExperimentConfig, Section
+from rl.config_error import ConfigError, Problem
 
 ANY_NAME = "*"
 """Stands for a name that the user chooses, such as an environment id."""
 UNITS = {"_s": "seconds", "_gib": "GiB", "_mib": "MiB", "_tokens": "tokens", "_steps": "optimiser steps"}
 TEXT_WIDTH = 90
-
-
-class UnknownKeyError(ValueError):
-    """A configuration key that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +36,13 @@ class Key:
 def explain(key: str = "") -> str:
     """What the dotted key means, as text for a terminal; the empty key lists the whole tree's top level.
 
-    The name of an environment may be written out or as `*`. Raises `UnknownKeyError` naming the nearest known keys.
+    The name of an environment may be written out or as `*`. Raises `ConfigError` naming the nearest known keys.
     """
     found = find_key(tuple(key.split(".")) if key else ())
     if found is None:
         near = nearest(key)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "`python -m rl explain` lists the sections."
-        raise UnknownKeyError(f"no configuration key {key!r}. {hint}")
+        fix = f"did you mean {' or '.join(near)}?" if near else "`python -m rl explain` lists the sections"
+        raise ConfigError([Problem("", key, "there is no such key", fix)])
     return _explain_section(found) if found.section else _explain_value(found)
 
 

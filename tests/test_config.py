@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from rl.config import ExperimentConfig
-from rl.config_file import ConfigError, check_references, dump_config, load_config
-from rl.explain import UnknownKeyError, all_keys, explain
+from rl.config_error import ConfigError
+from rl.config_file import check_references, dump_config, load_config
+from rl.explain import all_keys, explain
 
 SMALL = """
 run_dir: runs/small
@@ -255,9 +256,9 @@ def test_explain_lists_the_keys_of_a_section() -> None:
 
 
 def test_explain_names_the_nearest_key() -> None:
-    with pytest.raises(UnknownKeyError, match=r"train.num_steps"):
+    with pytest.raises(ConfigError, match=r"train.num_steps"):
         explain("train.num_step")
-    with pytest.raises(UnknownKeyError, match=r"learner.learning_rate"):
+    with pytest.raises(ConfigError, match=r"learner.learning_rate"):
         explain("learning_rate")
 
 
