@@ -9,7 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
-from rl.config_file import ConfigError, explain, load_config
+from rl.config_error import ConfigError
+from rl.config_file import load_config
+from rl.explain import explain
 from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -71,7 +73,9 @@ def inspect(
 
 
 @app.command(name="explain")
-def explain_command(key: Annotated[str, typer.Argument(help="Configuration key, such as train.num_steps.")] = "") -> None:
+def explain_command(
+    key: Annotated[str, typer.Argument(help="Configuration key, such as train.num_steps.")] = "",
+) -> None:
     """Say what a configuration key means, its unit, default and range."""
     typer.echo(explain(key))
 
