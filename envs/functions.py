@@ -1,0 +1,151 @@
+"""Can the policy write a small Python function from a description of its steps? Judged by hidden tests in a sandbox."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from envs.messages import Message, Reply
+from envs.sandbox import run_function
+from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split
+from rewards.code import extract_code, share_correct
+from rewards.rubric import weigh
+
+WEIGHTS = {"runs": 0.1, "share": 0.2, "all": 0.7}
+NUMBERS = (-7, -4, -1, 0, 2, 5, 8, 13)
+LISTS = ([], [3], [2, 2], [5, -1, 4], [-6, 7, 0, 7], [1, 8, -3, 6, 2], [9, 4, -2, -5, 4, 10])
+NUMBER_STEPS = {
+    "add {}": "x + {}",
+    "subtract {}": "x - {}",
+    "multiply by {}": "x * {}",
+    "take it modulo {}": "x % {}",
+    "divide by {}, rounding down": "x // {}",
+    "cap it at {}": "min(x, {})",
+    "make it at least {}": "max(x, {})",
+    "square": "x * x",
+    "negate": "-x",
+    "take the absolute value": "abs(x)",
+}
+CONDITIONAL_STEPS = {
+    "if even, add {}": "x + {} if x % 2 == 0 else x",
+    "if odd, subtract {}": "x - {} if x % 2 == 1 else x",
+    "if negative, add {}": "x + {} if x < 0 else x",
+    "if above {}, negate": "-x if x > {} else x",
+}
+LIST_STEPS = {
+    "keep even numbers": "[v for v in x if v % 2 == 0]",
+    "keep numbers above {}": "[v for v in x if v > {}]",
+    "add {} to each": "[v + {} for v in x]",
+    "multiply each by {}": "[v * {} for v in x]",
+    "sort": "sorted(x)",
+    "reverse": "x[::-1]",
+    "drop the first": "x[1:]",
+}
+LIST_ENDS = {"sum": "sum(x)", "count": "len(x)", "take the largest or 0": "max(x, default=0)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How hard a function is: how many steps, of which kinds, and what comes after them."""
+
+    num_steps: tuple[int, int]
+    steps: dict[str, str]
+    ends: dict[str, str]
+    inputs: tuple[Any, ...]
+
+
+LEVELS = {
+    1: Level((1, 2), NUMBER_STEPS, {}, NUMBERS),
+    2: Level((2, 3), NUMBER_STEPS, {}, NUMBERS),
+    3: Level((2, 3), NUMBER_STEPS | CONDITIONAL_STEPS, {}, NUMBERS),
+    4: Level((1, 2), LIST_STEPS, LIST_ENDS, LISTS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A function told as steps: what is said of each, and the Python expression over `x` that it stands for."""
+
+    phrases: tuple[str, ...]
+    expressions: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        return f"Write f(x): {', then '.join(self.phrases)}."
+
+    @property
+    def code(self) -> str:
+        lines = [f"    x = {expression}" for expression in self.expressions]
+        return "\n".join(["def f(x):", *lines, "    return x"])
+
+    def values(self, argument: Any) -> list[Any]:
+        """The value after each step, the argument first."""
+        values = [argument]
+        for expression in self.expressions:
+            values.append(eval(expression, {"x": values[-1]}))  # our own text, never a policy's
+        return values
+
+    def is_sound(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether every step matters to some input, and no constant gives all the results."""
+        tables = [self.values(argument) for argument in inputs]
+        every_step = all(any(row[i] != row[i + 1] for row in tables) for i in range(len(self.expressions)))
+        return (
+            every_step and len({json.dumps(row[-1]) for row in tables}) > 2 and any(row[-1] != row[0] for row in tables)
+        )
+
+
+def draw_description(rng: np.random.Generator, level: Level) -> Description:
+    """A sound description of this level; constants are 2 to 9."""
+    while True:
+        num_steps = int(rng.integers(level.num_steps[0], level.num_steps[1] + 1))
+        chosen = [draw_step(rng, level.steps) for _ in range(num_steps)]
+        if level.ends:
+            chosen.append(draw_step(rng, level.ends))
+        description = Description(tuple(phrase for phrase, _ in chosen), tuple(expression for _, expression in chosen))
+        if description.is_sound(level.inputs):
+            return description
+
+
+def draw_step(rng: np.random.Generator, steps: dict[str, str]) -> tuple[str, str]:
+    """Phrase and expression with a constant filled in."""
+    phrase = str(rng.choice(list(steps)))
+    constant = int(rng.integers(2, 10))
+    return phrase.format(constant), steps[phrase].format(constant)
+
+
+class Functions(TextEnv):
+    """Write a Python function from its steps: `Write f(x): add 3, then square.`
+
+    The code is the reply's text, or the last fenced block in it. It runs once on all hidden inputs in a process of its
+    own (`envs.sandbox`), and its values are compared with the expected ones here, types included.
+
+    Options: `level` 1 (one or two steps on a whole number), 2 (two or three), 3 (two or three, some with a condition),
+    4 (one or two steps on a list and a final sum, count or maximum).
+    Reward parts: `runs` 0.1 when f gives a value for every input, `share` 0.2 times the share of right values, `all` 0.7
+    when all are right. A failure of the sandbox raises `SandboxError` and is no reward.
+    """
+
+    OPTIONS: ClassVar = {"level": 2}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[tuple[Message, ...], dict[str, Any]]:
+        super().reset(seed=seed)
+        split, chosen = self.read_options(options)
+        self._level = choose_level(chosen["level"], LEVELS)
+        self._description = draw_in_split(
+            self.np_random, split, lambda rng: draw_description(rng, self._level), lambda problem: problem.prompt
+        )
+        return (Message("user", self._description.prompt),), {"key": self._description.prompt}
+
+    def step(self, action: Reply) -> StepResult:
+        result = run_function(extract_code(action.text), "f", [[argument] for argument in self._level.inputs])
+        expected = [self._description.values(argument)[-1] for argument in self._level.inputs]
+        share = share_correct(list(result.values), expected)
+        scores = {"runs": float(result.status == "ok"), "share": share, "all": float(share == 1.0)}
+        reward, parts = weigh(scores, WEIGHTS)
+        return (), reward, True, False, {"reward_parts": parts, "sandbox": f"{result.status} {result.detail}".strip()}
+
+    def gold_reply(self) -> Reply:
+        return Reply(self._description.code)
