@@ -13,7 +13,7 @@ import pytest
 
 from envs.messages import Message, Reply, ToolSpec
 from rl.config import ExperimentConfig
-from rl.data_types import Group, Outcome, Rollout, Task, Turn
+from rl.data_types import Finish, Group, Outcome, Rollout, Task, Turn
 from rl.rollouts.protocol import EngineHealth, SamplingParams, WeightSource
 
 END = 0  # the stop token of CharacterChat
@@ -49,8 +49,8 @@ class ScriptedLane:
         reply = self._engine.script(tuple(prompt_ids), params)
         if isinstance(reply, Exception):
             raise reply
-        ids = tuple(map(ord, reply)) + (END,)
-        finish = "stop"
+        ids: tuple[int, ...] = (*map(ord, reply), END)
+        finish: Finish = "stop"
         if len(ids) > params.max_reply_tokens:
             ids, finish = ids[: params.max_reply_tokens], "length"
         version = self._engine.version

@@ -86,18 +86,20 @@ class _Table:
         chat, budget, tools = self._player.chat, self._task.budget, episode.env.tools
         prompt_ids = chat.open(opening, tools, budget)
         self._check_opening(prompt_ids)
+        malformed = ""
         for _ in range(episode.env.max_turns):
             turn = await self._sample(lane, prompt_ids)
             self.turns.append(turn)
             reply = chat.parse(turn.reply_ids, tools, budget)
             self.messages.append(reply.as_message())
-            self.num_malformed_calls += bool(reply.malformed)
+            malformed = reply.malformed
+            self.num_malformed_calls += bool(malformed)
             if turn.finish == "length":
-                if not reply.tool_calls and not reply.malformed:
+                if not reply.tool_calls and not malformed:
                     await episode.step(reply)
                 return Outcome.TRUNCATED
-            if reply.malformed:
-                following: tuple[Message, ...] = (Message("tool", f"error: {reply.malformed}"),)
+            if malformed:
+                following: tuple[Message, ...] = (Message("tool", f"error: {malformed}"),)
             else:
                 following, terminated, truncated = await episode.step(reply)
                 if terminated or truncated:
@@ -108,7 +110,7 @@ class _Table:
             prompt_ids = (*prompt_ids, *turn.reply_ids, *chat.extend(following, budget, closed))
             if len(prompt_ids) >= self._player.config.policy.max_tokens:
                 return Outcome.TRUNCATED
-        return Outcome.INVALID_ACTION if reply.malformed else Outcome.TRUNCATED
+        return Outcome.INVALID_ACTION if malformed else Outcome.TRUNCATED
 
     async def _sample(self, lane: Lane, prompt_ids: tuple[int, ...]) -> Turn:
         rollout = self._player.config.rollout
