@@ -19,19 +19,19 @@ NUMBER_STEPS = {
     "add {}": "x + {}",
     "subtract {}": "x - {}",
     "multiply by {}": "x * {}",
-    "take it modulo {}": "x % {}",
-    "divide by {}, rounding down": "x // {}",
-    "cap it at {}": "min(x, {})",
-    "make it at least {}": "max(x, {})",
+    "modulo {}": "x % {}",
+    "floor divide by {}": "x // {}",
+    "cap at {}": "min(x, {})",
+    "raise to at least {}": "max(x, {})",
     "square": "x * x",
     "negate": "-x",
-    "take the absolute value": "abs(x)",
+    "absolute value": "abs(x)",
 }
 CONDITIONAL_STEPS = {
-    "if even, add {}": "x + {} if x % 2 == 0 else x",
-    "if odd, subtract {}": "x - {} if x % 2 == 1 else x",
-    "if negative, add {}": "x + {} if x < 0 else x",
-    "if above {}, negate": "-x if x > {} else x",
+    "add {} if even": "x + {} if x % 2 == 0 else x",
+    "subtract {} if odd": "x - {} if x % 2 == 1 else x",
+    "add {} if negative": "x + {} if x < 0 else x",
+    "negate if above {}": "-x if x > {} else x",
 }
 LIST_STEPS = {
     "keep even numbers": "[v for v in x if v % 2 == 0]",
@@ -42,7 +42,7 @@ LIST_STEPS = {
     "reverse": "x[::-1]",
     "drop the first": "x[1:]",
 }
-LIST_ENDS = {"sum": "sum(x)", "count": "len(x)", "take the largest or 0": "max(x, default=0)"}
+LIST_ENDS = {"sum": "sum(x)", "count": "len(x)", "largest or 0": "max(x, default=0)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ class Functions(TextEnv):
 
     Options: `level` 1 (one or two steps on a whole number), 2 (two or three), 3 (two or three, some with a condition),
     4 (one or two steps on a list and a final sum, count or maximum).
-    Reward parts: `runs` 0.1 when f gives a value for every input, `share` 0.2 times the share of right values, `all` 0.7
-    when all are right. A failure of the sandbox raises `SandboxError` and is no reward.
+    Reward parts: `runs` 0.1 when f gives a value for every input, `share` 0.2 times the share of right values, `all`
+    0.7 when all are right. A failure of the sandbox raises `SandboxError` and is no reward.
     """
 
     OPTIONS: ClassVar = {"level": 2}
