@@ -14,17 +14,21 @@ class GoldError(ValueError):
 def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None = None) -> tuple[Message, ...]:
     """The whole conversation of one episode: opening messages, gold replies, and what the environment said to them.
 
-    Raises `GoldError` when the episode is not over after `env.max_turns` replies.
+    The reply of the last allowed turn is not stepped, since all it could bring is its score, and scoring may be dear.
+    Raises `GoldError` when the gold replies need more than `env.max_turns` turns.
     """
     opening, _ = env.reset(seed=seed, options=dict(options or {}))
     messages = list(opening)
-    for _ in range(env.max_turns):
+    for _ in range(env.max_turns - 1):
         reply = env.gold_reply()
         more, _, terminated, truncated, _ = env.step(reply)
         messages += [reply.as_message(), *more]
         if terminated or truncated:
             return tuple(messages)
-    raise GoldError(
-        f"{type(env).__name__}, seed {seed}: the gold replies did not end the episode within {env.max_turns} turns;"
-        " raise max_turns or let gold_reply end earlier"
-    )
+    last = env.gold_reply()
+    if last.tool_calls:
+        raise GoldError(
+            f"{type(env).__name__}, seed {seed}: the gold reply of the last turn ({env.max_turns}) still calls tools;"
+            " raise max_turns or let gold_reply end earlier"
+        )
+    return (*messages, last.as_message())
