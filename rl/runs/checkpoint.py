@@ -1,0 +1,180 @@
+"""How is a step's state written whole or not at all, and which saved state can be trusted?
+
+    checkpoints/step_000020/
+      learner/         what `write_learner` wrote
+      manifest.json    step, state (JSON), size and xxh3 hash of every file, and a hash of the manifest itself
+
+A checkpoint is written to a hidden folder, brought to the disk, and renamed into place. Reading verifies every byte.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from rl.runs.files import sync_folder
+
+logger = logging.getLogger(__name__)
+HIDDEN = ".unfinished_"
+BLOCK_BYTES = 1 << 20
+
+
+class CheckpointError(ValueError):
+    """Checkpoints exist, and none of them can be used; or what is to be saved is not JSON."""
+
+
+class _Invalid(Exception):
+    """Why one checkpoint cannot be trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    step: int
+    state: Mapping[str, Any]
+
+    @property
+    def learner(self) -> Path:
+        """The folder that `write_learner` filled."""
+        return self.path / "learner"
+
+
+def save_checkpoint(
+    folder: Path, step: int, write_learner: Callable[[Path], None], state: Mapping[str, Any], *, keep: int = 2
+) -> Checkpoint:
+    """Write the checkpoint of a step into `folder` and delete all but the newest `keep` whole ones.
+
+    `write_learner` is given an existing empty folder. `state` is what JSON can hold. A checkpoint of the same step is
+    replaced. Raises `CheckpointError` when the state is not JSON.
+    """
+    assert keep >= 1
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{HIDDEN}*"):
+        shutil.rmtree(leftover)
+    target, unfinished = folder / f"step_{step:06d}", folder / f"{HIDDEN}step_{step:06d}"
+    (unfinished / "learner").mkdir(parents=True)
+    write_learner(unfinished / "learner")
+    _write_manifest(unfinished, step, state)
+    if target.exists():
+        target.rename(folder / f"{HIDDEN}replaced_{target.name}")
+    unfinished.rename(target)
+    sync_folder(folder)
+    _prune(folder, keep)
+    return Checkpoint(target, step, state)
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as it was written; None when there is no checkpoint at all.
+
+    A damaged one is refused with a logged warning, and the one before is taken. Raises `CheckpointError` when there are
+    some and all are damaged.
+    """
+    refused = []
+    for path in _newest_first(folder):
+        try:
+            return _verified(path)
+        except _Invalid as reason:
+            refused.append(f"{path}: {reason}")
+            logger.warning("checkpoint %s is refused: %s; trying the one before it", path, reason)
+    if refused:
+        listed = "\n".join(f"  - {reason}" for reason in refused)
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be used\n{listed}\n"
+            "    fix: restore one from a copy, or move these folders away to begin from step 0"
+        )
+    return None
+
+
+def _write_manifest(path: Path, step: int, state: Mapping[str, Any]) -> None:
+    files = {}
+    for file in _files(path):
+        files[str(file.relative_to(path))] = {"size": file.stat().st_size, "xxh3": _hash(file)}
+        _sync(file)
+    content = {"step": step, "state": state, "files": files}
+    try:
+        text = json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the state of step {step} cannot be saved as JSON: {error}") from error
+    manifest = path / "manifest.json"
+    manifest.write_text(json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "content": text}) + "\n")
+    _sync(manifest)
+    for directory in [path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
+        sync_folder(directory)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        text, expected = manifest["content"], manifest["xxh3"]
+    except FileNotFoundError:
+        raise _Invalid("manifest.json is missing, so it was not written whole") from None
+    except (ValueError, KeyError, TypeError):
+        raise _Invalid("manifest.json is damaged") from None
+    if xxhash.xxh3_64_hexdigest(str(text).encode()) != expected:
+        raise _Invalid("manifest.json was changed after it was written")
+    return json.loads(text)
+
+
+def _check_sizes(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            raise _Invalid(f"{name} is missing")
+        if file.stat().st_size != entry["size"]:
+            raise _Invalid(f"{name} has {file.stat().st_size} bytes and was written with {entry['size']}")
+
+
+def _verified(path: Path) -> Checkpoint:
+    content = _read_manifest(path)
+    _check_sizes(path, content["files"])
+    for name, entry in content["files"].items():
+        if _hash(path / name) != entry["xxh3"]:
+            raise _Invalid(f"{name} was changed after it was written")
+    if path.name != f"step_{content['step']:06d}":
+        raise _Invalid(f"it holds step {content['step']}")
+    return Checkpoint(path, content["step"], content["state"])
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Delete what is older than the newest `keep` whole checkpoints. Hashes are left to reading: these may be large."""
+    num_whole = 0
+    for path in _newest_first(folder):
+        if num_whole >= keep:
+            shutil.rmtree(path)
+            continue
+        try:
+            _check_sizes(path, _read_manifest(path)["files"])
+        except _Invalid:
+            continue
+        num_whole += 1
+    for leftover in folder.glob(f"{HIDDEN}*"):
+        shutil.rmtree(leftover)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    yield from sorted(entry for entry in path.rglob("*") if entry.is_file())
+
+
+def _hash(file: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())

@@ -1,0 +1,69 @@
+"""What is known of a run, from its folder alone, finished or not?"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.runs.files import read_lines
+from rl.runs.folder import RunFolder
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Everything the report shows but rollouts; what is not there is empty."""
+
+    run: RunFolder
+    config_text: str
+    starts: Sequence[Mapping[str, Any]]
+    """Versions, one entry a start of the run."""
+    steps: Sequence[Line]
+    evaluations: Sequence[Line]
+    sft: Sequence[Line]
+
+    @property
+    def env_ids(self) -> list[str]:
+        """Environments that steps or evaluations tell of, sorted."""
+        trained = {
+            name.split("/", 1)[1].rpartition("/")[0] for line in self.steps for name in line if "outcome/" in name
+        }
+        evaluated = {name.removeprefix("num/") for name in _names(self.evaluations, "num/")}
+        return sorted((trained | evaluated) - {""})
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a metric, where it was measured."""
+        return points(self.steps, name)
+
+    def evaluation(self, label: str) -> Line | None:
+        """The last evaluation with this label."""
+        found = [line for line in self.evaluations if line.get("label") == label]
+        return found[-1] if found else None
+
+
+def read_history(run_dir: Path) -> History:
+    """Raises `FileNotFoundError` when there is no such folder, `TornFileError` for a damaged metrics file."""
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"there is no run folder {run_dir}")
+    run = RunFolder(run_dir)
+    lines = list(read_lines(run.metrics_file))
+    return History(
+        run,
+        run.config_file.read_text(encoding="utf-8") if run.config_file.is_file() else "",
+        json.loads(run.versions_file.read_text(encoding="utf-8")) if run.versions_file.is_file() else [],
+        [line for line in lines if line.get("kind") == "train"],
+        [line for line in lines if line.get("kind") == "evaluation"],
+        list(read_lines(run.sft_metrics_file)),
+    )
+
+
+def points(lines: Sequence[Line], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the lines that have a number of this name."""
+    found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _names(lines: Sequence[Line], prefix: str) -> set[str]:
+    return {name for line in lines for name in line if name.startswith(prefix)}

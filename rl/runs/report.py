@@ -1,0 +1,214 @@
+"""How did the run go? One HTML page with nothing outside of it, and its figures as PNG files."""
+
+import base64
+import io
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rl.data_types import Outcome
+from rl.runs.figures import FIGURES
+from rl.runs.files import write_atomically
+from rl.runs.history import History, Line, read_history
+from rl.runs.rollouts import read_rollouts
+
+NUM_SAMPLE_FILES = 3  # newest files that sample rollouts are chosen from
+DOTS_PER_INCH = 130
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+h1 + p, figcaption, .missing { color: #718096; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e2e8f0; }
+th { font-weight: 600; color: #4a5568; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+figure { margin: 0 0 1.2rem; } figure img { width: 100%; } figcaption { font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; font: .82rem/1.45 ui-monospace, monospace; }
+details { border: 1px solid #e2e8f0; border-radius: 4px; padding: .4rem .8rem; margin: .4rem 0; }
+summary { cursor: pointer; } .role { color: #718096; font-size: .78rem; margin-top: .5rem; }
+.reasoning { color: #a0aec0; }
+"""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `<run_dir>/report.html` and `<run_dir>/figures/*.png` from what is there; what is missing is said.
+
+    Raises `FileNotFoundError` when there is no such folder.
+    """
+    history = read_history(Path(run_dir))
+    name = escape(history.run.path.name or str(history.run.path))
+    body = "\n".join(
+        [
+            f"<h1>{name}</h1>",
+            f"<p>{escape(summary(history))}</p>",
+            _section("Held-out tasks, before and after", evaluation_table(history)),
+            *(_section(title, html) for title, html in _figures(history)),
+            _section("Outcomes of all training rollouts", outcome_table(history)),
+            _section("Rollouts", _rollouts_html(history)),
+            _section("Configuration", f"<pre>{escape(history.config_text)}</pre>" if history.config_text else ""),
+            _section("Versions", _versions_html(history)),
+        ]
+    )
+    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+    page += f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    write_atomically(history.run.report_file, page)
+    return history.run.report_file
+
+
+def summary(history: History) -> str:
+    """The run in one sentence."""
+    if not history.steps:
+        return "No training step has been written yet."
+    last = history.steps[-1]
+    seconds = sum(line.get("seconds") or 0.0 for line in history.steps)
+    tokens = sum((line.get("tokens_per_s/step") or 0.0) * (line.get("seconds") or 0.0) for line in history.steps)
+    rollouts = sum((line.get(f"outcome/{outcome}") or 0) for line in history.steps for outcome in Outcome)
+    return (
+        f"{last['step']:,} steps, {rollouts:,.0f} rollouts and {tokens:,.0f} sampled tokens in {_duration(seconds)};"
+        f" {len(history.env_ids)} environment{'s' if len(history.env_ids) != 1 else ''}."
+    )
+
+
+def evaluation_table(history: History) -> str:
+    """Reward, accuracy and reply length by environment, before and after; empty without an evaluation."""
+    before, after = history.evaluation("before"), history.evaluation("after")
+    env_ids = [
+        env_id for env_id in history.env_ids if any(line and f"num/{env_id}" in line for line in (before, after))
+    ]
+    if not env_ids:
+        return ""
+    head = ["environment"]
+    for quantity in ("reward", "accuracy", "reply tokens"):
+        head += [f"{quantity} before", "after"]
+    head += ["rollouts"]
+    rows = []
+    for env_id in env_ids:
+        row = [env_id]
+        for line in (before, after):
+            row.append(_number(line, f"reward/{env_id}", ".3f") + _plus_minus(line, env_id))
+        row += [_number(line, f"accuracy/{env_id}", ".1%") for line in (before, after)]
+        row += [_number(line, f"reply_tokens/{env_id}", ".1f") for line in (before, after)]
+        row.append(" / ".join(_number(line, f"num/{env_id}", ".0f") for line in (before, after)))
+        rows.append(row)
+    note = (
+        "" if before and after else f'<p class="missing">No evaluation {"before" if not before else "after"} yet.</p>'
+    )
+    return _table(head, rows) + note
+
+
+def outcome_table(history: History) -> str:
+    """Rollouts of all steps by environment and outcome; empty without steps."""
+    rows = []
+    for env_id in history.env_ids:
+        totals = [sum(line.get(f"outcome/{env_id}/{outcome}") or 0 for line in history.steps) for outcome in Outcome]
+        if any(totals):
+            rows.append([env_id, *(f"{total:,.0f}" if total else "-" for total in totals)])
+    return _table(["environment", *(str(outcome) for outcome in Outcome)], rows) if rows else ""
+
+
+def sample_rollouts(history: History) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """By environment: a best, a worst and a random rollout of the newest training steps (else evaluations) saved."""
+    files = list(history.run.rollouts_files("train").values()) or list(
+        history.run.rollouts_files("evaluation").values()
+    )
+    by_environment: dict[str, list[Mapping[str, Any]]] = {}
+    for path in files[-NUM_SAMPLE_FILES:]:
+        for rollout in read_rollouts(path):
+            by_environment.setdefault(rollout["task"]["env_id"], []).append(rollout)
+    chosen = {}
+    for env_id, rollouts in sorted(by_environment.items()):
+        counted = [rollout for rollout in rollouts if rollout["reward"] is not None]
+        picks = {"random": random.Random(0).choice(rollouts)}
+        if counted:
+            picks["best"] = max(counted, key=lambda rollout: rollout["reward"])
+            picks["worst"] = min(counted, key=lambda rollout: rollout["reward"])
+        chosen[env_id] = {kind: picks[kind] for kind in ("best", "worst", "random") if kind in picks}
+    return chosen
+
+
+def _figures(history: History) -> Iterator[tuple[str, str]]:
+    folder = history.run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, (title, draw) in FIGURES.items():
+        figure = draw(history)
+        if figure is None:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+            yield title, ""
+            continue
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+        (folder / f"{name}.png").write_bytes(buffer.getvalue())
+        data = base64.b64encode(buffer.getvalue()).decode()
+        yield title, f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _section(title: str, html: str) -> str:
+    return f"<h2>{escape(title)}</h2>\n" + (html or '<p class="missing">Nothing of this in the run folder.</p>')
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _number(line: Line | None, name: str, form: str) -> str:
+    value = line.get(name) if line else None
+    return "-" if value is None else format(value, form)
+
+
+def _plus_minus(line: Line | None, env_id: str) -> str:
+    error = line.get(f"stderr/{env_id}") if line else None
+    return "" if error is None else f" ± {error:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _rollouts_html(history: History) -> str:
+    parts = []
+    for env_id, picks in sample_rollouts(history).items():
+        parts += [_rollout_html(f"{env_id}, {kind}", rollout) for kind, rollout in picks.items()]
+    return "\n".join(parts)
+
+
+def _rollout_html(title: str, rollout: Mapping[str, Any]) -> str:
+    reward = "none" if rollout["reward"] is None else f"{rollout['reward']:.3f}"
+    facts = f"reward {reward}, {rollout['outcome']}, step {rollout['step']}, budget {rollout['task']['budget']}"
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in rollout["reward_parts"].items())
+    lines = [f"<details><summary><b>{escape(title)}</b>: {escape(facts)}</summary>"]
+    lines += [f"<div>{escape(text)}</div>" for text in (parts, rollout["error"]) if text]
+    for message in rollout["messages"]:
+        role = message["role"] + (f" {message['name']}" if message["name"] else "")
+        lines.append(f'<div class="role">{escape(role)}</div>')
+        if message["reasoning"]:
+            lines.append(f'<pre class="reasoning">{escape(message["reasoning"])}</pre>')
+        if message["content"]:
+            lines.append(f"<pre>{escape(message['content'])}</pre>")
+        lines += [f"<pre>{escape(call_text(call))}</pre>" for call in message["tool_calls"]]
+    return "\n".join([*lines, "</details>"])
+
+
+def call_text(call: Mapping[str, Any]) -> str:
+    """A tool call as it would be written in Python."""
+    return f"{call['name']}({', '.join(f'{name}={value!r}' for name, value in call['arguments'].items())})"
+
+
+def _versions_html(history: History) -> str:
+    if not history.starts:
+        return ""
+    last = history.starts[-1]
+    facts = {key: value for key, value in last.items() if not isinstance(value, Mapping)}
+    rows = [[key, str(value)] for key, value in facts.items()]
+    for group in ("packages", "environments"):
+        rows += [[name, str(version)] for name, version in (last.get(group) or {}).items()]
+    note = ""
+    if len(history.starts) > 1:
+        changed = any(start.get("packages") != last.get("packages") for start in history.starts)
+        note = f"<p>Started {len(history.starts)} times{', with different packages' if changed else ''}.</p>"
+    return _table(["of the last start", ""], rows) + note

@@ -1,0 +1,99 @@
+"""The report: one page with nothing outside of it, from whatever the run folder holds."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rl.data_types import Outcome
+from rl.runs.figures import FIGURES, smoothed
+from rl.runs.folder import RunFolder
+from rl.runs.history import read_history
+from rl.runs.report import evaluation_table, outcome_table, sample_rollouts, summary, write_report
+from rl.runs.tracking import Tracker
+from tests.run_makers import ARITHMETIC, STORE, make_config, make_group, make_rollout, write_run
+
+
+def test_the_page_holds_everything_and_refers_to_nothing(tmp_path: Path) -> None:
+    run_dir = write_run(make_config(tmp_path / "run", train={"num_steps": 25}), 25)
+    (run_dir / "sft").mkdir()
+    lines = [json.dumps({"step": step, "loss": 3 / step, "tokens_per_s": 4000.0}) for step in range(1, 30)]
+    (run_dir / "sft" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = write_report(run_dir).read_text()
+    assert page.count("data:image/png;base64,") == len(FIGURES)
+    assert {path.name for path in (run_dir / "figures").iterdir()} == {f"{name}.png" for name in FIGURES}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (run_dir / "figures").iterdir())
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "What is &lt;b&gt;2 + 2&lt;/b&gt;?" in page and "<b>2 + 2" not in page
+    for expected in ("0.200 ± 0.030", "0.800 ± 0.030", "64 / 64", "num_steps: 25", "torch", "25 steps, 400 rollouts"):
+        assert expected in page
+    assert "Nothing of this" not in page
+
+
+@pytest.mark.parametrize("num_lines", [0, 1, 2])
+def test_a_run_that_has_hardly_begun_is_reported(num_lines: int, tmp_path: Path) -> None:
+    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_text("".join(lines[:num_lines]))
+    page = write_report(run_dir).read_text()
+    assert "Nothing of this in the run folder." in page
+    assert ("No training step has been written yet." in page) == (num_lines < 2)
+    assert ("No evaluation after yet." in page) == (num_lines > 0)
+
+
+def test_an_empty_folder_is_reported_and_a_missing_one_refused(tmp_path: Path) -> None:
+    page = write_report(tmp_path).read_text()
+    assert page.count("Nothing of this in the run folder.") == len(FIGURES) + 5
+    with pytest.raises(FileNotFoundError, match="there is no run folder"):
+        write_report(tmp_path / "nothing")
+
+
+def test_figures_of_an_earlier_report_do_not_outlive_their_data(tmp_path: Path) -> None:
+    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    write_report(run_dir)
+    (run_dir / "metrics.jsonl").unlink()
+    write_report(run_dir)
+    assert list((run_dir / "figures").iterdir()) == []
+
+
+def test_steps_without_numbers_are_left_out_of_figures(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    with RunFolder.open(config) as run, Tracker(run) as tracker:
+        tracker.track(1, {f"outcome/{ARITHMETIC}/ok": 8, "outcome/ok": 8, "update/mismatch": float("nan")})
+        tracker.track(2, {f"outcome/{ARITHMETIC}/ok": 8, "outcome/ok": 8, f"reward/{ARITHMETIC}": 0.5})
+    history = read_history(config.run_dir)
+    assert history.env_ids == [ARITHMETIC]
+    assert history.series("update/mismatch") == ([], [])
+    assert history.series(f"reward/{ARITHMETIC}") == ([2], [0.5])
+    assert write_report(config.run_dir).is_file()
+
+
+def test_samples_are_the_best_the_worst_and_a_random_rollout_of_each_environment(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    rollouts = [make_rollout(reward, member=number) for number, reward in enumerate((0.5, 1.0, 0.0))]
+    masked = make_rollout(None, "env_error", env_id=STORE)
+    with RunFolder.open(config) as run, Tracker(run) as tracker:
+        tracker.save_rollouts(1, "train", [make_group(*rollouts), make_group(masked)])
+    chosen = sample_rollouts(read_history(config.run_dir))
+    assert {kind: chosen[ARITHMETIC][kind]["reward"] for kind in ("best", "worst")} == {"best": 1.0, "worst": 0.0}
+    assert list(chosen[STORE]) == ["random"]
+    assert sample_rollouts(read_history(config.run_dir)) == chosen
+
+
+def test_tables_count_what_was_written(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    with RunFolder.open(config) as run, Tracker(run) as tracker:
+        for step in (1, 2):
+            metrics = {f"outcome/{ARITHMETIC}/{outcome}": 0 for outcome in Outcome}
+            metrics |= {f"outcome/{ARITHMETIC}/ok": 3 * step, "outcome/ok": 3 * step}
+            tracker.track(step, {**metrics, "seconds": 60.0, "tokens_per_s/step": 10.0})
+    history = read_history(config.run_dir)
+    assert f"<tr><td>{ARITHMETIC}</td><td>9</td><td>-</td>" in outcome_table(history)
+    assert evaluation_table(history) == ""
+    assert summary(history) == "2 steps, 9 rollouts and 1,200 sampled tokens in 2 min; 1 environment."
+
+
+def test_smoothing_is_a_trailing_mean_over_a_twentieth() -> None:
+    assert smoothed([1.0, 3.0]) == [1.0, 3.0]
+    assert smoothed([0.0] * 39 + [1.0])[-2:] == [0.0, 0.5]

@@ -1,0 +1,358 @@
+"""The run folder, what is tracked into it, and what the terminal shows of it."""
+
+import dataclasses
+import io
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rl.config_file import load_config
+from rl.data_types import Outcome, Rollout
+from rl.runs.checkpoint import save_checkpoint
+from rl.runs.display import Display, moving_mean, sparkline
+from rl.runs.files import TornFileError, append_line, read_lines
+from rl.runs.folder import RunFolder, RunFolderError
+from rl.runs.inspect import NothingToShowError, show_rollouts
+from rl.runs.rollouts import read_rollouts
+from rl.runs.tracking import Tracker, step_metrics
+from tests.run_makers import (
+    ARITHMETIC,
+    STORE,
+    make_config,
+    make_group,
+    make_rollout,
+    make_turn,
+    make_update,
+    write_run,
+)
+
+
+def save_empty_checkpoint(run: RunFolder, step: int) -> None:
+    save_checkpoint(run.checkpoints, step, lambda folder: None, {})
+
+
+def test_a_new_run_holds_its_configuration_and_versions(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    with RunFolder.open(config) as run:
+        assert load_config(run.config_file) == config
+        (start,) = json.loads(run.versions_file.read_text())
+    assert start["python"].startswith("3.11")
+    assert "torch" in start["packages"] and ARITHMETIC in start["environments"]
+    assert not run.sft.exists()
+
+
+def test_a_run_with_results_is_not_overwritten(tmp_path: Path) -> None:
+    config = make_config(write_run(make_config(tmp_path / "run"), 2))
+    with pytest.raises(RunFolderError, match=r"holds a run already; go on with it by --resume, choose another"):
+        RunFolder.open(config).__enter__()
+
+
+def test_a_start_that_failed_before_any_result_may_be_repeated(tmp_path: Path) -> None:
+    with RunFolder.open(make_config(tmp_path / "run")):
+        pass
+    with RunFolder.open(make_config(tmp_path / "run", seed=2)) as run:
+        assert load_config(run.config_file).seed == 2
+        assert len(json.loads(run.versions_file.read_text())) == 2
+
+
+def test_resuming_needs_a_run_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="holds no run to resume"):
+        RunFolder.open(make_config(tmp_path / "run"), resume=True).__enter__()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="is a file; choose another run_dir"):
+        RunFolder.open(make_config(tmp_path / "file")).__enter__()
+
+
+def test_resuming_with_another_configuration_names_the_keys(tmp_path: Path) -> None:
+    write_run(make_config(tmp_path / "run"), 2)
+    changed = make_config(tmp_path / "run", seed=2, train={"num_steps": 10, "group_size": 4}, environments={STORE: {}})
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder.open(changed, resume=True).__enter__()
+    message = str(caught.value)
+    assert "seed: was 1, now 2" in message
+    assert "train.group_size: was 8, now 4" in message
+    assert f"environments.{ARITHMETIC}.weight: was 1.0, now not there" in message
+    assert f"environments.{STORE}.weight: was 2.0, now 1.0" in message
+    assert "num_steps" not in message and "choose another run_dir" in message
+
+
+def test_resuming_may_change_how_far_and_where_it_runs(tmp_path: Path) -> None:
+    write_run(make_config(tmp_path / "run"), 2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    sections = {
+        "train": {"num_steps": 20, "collect_timeout_s": 5, "checkpoint_every": 3},
+        "ray": {"address": "local"},
+        "evaluation": {"every": 5},
+        "canaries": {"mismatch_warn": 1.5},
+    }
+    with RunFolder.open(make_config(tmp_path / "moved", **sections), resume=True) as run:
+        assert load_config(run.config_file).train.num_steps == 20
+
+
+def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", train={"num_steps": 5})
+    write_run(config, 5)
+    save_empty_checkpoint(RunFolder(config.run_dir), 3)
+    with (config.run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # the kill tore this line
+    with RunFolder.open(config, resume=True) as run, Tracker(run) as tracker:
+        lines = list(read_lines(run.metrics_file))
+        assert [line["step"] for line in lines] == [0, 1, 2, 3]
+        assert list(run.rollouts_files("train")) == [1, 2, 3]
+        assert list(run.rollouts_files("evaluation")) == [0]
+        assert tracker.has_evaluation("before") and not tracker.has_evaluation("after")
+        tracker.track(4, {"reward": 0.5})
+    assert [line["step"] for line in read_lines(run.metrics_file)] == [0, 1, 2, 3, 4]
+
+
+def test_resuming_without_a_checkpoint_keeps_the_evaluation_before(tmp_path: Path) -> None:
+    config = make_config(write_run(make_config(tmp_path / "run"), 2))
+    with RunFolder.open(config, resume=True) as run:
+        assert [(line["kind"], line["step"]) for line in read_lines(run.metrics_file)] == [("evaluation", 0)]
+        assert list(run.rollouts_files("train")) == []
+
+
+@pytest.mark.parametrize(("num_steps", "kept"), [(5, True), (9, False)])
+def test_the_last_evaluation_stays_only_while_it_is_the_last(num_steps: int, kept: bool, tmp_path: Path) -> None:
+    write_run(make_config(tmp_path / "run", train={"num_steps": 5}), 5)
+    save_empty_checkpoint(RunFolder(tmp_path / "run"), 5)
+    config = make_config(tmp_path / "run", train={"num_steps": num_steps})
+    with RunFolder.open(config, resume=True) as run, Tracker(run) as tracker:
+        assert tracker.has_evaluation("after") is kept
+        assert (5 in run.rollouts_files("evaluation")) is kept
+
+
+def test_a_run_that_is_being_written_is_locked(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    with RunFolder.open(config), pytest.raises(RunFolderError, match=r"is being written by process \d+ on"):
+        RunFolder.open(config).__enter__()
+    with RunFolder.open(config):
+        pass
+
+
+def _hold(run_dir: Path, is_open: object, may_end: object) -> None:
+    with RunFolder.open(make_config(run_dir)):
+        is_open.set()  # type: ignore[attr-defined]
+        may_end.wait(30)  # type: ignore[attr-defined]
+
+
+def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    is_open, may_end = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "run", is_open, may_end))
+    process.start()
+    assert is_open.wait(30)
+    with pytest.raises(RunFolderError, match=f"process {process.pid} on"):
+        RunFolder.open(make_config(tmp_path / "run")).__enter__()
+    process.kill()
+    process.join()
+    with RunFolder.open(make_config(tmp_path / "run")):
+        pass
+
+
+def test_lines_survive_numbers_that_json_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    with path.open("w") as file:
+        append_line(file, {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": 2}})
+    assert list(read_lines(path)) == [{"a": None, "b": [1.0, None], "c": {"d": 2}}]
+
+
+def test_a_torn_last_line_is_left_out_and_a_torn_middle_line_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    assert list(read_lines(path)) == [{"a": 1}]
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(TornFileError, match=r"lines.jsonl, line 2 is not JSON"):
+        list(read_lines(path))
+
+
+def test_tensorboard_says_what_the_metrics_say_also_after_resuming(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", train={"num_steps": 5})
+    write_run(config, 5)
+    save_empty_checkpoint(RunFolder(config.run_dir), 3)
+    with RunFolder.open(config, resume=True) as run, Tracker(run) as tracker:
+        tracker.track(4, {f"reward/{ARITHMETIC}": 0.125})
+    events = EventAccumulator(str(run.tensorboard), size_guidance={"tensors": 0})
+    events.Reload()
+    tensors = events.Tensors(f"reward/{ARITHMETIC}")
+    assert [event.step for event in tensors] == [1, 2, 3, 4]
+    assert tensors[-1].tensor_proto.float_val[0] == 0.125
+    assert f"evaluation/reward/{ARITHMETIC}" in events.Tags()["tensors"]
+
+
+def test_saved_rollouts_hold_every_field(tmp_path: Path) -> None:
+    rollout = make_rollout(0.5, turns=(make_turn(3, version=4, num_forced=1),))
+    with RunFolder.open(make_config(tmp_path / "run")) as run, Tracker(run) as tracker:
+        tracker.save_rollouts(7, "train", [make_group(rollout, make_rollout(None, "env_error", member=1))])
+        tracker.save_rollouts(7, "train", [make_group(make_rollout(0.0, member=2))])
+    saved = list(read_rollouts(run.rollouts_file(7, "train")))
+    assert [(line["step"], line["kind"], line["member"]) for line in saved] == [(7, "train", m) for m in range(3)]
+    assert {field.name for field in dataclasses.fields(Rollout)} <= set(saved[0])
+    assert saved[0]["task"] == {
+        "ordinal": 0,
+        "env_id": ARITHMETIC,
+        "seed": 5,
+        "split": "train",
+        "budget": "unlimited",
+        "options": {"level": 1},
+    }
+    assert saved[0]["turns"] == [
+        {
+            "prompt_ids": [1, 2],
+            "reply_ids": [10, 11, 12],
+            "reply_logprobs": [-0.5, -0.5, -0.5],
+            "forced_mask": [False, False, True],
+            "policy_versions": [4, 4, 4],
+            "finish": "stop",
+        }
+    ]
+    assert saved[0]["messages"][1]["tool_calls"] == [{"name": "look_up", "arguments": {"item": "2 + 2"}}]
+    assert saved[1]["reward"] is None and saved[1]["error"] == "TimeoutError: reset"
+
+
+def test_step_metrics_are_what_a_hand_counts() -> None:
+    arithmetic = make_group(
+        make_rollout(1.0, turns=(make_turn(4, version=2),)),
+        make_rollout(0.0, "truncated", turns=(make_turn(6, version=1, num_forced=2), make_turn(2, version=3))),
+        make_rollout(None, "env_timeout", turns=(make_turn(5, version=0),)),
+    )
+    store = make_group(
+        make_rollout(0.5, env_id=STORE, num_malformed_calls=3),
+        make_rollout(0.5, env_id=STORE, reward_parts={"correct": 1.0, "format": 0.25}),
+    )
+    metrics = step_metrics([arithmetic, store], make_update(4), {"collect": 3.0, "update": 2.0})
+    expected = {
+        "reward": 0.5,
+        f"reward/{ARITHMETIC}": 0.5,
+        f"reward/{STORE}": 0.5,
+        f"reward_part/{STORE}/correct": 0.75,
+        f"reward_part/{STORE}/format": 0.25,
+        "outcome/ok": 3,
+        "outcome/truncated": 1,
+        "outcome/env_timeout": 1,
+        "outcome/stale": 0,
+        f"outcome/{ARITHMETIC}/env_timeout": 1,
+        f"outcome/{STORE}/env_timeout": 0,
+        "masked_rows": 0.2,
+        "degenerate_groups": 1,
+        f"degenerate_groups/{STORE}": 1,
+        f"degenerate_groups/{ARITHMETIC}": 0,
+        f"reply_tokens/{ARITHMETIC}": 6.0,  # (4 + 8) / 2
+        f"reply_tokens_max/{ARITHMETIC}": 8,
+        f"turns/{ARITHMETIC}": 1.5,
+        f"malformed_calls/{STORE}": 1.5,
+        # trained at version 3: ages 1 (4 tokens), 2 (4, forced ones left out), 0 (2), 3 (6)
+        "staleness": (4 * 1 + 4 * 2 + 2 * 0 + 6 * 3) / 16,
+        "staleness_max": 3,
+        # sampled: 4 + 4 + 2 + 5 + 3 + 3 = 21, those of the masked rollout included
+        "tokens_per_s/sampled": 7.0,
+        "tokens_per_s/trained": 25.0,
+        "tokens_per_s/step": 4.2,
+        "seconds": 5.0,
+        "seconds/update": 2.0,
+        "share/collect": 0.6,
+        "update/entropy": 1.2,
+        "update/policy_version": 4,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert sum(metrics[f"outcome/{outcome}"] for outcome in Outcome) == 5
+
+
+def test_a_step_in_which_nothing_counts_has_no_reward() -> None:
+    group = make_group(make_rollout(None, "infra_error", turns=()), make_rollout(None, "infra_error", turns=()))
+    metrics = step_metrics([group], make_update(), {})
+    assert "reward" not in metrics and f"reward/{ARITHMETIC}" not in metrics and "staleness" not in metrics
+    assert (metrics["masked_rows"], metrics["degenerate_groups"]) == (1.0, 1)
+
+
+def test_sparklines_and_means_of_hand_sized_values() -> None:
+    assert sparkline([0.0, 0.5, 1.0], 10) == "▁▅█"
+    assert sparkline([5, 0.0, 1.0], 2) == "▁█"
+    assert sparkline([1.0, 1.0], 10) == "▁▁"
+    assert sparkline([], 10) == ""
+    assert moving_mean([100.0, *[1.0] * 10, *[3.0] * 10]) == 2.0
+
+
+def show(console: Console) -> None:
+    groups = [make_group(make_rollout(1.0), make_rollout(None, "env_error"))]
+    config = make_config(Path("runs/[bold]x"))
+    with Display(config, console) as display:
+        display.stage("training")
+        display.phase("collect")
+        display.step(1, step_metrics(groups, make_update(), {"collect": 3.0, "update": 1.0}))
+        display.evaluation("before", {f"reward/{ARITHMETIC}": 0.25})
+        display.message("step 1: mismatch [1.2] is high")
+
+
+def test_without_a_terminal_each_step_is_one_line() -> None:
+    out = io.StringIO()
+    show(Console(file=out, width=40))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "training"
+    assert lines[1].startswith(f"step 1/10  reward 1.000 ({ARITHMETIC} 1.000)  2 sampled tok/s  25 trained tok/s")
+    assert "mismatch 1.0010" in lines[1] and "outcomes ok 1 env_error 1" in lines[1]
+    assert lines[2:] == [f"evaluation before: reward {ARITHMETIC} 0.250", "step 1: mismatch [1.2] is high"]
+
+
+def test_a_terminal_shows_the_panel() -> None:
+    out = io.StringIO()
+    show(Console(file=out, width=110, force_terminal=True, legacy_windows=False))
+    text = out.getvalue()
+    for expected in (
+        "training: collect",
+        ARITHMETIC,
+        STORE,
+        "collect 75%",
+        "mismatch 1.0010",
+        "mismatch [1.2] is high",
+    ):
+        assert expected in text
+
+
+def inspected(run_dir: Path, **asked: object) -> str:
+    out = io.StringIO()
+    show_rollouts(run_dir, console=Console(file=out, width=120, highlight=False), **asked)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def test_rollouts_are_shown_with_everything_a_reader_asks(tmp_path: Path) -> None:
+    run_dir = write_run(make_config(tmp_path / "run"), 3)
+    text = inspected(run_dir, env_id=STORE, min_reward=1.0, num=1)
+    expected = ("step 3", STORE, "What is <b>2 + 2</b>?", "I look it up.", "-> look_up(item='2 + 2')", "tool look_up")
+    for part in (
+        *expected,
+        "reward 1.000  correct 1",
+        "outcome ",
+        "policy version 2",
+        "tokens (prompt>reply) 2>",
+        "attempts 1",
+    ):
+        assert part in text
+    assert inspected(run_dir, step=2, num=3).count("step 2") == 3
+    assert "heldout seed 9" in inspected(run_dir, kind="evaluation")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"env_id": "x/Y-v0"}, f"no saved train rollout fits; there are: {ARITHMETIC} ok"),
+        ({"step": 9}, "step 9 has no saved train rollouts; steps: 1 to 2"),
+        ({"outcome": "okay"}, "outcome 'okay' is not one of ok, truncated"),
+        ({"kind": "test"}, "not one of train, evaluation"),
+        ({"min_reward": 2.0}, "no saved train rollout fits"),
+    ],
+)
+def test_asking_for_rollouts_that_are_not_there_says_what_there_is(
+    asked: dict[str, object], expected: str, tmp_path: Path
+) -> None:
+    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    with pytest.raises(NothingToShowError) as caught:
+        inspected(run_dir, **asked)
+    assert expected in str(caught.value)
+    with pytest.raises(NothingToShowError, match="is it a run folder"):
+        inspected(tmp_path / "nothing")
