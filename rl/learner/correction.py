@@ -1,0 +1,56 @@
+"""What is done about tokens that the learner would not have sampled with the same probability?
+
+Engine and learner compute the same policy with other kernels, and an asynchronous engine samples with older weights.
+delta = learner logprob - sampler logprob of the same token, in nats, measures both.
+"""
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteError(ValueError):
+    """A logprob, a loss or a gradient is NaN or infinite."""
+
+
+def check_finite(logprobs_BT: Tensor, mask_BT: Tensor, whose: str) -> None:
+    """Raise `NonFiniteError` when a logprob under the mask is NaN or infinite, before it can reach the weights."""
+    broken_BT = mask_BT & ~logprobs_BT.isfinite()
+    if broken_BT.any():
+        row, column = broken_BT.nonzero()[0].tolist()
+        raise NonFiniteError(
+            f"{int(broken_BT.sum())} of {int(mask_BT.sum())} logprobs of the {whose} are not finite, the first in row"
+            f" {row}, column {column}. Nothing was trained. Go back to the last checkpoint; if it comes back, lower"
+            " learner.learning_rate, and try policy.dtype float32 to rule out overflow"
+        )
+
+
+def sequence_mismatch(delta_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean exp|delta| over the masked-in tokens of each row, shape [B]; 1.0 is perfect agreement, and empty rows."""
+    ratio_BT = torch.where(mask_BT, delta_BT.abs().exp(), 0.0)
+    num_tokens_B = mask_BT.sum(dim=-1)
+    return torch.where(num_tokens_B > 0, ratio_BT.sum(dim=-1) / num_tokens_B.clamp(min=1), 1.0)
+
+
+def keep_mask(delta_BT: Tensor, mask_BT: Tensor, mismatch_max: float) -> Tensor:
+    """`mask_BT` without the rows whose `sequence_mismatch` is above the threshold.
+
+    NeMo-RL's `seq_logprob_error_threshold` (NVIDIA-NeMo/RL, algorithms/grpo.py); Nemotron 3 was trained with 2.
+    """
+    return mask_BT & (sequence_mismatch(delta_BT, mask_BT) <= mismatch_max)[:, None]
+
+
+def truncated_weights(delta_BT: Tensor, weight_max: float) -> Tensor:
+    """Importance weights min(exp(delta), weight_max), without gradient.
+
+    Truncated importance sampling, https://fengyao.notion.site/off-policy-rl and Ionides 2008
+    (https://doi.org/10.1198/106186008X320456): the truncation bounds the variance at the price of a small bias.
+    """
+    return delta_BT.detach().exp().clamp(max=weight_max)
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(q || p) from samples of q: r - 1 - log r with log r = log p - log q; never negative.
+
+    http://joschu.net/blog/kl-approx.html
+    """
+    return log_ratio.exp() - 1.0 - log_ratio

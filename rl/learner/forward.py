@@ -1,0 +1,56 @@
+"""What does the policy say about a batch? Logprobs and entropies, computed in the number format the engine serves.
+
+Master weights are float32. For a bfloat16 policy each forward pass rounds them as publishing does, so that learner and
+engine compute with the same values, and the gradient passes the rounding unchanged to the master weights (a
+straight-through estimator). Autocast would not do: it leaves experts, norms and the residual stream in float32.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from rl.data_types import Batch
+from rl.learner.logprobs import token_logprobs
+
+
+class UnsupportedHeadError(ValueError):
+    """The policy's logits are more than one matrix product of its last hidden states."""
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedHeadError` for heads whose logits `token_logprobs` would not reproduce."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise UnsupportedHeadError(
+            f"{type(model).__name__}: the head must be a linear layer without bias, it is {head}"
+        )
+    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        value = getattr(model.config, key, None)
+        if value not in (None, 1, 1.0):
+            raise UnsupportedHeadError(f"{type(model).__name__}: {key} {value} is not supported; choose another policy")
+
+
+def policy_logprobs(
+    model: PreTrainedModel, batch: Batch, dtype: torch.dtype, temperature: float, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` of the batch's loss tokens under `model`, computed in `dtype`.
+
+    The temperature divides the logits, so that the distribution is the one the engine samples from and reports.
+    """
+    decoder, head = model.base_model, model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    parameters = {name: value.to(dtype) for name, value in decoder.named_parameters()}
+    output = functional_call(
+        decoder,
+        parameters,
+        kwargs={"input_ids": batch.token_ids_BT, "attention_mask": batch.attention_mask_BT, "use_cache": False},
+    )
+    return token_logprobs(
+        output.last_hidden_state,
+        head.weight.to(dtype),
+        batch.token_ids_BT,
+        batch.loss_mask_BT,
+        temperature,
+        chunk_tokens,
+    )

@@ -1,0 +1,191 @@
+"""How does a step's samples change the policy? One optimiser update, in one process, without Ray."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rl.config import ExperimentConfig
+from rl.data_types import Batch, Sample, Update
+from rl.learner.batching import make_batches
+from rl.learner.correction import NonFiniteError
+from rl.learner.forward import check_head, policy_logprobs
+from rl.learner.losses import LossSums, grpo_loss
+from rl.learner.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from rl.learner.router import RouterBalancer
+
+STATE_FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint lacks weights of the policy."""
+
+
+class LearnerStateError(ValueError):
+    """A saved state does not fit this learner."""
+
+
+class Learner:
+    """The policy with float32 master weights, its optimiser, and the version of its weights.
+
+    `model_path` is the checkpoint that training starts from; it is also the frozen reference when
+    `loss.reference_kl` > 0. Sets the process's torch threads to `learner.cpus` (at least 1).
+    """
+
+    def __init__(self, model_path: Path, config: ExperimentConfig) -> None:
+        torch.set_num_threads(max(1, int(config.learner.cpus)))
+        self._config = config
+        self._device = torch.device("cuda" if config.learner.gpus > 0 else "cpu")
+        self._dtype = getattr(torch, config.policy.dtype)
+        self.model = _load_model(model_path, self._device)
+        check_head(self.model)
+        self._reference: PreTrainedModel | None = None
+        if config.loss.reference_kl > 0:
+            self._reference = _load_model(model_path, self._device).requires_grad_(False)
+        self._balancer = RouterBalancer(self.model, config.learner.expert_bias_rate, config.learner.freeze_router)
+        self._optimizer = make_optimizer(self.model, config)
+        self._policy_version = 0
+
+    @property
+    def policy_version(self) -> int:
+        """Updates so far; 0 is the policy that training started from."""
+        return self._policy_version
+
+    def update(self, samples: Sequence[Sample]) -> Update:
+        """Train on all samples at once: one forward and backward pass a micro-batch, then one optimiser step.
+
+        Without any loss token the weights, biases and optimiser stay as they are and the metrics are those of perfect
+        agreement, but the version still grows: the loop counts on one version a step.
+
+        Raises `NonFiniteError` for logprobs or gradients that are NaN or infinite; weights and version are then
+        untouched. Raises `SampleTooLongError` (`rl.learner.batching`).
+        """
+        start = time.perf_counter()
+        pad_id = self.model.config.pad_token_id or 0
+        batches = make_batches(samples, self._config.learner.tokens_per_micro_batch, pad_id)
+        num_loss_tokens = batches[0].num_loss_tokens if batches else 0
+        rate = learning_rate(self._policy_version, self._config)
+        sums, grad_norm = LossSums.nothing(), 0.0
+        if num_loss_tokens > 0:
+            try:
+                sums = self._accumulate_gradients(batches)
+                grad_norm = self._optimizer_step(rate)
+                self._balancer.update()
+            finally:
+                self._optimizer.zero_grad(set_to_none=True)
+                self._balancer.forget()
+        self._policy_version += 1
+        per_token = 1.0 / max(1, num_loss_tokens)
+        return Update(
+            policy_version=self._policy_version,
+            loss=sums.loss.item(),
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            mismatch=sums.mismatch.item() * per_token if num_loss_tokens else 1.0,
+            mismatch_kl=sums.mismatch_kl.item() * per_token,
+            masked_fraction=sums.masked_sequences.item() / max(1.0, sums.sequences.item()),
+            truncated_weight_fraction=sums.truncated.item() * per_token,
+            clip_fraction=sums.clipped.item() * per_token,
+            entropy=sums.entropy.item() * per_token,
+            reference_kl=sums.reference_kl.item() * per_token,
+            num_loss_tokens=num_loss_tokens,
+            num_tokens=sum(len(sample.token_ids) for sample in samples),
+            seconds=time.perf_counter() - start,
+        )
+
+    def save_state(self, folder: Path) -> None:
+        """Write all that `load_state` needs to go on bit by bit.
+
+        `folder/model` is a Hugging Face checkpoint of the float32 master weights, `folder/optimizer.safetensors` holds
+        AdamW's moments by parameter name, `folder/learner.json` the version. The folder is made; an old state in it is
+        overwritten, so write to a fresh folder and rename it to be safe against crashes.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder / "model")
+        save_file(optimizer_tensors(self._optimizer, self.model), folder / "optimizer.safetensors")
+        (folder / "learner.json").write_text(
+            json.dumps({"format": STATE_FORMAT, "policy_version": self._policy_version}) + "\n"
+        )
+
+    def load_state(self, folder: Path) -> None:
+        """Take over weights, optimiser and version from `save_state`. `.model` stays the same object.
+
+        Raises `LearnerStateError` when the folder holds no state, or one of another format or another policy.
+        """
+        try:
+            saved = json.loads((folder / "learner.json").read_text())
+        except FileNotFoundError as error:
+            raise LearnerStateError(f"{folder} holds no learner state: {error.filename} is missing") from error
+        if saved["format"] != STATE_FORMAT:
+            raise LearnerStateError(f"{folder} has learner state format {saved['format']}, expected {STATE_FORMAT}")
+        try:
+            self.model.load_state_dict(_load_model(folder / "model", self._device).state_dict())
+        except RuntimeError as error:
+            raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
+        tensors = load_file(folder / "optimizer.safetensors", device=str(self._device))
+        load_optimizer_tensors(self._optimizer, self.model, tensors)
+        self._policy_version = saved["policy_version"]
+
+    def _accumulate_gradients(self, batches: Sequence[Batch]) -> LossSums:
+        total = LossSums.nothing()
+        for batch in (_to_device(batch, self._device) for batch in batches):
+            self._balancer.token_mask_BT = batch.attention_mask_BT
+            logprobs_BT, entropy_BT = self._logprobs(self.model, batch)
+            reference_BT = None
+            if self._reference is not None:
+                with torch.no_grad():
+                    reference_BT, _ = self._logprobs(self._reference, batch)
+            loss, sums = grpo_loss(logprobs_BT, entropy_BT, batch, self._config.loss, reference_BT)
+            loss.backward()
+            total = total + sums
+        return total
+
+    def _logprobs(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        return policy_logprobs(
+            model, batch, self._dtype, self._config.rollout.temperature, self._config.learner.logprob_chunk_tokens
+        )
+
+    def _optimizer_step(self, rate: float) -> float:
+        """Clip, check, step. Returns the gradient's norm before clipping."""
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.learner.max_grad_norm).item()
+        if not math.isfinite(grad_norm):
+            raise NonFiniteError(
+                f"the gradient's norm is {grad_norm} at policy version {self._policy_version}. Nothing was trained."
+                " Go back to the last checkpoint and lower learner.learning_rate"
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return grad_norm
+
+
+def _load_model(path: Path, device: torch.device) -> PreTrainedModel:
+    """Float32, and without dropout: the engine has none, so it would only be logprob mismatch."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"{path}: {len(missing)} weights are missing, first {missing[0]!r}; transformers would make them up."
+            " Point policy.path to a complete checkpoint"
+        )
+    return model.to(device).eval()
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(
+        token_ids_BT=batch.token_ids_BT.to(device),
+        attention_mask_BT=batch.attention_mask_BT.to(device),
+        loss_mask_BT=batch.loss_mask_BT.to(device),
+        sampler_logprobs_BT=batch.sampler_logprobs_BT.to(device),
+        advantages_BT=batch.advantages_BT.to(device),
+        num_loss_tokens=batch.num_loss_tokens,
+    )

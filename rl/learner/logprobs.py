@@ -1,0 +1,63 @@
+"""How likely was each token, given the ones before it?
+
+The one place where logits of position t - 1 meet token t. Logits exist for a chunk of tokens at a time, in the forward
+pass and in the backward pass, which computes them again.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+
+def token_logprobs(
+    hidden_BTD: Tensor,
+    head_weight_VD: Tensor,
+    token_ids_BT: Tensor,
+    mask_BT: Tensor,
+    temperature: float,
+    chunk_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """Logprobs and entropies of the tokens under `mask_BT`, in nats, after the temperature.
+
+    `hidden_BTD` are the last hidden states as the head takes them; `head_weight_VD` is the head, which has no bias.
+    Returns `logprobs_BT` (float32, with gradient) and `entropy_BT` (float32, without), both 0 outside the mask: column
+    t of the first is log p(token t | tokens before t), of the second the entropy of p(. | tokens before t). Logits are
+    computed in the dtype of the hidden states and normalised in float32, as engines do.
+
+    Raises `ValueError` when `mask_BT` selects column 0: nothing comes before it.
+    """
+    if mask_BT[:, 0].any():
+        raise ValueError("the mask selects the first token of a row; no logits predict it, so it must be masked out")
+    # Column t of `predicts` is true where hidden state t predicts a token of the mask, which is token t + 1.
+    predicts = mask_BT[:, 1:]
+    hidden_ND = hidden_BTD[:, :-1][predicts]
+    targets_N = token_ids_BT[:, 1:][predicts]
+    logprobs: list[Tensor] = []
+    entropies: list[Tensor] = []
+    for hidden_CD, targets_C in zip(hidden_ND.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True):
+        logprobs_C, entropy_C = checkpoint(
+            _chunk_logprobs,
+            hidden_CD,
+            head_weight_VD,
+            targets_C,
+            temperature,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        logprobs.append(logprobs_C)
+        entropies.append(entropy_C)
+    zeros_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=hidden_BTD.device)
+    if not logprobs:
+        return zeros_BT, zeros_BT
+    return zeros_BT.masked_scatter(mask_BT, torch.cat(logprobs)), zeros_BT.masked_scatter(mask_BT, torch.cat(entropies))
+
+
+def _chunk_logprobs(
+    hidden_CD: Tensor, head_weight_VD: Tensor, targets_C: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits_CV = functional.linear(hidden_CD, head_weight_VD).float() / temperature
+    logprobs_CV = logits_CV.log_softmax(dim=-1)
+    with torch.no_grad():
+        entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(dim=-1)
+    return logprobs_CV.gather(-1, targets_C[:, None]).squeeze(-1), entropy_C

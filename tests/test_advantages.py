@@ -1,0 +1,93 @@
+"""Advantages: statistics of one group, over what counts and nothing else."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.config import LossConfig
+from rl.learner.advantages import GroupStatistics, RewardError, group_advantages, group_statistics
+from tests.conftest import make_group
+
+MEAN = LossConfig(baseline="mean")
+LEAVE_ONE_OUT = LossConfig(baseline="leave_one_out")
+
+
+def approx(values):
+    return tuple(value if value is None else pytest.approx(value) for value in values)
+
+
+def test_a_masked_rollout_is_absent_from_the_mean_and_not_a_zero():
+    group = make_group([1.0, None, 0.0, 0.0])
+    assert group_advantages(group, MEAN) == approx((2 / 3, None, -1 / 3, -1 / 3))
+    assert group_statistics(group) == GroupStatistics(num_valid=3, num_masked=1, degenerate=False)
+
+
+def test_groups_with_equal_prompts_and_all_equal_rewards_give_zero_each():
+    for reward in (0.0, 1.0):
+        group = make_group([reward] * 4)
+        assert group_advantages(group, LEAVE_ONE_OUT) == (0.0, 0.0, 0.0, 0.0)
+        assert group_statistics(group).degenerate
+
+
+def test_a_group_of_one_valid_rollout_gives_zero():
+    group = make_group([1.0, None])
+    assert group_advantages(group, LEAVE_ONE_OUT) == (0.0, None)
+    assert group_statistics(group) == GroupStatistics(num_valid=1, num_masked=1, degenerate=True)
+
+
+def test_a_group_without_valid_rollouts_gives_none():
+    assert group_advantages(make_group([None, None]), MEAN) == (None, None)
+
+
+def test_a_group_of_another_size_stands_for_itself():
+    assert group_advantages(make_group([1.0, 0.0]), MEAN) == approx((0.5, -0.5))
+    assert group_advantages(make_group([1.0, 0.0, 0.5, 0.5]), MEAN) == approx((0.5, -0.5, 0.0, 0.0))
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others():
+    # 3 - mean(1, 2) = 1.5; 1 - mean(3, 2) = -1.5; 2 - mean(3, 1) = 0
+    assert group_advantages(make_group([3.0, 1.0, 2.0]), LEAVE_ONE_OUT) == approx((1.5, -1.5, 0.0))
+
+
+def test_scaling_divides_by_the_sample_standard_deviation():
+    # mean 2, sample variance (1 + 1 + 0) / 2 = 1
+    scaled = LossConfig(baseline="mean", scale_by_std=True)
+    expected = 1.0 / (1.0 + 1e-6)
+    assert group_advantages(make_group([3.0, 1.0, 2.0]), scaled) == approx((expected, -expected, 0.0))
+
+
+def test_scaling_does_not_blow_up_rounding_errors():
+    scaled = LossConfig(baseline="mean", scale_by_std=True)
+    advantages = group_advantages(make_group([0.3, 0.1 + 0.2]), scaled)
+    assert all(abs(advantage) < 1e-9 for advantage in advantages)
+
+
+@pytest.mark.parametrize("reward", [None, math.nan, math.inf])
+def test_a_valid_rollout_without_finite_reward_is_an_error_that_names_environment_and_task(reward):
+    group = make_group([1.0, 0.0], ordinal=7)
+    broken = replace(group, rollouts=(group.rollouts[0], replace(group.rollouts[1], reward=reward)))
+    with pytest.raises(RewardError, match=r"math/Arithmetic-v0', task 7, rollout 1"):
+        group_advantages(broken, MEAN)
+
+
+rewards_of_a_group = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=8)
+
+
+@given(rewards_of_a_group, st.data())
+def test_masked_rollouts_change_nothing_for_the_others(rewards, data):
+    masked = data.draw(st.sets(st.integers(0, len(rewards) - 1)))
+    advantages = group_advantages(
+        make_group([None if member in masked else reward for member, reward in enumerate(rewards)]), LEAVE_ONE_OUT
+    )
+    kept = [reward for member, reward in enumerate(rewards) if member not in masked]
+    assert [a for a in advantages if a is not None] == list(group_advantages(make_group(kept), LEAVE_ONE_OUT))
+    assert {member for member, a in enumerate(advantages) if a is None} == masked
+
+
+@given(rewards_of_a_group)
+def test_advantages_of_a_group_sum_to_zero(rewards):
+    for loss in (MEAN, LEAVE_ONE_OUT, LossConfig(scale_by_std=True)):
+        assert sum(group_advantages(make_group(rewards), loss)) == pytest.approx(0.0, abs=1e-9)

@@ -1,0 +1,333 @@
+"""Losses, corrections and logprobs: hand-computed numbers, TRL's numbers, and what is refused."""
+
+import math
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rl.config import LossConfig
+from rl.data_types import Batch
+from rl.learner.correction import NonFiniteError, k3, sequence_mismatch
+from rl.learner.logprobs import token_logprobs
+from rl.learner.losses import LossSums, grpo_loss
+
+DEFAULTS = LossConfig()
+
+
+def make_batch(sampler, advantages, mask=None, num_loss_tokens=None):
+    """Rows without padding; column 0 is the prompt unless a mask is given. Advantages are one a row."""
+    sampler = torch.as_tensor(sampler, dtype=torch.float32)
+    if mask is None:
+        mask = torch.ones(sampler.shape, dtype=torch.bool)
+        mask[:, 0] = False
+    mask = torch.as_tensor(mask)
+    return Batch(
+        token_ids_BT=torch.zeros(sampler.shape, dtype=torch.int64),
+        attention_mask_BT=torch.ones(sampler.shape, dtype=torch.bool),
+        loss_mask_BT=mask,
+        sampler_logprobs_BT=sampler,
+        advantages_BT=torch.tensor(advantages, dtype=torch.float32)[:, None].expand(sampler.shape),
+        num_loss_tokens=num_loss_tokens or int(mask.sum()),
+    )
+
+
+def run(logprobs, batch, config=DEFAULTS, reference=None):
+    """The loss, its gradient by the logprobs, and the sums."""
+    logprobs = torch.tensor(logprobs, dtype=torch.float32, requires_grad=True)
+    reference = None if reference is None else torch.tensor(reference)
+    loss, sums = grpo_loss(logprobs, torch.zeros_like(logprobs), batch, config, reference)
+    loss.backward()
+    return loss.item(), logprobs.grad, sums
+
+
+# Hand-computed numbers
+
+
+def test_on_policy_the_loss_is_minus_the_advantage_and_the_gradient_goes_up_the_rewarded_tokens():
+    batch = make_batch([[0.0, -1.0, -2.0], [0.0, -1.0, -1.0]], advantages=[2.0, -1.0])
+    loss, gradient, sums = run([[0.0, -1.0, -2.0], [0.0, -1.0, -1.0]], batch)
+    assert loss == pytest.approx(-(2 + 2 - 1 - 1) / 4)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, -0.5, -0.5], [0.0, 0.25, 0.25]]))
+    assert sums.mismatch.item() == 4.0
+    assert sums.mismatch_kl.item() == sums.truncated.item() == sums.clipped.item() == 0.0
+
+
+def test_the_denominator_is_the_step_and_not_the_micro_batch():
+    batch = make_batch([[0.0, -1.0]], advantages=[1.0], num_loss_tokens=10)
+    loss, gradient, _ = run([[0.0, -1.0]], batch)
+    assert loss == pytest.approx(-0.1)
+    assert gradient[0, 1].item() == pytest.approx(-0.1)
+
+
+def test_importance_weights_are_truncated_from_above_only():
+    # weights: exp(ln 3) = 3 -> 2, exp(-ln 4) = 0.25
+    batch = make_batch([[0.0, -3.0, -1.0]], advantages=[1.0])
+    config = LossConfig(importance_weight_max=2.0, sequence_mismatch_max=100.0)
+    loss, gradient, sums = run([[0.0, -3.0 + math.log(3), -1.0 - math.log(4)]], batch, config)
+    assert loss == pytest.approx(-(2.0 + 0.25) / 2)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, -1.0, -0.125]]))
+    assert sums.truncated.item() == 1
+    assert sums.mismatch.item() == pytest.approx(3 + 4)
+
+
+def test_clipping_stops_the_gradient_outside_the_trust_region():
+    # ratios 1.5, 1.1, 0.5 with advantage 1: clipped at 1.2, free, free (a low ratio may always rise)
+    logprobs = [[0.0, math.log(1.5) - 1, math.log(1.1) - 1, math.log(0.5) - 1]]
+    config = LossConfig(clip_low=0.2, clip_high=0.2)
+    batch = make_batch([[0.0, -1.0, -1.0, -1.0]], advantages=[1.0])
+    loss, gradient, sums = run(logprobs, batch, config)
+    assert loss == pytest.approx(-(1.2 + 1.1 + 0.5) / 3)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, -1.1 / 3, -0.5 / 3]]))
+    assert sums.clipped.item() == 1
+    # with advantage -1: free, free, clipped at 0.8
+    batch = make_batch([[0.0, -1.0, -1.0, -1.0]], advantages=[-1.0])
+    loss, gradient, sums = run(logprobs, batch, config)
+    assert loss == pytest.approx((1.5 + 1.1 + 0.8) / 3)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.5, 1.1 / 3, 0.0]]))
+    assert sums.clipped.item() == 1
+
+
+def test_the_reference_penalty_is_k3_of_reference_against_policy():
+    # log r = reference - policy = ln 2: k3 = 2 - 1 - ln 2; its gradient by the policy's logprob is 1 - 2
+    batch = make_batch([[0.0, -2.0]], advantages=[0.0])
+    config = LossConfig(reference_kl=0.1)
+    loss, gradient, sums = run([[0.0, -2.0]], batch, config, reference=[[0.0, -2.0 + math.log(2)]])
+    assert loss == pytest.approx(0.1 * (1 - math.log(2)))
+    assert gradient[0, 1].item() == pytest.approx(-0.1)
+    assert sums.reference_kl.item() == pytest.approx(1 - math.log(2))
+
+
+def test_k3_is_zero_for_equal_policies_and_never_negative():
+    assert k3(torch.tensor([0.0, math.log(2), -math.log(2)])).tolist() == pytest.approx(
+        [0.0, 1 - math.log(2), -0.5 + math.log(2)]
+    )
+
+
+def test_a_sequence_far_from_the_sampler_leaves_the_loss_but_not_the_denominator():
+    # row 0: mean(3, 2) = 2.5 > 2 is masked; row 1: mean(3, 1) = 2 stays
+    sampler = [[0.0, -5.0, -5.0], [0.0, -5.0, -5.0]]
+    logprobs = [[0.0, -5.0 + math.log(3), -5.0 - math.log(2)], [0.0, -5.0 - math.log(3) + 1e-6, -5.0]]
+    loss, gradient, sums = run(logprobs, make_batch(sampler, advantages=[1.0, 1.0]))
+    assert loss == pytest.approx(-(1 / 3 + 1) / 4)
+    assert gradient[0].tolist() == [0.0, 0.0, 0.0]
+    assert (sums.masked_sequences.item(), sums.sequences.item()) == (1, 2)
+    assert sums.mismatch.item() == pytest.approx(9.0)
+
+
+def test_a_hopeless_sequence_is_masked_without_breaking_the_gradient():
+    for config in (LossConfig(), LossConfig(clip_low=0.2, clip_high=0.3)):
+        batch = make_batch([[0.0, -900.0], [0.0, -1.0]], advantages=[-1.0, 1.0])
+        loss, gradient, sums = run([[0.0, -1.0], [0.0, -1.0]], batch, config)
+        assert loss == pytest.approx(-0.5)
+        torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [0.0, -0.5]]))
+        assert sums.masked_sequences.item() == 1
+
+
+def test_rows_without_loss_tokens_are_not_sequences():
+    batch = make_batch([[0.0, -1.0], [0.0, -1.0]], [1.0, 1.0], mask=[[False, True], [False, False]])
+    _, gradient, sums = run([[0.0, -1.0], [0.0, -9.0]], batch)
+    assert (sums.masked_sequences.item(), sums.sequences.item()) == (0, 1)
+    assert gradient[1].tolist() == [0.0, 0.0]
+    assert sequence_mismatch(torch.zeros(2, 2), batch.loss_mask_BT).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("whose", ["learner", "sampler", "reference"])
+def test_a_logprob_that_is_not_finite_is_refused(whose, value):
+    good, bad = [[0.0, -1.0, -1.0]], [[0.0, -1.0, value]]
+    batch = make_batch(bad if whose == "sampler" else good, advantages=[1.0])
+    reference = bad if whose == "reference" else good
+    with pytest.raises(NonFiniteError, match=rf"1 of 2 logprobs of the {whose} are not finite, .*row 0, column 2"):
+        run(bad if whose == "learner" else good, batch, LossConfig(reference_kl=0.1), reference)
+
+
+def test_sums_of_micro_batches_add_up():
+    batch = make_batch([[0.0, -1.0]], advantages=[1.0], num_loss_tokens=2)
+    _, _, sums = run([[0.0, -1.0]], batch)
+    total = LossSums.nothing() + sums + sums
+    assert total.loss.item() == pytest.approx(-1.0)
+    assert total.sequences.item() == 2
+
+
+# TRL's numbers
+
+
+@pytest.fixture(scope="module")
+def trl_loss():
+    """GRPOTrainer._compute_loss on a stand-in for the trainer that hands it our logprobs."""
+    pytest.importorskip("trl")
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    def compute(
+        logprobs, entropy, batch, *, loss_type="dapo", beta=0.0, clip=None, delta=None, weight_max=None, ref=None
+    ):
+        trainer = SimpleNamespace(
+            _get_per_token_logps_and_entropies=lambda *args, **kwargs: (logprobs, entropy, None),
+            top_entropy_quantile=1.0,
+            off_policy_mask_threshold=None,
+            importance_sampling_level="token",
+            beta=beta,
+            loss_type=loss_type,
+            epsilon_low=clip[0] if clip else 0.2,
+            epsilon_high=clip[1] if clip else 0.2,
+            use_vllm=weight_max is not None,
+            vllm_importance_sampling_correction=True,
+            aux_loss_enabled=False,
+            _entropy_bonus_enabled=False,
+            current_gradient_accumulation_steps=1,
+            model=SimpleNamespace(training=True),
+            args=SimpleNamespace(use_bias_correction_kl=False, delta=delta, steps_per_generation=1),
+            accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x),
+            _metrics={"train": defaultdict(list)},
+        )
+        mask = batch.loss_mask_BT.long()
+        inputs = {
+            "prompt_ids": torch.zeros(mask.shape[0], 1, dtype=torch.int64),
+            "prompt_mask": torch.ones(mask.shape[0], 1, dtype=torch.int64),
+            "completion_ids": batch.token_ids_BT,
+            "completion_mask": batch.attention_mask_BT.long(),
+            "tool_mask": mask,
+            "advantages": batch.advantages_BT[:, 0],
+            "num_items_in_batch": torch.tensor(batch.num_loss_tokens),
+            "old_per_token_logps": batch.sampler_logprobs_BT if clip else None,
+        }
+        if ref is not None:
+            inputs["ref_per_token_logps"] = ref
+        if weight_max is not None:
+            # token_truncate, trl 1.16 grpo_trainer.py lines 2660-2685; it is part of the generation step there
+            difference = (logprobs.detach() - batch.sampler_logprobs_BT) * mask
+            inputs["importance_sampling_ratio"] = torch.exp(difference).clamp(min=None, max=weight_max)
+        loss = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+        (gradient,) = torch.autograd.grad(loss, logprobs)
+        return loss.item(), gradient, trainer._metrics["train"]
+
+    return compute
+
+
+def random_case(seed, num_loss_tokens=None):
+    """Logprobs about 0.3 nats off the sampler's, tools in the middle of rows, and a reference."""
+    generator = torch.Generator().manual_seed(seed)
+    sampler = -torch.rand(6, 12, generator=generator) * 3 - 0.1
+    logprobs = sampler + 0.3 * torch.randn(6, 12, generator=generator)
+    reference = sampler + 0.3 * torch.randn(6, 12, generator=generator)
+    mask = torch.rand(6, 12, generator=generator) < 0.7
+    mask[:, 0] = False
+    batch = make_batch(sampler, torch.randn(6, generator=generator).tolist(), mask, num_loss_tokens)
+    return logprobs.requires_grad_(), torch.rand(6, 12, generator=generator), batch, reference
+
+
+CASES = {
+    "on policy, truncated weights": ({}, {"weight_max": 1.2}),
+    "on policy with a reference": ({"reference_kl": 0.05}, {"weight_max": 1.2, "beta": 0.05}),
+    "clipped": ({"clip_low": 0.2, "clip_high": 0.28}, {"clip": (0.2, 0.28), "delta": 1.2}),
+    "clipped with a reference": (
+        {"clip_low": 0.1, "clip_high": 0.1, "reference_kl": 0.02},
+        {"clip": (0.1, 0.1), "delta": 1.2, "beta": 0.02},
+    ),
+}
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
+@pytest.mark.parametrize("case", CASES)
+def test_loss_gradient_and_metrics_are_those_of_trl(trl_loss, case, loss_type):
+    settings, trl_settings = CASES[case]
+    for seed in range(5):
+        # dapo divides by the whole step's tokens, bnpo by the micro-batch's
+        num_loss_tokens = 200 if loss_type == "dapo" else None
+        logprobs, entropy, batch, reference = random_case(seed, num_loss_tokens)
+        reference = reference if "beta" in trl_settings else None
+        their_loss, their_gradient, metrics = trl_loss(
+            logprobs, entropy, batch, loss_type=loss_type, ref=reference, **trl_settings
+        )
+        config = LossConfig(importance_weight_max=1.2, sequence_mismatch_max=1e6, **settings)
+        loss, sums = grpo_loss(logprobs, entropy, batch, config, reference)
+        (gradient,) = torch.autograd.grad(loss, logprobs)
+        num_tokens = int(batch.loss_mask_BT.sum())
+        assert loss.item() == pytest.approx(their_loss, abs=1e-6)
+        torch.testing.assert_close(gradient, their_gradient, atol=1e-6, rtol=0.0)
+        assert sums.entropy.item() / num_tokens == pytest.approx(metrics["entropy"][0], abs=1e-6)
+        if reference is not None:
+            assert sums.reference_kl.item() / num_tokens == pytest.approx(metrics["kl"][0], abs=1e-6)
+
+
+def test_trl_counts_the_same_tokens_as_clipped(trl_loss):
+    logprobs, entropy, batch, _ = random_case(0)
+    _, _, metrics = trl_loss(logprobs, entropy, batch, clip=(0.2, 0.28))
+    config = LossConfig(clip_low=0.2, clip_high=0.28, sequence_mismatch_max=1e6)
+    _, sums = grpo_loss(logprobs, entropy, batch, config)
+    clipped_share = sums.clipped.item() / int(batch.loss_mask_BT.sum())
+    assert clipped_share == pytest.approx(metrics["clip_ratio/region_mean"][0])
+    assert clipped_share > 0
+
+
+# Logprobs from hidden states
+
+
+def head_case(num_rows=3, num_tokens=17, width=8, vocab=50):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(num_rows, num_tokens, width, generator=generator).requires_grad_()
+    weight = torch.randn(vocab, width, generator=generator).requires_grad_()
+    token_ids = torch.randint(0, vocab, (num_rows, num_tokens), generator=generator)
+    mask = torch.rand(num_rows, num_tokens, generator=generator) < 0.6
+    mask[:, 0] = False
+    return hidden, weight, token_ids, mask
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunked_logprobs_are_those_of_a_plain_log_softmax_with_their_gradients(chunk_tokens, temperature):
+    hidden, weight, token_ids, mask = head_case()
+    logprobs, entropy = token_logprobs(hidden, weight, token_ids, mask, temperature, chunk_tokens)
+    plain = ((hidden @ weight.T) / temperature).log_softmax(-1)[:, :-1]
+    expected = torch.zeros(mask.shape)
+    expected[:, 1:] = plain.gather(-1, token_ids[:, 1:, None]).squeeze(-1)
+    expected_entropy = torch.zeros(mask.shape)
+    expected_entropy[:, 1:] = -(plain.exp() * plain).sum(-1)
+    torch.testing.assert_close(logprobs, expected * mask, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(entropy, expected_entropy * mask, atol=1e-5, rtol=1e-6)
+    assert not entropy.requires_grad
+    weights = torch.linspace(-1, 1, mask.numel()).reshape(mask.shape)
+    ours = torch.autograd.grad((logprobs * weights).sum(), (hidden, weight))
+    theirs = torch.autograd.grad((expected * mask * weights).sum(), (hidden, weight))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_logits_never_exist_for_more_tokens_than_a_chunk():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    hidden, weight, token_ids, mask = head_case(num_rows=4, num_tokens=64, vocab=50)
+    widest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal widest
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (50,):
+                    widest = max(widest, tensor.numel() // 50)
+            return result
+
+    saved = []
+    with Watch(), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        logprobs, _ = token_logprobs(hidden, weight, token_ids, mask, temperature=1.0, chunk_tokens=10)
+        logprobs.sum().backward()
+    assert int(mask.sum()) > 100
+    assert widest == 10
+    assert not [shape for shape in saved if shape == (10, 50)]
+
+
+def test_no_loss_tokens_give_zeros():
+    hidden, weight, token_ids, mask = head_case()
+    logprobs, entropy = token_logprobs(hidden, weight, token_ids, torch.zeros_like(mask), 1.0, 10)
+    assert logprobs.shape == entropy.shape == mask.shape
+    assert not logprobs.any() and not entropy.any()
+
+
+def test_the_first_token_of_a_row_cannot_be_in_the_loss():
+    hidden, weight, token_ids, mask = head_case()
+    mask[1, 0] = True
+    with pytest.raises(ValueError, match="first token of a row"):
+        token_logprobs(hidden, weight, token_ids, mask, 1.0, 10)
