@@ -50,6 +50,10 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
         self.observation_space = Conversation()
         self.action_space = Replies()
 
+    def step(self, action: Reply) -> StepResult:
+        """Play one reply. Called after `reset`, never after the end of the episode."""
+        raise NotImplementedError(f"{type(self).__name__} must write step(reply)")
+
     def gold_reply(self) -> Reply:
         """What a perfect policy would reply now. Called before each `step` of an episode, never after its end."""
         raise NotImplementedError(f"{type(self).__name__} has no gold replies")
