@@ -119,7 +119,7 @@ def _write_evaluation(tracker: Tracker, step: int, label: str, reward: float) ->
     metrics = {}
     for env_id in (ARITHMETIC, STORE):
         metrics |= {f"reward/{env_id}": reward, f"stderr/{env_id}": 0.03, f"accuracy/{env_id}": reward}
-        metrics |= {f"num/{env_id}": 64, f"reply_tokens/{env_id}": 30.5}
+        metrics |= {f"num/{env_id}": 64, f"failed/{env_id}": 2, f"reply_tokens/{env_id}": 30.5}
     tracker.track_evaluation(step, label, metrics)
     rollout = make_rollout(reward, task=Task(0, ARITHMETIC, 9, "heldout", "unlimited"))
     tracker.save_rollouts(step, "evaluation", [make_group(rollout)])

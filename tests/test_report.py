@@ -26,7 +26,15 @@ def test_the_page_holds_everything_and_refers_to_nothing(tmp_path: Path) -> None
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (run_dir / "figures").iterdir())
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "What is &lt;b&gt;2 + 2&lt;/b&gt;?" in page and "<b>2 + 2" not in page
-    for expected in ("0.200 ± 0.030", "0.800 ± 0.030", "64 / 64", "num_steps: 25", "torch", "25 steps, 400 rollouts"):
+    for expected in (
+        "0.200 ± 0.030",
+        "0.800 ± 0.030",
+        "64 / 64",
+        "2 / 2",
+        "num_steps: 25",
+        "torch",
+        "25 steps, 400 rollouts",
+    ):
         assert expected in page
     assert "Nothing of this" not in page
 

@@ -85,7 +85,8 @@ def throughput_figure(history: History) -> Figure | None:
     labels = [name.removeprefix("share/") for name in names]
     right.stackplot(steps, shares, labels=labels, colors=COLOURS, alpha=0.75, linewidth=0)
     right.set_ylim(0, 1)
-    _label(right, "share of a step's time", legend=True)
+    _label(right, "share of a step's time", legend=False)
+    _legend_beside(right)
     return figure
 
 
@@ -99,7 +100,8 @@ def outcome_figure(history: History) -> Figure | None:
     steps = [line["step"] for line in history.steps]
     colours = [OUTCOME_COLOURS[outcome] for outcome in present]
     axes.stackplot(steps, list(present.values()), labels=list(present), colors=colours, linewidth=0)
-    _label(axes, "rollouts a step", legend=True)
+    _label(axes, "rollouts a step", legend=False)
+    _legend_beside(axes)
     return figure
 
 
@@ -188,6 +190,11 @@ def _label(axes: Axes, name: str, *, legend: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if legend and axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=8)
+
+
+def _legend_beside(axes: Axes) -> None:
+    """A legend in the order of the stack, where filled areas leave no room."""
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
 
 
 def _style(axes: Axes, name: str) -> None:

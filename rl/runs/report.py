@@ -22,7 +22,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; max-width: 60rem; m
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 h1 + p, figcaption, .missing { color: #718096; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e2e8f0; }
+th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e8f0; }
 th { font-weight: 600; color: #4a5568; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
 figure { margin: 0 0 1.2rem; } figure img { width: 100%; } figcaption { font-size: .85rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; font: .82rem/1.45 ui-monospace, monospace; }
@@ -72,7 +72,7 @@ def summary(history: History) -> str:
 
 
 def evaluation_table(history: History) -> str:
-    """Reward, accuracy and reply length by environment, before and after; empty without an evaluation."""
+    """Reward, accuracy, reply length and counts by environment, before and after; empty without an evaluation."""
     before, after = history.evaluation("before"), history.evaluation("after")
     env_ids = [
         env_id for env_id in history.env_ids if any(line and f"num/{env_id}" in line for line in (before, after))
@@ -82,7 +82,7 @@ def evaluation_table(history: History) -> str:
     head = ["environment"]
     for quantity in ("reward", "accuracy", "reply tokens"):
         head += [f"{quantity} before", "after"]
-    head += ["rollouts"]
+    head += ["rollouts", "failed"]
     rows = []
     for env_id in env_ids:
         row = [env_id]
@@ -90,7 +90,8 @@ def evaluation_table(history: History) -> str:
             row.append(_number(line, f"reward/{env_id}", ".3f") + _plus_minus(line, env_id))
         row += [_number(line, f"accuracy/{env_id}", ".1%") for line in (before, after)]
         row += [_number(line, f"reply_tokens/{env_id}", ".1f") for line in (before, after)]
-        row.append(" / ".join(_number(line, f"num/{env_id}", ".0f") for line in (before, after)))
+        for count in ("num", "failed"):
+            row.append(" / ".join(_number(line, f"{count}/{env_id}", ".0f") for line in (before, after)))
         rows.append(row)
     note = (
         "" if before and after else f'<p class="missing">No evaluation {"before" if not before else "after"} yet.</p>'
