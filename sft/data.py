@@ -1,0 +1,187 @@
+"""What does the supervised stage train on? Conversations of environments or of a file, as rows of tokens."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from envs.gold import gold_conversation
+from envs.messages import Message, Role, ToolCall, ToolSpec
+from envs.registry import make
+from envs.text_env import TextEnv
+from rl.config import ExperimentConfig
+from rl.data_types import Budget
+from rl.rollouts.chat import Chat
+from rl.rollouts.formats import ChatError
+
+IGNORED_LABEL = -100  # what torch's cross-entropy leaves out
+MAX_SEED = 2**31
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class SftDataError(ValueError):
+    """Conversations that cannot be trained on. Says which file and row, or which environment and seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages up to the last assistant's, what the policy could call and think, and where they are from."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    budget: Budget
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids of one conversation; `labels` are the same where the policy would have sampled them, else -100."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextEnv] = make) -> list[Conversation]:
+    """`sft.num_conversations` gold conversations of the training split, environments drawn by their weights.
+
+    A function of the configuration alone. `sft.no_thinking_share` of those that could think do not.
+    """
+    assert config.sft is not None
+    rng = np.random.default_rng([config.seed, 0x5F7])  # a stream of its own, apart from the tasks of the RL stage
+    env_ids = sorted(config.environments)
+    weights = np.array([config.environments[env_id].weight for env_id in env_ids])
+    drawn = rng.choice(len(env_ids), size=config.sft.num_conversations, p=weights / weights.sum())
+    seeds = rng.integers(MAX_SEED, size=config.sft.num_conversations)
+    silent = rng.random(config.sft.num_conversations) < config.sft.no_thinking_share
+    envs = {env_id: make_env(env_id) for env_id in env_ids}
+    conversations = []
+    for index, seed, off in zip(drawn.tolist(), seeds.tolist(), silent.tolist(), strict=True):
+        env_id = env_ids[index]
+        section = config.environments[env_id]
+        env = envs[env_id]
+        messages = gold_conversation(env, seed, {**section.options, "split": "train"})
+        budget: Budget = "off" if off else section.budget
+        if budget == "off":
+            messages = tuple(replace(message, reasoning="") for message in messages)
+        conversations.append(Conversation(_to_last_reply(messages), env.tools, budget, f"{env_id}, seed {seed}"))
+    for env in envs.values():
+        env.close()
+    return conversations
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """Conversations of a JSONL file or a `datasets` folder with a column `messages`, and `tools` where there are any.
+
+    Messages are OpenAI-like: `role`, `content`, for the assistant also `reasoning_content` and `tool_calls`.
+    A conversation without any reasoning is trained with budget `off`. Raises `SftDataError` that counts the bad
+    rows and names the first.
+    """
+    rows = _jsonl_rows(path) if path.is_file() else _folder_rows(path)
+    conversations, problems = [], []
+    for number, row in rows:
+        try:
+            conversations.append(_read_row(row, f"{path}, row {number}"))
+        except SftDataError as error:
+            problems.append(str(error))
+    if problems:
+        raise SftDataError(
+            f"{len(problems)} of {len(conversations) + len(problems)} rows are bad; first: {problems[0]}"
+        )
+    if not conversations:
+        raise SftDataError(f"{path} holds no conversations")
+    return conversations
+
+
+def token_rows(conversations: Iterable[Conversation], chat: Chat, max_tokens: int) -> tuple[list[Row], int]:
+    """Rows of at most `max_tokens` tokens, and how many conversations were longer and left out.
+
+    Raises `SftDataError` for a conversation that the chat format cannot express, and when none is short enough.
+    """
+    rows, num_too_long = [], 0
+    for conversation in conversations:
+        try:
+            ids, mask = chat.conversation(conversation.messages, conversation.tools, conversation.budget)
+        except ChatError as error:
+            raise SftDataError(f"{conversation.source}: {error}") from None
+        if len(ids) > max_tokens:
+            num_too_long += 1
+            continue
+        rows.append(Row(ids, tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True))))
+    if not rows:
+        raise SftDataError(
+            f"all {num_too_long} conversations are longer than policy.max_tokens ({max_tokens}); raise it"
+        )
+    return rows, num_too_long
+
+
+def _to_last_reply(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Without what the environment said after the last reply: nothing of it is trained."""
+    last = max(index for index, message in enumerate(messages) if message.role == "assistant")
+    return tuple(messages[: last + 1])
+
+
+def _jsonl_rows(path: Path) -> Iterable[tuple[int, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise SftDataError(f"{path}, row {number}: not JSON: {error}") from None
+
+
+def _folder_rows(path: Path) -> Iterable[tuple[int, Any]]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        data = load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise SftDataError(f"{path} is neither a JSONL file nor a folder written by datasets: {error}") from None
+    if isinstance(data, DatasetDict):
+        if "train" not in data:
+            raise SftDataError(f"{path} has no split 'train', only {', '.join(map(str, data))}")
+        data = data["train"]
+    return enumerate(data, 1)
+
+
+def _read_row(row: Any, source: str) -> Conversation:
+    if not isinstance(row, Mapping) or not isinstance(row.get("messages"), list) or not row["messages"]:
+        raise SftDataError(f"{source}: no list 'messages'")
+    messages = tuple(_read_message(message, source) for message in row["messages"])
+    if all(message.role != "assistant" for message in messages):
+        raise SftDataError(f"{source}: no assistant message, so nothing to train on")
+    tools = tuple(_read_tool(tool, source) for tool in row.get("tools") or ())
+    budget: Budget = "unlimited" if any(message.reasoning for message in messages) else "off"
+    return Conversation(_to_last_reply(messages), tools, budget, source)
+
+
+def _read_message(message: Any, source: str) -> Message:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in ROLES:
+        raise SftDataError(f"{source}: a message's role must be one of {', '.join(ROLES)}, got {role!r}")
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        raise SftDataError(f"{source}: a message's content must be text, got {type(content).__name__}")
+    calls = tuple(_read_call(call, source) for call in message.get("tool_calls") or ())
+    return Message(role, content, message.get("reasoning_content") or "", calls, message.get("name") or "")
+
+
+def _read_call(call: Any, source: str) -> ToolCall:
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    arguments = function.get("arguments") or {}
+    try:
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        # A `datasets` column gives every call the arguments of all calls, None where it has none.
+        return ToolCall(function["name"], {name: value for name, value in arguments.items() if value is not None})
+    except (KeyError, AttributeError, json.JSONDecodeError):
+        raise SftDataError(f"{source}: a tool call needs a name and arguments as an object, got {call!r}") from None
+
+
+def _read_tool(tool: Any, source: str) -> ToolSpec:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    if not function.get("name"):
+        raise SftDataError(f"{source}: a tool needs a name, got {tool!r}")
+    return ToolSpec(function["name"], function.get("description") or "", function.get("parameters") or {})

@@ -1,0 +1,65 @@
+"""How is the supervised stage doing? One line of `metrics.jsonl` a step, and a progress line on the terminal."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class StepMetrics(TrainerCallback):
+    """Writes step, loss, tokens, seconds and tokens_per_s; tokens are those of this step, padding not counted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._progress = Progress(
+            TextColumn("sft"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+        )
+        self._num_tokens = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._file = self._path.open("w", encoding="utf-8")
+        self._task = self._progress.add_task("sft", total=state.max_steps, loss=float("nan"), rate=0.0)
+        self._progress.start()
+        self._start = self._last = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return  # the summary at the end
+        now, num_tokens = time.monotonic(), int(logs["num_tokens"])
+        new_tokens, seconds = num_tokens - self._num_tokens, now - self._last
+        line = {
+            "step": state.global_step,
+            "loss": logs["loss"],
+            "grad_norm": logs["grad_norm"],
+            "learning_rate": logs["learning_rate"],
+            "tokens": new_tokens,
+            "seconds": round(seconds, 4),
+            "tokens_per_s": round(new_tokens / seconds, 1),
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        rate = num_tokens / (now - self._start)
+        self._progress.update(self._task, completed=state.global_step, loss=logs["loss"], rate=rate)
+        self._num_tokens, self._last = num_tokens, now
+
+    def close(self) -> None:
+        """End the progress line and the file, also after an error."""
+        self._progress.stop()
+        if hasattr(self, "_file"):
+            self._file.close()

@@ -1,0 +1,140 @@
+"""The supervised stage: next-token training on conversations with trl's `SFTTrainer`, the assistant's tokens only.
+
+Rows come tokenised from `rl.rollouts.chat`, so that training sees the ids that rollouts will see. Batches hold rows of
+like length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback
+from transformers.utils import logging as transformers_logging
+from trl.trainer.sft_config import SFTConfig as TrlConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+
+from rl.config import ExperimentConfig
+from rl.policies import build_policy
+from rl.rollouts.chat import load_chat
+from rl.rollouts.formats import conversation_text
+from sft.data import Conversation, Row, gold_conversations, read_conversations, token_rows
+from sft.progress import StepMetrics
+
+CONVERSATIONS_FOR_TOKENIZER = 4000
+
+
+def run(config: ExperimentConfig) -> Path:
+    """Train as `config.sft` says and give the checkpoint's folder, `<run_dir>/sft`.
+
+    The folder appears at once and complete. With `policy.build`, the random policy is first written to
+    `<run_dir>/policy`. Raises `sft.data.SftDataError` and `rl.rollouts.formats.ChatError`.
+    """
+    if config.sft is None:
+        raise ValueError("the experiment has no `sft` section: add one, such as `sft: {num_steps: 300}`")
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(max(1, int(config.learner.cpus)))
+    conversations = read_conversations(config.sft.data) if config.sft.data else gold_conversations(config)
+    policy = config.policy.path or _build(config, conversations)
+    chat = load_chat(policy, config.policy.chat)
+    rows, num_too_long = token_rows(conversations, chat, config.policy.max_tokens)
+    _describe(rows, num_too_long)
+    target, partial = config.run_dir / "sft", config.run_dir / "sft.partial"
+    _clear(partial)
+    _train(config, policy, rows, chat.pad_id, partial)
+    _replace(partial, target)
+    return target
+
+
+def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> Path:
+    assert config.policy.build is not None
+    target, partial = config.run_dir / "policy", config.run_dir / "policy.partial"
+    _clear(partial)
+    texts = [conversation_text(c.messages, c.tools) for c in conversations[:CONVERSATIONS_FOR_TOKENIZER]]
+    build_policy(config.policy.build, texts, partial, config.seed)
+    _replace(partial, target)
+    return target
+
+
+def _train(config: ExperimentConfig, policy: Path, rows: Sequence[Row], pad_id: int, folder: Path) -> None:
+    model = load_model(policy)
+    metrics = StepMetrics(folder / "metrics.jsonl")
+    trainer = SFTTrainer(
+        model=model,
+        args=_trl_config(config, folder),
+        train_dataset=Dataset.from_dict(
+            {
+                "input_ids": [row.input_ids for row in rows],
+                "labels": [row.labels for row in rows],
+                "length": [len(row.input_ids) for row in rows],
+            }
+        ),
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=pad_id),
+        callbacks=[metrics],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train()
+    finally:
+        metrics.close()
+    model.save_pretrained(folder)
+    assert trainer.processing_class is not None
+    trainer.processing_class.save_pretrained(folder)
+
+
+def load_model(policy: Path) -> PreTrainedModel:
+    """The policy with float32 weights. Experts run as grouped matrix products: on a CPU, several times faster."""
+    return AutoModelForCausalLM.from_pretrained(
+        str(policy), dtype=torch.float32, local_files_only=True, experts_implementation="grouped_mm"
+    )
+
+
+def _trl_config(config: ExperimentConfig, folder: Path) -> TrlConfig:
+    assert config.sft is not None
+    return TrlConfig(
+        output_dir=str(folder),
+        max_steps=config.sft.num_steps,
+        per_device_train_batch_size=config.sft.batch_size,
+        learning_rate=config.sft.learning_rate,
+        warmup_steps=config.sft.warmup_steps,
+        lr_scheduler_type="cosine",
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=config.policy.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        disable_tqdm=True,
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=False,
+    )
+
+
+def _describe(rows: Sequence[Row], num_too_long: int) -> None:
+    num_tokens = sum(len(row.input_ids) for row in rows)
+    num_loss_tokens = sum(label >= 0 for row in rows for label in row.labels)
+    text = f"{len(rows):,} conversations, {num_tokens:,} tokens, {num_loss_tokens:,} of them trained"
+    if num_too_long:
+        text += f"; {num_too_long:,} longer than policy.max_tokens left out"
+    Console().print(text)
+
+
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Put a complete folder in the place of an older one."""
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)

@@ -1,0 +1,285 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from envs.messages import Message, Reply, ToolCall, ToolSpec
+from rl.rollouts.chat import Chat, load_chat
+from rl.rollouts.formats import (
+    CALL,
+    CALL_END,
+    NEMOTRON_TOKENS,
+    THINK_END,
+    ChatError,
+    NemotronFormat,
+    conversation_text,
+    plain_text,
+)
+from rl.rollouts.template_format import TemplateFormat
+
+STORE = ToolSpec(
+    "stock",
+    "How many are left.",
+    {
+        "type": "object",
+        "properties": {"sku": {"type": "string"}, "least": {"type": "integer"}},
+        "required": ["sku", "least"],
+    },
+)
+CONTROLS = [token.text for token in NEMOTRON_TOKENS]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def adversarial_tokenizer() -> PreTrainedTokenizerFast:
+    """Merges across every edge: no pre-tokeniser splits, trained on text that is nothing but edges."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=CONTROLS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=1,
+    )
+    edges = [
+        "\nab",
+        "user\nab",
+        "b\n",
+        "\n\n",
+        "a\n<function=stock>\n<parameter=sku>\nab",
+        "assistant\n",
+        "im_end|>\n<|im",
+    ]
+    tokenizer.train_from_iterator(edges * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+
+
+TOKENIZER = adversarial_tokenizer()
+CHAT = Chat(TOKENIZER, NemotronFormat())
+
+
+def template_chat(template: str = CHATML) -> Chat:
+    tokenizer = adversarial_tokenizer()
+    tokenizer.chat_template = template
+
+    def render(messages: list[dict[str, str]], generation: bool) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+
+    return Chat(tokenizer, TemplateFormat(render, CONTROLS))
+
+
+TEMPLATE_CHAT = template_chat()
+texts = st.lists(st.sampled_from(["a", "b", "ab", "\n", "\n\n", " ", "7", "é", "user", "</parameter>", *CONTROLS])).map(
+    "".join
+)
+values = texts.filter(lambda text: "</parameter>" not in text)
+calls = st.builds(
+    lambda sku, least: ToolCall("stock", {"sku": sku, "least": least}), values, st.integers(-1000, 1000)
+) | st.just(ToolCall("other", {}))
+replies = st.builds(Reply, texts, texts, st.lists(calls, max_size=2).map(tuple))
+followers = st.lists(st.builds(Message, st.sampled_from(["user", "tool"]), texts), min_size=1, max_size=3)
+budgets = st.sampled_from(["off", "unlimited"])
+
+
+@given(texts, st.lists(st.tuples(replies, st.booleans(), followers), max_size=4), budgets, st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_every_prompt_begins_with_the_prompt_and_the_reply_before_it(content, turns, budget, in_template):
+    chat, tools = (TEMPLATE_CHAT, ()) if in_template else (CHAT, (STORE,))
+    messages = [Message("user", content)]
+    prompt, expected = chat.open(messages, tools, budget), chat.text(chat.open(messages, tools, budget))
+    for reply, closed, more in turns:
+        if in_template:
+            reply, more = Reply(reply.text), [Message("user", message.content) for message in more]
+        reply = reply if budget != "off" else Reply(reply.text, "", reply.tool_calls)
+        reply_ids = chat.reply_ids(reply, budget)
+        cut_ids = reply_ids if closed else reply_ids[:-1]
+        following = (*prompt, *cut_ids, *chat.extend(more, budget, reply_ends_closed=closed))
+        assert following[: len(prompt) + len(reply_ids)] == (*prompt, *reply_ids)
+        expected += chat.text(reply_ids) + chat.text(chat.extend(more, budget, reply_ends_closed=True))
+        assert chat.text(following) == expected
+        prompt = following
+
+
+@given(replies)
+@settings(max_examples=300, deadline=None)
+def test_a_reply_survives_encoding_and_parsing(reply):
+    assert CHAT.parse(CHAT.reply_ids(reply, "unlimited"), (STORE,), "unlimited") == reply
+
+
+@given(texts)
+@settings(max_examples=100, deadline=None)
+def test_a_reply_without_thinking_survives(text):
+    assert CHAT.parse(CHAT.reply_ids(Reply(text), "off"), (STORE,), "off") == Reply(text)
+    assert TEMPLATE_CHAT.parse(TEMPLATE_CHAT.reply_ids(Reply(text), "off"), (), "off") == Reply(text)
+
+
+@given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40), budgets)
+@settings(max_examples=300, deadline=None)
+def test_no_ids_make_parsing_fail(ids, budget):
+    CHAT.parse(ids, (STORE,), budget)
+
+
+@given(texts)
+@settings(max_examples=100, deadline=None)
+def test_contents_never_become_control_tokens(content):
+    control_ids = {TOKENIZER.convert_tokens_to_ids(text) for text in CONTROLS}
+
+    def num_controls(chat: Chat, text: str) -> int:
+        return sum(id in control_ids for id in chat.open([Message("user", text)], (), "off"))
+
+    for chat in (CHAT, TEMPLATE_CHAT):
+        assert num_controls(chat, content) == num_controls(chat, "a")
+
+
+def test_the_prompt_opens_the_think_block_or_gives_an_empty_one():
+    messages = [Message("system", "Be brief."), Message("user", "2 + 2 = ?")]
+    head = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 + 2 = ?<|im_end|>\n<|im_start|>assistant\n"
+    assert CHAT.text(CHAT.open(messages, (), "unlimited")) == head + "<think>\n"
+    assert CHAT.text(CHAT.open(messages, (), "off")) == head + "<think></think>"
+
+
+def test_a_reply_with_calls_reads_as_the_nemotron_template_writes_it():
+    reply = Reply("I look.", "Stock first.", (ToolCall("stock", {"sku": "A7", "least": 3}),))
+    assert CHAT.text(CHAT.reply_ids(reply, "unlimited")) == (
+        "Stock first.\n</think>\nI look.\n<tool_call>\n<function=stock>\n<parameter=sku>\nA7\n</parameter>\n"
+        "<parameter=least>\n3\n</parameter>\n</function>\n</tool_call><|im_end|>"
+    )
+
+
+def test_tools_stand_in_the_system_message_and_results_come_back_in_one_user_turn():
+    prompt = CHAT.text(CHAT.open([Message("user", "Go")], (STORE,), "off"))
+    assert prompt.startswith(
+        "<|im_start|>system\n# Tools\n<tools>\n"
+        "<function><name>stock</name><description>How many are left.</description>"
+        '<parameters>{"sku":"string","least":"integer"}</parameters></function>\n</tools><|im_end|>\n<|im_start|>user\n'
+    )
+    results = [Message("tool", "3", name="stock"), Message("tool", "4", name="stock")]
+    assert CHAT.text(CHAT.extend(results, "off", reply_ends_closed=True)) == (
+        "\n<|im_start|>user\n<tool_response>\n3\n</tool_response>\n<tool_response>\n4\n</tool_response>\n<|im_end|>\n"
+        "<|im_start|>assistant\n<think></think>"
+    )
+
+
+def test_a_schema_that_says_more_than_types_is_shown_whole():
+    schema = {"type": "object", "properties": {"sku": {"type": "string", "enum": ["A", "B"]}}, "required": ["sku"]}
+    prompt = CHAT.text(CHAT.open([Message("user", "Go")], (ToolSpec("t", "", schema),), "off"))
+    assert json.dumps(schema, separators=(",", ":")) in prompt
+
+
+def test_earlier_reasoning_stays_in_the_history():
+    messages = [Message("user", "a"), Message("assistant", "b", reasoning="why"), Message("user", "c")]
+    assert "<think>\nwhy\n</think>\nb<|im_end|>" in CHAT.text(CHAT.open(messages, (), "unlimited"))
+
+
+def test_a_reply_that_never_stops_thinking_is_all_reasoning():
+    assert CHAT.parse(CHAT.reply_ids(Reply("", "hm"), "unlimited")[:1], (), "unlimited") == Reply("", reasoning="h")
+    assert NemotronFormat().parse(("hm ", CALL, "x"), (STORE,), True) == Reply("", reasoning="hm <tool_call>x")
+
+
+def test_tool_markup_is_text_where_there_are_no_tools():
+    pieces = (CALL, "\n<function=stock>\n</function>\n", CALL_END)
+    assert NemotronFormat().parse(pieces, (), False) == Reply(plain_text(pieces))
+
+
+GOOD = "\n<function=stock>\n<parameter=sku>\nA\n</parameter>\n</function>\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ((CALL, GOOD), "not closed"),
+        ((GOOD, CALL_END), "closes no tool call"),
+        ((CALL, GOOD, CALL_END, "and so on"), "text after a tool call"),
+        ((CALL, "stock(A)", CALL_END), "does not read <function=NAME>"),
+        ((CALL, "\n<function=stock>\nsku: A\n</function>\n", CALL_END), "arguments do not read"),
+        ((CALL, GOOD, CALL, GOOD, CALL_END), "inside a tool call"),
+        ((CALL, GOOD.replace("</function>", "<parameter=sku>\nB\n</parameter>\n</function>"), CALL_END), "given twice"),
+    ],
+)
+def test_a_malformed_call_is_told_and_leaves_no_calls(pieces, message):
+    reply = NemotronFormat().parse(("\n", THINK_END, "\nsee ", *pieces), (STORE,), True)
+    assert message in reply.malformed
+    assert reply.tool_calls == ()
+    assert reply.text == "see " + plain_text(pieces)
+
+
+def test_arguments_take_the_type_of_the_schema_and_stay_text_where_they_do_not_fit():
+    def least(value: str) -> object:
+        body = f"\n<function=stock>\n<parameter=least>\n{value}\n</parameter>\n</function>\n"
+        return NemotronFormat().parse((CALL, body, CALL_END), (STORE,), False).tool_calls[0].arguments["least"]
+
+    assert [least("3"), least("three"), least("true"), least("3.5")] == [3, "three", "true", "3.5"]
+
+
+def test_a_conversation_is_what_rollouts_see_and_masks_exactly_the_replies():
+    messages = (
+        Message("user", "a"),
+        Message("assistant", "", "r", (ToolCall("stock", {"sku": "A", "least": 1}),)),
+        Message("tool", "4", name="stock"),
+        Message("assistant", "four", "s"),
+    )
+    first, second = (Reply(m.content, m.reasoning, m.tool_calls) for m in (messages[1], messages[3]))
+    ids, mask = CHAT.conversation(messages, (STORE,), "unlimited")
+    prompt, reply = CHAT.open(messages[:1], (STORE,), "unlimited"), CHAT.reply_ids(first, "unlimited")
+    follow, last = CHAT.extend(messages[2:3], "unlimited", True), CHAT.reply_ids(second, "unlimited")
+    assert ids == (*prompt, *reply, *follow, *last)
+    assert mask == (*[False] * len(prompt), *[True] * len(reply), *[False] * len(follow), *[True] * len(last))
+    assert CHAT.text(ids) + "\n" + "<|im_start|>assistant\n<think>\n" == conversation_text(messages, (STORE,))
+
+
+@pytest.mark.parametrize(
+    "roles", [(), ("user",), ("assistant",), ("user", "assistant", "assistant"), ("user", "assistant", "user")]
+)
+def test_a_conversation_in_another_order_is_refused(roles):
+    with pytest.raises(ChatError, match="assistant"):
+        CHAT.conversation([Message(role, "x") for role in roles], (), "unlimited")
+
+
+def test_reasoning_under_budget_off_is_refused():
+    with pytest.raises(ChatError, match="budget is 'off'"):
+        CHAT.reply_ids(Reply("a", "b"), "off")
+
+
+def test_a_template_refuses_tools_and_says_what_to_use():
+    with pytest.raises(ChatError, match="chat: nemotron"):
+        TEMPLATE_CHAT.open([Message("user", "x")], (STORE,), "off")
+
+
+def test_a_template_that_does_not_end_a_message_with_a_special_token_is_refused():
+    with pytest.raises(ChatError, match="does not end an assistant message"):
+        template_chat("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}")
+
+
+def test_a_template_prompt_is_what_the_template_writes():
+    prompt = TEMPLATE_CHAT.text(TEMPLATE_CHAT.open([Message("user", "a")], (), "unlimited"))
+    assert prompt == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    more = TEMPLATE_CHAT.extend([Message("user", "b")], "unlimited", reply_ends_closed=False)
+    assert TEMPLATE_CHAT.text(more) == "<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_tokenizer_without_the_control_tokens_is_refused_by_name(tmp_path):
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(ChatError, match=r"no token <\|im_start\|>"):
+        load_chat(tmp_path, "nemotron")
+    with pytest.raises(ChatError, match="no chat template"):
+        load_chat(tmp_path, "template")
+
+
+def test_a_tokenizer_that_changes_text_is_refused():
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    tokenizer.add_special_tokens(CONTROLS)
+    with pytest.raises(ChatError, match="changes plain text"):
+        Chat(PreTrainedTokenizerFast(tokenizer_object=tokenizer), NemotronFormat())
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ChatError, match="cannot load the tokenizer"):
+        load_chat(tmp_path, "nemotron")

@@ -1,0 +1,190 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from envs.messages import Message, Reply, ToolCall
+from envs.text_env import TextEnv
+from rl.config import ExperimentConfig
+from rl.policies import build_policy
+from rl.rollouts.chat import load_chat
+from rl.rollouts.formats import conversation_text
+from sft.data import Conversation, SftDataError, gold_conversations, read_conversations, token_rows
+
+SIZES = {
+    "pattern": "M*E", "hidden_size": 32, "num_heads": 1, "num_experts": 4, "latent_size": 16, "expert_size": 32,
+    "shared_expert_size": 32, "vocab_size": 384,
+}  # fmt: skip
+
+
+class Echo(TextEnv):
+    """Say the word again; what the environment says after the last reply must not be trained."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        split, _ = self.read_options(options)
+        assert split == "train"
+        self._word = "abcdefgh"[int(self.np_random.integers(8))]
+        return (Message("user", f"say {self._word}"),), {}
+
+    def gold_reply(self):
+        return Reply(self._word, f"it is {self._word}")
+
+    def step(self, action):
+        return (Message("user", "thanks"),), float(action.text == self._word), True, False, {}
+
+
+def experiment(tmp_path, **sft) -> ExperimentConfig:
+    return ExperimentConfig.model_validate(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "seed": 3,
+            "policy": {"build": SIZES},
+            "environments": {"tests.test_sft:Echo": {}},
+            "sft": {"num_steps": 5, "num_conversations": 200, "batch_size": 8, "warmup_steps": 1, **sft},
+            "train": {"num_steps": 1},
+        }
+    )
+
+
+def write_jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
+
+
+def test_gold_conversations_are_a_function_of_the_configuration(tmp_path):
+    config = experiment(tmp_path, no_thinking_share=0.25)
+    conversations = gold_conversations(config)
+    assert conversations == gold_conversations(config)
+    assert len(conversations) == 200
+    off = [c for c in conversations if c.budget == "off"]
+    assert 30 < len(off) < 70
+    assert all(not message.reasoning for c in off for message in c.messages)
+    assert all(c.messages[-1].reasoning for c in conversations if c.budget == "unlimited")
+    assert all(c.messages[-1].role == "assistant" for c in conversations)
+
+
+def test_environments_are_drawn_by_weight(tmp_path):
+    config = experiment(tmp_path).model_dump()
+    config["environments"] = {
+        "tests.test_sft:Echo": {"weight": 3.0, "budget": "off"},
+        "math/Arithmetic-v0": {"weight": 1.0},
+    }
+    conversations = gold_conversations(ExperimentConfig.model_validate(config))
+    echo = [c for c in conversations if c.source.startswith("tests.test_sft:Echo")]
+    assert 130 < len(echo) < 170
+    assert {c.budget for c in echo} == {"off"}
+
+
+def test_labels_are_exactly_what_the_assistant_says(tmp_path):
+    conversations = gold_conversations(experiment(tmp_path))
+    build_policy(
+        experiment(tmp_path).policy.build, [conversation_text(c.messages, c.tools) for c in conversations], tmp_path, 0
+    )
+    chat = load_chat(tmp_path, "nemotron")
+    rows, num_too_long = token_rows(conversations, chat, 512)
+    assert num_too_long == 0
+    for row, conversation in zip(rows, conversations, strict=True):
+        reply = conversation.messages[-1]
+        said = f"{reply.reasoning}\n</think>\n{reply.content}" if reply.reasoning else reply.content
+        trained = [label for label in row.labels if label >= 0]
+        assert chat.text(trained) == said + "<|im_end|>"
+        assert list(row.input_ids[-len(trained) :]) == trained
+    _, num_too_long = token_rows(conversations, chat, min(len(row.input_ids) for row in rows))
+    assert 0 < num_too_long < len(rows)
+    with pytest.raises(SftDataError, match="all 200 conversations are longer"):
+        token_rows(conversations, chat, 3)
+
+
+def test_files_are_read_with_reasoning_tools_and_calls(tmp_path):
+    call = {"type": "function", "function": {"name": "look", "arguments": '{"sku": "A"}'}}
+    tool = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}
+    messages = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [call]},
+        {"role": "tool", "content": "3", "name": "look"},
+        {"role": "assistant", "content": "three"},
+        {"role": "user", "content": "not trained"},
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", {"messages": messages, "tools": [tool]}, GOOD)
+    first, second = read_conversations(path)
+    assert first.messages == (
+        Message("user", "u"),
+        Message("assistant", "", "r", (ToolCall("look", {"sku": "A"}),)),
+        Message("tool", "3", name="look"),
+        Message("assistant", "three"),
+    )
+    assert (first.tools[0].name, first.budget, second.budget) == ("look", "unlimited", "off")
+
+
+def test_a_datasets_folder_reads_like_a_file(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list([GOOD, GOOD]).save_to_disk(tmp_path / "data")
+    file = write_jsonl(tmp_path / "a.jsonl", GOOD, GOOD)
+    assert [c.messages for c in read_conversations(tmp_path / "data")] == [c.messages for c in read_conversations(file)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"text": "x"}, "row 2: no list 'messages'"),
+        ({"messages": []}, "row 2: no list 'messages'"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "row 2: a message's role must be one of .* got 'bot'"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "row 2: no assistant message"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "row 2: a message's content must be text, got list"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "row 2: a tool call needs a name"),
+    ],
+)
+def test_bad_rows_are_counted_and_the_first_is_named(tmp_path, bad, message):
+    path = write_jsonl(tmp_path / "a.jsonl", GOOD, bad, GOOD, bad)
+    with pytest.raises(SftDataError, match=f"2 of 4 rows are bad; first: .*a.jsonl, {message}"):
+        read_conversations(path)
+
+
+def test_broken_json_and_foreign_folders_are_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"messages": \n')
+    with pytest.raises(SftDataError, match="row 1: not JSON"):
+        read_conversations(path)
+    with pytest.raises(SftDataError, match="neither a JSONL file nor a folder"):
+        read_conversations(tmp_path)
+    path.write_text("\n")
+    with pytest.raises(SftDataError, match="holds no conversations"):
+        read_conversations(path)
+
+
+def test_a_conversation_in_the_wrong_order_names_its_row(tmp_path):
+    build_policy(experiment(tmp_path).policy.build, ["text"], tmp_path, 0)
+    conversation = Conversation((Message("assistant", "x"),), (), "off", "a.jsonl, row 7")
+    with pytest.raises(SftDataError, match=r"row 7: .*must begin"):
+        token_rows([conversation], load_chat(tmp_path, "nemotron"), 512)
+
+
+@pytest.mark.slow
+def test_five_steps_lower_the_loss_and_leave_a_checkpoint_that_loads(tmp_path):
+    from sft.train import run
+
+    config = experiment(tmp_path)
+    folder = run(config)
+    assert folder == config.run_dir / "sft"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all(line["tokens"] > 0 for line in lines)
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (config.run_dir / "policy", folder))
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+    assert load_chat(folder, "nemotron").stop_ids == load_chat(config.run_dir / "policy", "nemotron").stop_ids
+    assert sorted(path.name for path in config.run_dir.iterdir()) == ["policy", "sft"]
+
+
+@pytest.mark.slow
+def test_the_same_seed_trains_the_same_weights(tmp_path):
+    from sft.train import run
+
+    first = (run(experiment(tmp_path / "a")) / "model.safetensors").read_bytes()
+    assert first == (run(experiment(tmp_path / "b")) / "model.safetensors").read_bytes()
