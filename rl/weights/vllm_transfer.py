@@ -1,0 +1,99 @@
+"""How does a vLLM worker take weights from shared memory?
+
+vLLM's own order of calls, `start_weight_update`, `update_weights`, `finish_weight_update`, with its layerwise reload.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from rl.rollouts.protocol import WeightSource
+from rl.weights.shared_memory import read_weights
+
+
+class SupportsLoading(Protocol):
+    """What every vLLM model has."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> object: ...
+
+
+class IncompleteWeightsError(ValueError):
+    """Some layers did not get all their weights; the model is left in between two versions."""
+
+
+@dataclass
+class SharedMemoryInit(WeightTransferInitInfo):
+    """Nothing has to be agreed on beforehand."""
+
+
+@dataclass
+class SharedMemoryUpdate(WeightTransferUpdateInfo):
+    """The fields of `rl.rollouts.protocol.WeightSource`."""
+
+    version: int
+    path: str
+    hash: str
+
+
+class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
+    """Registered with vLLM's factory by `rl.rollouts.vllm_plugin`; one file is one whole update."""
+
+    init_info_cls = SharedMemoryInit
+    update_info_cls = SharedMemoryUpdate
+    loaded_hash = ""
+    """Hash of the bytes that the last update was loaded from."""
+
+    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
+        """Nothing to connect to."""
+
+    def start_weight_update(self) -> None:
+        """Does nothing yet: the model stays whole until the file has been verified."""
+
+    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        """Verify the file, then load it.
+
+        Raises `WeightsError` with the old weights untouched, or `IncompleteWeightsError` with a mixture of both.
+        """
+        weights = read_weights(WeightSource(update_info.version, update_info.path, update_info.hash))
+        initialize_layerwise_reload(self.model)
+        cast(SupportsLoading, self.model).load_weights(weights.tensors)
+        if layers := _incomplete_layers(self.model):
+            raise IncompleteWeightsError(
+                f"version {update_info.version} leaves {len(layers)} layers without all their weights, such as"
+                f" {layers[0]}; publish every tensor of the checkpoint (rl.weights.checkpoint.checkpoint_tensors)"
+            )
+        self.loaded_hash = weights.hash
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+def _incomplete_layers(model: torch.nn.Module) -> list[str]:
+    """Layers that vLLM's reload would fill with the old weights, or with whatever lay in memory, without an error.
+
+    Embeddings may be short of their padding rows, tied heads of everything, attention of its optional scales.
+    """
+    incomplete = []
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        if not info.can_load() or is_deferred_attention_layer(layer):
+            continue
+        if isinstance(layer, VocabParallelEmbedding) and (info.load_numel or isinstance(layer, ParallelLMHead)):
+            continue
+        if info.load_numel < (info.load_numel_total or 0):
+            incomplete.append(f"{name} ({info.load_numel:,} of {info.load_numel_total:,} numbers)")
+    return incomplete
