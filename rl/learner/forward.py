@@ -1,8 +1,9 @@
 """What does the policy say about a batch? Logprobs and entropies, computed in the number format the engine serves.
 
-Master weights are float32. For a bfloat16 policy each forward pass rounds them as publishing does, so that learner and
+Master weights are float32. For a bfloat16 policy each forward pass rounds them as the engine does, so that learner and
 engine compute with the same values, and the gradient passes the rounding unchanged to the master weights (a
-straight-through estimator). Autocast would not do: it leaves experts, norms and the residual stream in float32.
+straight-through estimator). Autocast would not do: it leaves experts, norms and the residual stream in float32. Like
+the engine, it keeps routers and Mamba's A in float32: rounded routers send tokens to other experts.
 """
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from rl.data_types import Batch
 from rl.learner.logprobs import token_logprobs
+from rl.learner.router import BIAS_NAME
 
 
 class UnsupportedHeadError(ValueError):
@@ -40,7 +42,8 @@ def policy_logprobs(
     """
     decoder, head = model.base_model, model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
-    parameters = {name: value.to(dtype) for name, value in decoder.named_parameters()}
+    kept = _float32_names(decoder)
+    parameters = {name: p if name in kept else p.to(dtype) for name, p in decoder.named_parameters()}
     output = functional_call(
         decoder,
         parameters,
@@ -54,3 +57,9 @@ def policy_logprobs(
         temperature,
         chunk_tokens,
     )
+
+
+def _float32_names(decoder: nn.Module) -> set[str]:
+    """Parameters that vLLM holds in float32 whatever the policy's dtype."""
+    routers = {f"{name}.weight" for name, module in decoder.named_modules() if hasattr(module, BIAS_NAME)}
+    return routers | {name for name, _ in decoder.named_parameters() if name.endswith(".A_log")}
