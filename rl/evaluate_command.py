@@ -40,7 +40,7 @@ def evaluate_policy(config: ExperimentConfig, policy: Path | None) -> dict[str, 
 def newest_policy(config: ExperimentConfig) -> Path:
     """The run's newest checkpoint, else its supervised policy, else `policy.path`."""
     checkpoint = latest_checkpoint(config.run_dir / "checkpoints")
-    candidates = [checkpoint.learner if checkpoint else None, config.run_dir / "sft", config.policy.path]
+    candidates = [checkpoint.learner / "model" if checkpoint else None, config.run_dir / "sft", config.policy.path]
     for candidate in candidates:
         if candidate is not None and candidate.exists():
             return candidate

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from rl.cluster.cluster import ActorDied, ClusterError, cluster, start_actor, stop_actor, wait_for
-from rl.config import ExperimentConfig, LossConfig
+from rl.config import ExperimentConfig
 from rl.data_types import Group, Sample, Update
 from rl.evaluate import evaluation_metrics
 from rl.learner.actor import LearnerActor
-from rl.learner.advantages import group_advantages
-from rl.learner.samples import rollout_samples
+from rl.learner.samples import make_samples
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
@@ -69,7 +68,7 @@ def run_loop(parts: Parts, stop: StopSignal) -> None:
             groups = parts.collector.collect()
         with stop.deferred():
             with parts.phase("update"):
-                update = update_policy(parts, training_rows(groups, parts.config.loss))
+                update = update_policy(parts, make_samples(groups, parts.config.loss))
             with parts.phase("publish"):
                 publish(parts)
             parts.step += 1
@@ -79,17 +78,6 @@ def run_loop(parts: Parts, stop: StopSignal) -> None:
                 checkpoint(parts)
         if parts.config.evaluation.due(parts.step) and parts.step < train.num_steps:
             evaluate(parts, "step")
-
-
-def training_rows(groups: Sequence[Group], loss: LossConfig) -> list[Sample]:
-    """The rows of one step: every rollout that counts, with its advantage within its own group."""
-    return [
-        sample
-        for group in groups
-        for rollout, advantage in zip(group.rollouts, group_advantages(group, loss), strict=True)
-        if advantage is not None
-        for sample in rollout_samples(rollout, advantage)
-    ]
 
 
 def update_policy(parts: Parts, samples: list[Sample]) -> Update:
@@ -225,7 +213,8 @@ def started_parts(
         parts = Parts(config, folder, learner, pool, collector, ledger, tracker, display, step)
         try:
             pool.wait_until_ready()
-            publish(parts)
+            if step > 0:  # engines start with version 0, the policy that the run started from
+                publish(parts)
         except ActorDied as error:
             raise ClusterError(f"the learner or an engine failed to start: {error}") from error
         display.stage("training")

@@ -1,5 +1,6 @@
 """The Ray actor that holds the learner and publishes its weights."""
 
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,9 @@ import ray
 from rl.config import ExperimentConfig
 from rl.data_types import Sample, Update
 from rl.rollouts.protocol import WeightSource
+
+
+CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
 
 
 @ray.remote
@@ -21,6 +25,7 @@ class LearnerActor:
         self._learner = Learner(policy_path, config)
         if checkpoint is not None:
             self._learner.load_state(checkpoint)
+        self._policy_path = policy_path
         self._dtype = config.policy.dtype
         self._published: list[WeightSource] = []
 
@@ -29,7 +34,8 @@ class LearnerActor:
 
     def publish(self) -> WeightSource:
         """Put the current weights where engines can read them; older versions are removed when it is safe to."""
-        from rl.weights.shared_memory import checkpoint_tensors, remove_weights, write_weights
+        from rl.weights.checkpoint import checkpoint_tensors
+        from rl.weights.shared_memory import remove_weights, write_weights
 
         tensors = checkpoint_tensors(self._learner.model, self._dtype)
         self._published.append(write_weights(tensors, self._learner.policy_version))
@@ -38,8 +44,11 @@ class LearnerActor:
         return self._published[-1]
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state, exactly, into the folder."""
+        """Write weights and optimiser state, exactly, into the folder; `folder/model` is a policy folder."""
         self._learner.save_state(folder)
+        for pattern in CHAT_FILES:
+            for file in self._policy_path.glob(pattern):
+                shutil.copy(file, folder / "model")
 
     def shutdown(self) -> None:
         from rl.weights.shared_memory import remove_weights

@@ -15,6 +15,7 @@ from rl.cluster.cluster import ActorDied, wait_for
 from rl.config import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout, Task
 from rl.rollouts.pool import WorkerPool
+from rl.rollouts.protocol import EngineError
 from rl.rollouts.worker import GroupSpec
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream
@@ -85,12 +86,12 @@ class Collector:
         return _Call(worker, tuple(specs), self._pool.play(worker, specs))
 
     def _finish(self, call: _Call, deadline: float) -> list[Group]:
-        """Wait for the call. A worker that died is started anew and plays the groups again, then they are masked."""
+        """Wait for the call. A worker that died, or whose engine did, is replaced and plays the groups again; then they are masked."""
         while True:
             try:
                 left_s = max(0.01, deadline - time.monotonic())
                 return wait_for(call.reference, left_s, "collecting groups", "train.collect_timeout_s")
-            except ActorDied as error:
+            except (ActorDied, EngineError) as error:
                 self._pool.restart(call.worker)
                 self._resubmit_others(call)
                 if call.num_attempts > self._config.rollout.num_retries:

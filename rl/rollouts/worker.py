@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ class RolloutWorker:
     """Plays groups; takes new weights while rollouts are in flight."""
 
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
         from rl.rollouts.chat import load_chat
         from rl.rollouts.engine import VllmEngine
         from rl.rollouts.environment import EnvThreads
@@ -51,7 +49,10 @@ class RolloutWorker:
         self._threads = EnvThreads(config.rollout.num_env_threads)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> list[Group]:
-        """Play the groups, all rollouts at once. The rollouts' first requests enter the engine together."""
+        """Play the groups, all rollouts at once. The rollouts' first requests enter the engine together.
+
+        Raises `EngineError` when the engine is dead: this worker must be replaced.
+        """
         from rl.rollouts.play import play
 
         lanes = iter(self._engine.open_lanes(sum(spec.group_size for spec in specs)))
@@ -62,6 +63,7 @@ class RolloutWorker:
                 for member in range(spec.group_size)
             )
         )
+        self._engine.health()
         groups = []
         for spec in specs:
             members, rollouts = rollouts[: spec.group_size], rollouts[spec.group_size :]
