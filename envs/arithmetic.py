@@ -21,7 +21,7 @@ class Level:
 
 
 LEVELS = {
-    1: Level((1, 2), 9, 20, "+-"),
+    1: Level((1, 2), 9, 18, "+-"),
     2: Level((2, 3), 9, 20, "+-"),
     3: Level((3, 4), 20, 50, "+-"),
     4: Level((2, 3), 12, 200, "+-*"),
@@ -42,7 +42,7 @@ class Sum:
         for place, (operator, operand) in enumerate(self.steps):
             if operator == "*" and place:
                 text = f"({text})"
-            text = f"{text} {operator} {operand}"
+            text = f"{text}{operator}{operand}"
         return text
 
     @property
@@ -55,10 +55,10 @@ class Sum:
 
     @property
     def worked(self) -> str:
-        """One line a step, such as `7 + 5 = 12`."""
+        """One line a step, such as `7+5=12`."""
         before = (self.start, *self.results)
         return "\n".join(
-            f"{value} {operator} {operand} = {result}"
+            f"{value}{operator}{operand}={result}"
             for value, (operator, operand), result in zip(before, self.steps, self.results, strict=False)
         )
 
@@ -86,16 +86,16 @@ def draw_sum(rng: np.random.Generator, level: Level) -> Sum:
 
 
 class Arithmetic(TextEnv):
-    """Work out a sum from left to right: `7 + 5 - 3 = ?`, answered `9`.
+    """Work out a sum from left to right: `7+5-3=?`, answered `9`.
 
     The answer is the last number of the reply's text; the gold reasoning has one line a step.
 
-    Options: `level` 1 (one or two steps, numbers to 9, results to 20), 2 (two or three steps), 3 (three or four steps,
-    numbers to 20, results to 50), 4 (products too, results to 200).
+    Options: `level` 1 (one or two steps, numbers to 9, results to 18), 2 (two or three steps, results to 20), 3 (three
+    or four steps, numbers to 20, results to 50), 4 (products too, results to 200).
     Reward parts: `correct` 1 when the answer is right.
     """
 
-    OPTIONS: ClassVar = {"level": 2}
+    OPTIONS: ClassVar = {"level": 1}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -104,7 +104,7 @@ class Arithmetic(TextEnv):
         split, chosen = self.read_options(options)
         level = choose_level(chosen["level"], LEVELS)
         self._sum = draw_in_split(self.np_random, split, lambda rng: draw_sum(rng, level), lambda problem: problem.text)
-        return (Message("user", f"{self._sum.text} = ?"),), {"key": self._sum.text}
+        return (Message("user", f"{self._sum.text}=?"),), {"key": self._sum.text}
 
     def step(self, action: Reply) -> StepResult:
         reward = number_correct(action.text, self._sum.results[-1])

@@ -127,7 +127,7 @@ class Constraints(TextEnv):
     follows none.
     """
 
-    OPTIONS: ClassVar = {"level": 2}
+    OPTIONS: ClassVar = {"level": 1}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -126,7 +126,7 @@ class Functions(TextEnv):
     0.7 when all are right. A failure of the sandbox raises `SandboxError` and is no reward.
     """
 
-    OPTIONS: ClassVar = {"level": 2}
+    OPTIONS: ClassVar = {"level": 1}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

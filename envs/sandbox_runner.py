@@ -97,7 +97,7 @@ def main() -> None:
             importlib.import_module(module)
     try:
         limit(job["limits"])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         output.write(f"failed: limits cannot be set: {error}")
         return
     output.write("ready\n")

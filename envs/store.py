@@ -38,8 +38,8 @@ class Errand:
         other, other_count = self.items[-1], self.counts[-1]
         return {
             "cost": f"What do {count} {item} cost?",
-            "enough": f"Buy {count} {item} if there are enough. How many are left?",
-            "cheaper": f"Buy {count} {item} or {count} {other}, what costs less. What is the price of one?",
+            "enough": f"Buy {count} {item} if enough. How many are left?",
+            "cheaper": f"Buy {count} {item} or {other}, the cheaper. What is its price?",
             "spend": f"Buy {item} for {count}. How many do you get?",
             "both": f"What do {count} {item} and {other_count} {other} cost?",
         }[self.kind]
@@ -73,14 +73,14 @@ class Errand:
     def thought(self) -> str:
         """The decision that follows from what was looked up."""
         if self.kind == "enough":
-            return f"{self.stocks[0]} {'>=' if self.bought else '<'} {self.counts[0]}"
+            return f"{self.stocks[0]}{'>=' if self.bought else '<'}{self.counts[0]}"
         if self.kind == "cheaper":
-            return f"{min(self.prices)} < {max(self.prices)}"
+            return f"{min(self.prices)}<{max(self.prices)}"
         if self.kind == "spend":
-            return f"{self.counts[0]} / {self.prices[0]} = {self.answer}"
+            return f"{self.counts[0]}/{self.prices[0]}={self.answer}"
         products = [count * price for count, price in zip(self.counts, self.prices, strict=True)]
-        lines = [f"{count} * {price} = {count * price}" for count, price in zip(self.counts, self.prices, strict=True)]
-        return "\n".join(lines + ([f"{products[0]} + {products[1]} = {self.answer}"] if self.kind == "both" else []))
+        lines = [f"{count}*{price}={count * price}" for count, price in zip(self.counts, self.prices, strict=True)]
+        return "\n".join(lines + ([f"{products[0]}+{products[1]}={self.answer}"] if self.kind == "both" else []))
 
 
 LEVELS = {
@@ -127,7 +127,7 @@ class Store(ToolEnv):
     a stock that should not change counts only together with the right answer.
     """
 
-    OPTIONS: ClassVar = {"level": 2}
+    OPTIONS: ClassVar = {"level": 1}
     max_turns: ClassVar[int] = 5
 
     def reset(
@@ -147,7 +147,7 @@ class Store(ToolEnv):
         return (Message("user", self._errand.prompt),), {"key": errand_key(self._errand)}
 
     def price(self, item: str) -> str:
-        """Price of one item"""
+        """Price of one"""
         self._look_up(item)
         return str(self._prices[item])
 

@@ -24,7 +24,7 @@ OURS = (
     "tools/Store-v0",
 )
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((env_id, {"level": level}) for env_id in OURS if env_id != "math/GradeSchool-v0" for level in (1, 3, 4)),
+    *((env_id, {"level": level}) for env_id in OURS if env_id != "math/GradeSchool-v0" for level in (2, 3, 4)),
     ("math/GradeSchool-v0", {"source": "easy"}),
 ]
 
@@ -91,9 +91,9 @@ def test_a_key_is_in_exactly_one_split_and_about_a_fifth_is_held_out() -> None:
 
 def test_a_sum_is_worked_from_left_to_right() -> None:
     problem = Sum(7, (("+", 5), ("*", 2), ("-", 3)))
-    assert problem.text == "(7 + 5) * 2 - 3"
+    assert problem.text == "(7+5)*2-3"
     assert problem.results == (12, 24, 21)
-    assert problem.worked == "7 + 5 = 12\n12 * 2 = 24\n24 - 3 = 21"
+    assert problem.worked == "7+5=12\n12*2=24\n24-3=21"
     assert eval(problem.text) == 21
 
 
@@ -107,9 +107,8 @@ def test_arithmetic_reads_the_last_number_of_the_text_only() -> None:
 
 
 def test_a_gold_conversation_has_openings_replies_and_tool_results_in_order() -> None:
-    messages = next(
-        messages for seed in range(50) if len(messages := gold_conversation(Store(), seed)) > 5 and messages[3].name
-    )
+    conversations = (gold_conversation(Store(), seed, {"level": 2}) for seed in range(50))
+    messages = next(messages for messages in conversations if "the cheaper" in messages[0].content)
     assert [message.role for message in messages] == [
         "user",
         "assistant",
@@ -137,7 +136,7 @@ def store_with(kind: str) -> Store:
     """A store whose errand is of this kind and asks to buy something, except for `cost`."""
     env = Store()
     for seed in range(200):
-        env.reset(seed=seed)
+        env.reset(seed=seed, options={"level": 2})
         if env._errand.kind == kind and (kind == "cost" or env._errand.bought):
             return env
     raise AssertionError(kind)
@@ -215,7 +214,7 @@ def test_a_tool_with_an_unusual_parameter_is_refused_when_the_environment_is_mad
 def test_constraints_pay_a_share_for_what_is_followed_and_the_rest_for_all() -> None:
     env = Constraints()
     for seed in range(100):
-        opening, _ = env.reset(seed=seed, options={"level": 2})
+        opening, _ = env.reset(seed=seed)
         if len(env._demand.constraints) == 2 and "Avoid" not in opening[0].content:
             break
     right_count = " ".join(["zebra"] * env._demand.constraints[0].value)

@@ -93,7 +93,7 @@ def test_gymnasium_makes_our_environments() -> None:
     register_gymnasium()
     env = gymnasium.make("math/Arithmetic-v0")
     messages, _ = env.reset(seed=4)
-    assert messages[0].content.endswith("= ?")
+    assert messages[0].content.endswith("=?")
 
 
 def test_a_module_and_class_has_its_top_modules_version() -> None:
