@@ -116,13 +116,15 @@ def test_a_sequence_far_from_the_sampler_leaves_the_loss_but_not_the_denominator
     assert sums.mismatch.item() == pytest.approx(9.0)
 
 
-def test_a_hopeless_sequence_is_masked_without_breaking_the_gradient():
-    for config in (LossConfig(), LossConfig(clip_low=0.2, clip_high=0.3)):
-        batch = make_batch([[0.0, -900.0], [0.0, -1.0]], advantages=[-1.0, 1.0])
-        loss, gradient, sums = run([[0.0, -1.0], [0.0, -1.0]], batch, config)
-        assert loss == pytest.approx(-0.5)
-        torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [0.0, -0.5]]))
-        assert sums.masked_sequences.item() == 1
+@pytest.mark.parametrize("clip", [{}, {"clip_low": 0.2, "clip_high": 0.3}])
+@pytest.mark.parametrize(("learner", "sampler"), [(-1.0, -900.0), (-900.0, -1.0)])
+def test_a_hopeless_sequence_is_masked_without_breaking_the_gradient(clip, learner, sampler):
+    config = LossConfig(reference_kl=0.1, **clip)
+    batch = make_batch([[0.0, sampler], [0.0, -1.0]], advantages=[-1.0, 1.0])
+    loss, gradient, sums = run([[0.0, learner], [0.0, -1.0]], batch, config, reference=[[0.0, -1.0], [0.0, -1.0]])
+    assert loss == pytest.approx(-0.5)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [0.0, -0.5]]))
+    assert sums.masked_sequences.item() == 1
 
 
 def test_rows_without_loss_tokens_are_not_sequences():
