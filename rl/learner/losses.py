@@ -75,15 +75,14 @@ def grpo_loss(
     mask_BT, all_logprobs_BT = batch.loss_mask_BT, logprobs_BT.detach()
     delta_BT = torch.where(mask_BT, all_logprobs_BT - batch.sampler_logprobs_BT, 0.0)
     kept_BT = keep_mask(delta_BT, mask_BT, config.sequence_mismatch_max)
-    # What is left out is replaced before exp, not multiplied by 0 after it: an overflow there would make NaN gradients.
+    # The gradient of what is left out ends here: times 0 it would be NaN where exp overflows further down.
     logprobs_BT = torch.where(kept_BT, logprobs_BT, 0.0)
-    sampler_BT = torch.where(kept_BT, batch.sampler_logprobs_BT, 0.0)
-    loss_BT, clipped_BT = _policy_terms(logprobs_BT, sampler_BT, batch.advantages_BT, config)
+    loss_BT, clipped_BT = _policy_terms(logprobs_BT, batch.sampler_logprobs_BT, batch.advantages_BT, config)
     reference_kl_BT = torch.zeros_like(loss_BT)
     if reference_logprobs_BT is not None:
         check_finite(reference_logprobs_BT, mask_BT, "reference")
         reference_kl_BT = k3(reference_logprobs_BT - all_logprobs_BT)
-        loss_BT = loss_BT + config.reference_kl * k3(torch.where(kept_BT, reference_logprobs_BT, 0.0) - logprobs_BT)
+        loss_BT = loss_BT + config.reference_kl * k3(reference_logprobs_BT - logprobs_BT)
     loss = torch.where(kept_BT, loss_BT, 0.0).sum() / batch.num_loss_tokens
     has_loss_B = mask_BT.any(dim=-1)
     sums = LossSums(
