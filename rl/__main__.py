@@ -12,6 +12,7 @@ import typer
 from rl.config_error import ConfigError
 from rl.config_file import load_config
 from rl.explain import explain
+from rl.errors import is_told
 from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -85,7 +86,7 @@ def main() -> int:
     from rl.runs.canaries import CanaryStop
 
     try:
-        app(standalone_mode=False)
+        app()
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         return 2
@@ -93,11 +94,12 @@ def main() -> int:
         typer.echo(f"stopped by a canary: {error}", err=True)
         return 3
     except StopRequested as stop:
-        typer.echo(f"stopped by {stop}; resume with --resume", err=True)
+        typer.echo(f"stopped by {stop}; go on with --resume", err=True)
         return stop.exit_code
-    except typer.Exit as stop:
-        return stop.exit_code
-    except typer.Abort:
+    except Exception as error:
+        if not is_told(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
         return 1
     return 0
 

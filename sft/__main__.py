@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
+from rl.errors import is_told
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -38,7 +40,9 @@ def smollm2(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) ->
 def main() -> None:
     try:
         app()
-    except ValueError as error:  # all errors that users can mend
+    except Exception as error:
+        if not is_told(error):
+            raise
         sys.exit(f"error: {error}")
 
 

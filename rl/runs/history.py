@@ -43,10 +43,14 @@ class History:
         return found[-1] if found else None
 
 
+class NoRunError(FileNotFoundError):
+    """There is no run folder to read."""
+
+
 def read_history(run_dir: Path) -> History:
-    """Raises `FileNotFoundError` when there is no such folder, `TornFileError` for a damaged metrics file."""
+    """Raises `NoRunError` when there is no such folder, `TornFileError` for a damaged metrics file."""
     if not run_dir.is_dir():
-        raise FileNotFoundError(f"there is no run folder {run_dir}")
+        raise NoRunError(f"there is no run folder {run_dir}; name the run_dir of an experiment")
     run = RunFolder(run_dir)
     lines = list(read_lines(run.metrics_file))
     return History(

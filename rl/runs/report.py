@@ -35,7 +35,7 @@ summary { cursor: pointer; } .role { color: #718096; font-size: .78rem; margin-t
 def write_report(run_dir: Path) -> Path:
     """Write `<run_dir>/report.html` and `<run_dir>/figures/*.png` from what is there; what is missing is said.
 
-    Raises `FileNotFoundError` when there is no such folder.
+    Raises `NoRunError` when there is no such folder.
     """
     history = read_history(Path(run_dir))
     name = escape(history.run.path.name or str(history.run.path))
