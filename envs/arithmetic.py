@@ -21,8 +21,8 @@ class Level:
 
 
 LEVELS = {
-    1: Level((1, 2), 9, 18, "+-"),
-    2: Level((2, 3), 9, 20, "+-"),
+    1: Level((1, 3), 9, 18, "+-"),
+    2: Level((3, 5), 9, 20, "+-"),
     3: Level((3, 4), 20, 50, "+-"),
     4: Level((2, 3), 12, 200, "+-*"),
 }
@@ -90,8 +90,8 @@ class Arithmetic(TextEnv):
 
     The answer is the last number of the reply's text; the gold reasoning has one line a step.
 
-    Options: `level` 1 (one or two steps, numbers to 9, results to 18), 2 (two or three steps, results to 20), 3 (three
-    or four steps, numbers to 20, results to 50), 4 (products too, results to 200).
+    Options: `level` 1 (one to three steps, numbers to 9, results to 18), 2 (three to five steps, results to 20), 3
+    (three or four steps, numbers to 20, results to 50), 4 (products too, results to 200).
     Reward parts: `correct` 1 when the answer is right.
     """
 

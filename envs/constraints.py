@@ -38,8 +38,8 @@ class Level:
 
 
 LEVELS = {
-    1: Level((2, 5), (0, 1), ("use", "start", "end", "avoid")),
-    2: Level((3, 6), (1, 2), ("use", "start", "end", "avoid")),
+    1: Level((3, 6), (1, 1), ("use", "start", "end", "avoid")),
+    2: Level((3, 8), (1, 2), ("use", "start", "end", "avoid")),
     3: Level((4, 8), (2, 3), ("use", "start", "end", "avoid", "order", "distinct")),
     4: Level((6, 12), (3, 4), ("use", "start", "end", "avoid", "order", "distinct", "lines", "capitals")),
 }
@@ -120,9 +120,9 @@ class Constraints(TextEnv):
 
     Any words will do where none is named. The gold text uses the environment's own 24 words and has no reasoning.
 
-    Options: `level` 1 (2 to 5 words and at most one further constraint: use, avoid, start or end with a word), 2 (3 to
-    6 words, one or two), 3 (4 to 8 words, two or three, also: one word before another, no word twice), 4 (6 to 12
-    words, three or four, also: lines, capitals).
+    Options: `level` 1 (3 to 6 words and one further constraint: use, avoid, start or end with a word), 2 (3 to 8 words,
+    one or two), 3 (4 to 8 words, two or three, also: one word before another, no word twice), 4 (6 to 12 words, three
+    or four, also: lines, capitals).
     Reward parts: `share` 0.3 times the share of constraints followed; `all` 0.7 when all are. A reply without a word
     follows none.
     """

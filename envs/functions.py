@@ -56,8 +56,8 @@ class Level:
 
 
 LEVELS = {
-    1: Level((1, 2), NUMBER_STEPS, {}, NUMBERS),
-    2: Level((2, 3), NUMBER_STEPS, {}, NUMBERS),
+    1: Level((2, 4), NUMBER_STEPS, {}, NUMBERS),
+    2: Level((4, 6), NUMBER_STEPS, {}, NUMBERS),
     3: Level((2, 3), NUMBER_STEPS | CONDITIONAL_STEPS, {}, NUMBERS),
     4: Level((1, 2), LIST_STEPS, LIST_ENDS, LISTS),
 }
@@ -120,7 +120,7 @@ class Functions(TextEnv):
     The code is the reply's text, or the last fenced block in it. It runs once on all hidden inputs in a process of its
     own (`envs.sandbox`), and its values are compared with the expected ones here, types included.
 
-    Options: `level` 1 (one or two steps on a whole number), 2 (two or three), 3 (two or three, some with a condition),
+    Options: `level` 1 (two to four steps on a whole number), 2 (four to six), 3 (two or three, some with a condition),
     4 (one or two steps on a list and a final sum, count or maximum).
     Reward parts: `runs` 0.1 when f gives a value for every input, `share` 0.2 times the share of right values, `all`
     0.7 when all are right. A failure of the sandbox raises `SandboxError` and is no reward.
