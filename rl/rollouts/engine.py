@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from vllm import LLMEngine
 
 
+MAX_TOKENS_PER_STEP = 8192
+"""Tokens of one engine step, prompts included; vLLM's default on GPUs."""
+
+
 class VllmEngine(ThreadedEngine):
     """The engine of `rl.rollouts.protocol`. It serves the checkpoint at `model_path` as policy version 0.
 
@@ -142,6 +146,8 @@ def _start(model_path: Path, policy: PolicyConfig, rollout: RolloutConfig, seed:
             skip_tokenizer_init=True,
             generation_config="vllm",  # no sampling defaults from the checkpoint
             logprobs_mode="processed_logprobs",
+            enable_chunked_prefill=False,  # a prompt cut in two rewinds its generator, which CPU generators cannot
+            max_num_batched_tokens=max(policy.max_tokens, MAX_TOKENS_PER_STEP),
             enable_prefix_caching=False,  # cached states would belong to older weights
             mamba_ssm_cache_dtype="float32",
             async_scheduling=False,  # else tokens of a step come back after the next one, under another version

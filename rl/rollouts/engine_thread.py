@@ -1,6 +1,7 @@
 """How do many coroutines share one engine? A thread steps it; coroutines hand in requests and await their replies."""
 
 import asyncio
+import atexit
 import logging
 import math
 import threading
@@ -112,6 +113,7 @@ class ThreadedEngine:
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
         self._core = started.result()
+        atexit.register(self.shutdown)  # a thread inside C++ code must not see the interpreter go
 
     def open_lanes(self, num: int) -> list[ThreadedLane]:
         with self._changed:
@@ -164,6 +166,7 @@ class ThreadedEngine:
             self._is_stopping = True
             self._changed.notify()
         self._thread.join(SHUTDOWN_TIMEOUT_S)
+        atexit.unregister(self.shutdown)
         if self._thread.is_alive():
             _log.warning("the engine did not finish its step in %.0f s; it ends with the process", SHUTDOWN_TIMEOUT_S)
 

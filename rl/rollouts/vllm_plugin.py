@@ -3,7 +3,7 @@
 `register` is the entry point of `vllm.general_plugins`, so vLLM calls it in every process of its own, whatever model
 is served there. On any platform it adds the weight transfer through shared memory. On CPUs it also initialises AMX,
 without which BF16 attention can die of SIGILL, and adds experts without a gate (relu2, as in NemotronH), which vLLM's
-CPU kernels refuse. Models with gated experts keep vLLM's own kernels.
+CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are made to follow weight updates.
 """
 
 import logging
@@ -23,7 +23,7 @@ def register() -> None:
 
     steps = [_add_weight_transfer]
     if current_platform.is_cpu():
-        steps += [_initialise_amx, _add_experts_without_gate]
+        steps += [_initialise_amx, _add_experts_without_gate, _pack_updated_experts]
     for step in steps:
         if step.__name__ in _done:
             continue
@@ -72,3 +72,19 @@ def _add_experts_without_gate() -> None:
 
     FusedMoEConfig.__post_init__ = check_config_with_ours
     unquantized.backend_to_kernel_cls = list_kernels_with_ours
+
+
+def _pack_updated_experts() -> None:
+    """Let CPU kernels pack updated expert weights as they packed the first ones, which vLLM 0.32 leaves out."""
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    set_up = UnquantizedFusedMoEMethod._setup_kernel
+
+    def set_up_and_pack(self: UnquantizedFusedMoEMethod, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:
+        is_update = self.moe_kernel is not None
+        set_up(self, layer, w13, w2)
+        if is_update:
+            assert self.moe_kernel is not None
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    UnquantizedFusedMoEMethod._setup_kernel = set_up_and_pack

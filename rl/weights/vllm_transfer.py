@@ -77,9 +77,22 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        _process_tied_heads(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+
+def _process_tied_heads(model: torch.nn.Module) -> None:
+    """Let heads that share the embedding's weights see the new ones.
+
+    vLLM's reload processes the layer that was loaded, the embedding; on CPUs the head computes with a packed copy.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
+    embeddings = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
+    for layer in layers:
+        if isinstance(layer, ParallelLMHead) and id(layer.weight) in embeddings:
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _incomplete_layers(model: torch.nn.Module) -> list[str]:
@@ -94,6 +107,8 @@ def _incomplete_layers(model: torch.nn.Module) -> list[str]:
             continue
         if isinstance(layer, VocabParallelEmbedding) and (info.load_numel or isinstance(layer, ParallelLMHead)):
             continue
-        if info.load_numel < (info.load_numel_total or 0):
-            incomplete.append(f"{name} ({info.load_numel:,} of {info.load_numel_total:,} numbers)")
+        # Buffers do not count: caches such as the rotary tables are not in checkpoints.
+        sizes = (getattr(tensor, "weight_loader_numel", tensor.numel()) for tensor in layer.parameters(recurse=False))
+        if info.load_numel < (expected := sum(sizes)):
+            incomplete.append(f"{name} ({info.load_numel:,} of {expected:,} numbers)")
     return incomplete

@@ -1,0 +1,279 @@
+"""Lanes, logical time and failures of the engine's thread, on a scripted core that needs no vLLM."""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from rl.data_types import Turn
+from rl.rollouts.engine_clock import Clock
+from rl.rollouts.engine_thread import Sampled, ThreadedEngine
+from rl.rollouts.protocol import EngineError, SamplingParams, WeightSource
+
+PARAMS = SamplingParams(max_reply_tokens=8, temperature=1.0, top_p=1.0, seed=0, stop_ids=())
+
+
+class ScriptedCore:
+    """Replies to a prompt (n, ...) with n tokens, one a step; a token is the number of requests in that step."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, int] = {}
+        self.batches: list[tuple[int, ...]] = []
+        self.aborted: list[str] = []
+        self.error: Exception | None = None
+        self.logprob = -1.0
+        self.is_shut_down = False
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        if not prompt_ids:
+            raise EngineError("an empty prompt")
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        self.left[request_id] = prompt_ids[0]
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        del self.left[request_id]
+
+    def step(self) -> list[Sampled]:
+        time.sleep(0.001)
+        if self.error is not None:
+            raise self.error
+        self.batches.append(tuple(int(request_id.split("-")[0]) for request_id in self.left))
+        token, outputs = len(self.left), []
+        for request_id in list(self.left):
+            self.left[request_id] -= 1
+            finish = None if self.left[request_id] else "stop"
+            outputs.append(Sampled(request_id, [token], [self.logprob], finish))
+            if finish:
+                del self.left[request_id]
+        return outputs
+
+    def load(self, source: WeightSource) -> str:
+        if source.hash == "damaged":
+            raise EngineError("damaged")
+        if self.error is not None:
+            raise self.error
+        return source.hash
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+
+Start = Callable[..., tuple[ThreadedEngine, ScriptedCore]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    engines = []
+
+    def start(lockstep_steps: int = 0, lane_timeout_s: float = 5.0) -> tuple[ThreadedEngine, ScriptedCore]:
+        core = ScriptedCore()
+        engines.append(ThreadedEngine(lambda: core, lockstep_steps, lane_timeout_s))
+        return engines[-1], core
+
+    yield start
+    for engine in engines:
+        engine.shutdown()
+    assert not [thread for thread in threading.enumerate() if thread.name == "engine"]
+
+
+async def converse(engine: ThreadedEngine, latency_seed: int) -> list[list[Turn]]:
+    """Six lanes of one to three turns each, with pauses of 0 to 20 ms before each request."""
+    latency = random.Random(latency_seed)
+
+    async def rollout(number: int, lane: "object") -> list[Turn]:
+        turns = []
+        for turn in range(1 + number % 3):
+            await asyncio.sleep(latency.random() * 0.02)
+            turns.append(await lane.sample((2 + (number * 5 + turn * 3) % 7, number), PARAMS))  # type: ignore[attr-defined]
+        await asyncio.sleep(latency.random() * 0.02)
+        lane.close()  # type: ignore[attr-defined]
+        return turns
+
+    return await asyncio.gather(*(rollout(number, lane) for number, lane in enumerate(engine.open_lanes(6))))
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_the_clock_admits_a_second_request_exactly_d_steps_after_the_first_reply() -> None:
+    clock = Clock(lockstep_steps=3)
+    one, two = clock.open(2)
+    clock.ask(two)
+    assert clock.admit(is_busy=False) == []  # the first lane is due too
+    assert clock.overdue() == [one]
+    clock.ask(one)
+    assert clock.admit(is_busy=False) == [one, two]  # in lane order
+    clock.step = 5
+    clock.finish(one)
+    clock.ask(one)
+    clock.step = 7
+    assert clock.admit(is_busy=True) == []
+    clock.step = 8
+    assert clock.admit(is_busy=True) == [one]
+
+
+def test_the_clock_of_an_idle_engine_jumps_to_the_next_due_lane() -> None:
+    clock = Clock(lockstep_steps=4)
+    one, two = clock.open(2)
+    for place in (one, two):
+        clock.ask(place)
+    clock.admit(is_busy=False)
+    clock.step = 2
+    clock.finish(one)  # due at 6
+    clock.step = 3
+    clock.finish(two)  # due at 7
+    clock.ask(two)
+    assert clock.admit(is_busy=False) == []
+    assert (clock.step, clock.overdue()) == (6, [one])
+    clock.close(one)
+    assert clock.admit(is_busy=False) == [two]
+    assert clock.step == 7
+
+
+def test_a_clock_without_lockstep_admits_in_order_of_asking() -> None:
+    clock = Clock(lockstep_steps=0)
+    one, two = clock.open(2)
+    clock.ask(two)
+    clock.ask(one)
+    assert clock.admit(is_busy=True) == [two, one]
+    with pytest.raises(ValueError, match="running"):
+        clock.ask(one)
+
+
+async def test_with_lockstep_batches_do_not_depend_on_latency(start: Start) -> None:
+    engine, core = start(lockstep_steps=3)
+    first = await converse(engine, latency_seed=1)
+    num_batches = len(core.batches)
+    second = await converse(engine, latency_seed=2)
+    assert first == second
+    before = [[number % 6 for number in batch] for batch in core.batches[:num_batches]]
+    after = [[number % 6 for number in batch] for batch in core.batches[num_batches:]]
+    assert before == after
+
+
+async def test_without_lockstep_all_rollouts_finish_too(start: Start) -> None:
+    engine, _ = start()
+    turns = await converse(engine, latency_seed=1)
+    assert [len(lane) for lane in turns] == [1, 2, 3, 1, 2, 3]
+    assert [len(lane[0].reply_ids) for lane in turns] == [2, 7, 5, 3, 8, 6]
+    assert engine.health().num_sampled_tokens == sum(len(turn.reply_ids) for lane in turns for turn in lane)
+
+
+async def test_the_engine_gives_up_a_lane_that_stays_silent(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    engine, _ = start(lockstep_steps=2, lane_timeout_s=0.05)
+    silent, lane = engine.open_lanes(2)
+    with caplog.at_level(logging.WARNING):
+        turn = await lane.sample((3,), PARAMS)
+    assert len(turn.reply_ids) == 3
+    assert "1 rollouts neither asked nor closed" in caplog.text
+    assert len((await silent.sample((2,), PARAMS)).reply_ids) == 2
+
+
+async def test_cancelling_withdraws_the_request_and_frees_the_lane(start: Start) -> None:
+    engine, core = start(lockstep_steps=2)
+    (lane,) = engine.open_lanes(1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(lane.sample((1000,), PARAMS), 0.05)
+    assert engine.health().num_running == 0
+    assert len((await lane.sample((2,), PARAMS)).reply_ids) == 2
+    assert core.aborted == ["0-0"]
+    assert core.left == {}
+
+
+async def test_an_error_of_the_core_reaches_every_caller_and_health(start: Start) -> None:
+    engine, core = start()
+    lanes = engine.open_lanes(3)
+    waiting = [asyncio.create_task(lane.sample((1000,), PARAMS)) for lane in lanes[:2]]
+    await wait_until(lambda: len(core.left) == 2)
+    core.error = ValueError("the matrix is singular")
+    for task in waiting:
+        with pytest.raises(EngineError, match="ValueError: the matrix is singular"):
+            await task
+    with pytest.raises(EngineError, match="singular"):
+        await lanes[2].sample((1,), PARAMS)
+    with pytest.raises(EngineError, match="singular"):
+        await engine.load_weights(WeightSource(1, "", ""))
+    with pytest.raises(EngineError, match="singular"):
+        engine.health()
+    assert core.is_shut_down
+
+
+async def test_a_logprob_that_is_not_finite_fails_its_request_only(start: Start) -> None:
+    engine, core = start()
+    one, two = engine.open_lanes(2)
+    core.logprob = float("nan")
+    with pytest.raises(EngineError, match="not finite"):
+        await one.sample((5,), PARAMS)
+    core.logprob = -0.25
+    assert (await two.sample((2,), PARAMS)).reply_logprobs == (-0.25, -0.25)
+    assert core.left == {}
+
+
+async def test_tokens_carry_the_version_that_sampled_them(start: Start) -> None:
+    engine, core = start()
+    (lane,) = engine.open_lanes(1)
+    reply = asyncio.create_task(lane.sample((200,), PARAMS))
+    await wait_until(lambda: len(core.batches) > 5)
+    assert await engine.load_weights(WeightSource(4, "", "hash")) == "hash"
+    turn = await reply
+    assert set(turn.policy_versions) == {0, 4}
+    assert list(turn.policy_versions) == sorted(turn.policy_versions)
+
+
+async def test_versions_only_grow_and_a_refused_one_changes_nothing(start: Start) -> None:
+    engine, _ = start()
+    await engine.load_weights(WeightSource(2, "", ""))
+    for version in (2, 1):
+        with pytest.raises(EngineError, match=f"version {version} of the weights is not newer than 2"):
+            await engine.load_weights(WeightSource(version, "", ""))
+    with pytest.raises(EngineError, match="damaged"):
+        await engine.load_weights(WeightSource(3, "", "damaged"))
+    assert engine.health().policy_version == 2
+
+
+async def test_weights_loaded_half_way_end_the_engine(start: Start) -> None:
+    engine, core = start()
+    core.error = RuntimeError("out of memory")
+    with pytest.raises(EngineError, match="version 1 of the weights failed half-way: out of memory"):
+        await engine.load_weights(WeightSource(1, "", ""))
+    with pytest.raises(EngineError, match="out of memory"):
+        while True:  # until the thread has noted it
+            engine.health()
+            await asyncio.sleep(0.001)
+
+
+async def test_shutdown_fails_what_is_in_flight(start: Start) -> None:
+    engine, core = start()
+    (lane,) = engine.open_lanes(1)
+    reply = asyncio.create_task(lane.sample((100_000,), PARAMS))
+    await wait_until(lambda: bool(core.left))
+    await asyncio.to_thread(engine.shutdown)
+    with pytest.raises(EngineError, match="shut down"):
+        await reply
+    engine.shutdown()
+
+
+async def test_a_closed_lane_cannot_ask(start: Start) -> None:
+    engine, _ = start(lockstep_steps=2)
+    (lane,) = engine.open_lanes(1)
+    lane.close()
+    lane.close()
+    with pytest.raises(EngineError, match="lane 0 cannot ask: it is closed"):
+        await lane.sample((1,), PARAMS)
+
+
+def test_an_error_of_construction_is_raised() -> None:
+    def fail() -> ScriptedCore:
+        raise OSError("no such checkpoint")
+
+    with pytest.raises(OSError, match="no such checkpoint"):
+        ThreadedEngine(fail, 0, 1.0)

@@ -1,0 +1,56 @@
+"""A policy whose head shares the embedding's weights: both must follow an update."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl.config import PolicyConfig, RolloutConfig
+from rl.data_types import Turn
+from rl.rollouts.protocol import SamplingParams
+from rl.weights.shared_memory import write_weights
+
+
+@pytest.mark.slow
+async def test_a_tied_head_follows_the_embedding(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from rl.rollouts.engine import VllmEngine
+    from rl.weights.checkpoint import checkpoint_tensors
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,  # not a multiple of 64: vLLM pads the embedding
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    policy, rollout = PolicyConfig(path=tmp_path, max_tokens=128), RolloutConfig(kv_cache_gib=0.25)
+    engine = VllmEngine(tmp_path, policy, rollout, seed=0, lockstep_steps=0)
+
+    async def delta() -> float:
+        (lane,) = engine.open_lanes(1)
+        turn: Turn = await lane.sample((1, 2, 3), SamplingParams(100, 1.0, 1.0, 5, ()))
+        with torch.no_grad():
+            logits = model(torch.tensor([[*turn.prompt_ids, *turn.reply_ids]])).logits[0, 2:-1]
+        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(turn.reply_ids)[:, None])[:, 0]
+        return float((logprobs - torch.tensor(turn.reply_logprobs)).abs().mean())
+
+    try:
+        assert await delta() < 1e-5
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        tensors = dict(checkpoint_tensors(model, "float32"))
+        assert "lm_head.weight" not in tensors
+        await engine.load_weights(write_weights(tensors.items(), 1, tmp_path / "published"))
+        assert await delta() < 1e-5
+    finally:
+        await asyncio.to_thread(engine.shutdown)
