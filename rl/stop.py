@@ -1,9 +1,16 @@
-"""What happens on Ctrl-C and SIGTERM? The run stops at the next safe point, writes a checkpoint and says so by its exit code."""
+"""What happens on Ctrl-C and SIGTERM? The run stops at the next safe point, writes a checkpoint, and its exit code tells.
+
+The handler only notes the signal: an exception that it raised would surface inside whatever C code is running. All that
+waits looks for the note between short waits, with `raise_if_requested`.
+"""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+
+POLL_S = 0.2
+"""How long a wait may go on before it looks whether to stop."""
 
 
 class StopRequested(BaseException):
@@ -14,35 +21,42 @@ class StopRequested(BaseException):
         self.exit_code = 128 + signal_number
 
 
-class StopSignal:
-    """Turns SIGINT and SIGTERM into `StopRequested`, at once or, inside `deferred()`, at its end."""
+class _Note:
+    """The process's one note; signals are a matter of the whole process."""
 
-    def __init__(self) -> None:
-        self._is_deferred = False
-        self._received: int | None = None
+    received: int | None = None
+    is_deferred = False
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator["StopSignal"]:
-        """Handle the signals inside this block; nest it inside whatever installs handlers of its own (Ray does)."""
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """What runs in here is completed first: an update and its bookkeeping belong together."""
-        self._is_deferred = True
-        try:
-            yield
-        finally:
-            self._is_deferred = False
-        if self._received is not None:
-            raise StopRequested(self._received)
+@contextlib.contextmanager
+def handled_signals() -> Iterator[None]:
+    """Note SIGINT and SIGTERM inside this block; nest it inside whatever installs handlers of its own (Ray does)."""
+    previous = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        if not self._is_deferred:
-            raise StopRequested(number)
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _Note.received = number
+
+
+def raise_if_requested() -> None:
+    """Raises `StopRequested`, once, when a signal came and no block defers it."""
+    number = _Note.received
+    if number is not None and not _Note.is_deferred:
+        _Note.received = None
+        raise StopRequested(number)
+
+
+@contextlib.contextmanager
+def deferred_stop() -> Iterator[None]:
+    """What runs in here is completed first: an update and its bookkeeping belong together."""
+    _Note.is_deferred = True
+    try:
+        yield
+    finally:
+        _Note.is_deferred = False
+    raise_if_requested()

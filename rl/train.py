@@ -30,7 +30,7 @@ from rl.runs.display import Display
 from rl.runs.folder import RunFolder
 from rl.runs.report import write_report
 from rl.runs.tracking import Tracker, step_metrics
-from rl.stop import StopRequested, StopSignal
+from rl.stop import POLL_S, StopRequested, deferred_stop, handled_signals, raise_if_requested
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, heldout_tasks
 
@@ -59,14 +59,14 @@ class Parts:
         self.seconds[name] += time.monotonic() - started
 
 
-def run_loop(parts: Parts, stop: StopSignal) -> None:
+def run_loop(parts: Parts) -> None:
     """Train until `train.num_steps` updates have been made. Raises `StopRequested` between two steps only."""
     train = parts.config.train
     while parts.step < train.num_steps:
         parts.seconds.clear()
         with parts.phase("collect"):
             groups = parts.collector.collect()
-        with stop.deferred():
+        with deferred_stop():
             with parts.phase("update"):
                 update = update_policy(parts, make_samples(groups, parts.config.loss))
             with parts.phase("publish"):
@@ -141,26 +141,25 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     `CanaryStop`, and `ClusterError` or the error of an actor when one failed for good.
     """
     preflight(config)
-    stop = StopSignal()
-    with RunFolder.open(config, resume=resume) as folder, stop.installed():
+    with RunFolder.open(config, resume=resume) as folder, handled_signals():
         policy_path = supervised_stage(config, folder)
         with (
             Display(config) as display,
             Tracker(folder) as tracker,
             cluster(config),
-            stop.installed(),
+            handled_signals(),
             started_parts(config, folder, policy_path, tracker, display) as parts,
         ):
-            train_with(parts, stop)
+            train_with(parts)
         return write_report(folder.path)
 
 
-def train_with(parts: Parts, stop: StopSignal) -> None:
+def train_with(parts: Parts) -> None:
     """Evaluate, loop, evaluate; a stop in between leaves a checkpoint of the last complete step."""
     if not parts.tracker.has_evaluation("before"):
         evaluate(parts, "before")
     try:
-        run_loop(parts, stop)
+        run_loop(parts)
     except StopRequested:
         parts.display.message(f"stopping: writing a checkpoint of step {parts.step}")
         checkpoint(parts)
@@ -179,7 +178,9 @@ def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
         command = [sys.executable, "-m", "sft", "train", str(folder.config_file)]
         with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
             try:
-                process.wait()
+                while process.poll() is None:
+                    raise_if_requested()
+                    time.sleep(POLL_S)
             except BaseException:
                 process.terminate()
                 raise

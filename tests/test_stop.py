@@ -1,29 +1,44 @@
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
-from rl.stop import StopRequested, StopSignal
+from rl.stop import StopRequested, deferred_stop, handled_signals, raise_if_requested
+
+
+@pytest.fixture(autouse=True)
+def handled() -> Iterator[None]:
+    with handled_signals():
+        yield
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_with_the_exit_code_that_tells_which(number: int, exit_code: int) -> None:
-    with StopSignal().installed(), pytest.raises(StopRequested) as stopped:
-        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    with pytest.raises(StopRequested) as stopped:
+        raise_if_requested()
     assert stopped.value.exit_code == exit_code
+
+
+def test_a_stop_is_raised_once_so_that_the_checkpoint_after_it_can_be_written() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(StopRequested):
+        raise_if_requested()
+    raise_if_requested()
 
 
 def test_a_deferred_stop_comes_when_the_block_is_complete() -> None:
     done = []
-    stop = StopSignal()
-    with stop.installed(), pytest.raises(StopRequested), stop.deferred():
+    with pytest.raises(StopRequested), deferred_stop():
         os.kill(os.getpid(), signal.SIGTERM)
+        raise_if_requested()
         done.append("all of it")
     assert done == ["all of it"]
 
 
 def test_the_handlers_of_before_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with StopSignal().installed():
-        pass
+    with handled_signals():
+        assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGTERM) is before

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rl.config import ExperimentConfig
+from rl.stop import POLL_S, raise_if_requested
 
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """One thread a process: tiny models run several times slower on two (measured)."""
@@ -83,15 +85,19 @@ def start_actor(actor_class: Any, cpus: float, gpus: float, *arguments: Any) -> 
 def wait_for(references: Any, timeout_s: float, what: str, key: str) -> Any:
     """The result of a remote call, or of several.
 
-    Raises `ClusterError` at the deadline, naming the configuration key that sets it; `ActorDied` when the actor's
-    process died; the original error of the remote code otherwise.
+    Raises `ClusterError` at the deadline, naming the configuration key that sets it; `StopRequested` when the
+    run is asked to stop; `ActorDied` when the actor's process died; the original error of the remote code otherwise.
     """
-    try:
-        return ray.get(references, timeout=timeout_s)
-    except GetTimeoutError:
-        raise ClusterError(f"{what} took longer than {timeout_s:g} s; {key} sets the deadline") from None
-    except RayTaskError as error:
-        raise error.as_instanceof_cause() from None
+    deadline = time.monotonic() + timeout_s
+    while True:
+        raise_if_requested()
+        try:
+            return ray.get(references, timeout=min(POLL_S, max(0.0, deadline - time.monotonic())))
+        except GetTimeoutError:
+            if time.monotonic() >= deadline:
+                raise ClusterError(f"{what} took longer than {timeout_s:g} s; {key} sets the deadline") from None
+        except RayTaskError as error:
+            raise error.as_instanceof_cause() from None
 
 
 def stop_actor(actor: Any, timeout_s: float = 10.0) -> None:
