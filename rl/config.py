@@ -29,7 +29,7 @@ class Section(BaseModel):
 class TinyHybrid(Section):
     """A random NemotronH policy, built with its own tokenizer trained on gold conversations of the environments."""
 
-    pattern: str = Field("ME*E", pattern=r"^[ME*-]+$")
+    pattern: str = Field("M*ME", pattern=r"^[ME*-]+$")
     """Layers in order: M Mamba-2, E LatentMoE, * attention, - MLP."""
     hidden_size: Positive = 128
     """Width of the residual stream."""
@@ -106,7 +106,7 @@ class SftConfig(Section):
     """A JSONL file or a `datasets` folder of conversations to train on instead of gold ones."""
     batch_size: Positive = 32
     """Conversations an optimiser step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     """Peak of the cosine schedule."""
     warmup_steps: NonNegative = 20
     """Steps over which the learning rate rises linearly from 0."""

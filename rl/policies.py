@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PAD = "<|endoftext|>"
 MAMBA_HEAD_SIZE = 32
 MAMBA_STATE_SIZE = 32
-CHUNK_SIZE = 32
+CHUNK_SIZE = 16
 """Tokens of one block of the Mamba-2 scan. On CPUs the work inside a block grows with its square."""
 MAX_POSITIONS = 8192
 ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -104,8 +104,8 @@ def _hybrid_config(config: TinyHybrid, tokenizer: "PreTrainedTokenizerFast") -> 
         tie_word_embeddings=False,
         max_position_embeddings=MAX_POSITIONS,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(IM_END.text),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        eos_token_id=tokenizer.get_vocab()[IM_END.text],
+        pad_token_id=tokenizer.get_vocab()[PAD],
     )
 
 
@@ -140,7 +140,7 @@ def _init_weight(name: str, weight: "torch.Tensor", config: "NemotronHConfig", g
         step = (weight.uniform_(low, high, generator=generator)).exp()
         weight.copy_(step + (-(-step).expm1()).log())
     elif name.endswith("embeddings.weight"):
-        weight.normal_(std=0.5, generator=generator)
+        weight.normal_(std=0.2, generator=generator)
     elif "conv1d" in name and weight.dim() == 3:
         weight.uniform_(-0.5, 0.5, generator=generator)  # 1/sqrt(kernel size 4)
     elif weight.dim() >= 2:

@@ -1,7 +1,7 @@
 """The supervised stage: next-token training on conversations with trl's `SFTTrainer`, the assistant's tokens only.
 
-Rows come tokenised from `rl.rollouts.chat`, so that training sees the ids that rollouts will see. Batches hold rows of
-like length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
+Rows come tokenised from `rl.rollouts.chat`, so that training sees the ids that rollouts will see. Micro-batches hold
+rows of like length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
 """
 
 import os
@@ -21,7 +21,7 @@ from rl.config import ExperimentConfig
 from rl.policies import build_policy
 from rl.rollouts.chat import load_chat
 from rl.rollouts.formats import conversation_text
-from sft.data import Conversation, Row, gold_conversations, read_conversations, token_rows
+from sft.data import Conversation, Row, gold_conversations, read_conversations, token_rows, training_order
 from sft.progress import StepMetrics
 
 CONVERSATIONS_FOR_TOKENIZER = 4000
@@ -60,18 +60,15 @@ def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> P
 
 
 def _train(config: ExperimentConfig, policy: Path, rows: Sequence[Row], pad_id: int, folder: Path) -> None:
+    assert config.sft is not None
     model = load_model(policy)
+    order, num_micro_batches = training_order(rows, config.sft.num_steps, config.sft.batch_size, config.seed)
+    dataset = Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
     metrics = StepMetrics(folder / "metrics.jsonl")
     trainer = SFTTrainer(
         model=model,
-        args=_trl_config(config, folder),
-        train_dataset=Dataset.from_dict(
-            {
-                "input_ids": [row.input_ids for row in rows],
-                "labels": [row.labels for row in rows],
-                "length": [len(row.input_ids) for row in rows],
-            }
-        ),
+        args=_trl_config(config, folder, num_micro_batches),
+        train_dataset=dataset.select(order),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=pad_id),
         callbacks=[metrics],
     )
@@ -92,12 +89,13 @@ def load_model(policy: Path) -> PreTrainedModel:
     )
 
 
-def _trl_config(config: ExperimentConfig, folder: Path) -> TrlConfig:
+def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) -> TrlConfig:
     assert config.sft is not None
     return TrlConfig(
         output_dir=str(folder),
         max_steps=config.sft.num_steps,
-        per_device_train_batch_size=config.sft.batch_size,
+        per_device_train_batch_size=config.sft.batch_size // num_micro_batches,
+        gradient_accumulation_steps=num_micro_batches,
         learning_rate=config.sft.learning_rate,
         warmup_steps=config.sft.warmup_steps,
         lr_scheduler_type="cosine",
@@ -107,7 +105,7 @@ def _trl_config(config: ExperimentConfig, folder: Path) -> TrlConfig:
         bf16=config.policy.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential",
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,

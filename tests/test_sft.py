@@ -10,7 +10,15 @@ from rl.config import ExperimentConfig
 from rl.policies import build_policy
 from rl.rollouts.chat import load_chat
 from rl.rollouts.formats import conversation_text
-from sft.data import Conversation, SftDataError, gold_conversations, read_conversations, token_rows
+from sft.data import (
+    Conversation,
+    Row,
+    SftDataError,
+    gold_conversations,
+    read_conversations,
+    token_rows,
+    training_order,
+)
 
 SIZES = {
     "pattern": "M*E", "hidden_size": 32, "num_heads": 1, "num_experts": 4, "latent_size": 16, "expert_size": 32,
@@ -163,6 +171,26 @@ def test_a_conversation_in_the_wrong_order_names_its_row(tmp_path):
     conversation = Conversation((Message("assistant", "x"),), (), "off", "a.jsonl, row 7")
     with pytest.raises(SftDataError, match=r"row 7: .*must begin"):
         token_rows([conversation], load_chat(tmp_path, "nemotron"), 512)
+
+
+def test_each_row_is_trained_once_an_epoch_and_steps_are_sorted_by_length():
+    lengths = [(7 * place) % 12 + 1 for place in range(12)]
+    rows = [Row((0,) * length, (0,) * length) for length in lengths]
+    order, num_micro_batches = training_order(rows, num_steps=7, batch_size=4, seed=0)
+    assert len(order) == 28
+    assert sorted(order[:12]) == sorted(order[12:24]) == list(range(12))
+    for step in range(7):
+        in_step = [lengths[index] for index in order[4 * step : 4 * step + 4]]
+        assert in_step == sorted(in_step)
+    assert num_micro_batches == 1  # rows this short are not worth a second pass
+    assert (order, 1) == training_order(rows, num_steps=7, batch_size=4, seed=0)
+    assert order != training_order(rows, num_steps=7, batch_size=4, seed=1)[0]
+
+
+def test_steps_of_uneven_length_are_cut_where_the_padding_saved_is_worth_it():
+    rows = [Row((0,) * length, (0,) * length) for length in (50, 50, 50, 400)]
+    # one pass: 4 x 400 + 100 = 1700; two: 2 x 50 + 2 x 400 + 200 = 1100; four: 550 + 400 = 950
+    assert training_order(rows, num_steps=1, batch_size=4, seed=0)[1] == 4
 
 
 @pytest.mark.slow
