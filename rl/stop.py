@@ -1,4 +1,4 @@
-"""What happens on Ctrl-C and SIGTERM? The run stops at the next safe point, writes a checkpoint, and its exit code tells.
+"""What happens on Ctrl-C and SIGTERM? The run stops at the next safe point, with a checkpoint and a truthful exit code.
 
 The handler only notes the signal: an exception that it raised would surface inside whatever C code is running. All that
 waits looks for the note between short waits, with `raise_if_requested`.

@@ -50,7 +50,8 @@ class Row:
 def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextEnv] = make) -> list[Conversation]:
     """`sft.num_conversations` gold conversations of the training split, environments drawn by their weights.
 
-    A function of the configuration alone. `sft.no_thinking_share` of those that could think do not.
+    A function of the configuration alone. `sft.no_thinking_share` of those that could think do not;
+    `sft.wrong_share` answer another task than the one asked.
     """
     assert config.sft is not None
     rng = np.random.default_rng([config.seed, 0x5F7])  # a stream of its own, apart from the tasks of the RL stage
@@ -72,7 +73,31 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
         conversations.append(Conversation(_to_last_reply(messages), env.tools, budget, f"{env_id}, seed {seed}"))
     for env in envs.values():
         env.close()
-    return conversations
+    return with_wrong_answers(conversations, drawn.tolist(), config.sft.wrong_share, rng)
+
+
+def with_wrong_answers(
+    conversations: Sequence[Conversation], env_of: Sequence[int], share: float, rng: np.random.Generator
+) -> list[Conversation]:
+    """A share of the conversations opens with the question of another one of the same environment.
+
+    What follows then answers a question that was not asked: the imperfect demonstrations of real supervised data.
+    """
+    result = list(conversations)
+    for env in set(env_of):
+        members = np.flatnonzero(np.array(env_of) == env)
+        chosen = members[rng.random(len(members)) < share]
+        for index, other in zip(chosen.tolist(), rng.choice(members, size=len(chosen)).tolist(), strict=True):
+            opening, _ = split_opening(conversations[other].messages)
+            _, answer = split_opening(conversations[index].messages)
+            result[index] = replace(conversations[index], messages=(*opening, *answer))
+    return result
+
+
+def split_opening(messages: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """What was said before the policy's first reply, and the rest."""
+    first = next(index for index, message in enumerate(messages) if message.role == "assistant")
+    return tuple(messages[:first]), tuple(messages[first:])
 
 
 def read_conversations(path: Path) -> list[Conversation]:

@@ -1,0 +1,168 @@
+"""The whole command, as a user runs it: it trains, is killed, stopped and resumed, and leaves nothing behind."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rl.runs.checkpoint import latest_checkpoint
+
+pytestmark = pytest.mark.slow
+
+YAML = """
+seed: 3
+policy: {{path: {policy}}}
+environments:
+  math/Arithmetic-v0: {{}}
+  tools/Store-v0: {{}}
+train: {{num_steps: 4, num_prompts: 2, group_size: 3, checkpoint_every: 1}}
+evaluation: {{num_tasks: 2}}
+rollout: {{max_in_flight: 8, kv_cache_gib: 0.1}}
+ray: {{address: local}}
+"""
+START_TIMEOUT_S = 240
+
+
+@pytest.fixture(scope="module")
+def yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment on a policy that had a few supervised steps."""
+    folder = tmp_path_factory.mktemp("experiment")
+    supervised = folder / "supervised.yaml"
+    supervised.write_text(
+        f"run_dir: {folder}/run\nseed: 3\npolicy: {{build: {{}}}}\ntrain: {{num_steps: 1}}\n"
+        "environments: {math/Arithmetic-v0: {}, tools/Store-v0: {}}\n"
+        "sft: {num_steps: 30, num_conversations: 600, batch_size: 16}\n"
+    )
+    subprocess.run([sys.executable, "-m", "sft", "train", str(supervised)], check=True, timeout=START_TIMEOUT_S)
+    path = folder / "experiment.yaml"
+    path.write_text(YAML.format(policy=folder / "run" / "sft"))
+    return path
+
+
+def command(yaml: Path, run_dir: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "rl", "train", str(yaml), f"run_dir={run_dir}", *more]
+
+
+def run(yaml: Path, run_dir: Path, *more: str) -> None:
+    done = subprocess.run(
+        command(yaml, run_dir, *more), capture_output=True, text=True, timeout=2 * START_TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def interrupted(yaml: Path, run_dir: Path, number: int, when: Callable[[], bool], *more: str) -> tuple[int, list[int]]:
+    """Start the run and signal it when the condition holds; its exit code and the processes that are left after it."""
+    process = subprocess.Popen(command(yaml, run_dir, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not when() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    assert process.poll() is None, "the run ended before it could be interrupted"
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    process.wait(timeout=60)
+    _, left = psutil.wait_procs(family, timeout=30)
+    return process.returncode, [member.pid for member in left]
+
+
+def steps(run_dir: Path) -> list[dict[str, Any]]:
+    metrics = run_dir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return [line for line in map(json.loads, lines) if line["kind"] == "train"]
+
+
+def reached(run_dir: Path, step: int) -> Callable[[], bool]:
+    return lambda: (run_dir / "checkpoints" / f"step_{step:06d}").exists()
+
+
+def state_of(run_dir: Path) -> dict[str, str]:
+    """Hashes of everything that the newest checkpoint holds of the learner, and its ledger."""
+    checkpoint = latest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    files = sorted(path for path in checkpoint.learner.rglob("*") if path.is_file())
+    hashes = {
+        str(path.relative_to(checkpoint.learner)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+    return {**hashes, "step": str(checkpoint.step), "ledger": json.dumps(checkpoint.state["ledger"])}
+
+
+def trained_ordinals(run_dir: Path) -> list[int]:
+    """The ordinals of all groups that were trained, one entry a group."""
+    ordinals = []
+    for path in sorted((run_dir / "rollouts").glob("train_*.jsonl")):
+        rollouts = [json.loads(line) for line in path.read_text().splitlines()]
+        ordinals += sorted({rollout["task"]["ordinal"] for rollout in rollouts})
+    return ordinals
+
+
+def without_time(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics that a repetition must reproduce: all but what a clock says."""
+    clocks = ("time", "seconds", "share/", "tokens_per_s/", "update/seconds")
+    return [{name: value for name, value in line.items() if not name.startswith(clocks)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(yaml, run_dir)
+    return run_dir
+
+
+def test_a_run_writes_all_that_it_promises(undisturbed: Path) -> None:
+    names = {path.name for path in undisturbed.iterdir()}
+    assert {"config.yaml", "versions.json", "metrics.jsonl", "tensorboard", "rollouts", "checkpoints"} <= names
+    assert "report.html" in names
+    assert [line["step"] for line in steps(undisturbed)] == [1, 2, 3, 4]
+    assert trained_ordinals(undisturbed) == list(range(8))
+    for line in steps(undisturbed):
+        assert line["update/mismatch"] < 1.001
+
+
+def test_the_engine_serves_each_update_at_once(undisturbed: Path) -> None:
+    for step in range(1, 5):
+        path = undisturbed / "rollouts" / f"train_{step:06d}.jsonl"
+        for rollout in map(json.loads, path.read_text().splitlines()):
+            assert {version for turn in rollout["turns"] for version in turn["policy_versions"]} == {step - 1}
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_killed_run_that_is_resumed_equals_the_undisturbed_one_bit_for_bit(
+    step: int, yaml: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    code, left = interrupted(yaml, run_dir, signal.SIGKILL, reached(run_dir, step))
+    assert code == -signal.SIGKILL and not left
+    run(yaml, run_dir, "--resume")
+    assert state_of(run_dir) == state_of(undisturbed)
+    assert without_time(steps(run_dir)) == without_time(steps(undisturbed))
+    assert trained_ordinals(run_dir) == list(range(8))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_leaves_a_checkpoint_no_process_and_a_truthful_exit_code(
+    number: int, code: int, yaml: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    more = ("train.num_steps=500", "train.checkpoint_every=400")
+    returned, left = interrupted(yaml, run_dir, number, lambda: len(steps(run_dir)) >= 2, *more)
+    assert (returned, left) == (code, [])
+    checkpoint = latest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None and checkpoint.step == len(steps(run_dir))
+    assert not list(Path("/dev/shm").glob(f"polygym-weights-*{os.getpid()}*"))
+
+
+def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(yaml: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    more = ("train.max_staleness=2", "train.num_steps=6")
+    interrupted(yaml, run_dir, signal.SIGKILL, reached(run_dir, 3), *more)
+    run(yaml, run_dir, *more, "--resume")
+    assert trained_ordinals(run_dir) == list(range(12))
+    assert all(line["staleness_max"] <= 2 for line in steps(run_dir))
