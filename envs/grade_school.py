@@ -38,9 +38,10 @@ class GradeSchool(TextEnv):
     The answer is the number on the last `####` line, else in the last `\\boxed{}`, else the last number. The gold reply
     is the worked answer and a last line `#### N`, all of it text. All variants of an original are in one split.
 
-    Options: `source` is `originals` (about 100 problems of GSM8K's test set), `variants` (the same with names, things
-    and numbers drawn anew) or `easy` (one-step questions with numbers to 50; these need no package).
-    Reward parts: `correct` 1 when the answer is right.
+    Options: `source` is one, or a list that each task draws from, of `originals` (about 100 problems of GSM8K's test
+    set), `variants` (the same with names, things and numbers drawn anew) and `easy` (one-step questions with numbers to
+    50; these need no package).
+    Reward parts: one named after the task's source, 1 when the answer is right.
     """
 
     OPTIONS: ClassVar = {"source": "variants"}
@@ -50,20 +51,27 @@ class GradeSchool(TextEnv):
     ) -> tuple[tuple[Message, ...], dict[str, Any]]:
         super().reset(seed=seed)
         split, chosen = self.read_options(options)
-        if chosen["source"] not in SOURCES:
-            raise EnvironmentOptionError(f"source must be one of {', '.join(SOURCES)}, got {chosen['source']!r}")
-        if chosen["source"] == "easy":
+        self._source = str(self.np_random.choice(read_sources(chosen["source"])))
+        if self._source == "easy":
             self._question = draw_in_split(self.np_random, split, draw_easy, lambda question: question.key)
         else:
-            self._question = draw_from_templates(self.np_random, split, chosen["source"] == "originals")
+            self._question = draw_from_templates(self.np_random, split, self._source == "originals")
         return (Message("user", self._question.text),), {"key": self._question.key}
 
     def step(self, action: Reply) -> StepResult:
         reward = answer_correct(action.text, self._question.answer)
-        return (), reward, True, False, {"reward_parts": {"correct": reward}}
+        return (), reward, True, False, {"reward_parts": {self._source: reward}}
 
     def gold_reply(self) -> Reply:
         return Reply(f"{self._question.worked}\n#### {self._question.answer}")
+
+
+def read_sources(value: Any) -> list[str]:
+    """The sources to draw from. Raises `EnvironmentOptionError` for anything but one or several of `SOURCES`."""
+    sources = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
+    if not sources or not set(sources) <= set(SOURCES):
+        raise EnvironmentOptionError(f"source must be one or a list of {', '.join(SOURCES)}, got {value!r}")
+    return sources
 
 
 def draw_easy(rng: np.random.Generator) -> Question:

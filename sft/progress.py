@@ -1,4 +1,7 @@
-"""How is the supervised stage doing? One line of `metrics.jsonl` a step, and a progress line on the terminal."""
+"""How is the supervised stage doing? One line of `metrics.jsonl` a step, and on the terminal a progress bar.
+
+Where there is no terminal, a line is printed at every tenth of the way.
+"""
 
 import json
 import time
@@ -15,7 +18,7 @@ class StepMetrics(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._progress = Progress(
-            TextColumn("sft"),
+            TextColumn("supervised"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
@@ -56,6 +59,13 @@ class StepMetrics(TrainerCallback):
         self._file.flush()
         rate = num_tokens / (now - self._start)
         self._progress.update(self._task, completed=state.global_step, loss=logs["loss"], rate=rate)
+        if not self._progress.console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
+            left_s = (state.max_steps - state.global_step) * (now - self._start) / state.global_step
+            print(
+                f"supervised step {state.global_step}/{state.max_steps}  loss {logs['loss']:.3f}  {rate:,.0f} tokens/s"
+                f"  {left_s:.0f} s left",
+                flush=True,
+            )
         self._num_tokens, self._last = num_tokens, now
 
     def close(self) -> None:
