@@ -112,9 +112,9 @@ class SftConfig(Section):
     """Steps over which the learning rate rises linearly from 0."""
     no_thinking_share: Share = 0.1
     """Share of gold conversations whose reasoning is removed and whose prompt turns thinking off."""
-    wrong_share: Share = 0.0
-    """Share of gold conversations that answer another task than the one asked, as imperfect demonstrations do; it shows
-    what reinforcement learning repairs."""
+    giving_up_share: Share = 0.0
+    """Share of gold conversations in which the assistant gives up at once, as imperfect demonstrations do; a habit for
+    reinforcement learning to undo."""
 
 
 class RolloutConfig(Section):

@@ -19,6 +19,7 @@ from rl.rollouts.chat import Chat
 from rl.rollouts.formats import ChatError
 
 IGNORED_LABEL = -100  # what torch's cross-entropy leaves out
+GIVING_UP = "I do not know."
 MAX_SEED = 2**31
 MICRO_BATCHES = (1, 2, 4, 8)
 TOKENS_PER_START = 100  # measured for the tiny hybrid on one core: a pass costs 10 ms, and a token 0.1 ms
@@ -51,7 +52,7 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
     """`sft.num_conversations` gold conversations of the training split, environments drawn by their weights.
 
     A function of the configuration alone. `sft.no_thinking_share` of those that could think do not;
-    `sft.wrong_share` answer another task than the one asked.
+    in `sft.giving_up_share` the assistant gives up.
     """
     assert config.sft is not None
     rng = np.random.default_rng([config.seed, 0x5F7])  # a stream of its own, apart from the tasks of the RL stage
@@ -60,44 +61,31 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
     drawn = rng.choice(len(env_ids), size=config.sft.num_conversations, p=weights / weights.sum())
     seeds = rng.integers(MAX_SEED, size=config.sft.num_conversations)
     silent = rng.random(config.sft.num_conversations) < config.sft.no_thinking_share
+    helpless = rng.random(config.sft.num_conversations) < config.sft.giving_up_share
     envs = {env_id: make_env(env_id) for env_id in env_ids}
     conversations = []
-    for index, seed, off in zip(drawn.tolist(), seeds.tolist(), silent.tolist(), strict=True):
+    for index, seed, off, gives_up in zip(
+        drawn.tolist(), seeds.tolist(), silent.tolist(), helpless.tolist(), strict=True
+    ):
         env_id = env_ids[index]
         section = config.environments[env_id]
         env = envs[env_id]
         messages = gold_conversation(env, seed, {**section.options, "split": "train"})
+        if gives_up:
+            messages = giving_up(messages)
         budget: Budget = "off" if off else section.budget
         if budget == "off":
             messages = tuple(replace(message, reasoning="") for message in messages)
         conversations.append(Conversation(_to_last_reply(messages), env.tools, budget, f"{env_id}, seed {seed}"))
     for env in envs.values():
         env.close()
-    return with_wrong_answers(conversations, drawn.tolist(), config.sft.wrong_share, rng)
+    return conversations
 
 
-def with_wrong_answers(
-    conversations: Sequence[Conversation], env_of: Sequence[int], share: float, rng: np.random.Generator
-) -> list[Conversation]:
-    """A share of the conversations opens with the question of another one of the same environment.
-
-    What follows then answers a question that was not asked: the imperfect demonstrations of real supervised data.
-    """
-    result = list(conversations)
-    for env in set(env_of):
-        members = np.flatnonzero(np.array(env_of) == env)
-        chosen = members[rng.random(len(members)) < share]
-        for index, other in zip(chosen.tolist(), rng.choice(members, size=len(chosen)).tolist(), strict=True):
-            opening, _ = split_opening(conversations[other].messages)
-            _, answer = split_opening(conversations[index].messages)
-            result[index] = replace(conversations[index], messages=(*opening, *answer))
-    return result
-
-
-def split_opening(messages: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """What was said before the policy's first reply, and the rest."""
+def giving_up(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation as a helpless assistant would have it: the opening, and nothing tried."""
     first = next(index for index, message in enumerate(messages) if message.role == "assistant")
-    return tuple(messages[:first]), tuple(messages[first:])
+    return (*messages[:first], Message("assistant", GIVING_UP))
 
 
 def read_conversations(path: Path) -> list[Conversation]:

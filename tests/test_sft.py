@@ -216,3 +216,12 @@ def test_the_same_seed_trains_the_same_weights(tmp_path):
 
     first = (run(experiment(tmp_path / "a")) / "model.safetensors").read_bytes()
     assert first == (run(experiment(tmp_path / "b")) / "model.safetensors").read_bytes()
+
+
+def test_in_a_share_of_conversations_the_assistant_gives_up(tmp_path):
+    config = experiment(tmp_path, giving_up_share=0.25, no_thinking_share=0.0)
+    last = [conversation.messages[-1] for conversation in gold_conversations(config)]
+    gave_up = [message for message in last if message.content == "I do not know."]
+    assert 30 < len(gave_up) < 70  # of 200
+    assert not any(message.reasoning for message in gave_up)
+    assert all(len(message.content) == 1 for message in last if message not in gave_up)
