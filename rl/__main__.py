@@ -11,8 +11,8 @@ import typer
 
 from rl.config_error import ConfigError
 from rl.config_file import load_config
-from rl.explain import explain
 from rl.errors import is_told
+from rl.explain import explain
 from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

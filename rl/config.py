@@ -106,7 +106,7 @@ class SftConfig(Section):
     """A JSONL file or a `datasets` folder of conversations to train on instead of gold ones."""
     batch_size: Positive = 32
     """Conversations an optimiser step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Peak of the cosine schedule."""
     warmup_steps: NonNegative = 20
     """Steps over which the learning rate rises linearly from 0."""
@@ -156,7 +156,7 @@ class LossConfig(Section):
 
     baseline: Literal["leave_one_out", "mean"] = "leave_one_out"
     """What a reward is compared with: the mean of the group's other valid rewards, or of all of them."""
-    scale_by_std: bool = False
+    scale_by_std: bool = True
     """Divide advantages by the group's standard deviation."""
     importance_weight_max: Annotated[float, Field(gt=0)] = 2.0
     """Upper bound of the importance weight between learner and sampler (truncated importance sampling)."""
@@ -183,7 +183,7 @@ class LearnerConfig(Section):
     """Ray CPUs the learner reserves."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """Ray GPUs the learner reserves."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegative = 5
     """Steps over which the learning rate rises linearly from 0."""
@@ -193,11 +193,11 @@ class LearnerConfig(Section):
     """Decoupled weight decay of AdamW."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW, decay of the gradient's mean."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """AdamW, decay of the squared gradient's mean."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this L2 norm."""
-    tokens_per_micro_batch: Positive = 8192
+    tokens_per_micro_batch: Positive = 4096
     """Padded tokens of one forward pass; rows are sorted by length first."""
     logprob_chunk_tokens: Positive = 1024
     """Tokens whose logits over the vocabulary exist at the same time."""

@@ -11,7 +11,6 @@ from rl.config import ExperimentConfig
 from rl.data_types import Sample, Update
 from rl.rollouts.protocol import WeightSource
 
-
 CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
 
 
@@ -26,7 +25,7 @@ class LearnerActor:
         if checkpoint is not None:
             self._learner.load_state(checkpoint)
         self._policy_path = policy_path
-        self._dtype = config.policy.dtype
+        self._config = config
         self._published: list[WeightSource] = []
 
     def update(self, samples: Sequence[Sample]) -> Update:
@@ -37,7 +36,7 @@ class LearnerActor:
         from rl.weights.checkpoint import checkpoint_tensors
         from rl.weights.shared_memory import remove_weights, write_weights
 
-        tensors = checkpoint_tensors(self._learner.model, self._dtype)
+        tensors = checkpoint_tensors(self._learner.model, self._config.policy.dtype)
         self._published.append(write_weights(tensors, self._learner.policy_version))
         while len(self._published) > 2:
             remove_weights(self._published.pop(0))

@@ -86,7 +86,7 @@ class Collector:
         return _Call(worker, tuple(specs), self._pool.play(worker, specs))
 
     def _finish(self, call: _Call, deadline: float) -> list[Group]:
-        """Wait for the call. A worker that died, or whose engine did, is replaced and plays the groups again; then they are masked."""
+        """Wait for the call. A worker that died, or whose engine did, is replaced and plays the groups once more."""
         while True:
             try:
                 left_s = max(0.01, deadline - time.monotonic())

@@ -88,7 +88,7 @@ class Episode:
         return self._checked_messages(messages)
 
     async def step(self, reply: Reply) -> tuple[tuple[Message, ...], bool, bool]:
-        """Messages that follow, terminated, truncated; reward and its parts are added up here. Raises `EpisodeError`."""
+        """Messages that follow, terminated, truncated; the reward is added up here. Raises `EpisodeError`."""
         result = await self._guarded("step", lambda: self.env.step(reply), self._config.step_timeout_s)
         messages, reward, terminated, truncated, info = self._checked_result(result)
         self.reward += reward

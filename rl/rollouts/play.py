@@ -11,7 +11,7 @@ from envs.messages import Message
 from rl.config import ExperimentConfig
 from rl.data_types import Outcome, Rollout, Task, Turn
 from rl.rollouts.chat import Chat
-from rl.rollouts.environment import EnvThreads, EpisodeError, Episode
+from rl.rollouts.environment import EnvThreads, Episode, EpisodeError
 from rl.rollouts.protocol import Engine, EngineError, Lane, SamplingParams
 from rl.tasks.stream import derive_seed
 

@@ -80,6 +80,6 @@ class WorkerPool:
         loaded = wait_for(reference, timeout_s, "publishing weights", "train.publish_timeout_s")
         if loaded != self._source.hash:
             raise WeightHashError(
-                f"engine {index} loaded weights with hash {loaded}, the learner published {self._source.hash} as version"
-                f" {self._source.version}; the transport is broken, so the run stops before it trains on it"
+                f"engine {index} loaded weights with hash {loaded}, the learner published {self._source.hash} as"
+                f" version {self._source.version}; the transport is broken, so the run stops before it trains on it"
             )

@@ -49,7 +49,7 @@ class Lane(Protocol):
 
 
 class Engine(Protocol):
-    def open_lanes(self, num: int) -> list[Lane]:
+    def open_lanes(self, num: int) -> Sequence[Lane]:
         """Open lanes at one logical moment; with lockstep, the engine waits for the first request of each."""
         ...
 
