@@ -156,7 +156,7 @@ class LossConfig(Section):
 
     baseline: Literal["leave_one_out", "mean"] = "leave_one_out"
     """What a reward is compared with: the mean of the group's other valid rewards, or of all of them."""
-    scale_by_std: bool = True
+    scale_by_std: bool = False
     """Divide advantages by the group's standard deviation."""
     importance_weight_max: Annotated[float, Field(gt=0)] = 2.0
     """Upper bound of the importance weight between learner and sampler (truncated importance sampling)."""

@@ -79,7 +79,7 @@ def test_an_unknown_option_and_a_bad_level_are_named_with_what_there_is() -> Non
         Arithmetic().reset(seed=0, options={"level": 9})
     with pytest.raises(EnvironmentOptionError, match="split must be 'train' or 'heldout'"):
         Arithmetic().reset(seed=0, options={"split": "test"})
-    with pytest.raises(EnvironmentOptionError, match="source must be one of"):
+    with pytest.raises(EnvironmentOptionError, match="source must be one or a list of"):
         GradeSchool().reset(seed=0, options={"source": "gsm"})
 
 
