@@ -69,7 +69,8 @@ def interrupted(yaml: Path, run_dir: Path, number: int, when: Callable[[], bool]
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     process.wait(timeout=60)
-    _, left = psutil.wait_procs(family, timeout=30)
+    # Ray's agents notice within a minute that their raylet was killed.
+    _, left = psutil.wait_procs(family, timeout=120)
     return process.returncode, [member.pid for member in left]
 
 
