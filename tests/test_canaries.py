@@ -1,0 +1,40 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from rl.config import CanaryConfig
+from rl.runs.canaries import CanaryStop, check_canaries
+from tests.conftest import make_group
+from tests.run_makers import make_update
+
+CONFIG = CanaryConfig(mismatch_warn=1.05, mismatch_stop=2.0, masked_rows_stop=0.5)
+GROUPS = [make_group([1.0, 0.0])]
+
+
+def test_a_step_within_all_thresholds_is_silent() -> None:
+    assert check_canaries(CONFIG, GROUPS, replace(make_update(), mismatch=1.01)) == []
+
+
+def test_a_mismatch_above_the_first_threshold_warns_and_names_its_key() -> None:
+    (warning,) = check_canaries(CONFIG, GROUPS, replace(make_update(), mismatch=1.2))
+    assert "canaries.mismatch_warn" in warning
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("mismatch", 2.5, "canaries.mismatch_stop"),
+        ("loss", math.nan, "loss is nan"),
+        ("grad_norm", math.inf, "grad_norm"),
+    ],
+)
+def test_what_would_train_the_wrong_thing_stops_with_the_reason(field: str, value: float, said: str) -> None:
+    with pytest.raises(CanaryStop, match=said):
+        check_canaries(CONFIG, GROUPS, replace(make_update(), **{field: value}))
+
+
+def test_too_many_rollouts_that_do_not_count_stop_with_the_first_error() -> None:
+    with pytest.raises(CanaryStop, match=r"67% .*canaries.masked_rows_stop.*env_error: it broke"):
+        check_canaries(CONFIG, [make_group([1.0, None, None])], make_update())
+    assert check_canaries(CONFIG, [make_group([1.0, None])], replace(make_update(), mismatch=1.0)) == []

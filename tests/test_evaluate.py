@@ -1,0 +1,20 @@
+import pytest
+
+from rl.evaluate import evaluation_metrics
+from tests.conftest import make_group
+
+
+def test_rewards_are_averaged_by_environment_and_failures_are_not_zeros() -> None:
+    groups = [make_group([1.0, 0.5, None]), make_group([0.0], ordinal=1), make_group([1.0], ordinal=2, env_id="b")]
+    metrics = evaluation_metrics(groups)
+    assert metrics["reward/math/Arithmetic-v0"] == pytest.approx(0.5)
+    assert metrics["accuracy/math/Arithmetic-v0"] == pytest.approx(1 / 3)
+    assert metrics["stderr/math/Arithmetic-v0"] == pytest.approx(0.5 / 3**0.5)
+    assert (metrics["num/math/Arithmetic-v0"], metrics["failed/math/Arithmetic-v0"]) == (3, 1)
+    assert metrics["reward/b"] == 1.0
+    assert metrics["reward/mean"] == pytest.approx(0.75)
+
+
+def test_an_environment_of_which_nothing_counts_has_no_reward() -> None:
+    metrics = evaluation_metrics([make_group([None, None])])
+    assert metrics == {"num/math/Arithmetic-v0": 0, "failed/math/Arithmetic-v0": 2}

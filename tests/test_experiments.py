@@ -1,0 +1,46 @@
+"""Every YAML that is shipped loads and passes preflight; the README's commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.config_file import load_config
+from rl.preflight import preflight
+
+ROOT = Path(__file__).parent.parent
+YAMLS = sorted((ROOT / "experiments").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_experiment_loads_is_short_and_can_run(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert len(path.read_text().splitlines()) <= 40
+    if config.policy.path is not None:  # a checkpoint that a command of the experiment's README makes
+        (tmp_path / "config.json").write_text("{}")
+        config = load_config(path, [f"policy.path={tmp_path}"])
+    preflight(config)
+
+
+def test_the_quickstart_is_25_lines_at_most() -> None:
+    assert len((ROOT / "experiments" / "quickstart.yaml").read_text().splitlines()) <= 25
+
+
+def test_every_command_that_the_readme_names_exists() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) < 150
+    commands = set(re.findall(r"python -m (rl|sft) ([a-z0-9]+)", readme))
+    assert {("rl", "train"), ("rl", "evaluate"), ("sft", "train")} <= commands
+    for package, command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", package, command, "--help"], cwd=ROOT, capture_output=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, (package, command)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "check", "lock"])
+def test_make_knows_the_targets_that_the_documents_name(target: str) -> None:
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0

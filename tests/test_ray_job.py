@@ -1,0 +1,65 @@
+"""`ray job submit --working-dir .` against a cluster on this machine runs the same command."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rl.config import TinyHybrid
+from rl.policies import build_policy
+
+pytestmark = pytest.mark.slow
+
+PORT, DASHBOARD_PORT = 46379, 48265
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+@pytest.fixture
+def dashboard() -> Iterator[str]:
+    """The address that jobs are submitted to."""
+    address = f"http://127.0.0.1:{DASHBOARD_PORT}"
+    ports = [f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1"]
+    start = [*RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--include-dashboard=true"]
+    with subprocess.Popen([*start, *ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        try:
+            wait_for_jobs(address)
+            yield address
+        finally:
+            head.terminate()
+            head.wait(timeout=60)
+
+
+def wait_for_jobs(address: str) -> None:
+    for _ in range(90):
+        listed = subprocess.run(
+            [*RAY, "job", "list", "--address", address], capture_output=True, check=False, timeout=60
+        )
+        if listed.returncode == 0:
+            return
+        time.sleep(1)
+    raise AssertionError(f"no Ray dashboard at {address}")
+
+
+def test_a_submitted_job_trains_and_its_results_lie_in_run_dir(dashboard: str, repo: Path, tmp_path: Path) -> None:
+    policy, run_dir = tmp_path / "policy", tmp_path / "run"
+    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, policy, 0)
+    yaml = tmp_path / "experiment.yaml"
+    yaml.write_text(
+        f"run_dir: {run_dir}\nseed: 0\npolicy: {{path: {policy}}}\nenvironments: {{math/Arithmetic-v0: {{}}}}\n"
+        "train: {num_steps: 1, num_prompts: 2, group_size: 2}\nevaluation: {num_tasks: 2}\n"
+        "rollout: {kv_cache_gib: 0.1, max_in_flight: 4, max_reply_tokens: 16}\n"
+    )
+    command = [*RAY, "job", "submit", "--address", dashboard, "--working-dir", str(repo), "--"]
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "rl", "train", str(yaml)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "step 1/1" in done.stdout
+    assert (run_dir / "report.html").exists()
