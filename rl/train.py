@@ -164,6 +164,8 @@ def train_with(parts: Parts) -> None:
         parts.display.message(f"stopping: writing a checkpoint of step {parts.step}")
         checkpoint(parts)
         raise
+    except ActorDied as error:  # workers are replaced by the collector; the learner holds the only newest weights
+        raise ClusterError(f"the learner died; go on from the newest checkpoint with --resume ({error})") from error
     checkpoint(parts)
     if not parts.tracker.has_evaluation("after"):
         evaluate(parts, "after")
