@@ -1,5 +1,6 @@
 """`ray job submit --working-dir .` against a cluster on this machine runs the same command."""
 
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from rl.policies import build_policy
 pytestmark = pytest.mark.slow
 
 PORT, DASHBOARD_PORT = 46379, 48265
+OPEN = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # a cluster of this machine's own, without a token
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -23,7 +25,7 @@ def dashboard() -> Iterator[str]:
     address = f"http://127.0.0.1:{DASHBOARD_PORT}"
     ports = [f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1"]
     start = [*RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--include-dashboard=true"]
-    with subprocess.Popen([*start, *ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+    with subprocess.Popen([*start, *ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=OPEN) as head:
         try:
             wait_for_jobs(address)
             yield address
@@ -35,7 +37,7 @@ def dashboard() -> Iterator[str]:
 def wait_for_jobs(address: str) -> None:
     for _ in range(90):
         listed = subprocess.run(
-            [*RAY, "job", "list", "--address", address], capture_output=True, check=False, timeout=60
+            [*RAY, "job", "list", "--address", address], capture_output=True, check=False, timeout=60, env=OPEN
         )
         if listed.returncode == 0:
             return
@@ -59,6 +61,7 @@ def test_a_submitted_job_trains_and_its_results_lie_in_run_dir(dashboard: str, r
         text=True,
         check=False,
         timeout=400,
+        env=OPEN,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "step 1/1" in done.stdout
