@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import math
+import os
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray._private.utils import read_ray_address
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rl.config import ExperimentConfig
@@ -48,14 +51,28 @@ def cluster(config: ExperimentConfig) -> Iterator[None]:
 
 def _running_cluster(config: ExperimentConfig) -> bool:
     """Join `ray.address`. With `auto`, no running cluster is no error."""
-    try:
-        ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        if config.ray.address == "auto":
+    address = config.ray.address
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or read_ray_address()
+        # A head that was killed leaves its address behind, and Ray would try it for minutes.
+        if not address or not _answers(address):
             return False
-        message = f"ray.address: no Ray cluster answers at {config.ray.address!r} ({error}); start one or use local"
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        message = f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local"
         raise ClusterError(message) from error
     return True
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2.0):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def reserved(config: ExperimentConfig) -> tuple[float, float]:
