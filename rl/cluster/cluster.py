@@ -36,6 +36,7 @@ def cluster(config: ExperimentConfig) -> Iterator[None]:
     joined = config.ray.address != "local" and _running_cluster(config)
     if not joined:
         ray.init(
+            address="local",
             num_cpus=config.ray.local_cpus or max(1, math.ceil(cpus)),
             object_store_memory=config.ray.object_store_mib * 2**20,
             include_dashboard=False,
