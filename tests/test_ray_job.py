@@ -45,6 +45,16 @@ def wait_for_jobs(address: str) -> None:
     raise AssertionError(f"no Ray dashboard at {address}")
 
 
+def submitted(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """The job when it is over. The dashboard answers a few seconds before its agent takes jobs."""
+    for _ in range(30):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, env=OPEN)
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(2)
+    return done
+
+
 def test_a_submitted_job_trains_and_its_results_lie_in_run_dir(dashboard: str, repo: Path, tmp_path: Path) -> None:
     policy, run_dir = tmp_path / "policy", tmp_path / "run"
     build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, policy, 0)
@@ -55,14 +65,7 @@ def test_a_submitted_job_trains_and_its_results_lie_in_run_dir(dashboard: str, r
         "rollout: {kv_cache_gib: 0.1, max_in_flight: 4, max_reply_tokens: 16}\n"
     )
     command = [*RAY, "job", "submit", "--address", dashboard, "--working-dir", str(repo), "--"]
-    done = subprocess.run(
-        [*command, sys.executable, "-m", "rl", "train", str(yaml)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-        env=OPEN,
-    )
+    done = submitted([*command, sys.executable, "-m", "rl", "train", str(yaml)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "step 1/1" in done.stdout
     assert (run_dir / "report.html").exists()
