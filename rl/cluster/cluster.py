@@ -54,9 +54,9 @@ def _running_cluster(config: ExperimentConfig) -> bool:
     """Join `ray.address`. With `auto`, no running cluster is no error."""
     address = config.ray.address
     if address == "auto":
-        left_behind = os.environ.get("RAY_ADDRESS") or read_ray_address()
+        known = os.environ.get("RAY_ADDRESS") or read_ray_address()
         # A head that was killed leaves its address behind, and Ray would try it for minutes.
-        if not left_behind or not _answers(left_behind):
+        if not known or not _answers(known):
             return False
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
