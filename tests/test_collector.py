@@ -28,9 +28,6 @@ class FakePool:
         self.calls: list[tuple[int, list[int]]] = []
         self.restarts: list[int] = []
 
-    def worker_of(self, position: int) -> int:
-        return position % self.num_workers
-
     def play(self, worker: int, specs: Sequence[GroupSpec]) -> Any:
         self.calls.append((worker, [spec.task.ordinal for spec in specs]))
         for spec in specs:
@@ -86,6 +83,25 @@ def test_a_synchronous_step_is_one_call_a_worker() -> None:
     pool = FakePool()
     make_collector(pool).collect()
     assert sorted(pool.calls) == [(0, [0, 2]), (1, [1, 3])]
+
+
+def test_every_worker_gets_a_share_of_every_environment() -> None:
+    """Tasks come round the environments in turn; dealt in that order, slow environments would meet one worker only."""
+    pool = FakePool()
+    config = make_config(
+        environments={"math/Arithmetic-v0": {}, "tools/Store-v0": {}},
+        train={"num_steps": 1, "num_prompts": 4, "group_size": 2},
+    )
+    stream = TaskStream(config.environments, 0)
+    Collector(config, pool, stream, Ledger()).collect()  # type: ignore[arg-type]
+    for _, members in pool.calls:
+        assert {stream.task(ordinal).env_id for ordinal in members} == set(config.environments)
+
+
+def test_an_asynchronous_group_goes_to_the_least_busy_worker() -> None:
+    pool = FakePool(num_workers=3)
+    make_collector(pool, max_staleness=1).collect()
+    assert [worker for worker, _ in pool.calls[:6]] == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_dead_worker_is_replaced_and_its_groups_played_again() -> None:

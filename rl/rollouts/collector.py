@@ -7,7 +7,7 @@ a group is trained at most `max_staleness` updates after its start, and short re
 
 import dataclasses
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,14 +73,25 @@ class Collector:
         if self._config.train.max_staleness == 0:  # one call a worker: all its rollouts enter the engine together
             self._calls.extend(self._submit(worker, share) for worker, share in self._deal(specs))
         else:
-            self._calls.extend(self._submit(self._pool.worker_of(spec.task.ordinal), [spec]) for spec in specs)
+            for spec in specs:
+                self._calls.append(self._submit(self._least_busy(), [spec]))
 
     def _deal(self, specs: Sequence[GroupSpec]) -> list[tuple[int, list[GroupSpec]]]:
-        """Spread groups over the workers, round robin; workers without any are left out."""
+        """Spread groups over the workers, round robin; workers without any are left out.
+
+        Environment by environment: one whose rollouts take long must not always meet the same worker.
+        """
         shares: dict[int, list[GroupSpec]] = {}
-        for position, spec in enumerate(specs):
-            shares.setdefault(self._pool.worker_of(position), []).append(spec)
+        by_environment = sorted(specs, key=lambda spec: (spec.task.env_id, spec.task.ordinal))
+        for position, spec in enumerate(by_environment):
+            shares.setdefault(position % self._pool.num_workers, []).append(spec)
         return sorted(shares.items())
+
+    def _least_busy(self) -> int:
+        """The worker that plays the fewest groups."""
+        busy = Counter(dict.fromkeys(range(self._pool.num_workers), 0))
+        busy.update(call.worker for call in self._calls)
+        return min(busy, key=lambda worker: (busy[worker], worker))
 
     def _submit(self, worker: int, specs: Sequence[GroupSpec]) -> _Call:
         return _Call(worker, tuple(specs), self._pool.play(worker, specs))

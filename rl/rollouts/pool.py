@@ -27,8 +27,9 @@ class WorkerPool:
         pids = [worker.pid.remote() for worker in self._workers]
         wait_for(pids, self._config.train.start_timeout_s, "starting the engines", "train.start_timeout_s")
 
-    def worker_of(self, position: int) -> int:
-        return position % len(self._workers)
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers)
 
     def play(self, worker: int, specs: Sequence[GroupSpec]) -> Any:
         """Hand groups to a worker; returns the reference to its list of groups."""
