@@ -33,7 +33,7 @@ check: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/basedpyright --level error
 	$(VENV)/bin/lint-imports
-	$(RUN) -m pytest -m "not slow and not gpu"
+	$(RUN) -m pytest -n auto --maxprocesses 4 -m "not slow and not gpu"
 
 lock: install
 	$(RUN) requirements/lock.py
