@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import re
+import threading
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ PLACEHOLDER = re.compile(r"\{(\w+),[^}]*\}")
 EXPRESSION = re.compile(r"\{([^}]+)\}")
 SECTION = re.compile(r"^#(init|conditions|answer):", re.MULTILINE)
 WORKINGS = re.compile(r"<<[^>]*>>")
+LOADING = threading.Lock()
+"""Many rollouts open their first task at once; one reads the templates, the others wait for it."""
 SENTENCE_START = re.compile(r"(^|[.!?]\s+|\n)([a-z])")
 
 
@@ -96,7 +99,8 @@ def load_templates() -> tuple[tuple[Template, ...], tuple[str, ...]]:
 
     A template is usable when a trial draw gives a worked answer that ends in the number that its rule computes.
     """
-    return read_templates(data_folder())
+    with LOADING:
+        return read_templates(data_folder())
 
 
 def data_folder() -> Path:

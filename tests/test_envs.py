@@ -1,5 +1,6 @@
 """The contract for every registered environment, and what each of ours promises beyond it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from envs.constraints import Constraints
 from envs.functions import Functions
 from envs.gold import GoldError, gold_conversation
 from envs.grade_school import GradeSchool
-from envs.gsm_templates import load_templates
+from envs.gsm_templates import load_templates, read_templates
 from envs.messages import Message, Reply, ToolCall
 from envs.registry import environment_ids, make
 from envs.store import Store
@@ -243,6 +244,13 @@ def test_grade_school_reads_nearly_all_templates_and_says_why_not_the_others() -
     assert len(usable) >= 95
     assert len(usable) + len(skipped) == 100
     assert all(": " in reason for reason in skipped)
+
+
+def test_templates_are_read_once_when_many_rollouts_open_their_first_task_together() -> None:
+    read_templates.cache_clear()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: load_templates(), range(8)))
+    assert read_templates.cache_info().misses == 1
 
 
 def test_grade_school_originals_are_those_of_gsm8k() -> None:
