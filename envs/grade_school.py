@@ -40,7 +40,7 @@ class GradeSchool(TextEnv):
 
     Options: `source` is one, or a list that each task draws from, of `originals` (about 100 problems of GSM8K's test
     set), `variants` (the same with names, things and numbers drawn anew) and `easy` (one-step questions with numbers to
-    50; these need no package).
+    20; these need no package).
     Reward parts: one named after the task's source, 1 when the answer is right.
     """
 
@@ -76,9 +76,9 @@ def read_sources(value: Any) -> list[str]:
 
 def draw_easy(rng: np.random.Generator) -> Question:
     text = str(rng.choice(list(EASY_QUESTIONS)))
-    left, right = int(rng.integers(2, 51)), int(rng.integers(2, 51))
+    left, right = int(rng.integers(2, 21)), int(rng.integers(2, 21))
     if "times" in text:
-        left, right = left % 11 + 2, right % 11 + 2
+        left, right = left % 8 + 2, right % 8 + 2
     left, right = max(left, right), min(left, right)
     answer = EASY_QUESTIONS[text](left, right)
     question = text.format(left, right)
