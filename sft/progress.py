@@ -23,6 +23,7 @@ class StepMetrics(TrainerCallback):
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
             TimeRemainingColumn(),
+            refresh_per_second=2,  # drawing takes time from training
         )
         self._num_tokens = 0
 
