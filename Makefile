@@ -31,9 +31,9 @@ test: install
 check: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/basedpyright --level error
 	$(VENV)/bin/lint-imports
-	$(RUN) -m pytest -n auto --maxprocesses 4 -m "not slow and not gpu"
+	$(VENV)/bin/basedpyright --level error & types=$$!; \
+	$(RUN) -m pytest -n auto --maxprocesses 4 -m "not slow and not gpu" && wait $$types
 
 lock: install
 	$(RUN) requirements/lock.py

@@ -7,7 +7,7 @@ here.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -24,6 +24,10 @@ class Section(BaseModel):
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError(f"{str(value).lower()} is a truth value, which this key does not take")
         return value
+
+
+ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's attention takes on CPUs."""
 
 
 class TinyHybrid(Section):
@@ -52,6 +56,12 @@ class TinyHybrid(Section):
     def _sizes_fit(self) -> "TinyHybrid":
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
+        head_size = self.hidden_size // self.num_heads
+        if "*" in self.pattern and head_size not in ATTENTION_HEAD_SIZES:
+            raise ValueError(
+                f"attention heads would be {head_size} wide (hidden_size / num_heads); vLLM on CPUs takes"
+                f" {', '.join(map(str, ATTENTION_HEAD_SIZES))}"
+            )
         if self.num_experts_per_token > self.num_experts:
             raise ValueError(
                 f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts})"
@@ -248,7 +258,7 @@ class EvaluationConfig(Section):
     """Sampling temperature of evaluation."""
 
     def due(self, step: int) -> bool:
-        return self.every > 0 and step % self.every == 0
+        return self.every > 0 and step > 0 and step % self.every == 0
 
 
 class CanaryConfig(Section):
@@ -273,6 +283,15 @@ class RayConfig(Section):
     """Object store of a cluster that is started here, in MiB."""
 
 
+class Places(dict[tuple[str, ...], str]):
+    """Where each key was written. Configurations that say the same are equal wherever it stands, so all places are."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class ExperimentConfig(Section):
     """One experiment. `policy`, `environments`, `seed`, `run_dir` and `train.num_steps` have no default."""
 
@@ -292,11 +311,27 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     canaries: CanaryConfig = CanaryConfig()
     ray: RayConfig = RayConfig()
+    _places: Places = PrivateAttr(default_factory=lambda: Places())
+
+    def place(self, *path: str) -> str:
+        """File and line where the key at this path, or the nearest above it, was written; empty when unknown."""
+        found = (self._places.get(path[:end], "") for end in range(len(path), 0, -1))
+        return next(filter(None, found), "")
 
     @model_validator(mode="after")
     def _built_policies_are_taught(self) -> "ExperimentConfig":
         if self.policy.build is not None and self.sft is None:
             raise ValueError("policy.build makes a random policy: add an sft section, or give policy.path")
+        return self
+
+    @model_validator(mode="after")
+    def _cluster_holds_the_run(self) -> "ExperimentConfig":
+        needed = self.learner.cpus + self.rollout.num_workers * self.rollout.cpus_per_worker
+        if self.ray.local_cpus is not None and self.ray.local_cpus < needed:
+            raise ValueError(
+                f"ray.local_cpus ({self.ray.local_cpus}) is less than learner.cpus and the workers' cpus_per_worker"
+                f" together ({needed:g})"
+            )
         return self
 
     @model_validator(mode="after")

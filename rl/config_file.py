@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 
-from rl.config import ExperimentConfig
+from rl.config import ExperimentConfig, Places
 from rl.config_error import ConfigError, Problem
 from rl.explain import all_keys, find_key, keys_below, nearest, type_text
 from rl.yaml_text import KeyPath, YamlMistake, dump_yaml, read_value, read_yaml
@@ -58,10 +58,12 @@ def check_references(config: ExperimentConfig) -> None:
     if path is not None and not (path / "config.json").is_file():
         wrong = f"{path} has no config.json" if path.is_dir() else f"there is no folder {path}"
         fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
-        problems.append(Problem("", "policy.path", wrong, fix))
+        problems.append(Problem(config.place("policy", "path"), "policy.path", wrong, fix))
     if config.sft is not None and config.sft.data is not None and not config.sft.data.exists():
         fix = "give a JSONL file or a `datasets` folder, or leave it out to train on gold conversations"
-        problems.append(Problem("", "sft.data", f"there is no file or folder {config.sft.data}", fix))
+        problems.append(
+            Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {config.sft.data}", fix)
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -71,18 +73,19 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
     from envs.registry import UnknownEnvironmentError, environment_ids, make
     from envs.text_env import EnvironmentOptionError
 
-    key = f"environments.{env_id}"
+    key, place = f"environments.{env_id}", config.place("environments", env_id)
     try:
         make(env_id).read_options(config.environments[env_id].options)
     except UnknownEnvironmentError as error:
         known = environment_ids()
         near = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
         fix = f"write {near[0]}" if near else "install the package it comes from"
-        return Problem("", key, str(error), f"{fix}; installed environments: {', '.join(known) or 'none'}")
+        return Problem(place, key, str(error), f"{fix}; installed environments: {', '.join(known) or 'none'}")
     except EnvironmentOptionError as error:
-        return Problem("", f"{key}.options", str(error), "write the environment's own option, or leave it out")
+        place = config.place("environments", env_id, "options")
+        return Problem(place, f"{key}.options", str(error), "write the environment's own option, or leave it out")
     except ValueError as error:
-        return Problem("", key, str(error), "mend the package it comes from, or leave the environment out")
+        return Problem(place, key, str(error), "mend the package it comes from, or leave the environment out")
     return None
 
 
@@ -234,7 +237,9 @@ def _place(places: Mapping[KeyPath, str], path: KeyPath, file: str) -> str:
 
 def _validate(tree: Mapping[str, Any], places: Mapping[KeyPath, str], file: str) -> ExperimentConfig:
     try:
-        return ExperimentConfig.model_validate(tree)
+        config = ExperimentConfig.model_validate(tree)
+        config._places = Places(places)
+        return config
     except ValidationError as error:
         problems = []
         for detail in error.errors():
@@ -266,5 +271,9 @@ def _in_words(detail: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
 
 
 def _shown(value: Any) -> str:
-    text = dump_yaml({"": value}).removeprefix("'': ").strip() if not isinstance(value, dict | list) else str(value)
+    text = (
+        dump_yaml({"value": value}).removeprefix("value: ").strip()
+        if not isinstance(value, dict | list)
+        else str(value)
+    )
     return textwrap.shorten(text, 60, placeholder=" ...")

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rl.cluster.cluster import cluster
+from rl.cluster.cluster import ActorDied, ClusterError, cluster
 from rl.config import ExperimentConfig
 from rl.config_file import ConfigError
 from rl.evaluate import evaluation_metrics
@@ -14,6 +14,7 @@ from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.checkpoint import latest_checkpoint
+from rl.stop import handled_signals
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, heldout_tasks
 
@@ -22,12 +23,16 @@ def evaluate_policy(config: ExperimentConfig, policy: Path | None) -> dict[str, 
     """Metrics by environment, printed as a table and written to `<run_dir>/evaluation.json`."""
     preflight(config)
     policy = policy or newest_policy(config)
-    with cluster(config):
+    if not (policy / "config.json").is_file():
+        raise ConfigError(f"--policy: {policy} is no folder of a Hugging Face checkpoint (it has no config.json)")
+    with cluster(config), handled_signals():
         pool = WorkerPool(config, policy)
         try:
             pool.wait_until_ready()
             collector = Collector(config, pool, TaskStream(config.environments, config.seed), Ledger())
             groups = collector.evaluate(heldout_tasks(config.environments, config.evaluation.num_tasks))
+        except ActorDied as error:
+            raise ClusterError(f"an engine failed to start: {error}") from error
         finally:
             pool.shutdown()
     metrics = evaluation_metrics(groups)

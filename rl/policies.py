@@ -22,8 +22,6 @@ MAMBA_STATE_SIZE = 32
 CHUNK_SIZE = 16
 """Tokens of one block of the Mamba-2 scan. On CPUs the work inside a block grows with its square."""
 MAX_POSITIONS = 8192
-ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM's attention takes on CPUs."""
 LAYER_TYPES = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
 
 
@@ -35,16 +33,10 @@ def build_policy(config: TinyHybrid, conversations: Sequence[str], folder: Path,
     """Write a random policy and a tokenizer trained on rendered conversations, as a Hugging Face folder.
 
     The folder is a function of the arguments. transformers and vLLM load it. Raises `PolicyError` without
-    conversations, and for attention heads that vLLM does not take.
+    conversations.
     """
     if not conversations:
         raise PolicyError("a tokenizer cannot be trained on no conversations")
-    head_size = config.hidden_size // config.num_heads
-    if "*" in config.pattern and head_size not in ATTENTION_HEAD_SIZES:
-        raise PolicyError(
-            f"policy.build: attention heads would be {head_size} wide (hidden_size / num_heads); vLLM on CPUs takes"
-            f" {', '.join(map(str, ATTENTION_HEAD_SIZES))}: change num_heads or hidden_size"
-        )
     tokenizer = train_tokenizer(conversations, config.vocab_size)
     model = random_hybrid(_hybrid_config(config, tokenizer), seed)
     model.save_pretrained(folder)

@@ -20,6 +20,11 @@ def preflight(config: ExperimentConfig) -> None:
                     f" {environment.options}: {type(error).__name__}: {error}"
                 )
             else:
+                if split == "train" and env.tools and config.policy.chat == "template":
+                    problems.append(
+                        f"environments.{env_id}: {env_id} has tools, which policy.chat template cannot express; use"
+                        " chat: nemotron, or leave the environment out"
+                    )
                 env.close()
     if problems:
         raise ConfigError("\n".join(problems))

@@ -5,10 +5,12 @@ waits looks for the note between short waits, with `raise_if_requested`.
 """
 
 import contextlib
+import ctypes
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
+PR_SET_PDEATHSIG = 1
 POLL_S = 0.2
 """How long a wait may go on before it looks whether to stop."""
 
@@ -60,3 +62,12 @@ def deferred_stop() -> Iterator[None]:
     finally:
         _Note.is_deferred = False
     raise_if_requested()
+
+
+def end_with_parent() -> None:
+    """For a child process to call before it becomes its program: SIGTERM when its parent ends, however that ends.
+
+    Linux only; elsewhere it does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

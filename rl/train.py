@@ -15,22 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl.cluster.cluster import ActorDied, ClusterError, cluster, start_actor, stop_actor, wait_for
+from rl.cluster.cluster import ActorDied, ClusterError, check_cluster, cluster, start_actor, stop_actor, wait_for
 from rl.config import ExperimentConfig
 from rl.data_types import Group, Sample, Update
 from rl.evaluate import evaluation_metrics
 from rl.learner.actor import LearnerActor
+from rl.learner.correction import NonFiniteError
 from rl.learner.samples import make_samples
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
-from rl.runs.canaries import check_canaries
+from rl.runs.canaries import CanaryStop, check_canaries
 from rl.runs.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
 from rl.runs.report import write_report
 from rl.runs.tracking import Tracker, step_metrics
-from rl.stop import POLL_S, StopRequested, deferred_stop, handled_signals, raise_if_requested
+from rl.stop import POLL_S, StopRequested, deferred_stop, end_with_parent, handled_signals, raise_if_requested
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, heldout_tasks
 
@@ -63,6 +64,8 @@ def run_loop(parts: Parts) -> None:
     """Train until `train.num_steps` updates have been made. Raises `StopRequested` between two steps only."""
     train = parts.config.train
     while parts.step < train.num_steps:
+        if parts.config.evaluation.due(parts.step) and not parts.tracker.has_evaluation("step", parts.step):
+            evaluate(parts, "step")
         parts.seconds.clear()
         with parts.phase("collect"):
             groups = parts.collector.collect()
@@ -76,13 +79,14 @@ def run_loop(parts: Parts) -> None:
             track(parts, groups, update)
             if train.checkpoint_due(parts.step):
                 checkpoint(parts)
-        if parts.config.evaluation.due(parts.step) and parts.step < train.num_steps:
-            evaluate(parts, "step")
 
 
 def update_policy(parts: Parts, samples: list[Sample]) -> Update:
     timeout_s = parts.config.train.update_timeout_s
-    return wait_for(parts.learner.update.remote(samples), timeout_s, "an update", "train.update_timeout_s")
+    try:
+        return wait_for(parts.learner.update.remote(samples), timeout_s, "an update", "train.update_timeout_s")
+    except NonFiniteError as error:
+        raise CanaryStop(str(error)) from error
 
 
 def publish(parts: Parts) -> None:
@@ -141,6 +145,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     `CanaryStop`, and `ClusterError` or the error of an actor when one failed for good.
     """
     preflight(config)
+    check_cluster(config)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():
         policy_path = supervised_stage(config, folder)
         with (
@@ -156,7 +161,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
 
 def train_with(parts: Parts) -> None:
     """Evaluate, loop, evaluate; a stop in between leaves a checkpoint of the last complete step."""
-    if not parts.tracker.has_evaluation("before"):
+    if not parts.tracker.has_evaluation("before", 0):
         evaluate(parts, "before")
     try:
         run_loop(parts)
@@ -167,7 +172,7 @@ def train_with(parts: Parts) -> None:
     except ActorDied as error:  # workers are replaced by the collector; the learner holds the only newest weights
         raise ClusterError(f"the learner died; go on from the newest checkpoint with --resume ({error})") from error
     checkpoint(parts)
-    if not parts.tracker.has_evaluation("after"):
+    if not parts.tracker.has_evaluation("after", parts.step):
         evaluate(parts, "after")
 
 
@@ -178,7 +183,8 @@ def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
         return config.policy.path
     if not folder.sft.exists():
         command = [sys.executable, "-m", "sft", "train", str(folder.config_file)]
-        with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent) as process:
             try:
                 while process.poll() is None:
                     raise_if_requested()
@@ -186,6 +192,7 @@ def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
             except BaseException:
                 process.terminate()
                 raise
+        raise_if_requested()  # Ctrl-C reaches the stage too, and may end it before this process looks
         if process.returncode != 0:
             raise StageError(f"the supervised stage ended with exit code {process.returncode}; what it said is above")
     return folder.sft

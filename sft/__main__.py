@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
+from rl.config_error import ConfigError
 from rl.errors import is_told
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -38,8 +39,12 @@ def smollm2(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) ->
 
 
 def main() -> None:
+    """Exit codes: 0 done, 1 failed, 2 wrong configuration."""
     try:
         app()
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
     except Exception as error:
         if not is_told(error):
             raise

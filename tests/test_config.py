@@ -96,6 +96,12 @@ def test_a_mistake_is_named_with_its_key_and_its_fix(name: str, tmp_path: Path) 
     assert "pydantic" not in message and "Traceback" not in message
 
 
+def test_a_value_is_shown_as_it_was_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, SMALL, "rollout.max_in_flight=many")
+    assert "rollout.max_in_flight: many does not fit; it takes: " in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["run_dir", "seed", "policy", "environments", "train"])
 def test_a_missing_key_without_default_is_named(key: str, tmp_path: Path) -> None:
     import yaml
@@ -220,6 +226,7 @@ def test_references_to_what_does_not_exist_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check_references(config)
     message = str(caught.value)
+    assert f"{tmp_path}/experiment.yaml, line" in message
     assert "environments.math/Arithmetik-v0: no environment" in message
     assert "fix: write math/Arithmetic-v0; installed environments: " in message
     assert "environments.math/Arithmetic-v0.options: Arithmetic has no option 'levle'" in message

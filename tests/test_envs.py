@@ -24,9 +24,14 @@ OURS = (
     "math/GradeSchool-v0",
     "tools/Store-v0",
 )
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((env_id, {"level": level}) for env_id in OURS if env_id != "math/GradeSchool-v0" for level in (2, 3, 4)),
-    ("math/GradeSchool-v0", {"source": "easy"}),
+OPTIONS = [
+    *(
+        pytest.param(env_id, {"level": level}, marks=[pytest.mark.slow] if env_id.startswith("code/") else [])
+        for env_id in OURS
+        if env_id != "math/GradeSchool-v0"
+        for level in (2, 3, 4)
+    ),
+    pytest.param("math/GradeSchool-v0", {"source": "easy"}),
 ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.cluster.cluster import reserved
 from rl.config_file import load_config
 from rl.preflight import preflight
 
@@ -26,6 +27,11 @@ def test_the_experiment_loads_is_short_and_can_run(path: Path, tmp_path: Path) -
 
 def test_the_quickstart_is_25_lines_at_most() -> None:
     assert len((ROOT / "experiments" / "quickstart.yaml").read_text().splitlines()) <= 25
+
+
+def test_the_quickstart_fits_a_cluster_of_two_cpus() -> None:
+    """Such as `ray start --head` makes on a small machine."""
+    assert reserved(load_config(ROOT / "experiments" / "quickstart.yaml")) == (2.0, 0.0)
 
 
 def test_every_command_that_the_readme_names_exists() -> None:

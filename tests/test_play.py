@@ -116,7 +116,21 @@ def test_a_reward_that_is_not_a_number_in_range_is_an_error_of_the_environment(
     assert (rollout.outcome, rollout.reward) == (Outcome.ENV_ERROR, None)
 
 
-@pytest.mark.parametrize("result", [None, (1, 2), ("text", 0.0, True, False, {}), ((), 0.0, True, False, None)])
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        (1, 2),
+        ("text", 0.0, True, False, {}),
+        ((Message("user", None),), 0.0, False, False, {}),  # type: ignore[arg-type]
+        ((), 0.0, True, False, None),
+        ((), 10**400, True, False, {}),
+        ((), 0.0, True, False, {"reward_parts": None}),
+        ((), 0.0, True, False, {"reward_parts": [1.0]}),
+        ((), 0.0, True, False, {"reward_parts": {"correct": "yes"}}),
+        ((), 0.0, True, False, {"reward_parts": {"correct": math.nan}}),
+    ],
+)
 def test_a_step_that_returns_something_else_is_an_error_of_the_environment(
     result: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,9 +72,9 @@ def test_no_conversations_no_tokenizer(tmp_path):
         build_policy(SMALL, [], tmp_path, seed=0)
 
 
-def test_heads_that_vllm_does_not_take_are_refused(tmp_path):
-    with pytest.raises(PolicyError, match="heads would be 16 wide"):
-        build_policy(SMALL.model_copy(update={"num_heads": 2}), CONVERSATIONS, tmp_path, seed=0)
+def test_heads_that_vllm_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="heads would be 16 wide"):
+        TinyHybrid.model_validate({**SMALL.model_dump(), "num_heads": 2})
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
         assert [line["step"] for line in lines] == [0, 1, 2, 3]
         assert list(run.rollouts_files("train")) == [1, 2, 3]
         assert list(run.rollouts_files("evaluation")) == [0]
-        assert tracker.has_evaluation("before") and not tracker.has_evaluation("after")
+        assert tracker.has_evaluation("before", 0) and not tracker.has_evaluation("after", 5)
         tracker.track(4, {"reward": 0.5})
     assert [line["step"] for line in read_lines(run.metrics_file)] == [0, 1, 2, 3, 4]
 
@@ -122,7 +122,7 @@ def test_the_last_evaluation_stays_only_while_it_is_the_last(num_steps: int, kep
     save_empty_checkpoint(RunFolder(tmp_path / "run"), 5)
     config = make_config(tmp_path / "run", train={"num_steps": num_steps})
     with RunFolder.open(config, resume=True) as run, Tracker(run) as tracker:
-        assert tracker.has_evaluation("after") is kept
+        assert tracker.has_evaluation("after", 5) is kept
         assert (5 in run.rollouts_files("evaluation")) is kept
 
 

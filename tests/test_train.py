@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -84,6 +83,10 @@ def reached(run_dir: Path, step: int) -> Callable[[], bool]:
     return lambda: (run_dir / "checkpoints" / f"step_{step:06d}").exists()
 
 
+def published_weights() -> set[Path]:
+    return set(Path("/dev/shm").glob("polygym-weights-*"))
+
+
 def state_of(run_dir: Path) -> dict[str, str]:
     """Hashes of everything that the newest checkpoint holds of the learner, and its ledger."""
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
@@ -134,14 +137,16 @@ def test_the_engine_serves_each_update_at_once(undisturbed: Path) -> None:
             assert {version for turn in rollout["turns"] for version in turn["policy_versions"]} == {step - 1}
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(("step", "checkpoint_every"), [(1, 1), (3, 2)])
 def test_a_killed_run_that_is_resumed_equals_the_undisturbed_one_bit_for_bit(
-    step: int, yaml: Path, undisturbed: Path, tmp_path: Path
+    step: int, checkpoint_every: int, yaml: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
+    """Right after a checkpoint, and after a step that the newest checkpoint does not hold and that is trained again."""
     run_dir = tmp_path / "run"
-    code, left = interrupted(yaml, run_dir, signal.SIGKILL, reached(run_dir, step))
+    more = (f"train.checkpoint_every={checkpoint_every}",)
+    code, left = interrupted(yaml, run_dir, signal.SIGKILL, lambda: len(steps(run_dir)) >= step, *more)
     assert code == -signal.SIGKILL and not left
-    run(yaml, run_dir, "--resume")
+    run(yaml, run_dir, *more, "--resume")
     assert state_of(run_dir) == state_of(undisturbed)
     assert without_time(steps(run_dir)) == without_time(steps(undisturbed))
     assert trained_ordinals(run_dir) == list(range(8))
@@ -151,13 +156,13 @@ def test_a_killed_run_that_is_resumed_equals_the_undisturbed_one_bit_for_bit(
 def test_a_stopped_run_leaves_a_checkpoint_no_process_and_a_truthful_exit_code(
     number: int, code: int, yaml: Path, tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
+    run_dir, before = tmp_path / "run", published_weights()
     more = ("train.num_steps=500", "train.checkpoint_every=400")
     returned, left = interrupted(yaml, run_dir, number, lambda: len(steps(run_dir)) >= 2, *more)
     assert (returned, left) == (code, [])
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None and checkpoint.step == len(steps(run_dir))
-    assert not list(Path("/dev/shm").glob(f"polygym-weights-*{os.getpid()}*"))
+    assert published_weights() <= before
 
 
 def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(yaml: Path, tmp_path: Path) -> None:

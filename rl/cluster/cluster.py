@@ -50,6 +50,15 @@ def cluster(config: ExperimentConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_cluster(config: ExperimentConfig) -> None:
+    """Raise `ClusterError` now for a running cluster that would be too small later, after the supervised stage."""
+    if config.ray.address != "local" and _running_cluster(config):
+        try:
+            _check_size(*reserved(config))
+        finally:
+            ray.shutdown()
+
+
 def _running_cluster(config: ExperimentConfig) -> bool:
     """Join `ray.address`. With `auto`, no running cluster is no error."""
     address = config.ray.address

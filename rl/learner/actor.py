@@ -50,8 +50,7 @@ class LearnerActor:
                 shutil.copy(file, folder / "model")
 
     def shutdown(self) -> None:
-        from rl.weights.shared_memory import remove_weights
+        from rl.weights.shared_memory import remove_all_weights
 
-        for source in self._published:
-            remove_weights(source)
+        remove_all_weights()
         self._published.clear()

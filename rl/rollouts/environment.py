@@ -95,7 +95,7 @@ class Episode:
         low, high = self.env.reward_range
         if not low - 1e-6 <= self.reward <= high + 1e-6:
             raise self._error(f"reward {self.reward} is outside of its declared range [{low}, {high}]")
-        self.reward_parts.update(info.get("reward_parts", {}))
+        self.reward_parts.update(self._checked_parts(info))
         return messages, terminated, truncated
 
     def close(self) -> None:
@@ -118,15 +118,23 @@ class Episode:
         if not isinstance(result, tuple) or len(result) != 5:
             raise self._error("step must return (messages, reward, terminated, truncated, info)")
         messages, reward, terminated, truncated, info = result
-        if not isinstance(reward, (int, float)) or isinstance(reward, bool) or not math.isfinite(reward):
+        if not _is_finite_number(reward):
             raise self._error(f"reward must be a finite number, got {reward!r}")
         if not isinstance(info, dict):
             raise self._error(f"info must be a dict, got {type(info).__name__}")
         return self._checked_messages(messages), float(reward), bool(terminated), bool(truncated), info
 
+    def _checked_parts(self, info: dict[str, Any]) -> dict[str, float]:
+        parts = info.get("reward_parts", {})
+        if not isinstance(parts, dict) or not all(map(_is_finite_number, parts.values())):
+            raise self._error(f"info['reward_parts'] must be a dict of finite numbers, got {parts!r:.200}")
+        return {str(name): float(value) for name, value in parts.items()}
+
     def _checked_messages(self, messages: Any) -> tuple[Message, ...]:
         if not isinstance(messages, tuple) or not all(isinstance(message, Message) for message in messages):
             raise self._error(f"messages must be a tuple of envs.Message, got {messages!r:.200}")
+        if not all(isinstance(message.content, str) for message in messages):
+            raise self._error(f"the content of a message must be text, got {messages!r:.200}")
         return messages
 
     def _error(self, message: str) -> EpisodeError:
@@ -134,3 +142,10 @@ class Episode:
 
     def _where(self) -> str:
         return f"{self._task.env_id} (seed {self._task.seed}, split {self._task.split})"
+
+
+def _is_finite_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond float
+        return False

@@ -12,6 +12,7 @@ from rl.config import ExperimentConfig
 from rl.data_types import Outcome, Rollout, Task, Turn
 from rl.rollouts.chat import Chat
 from rl.rollouts.environment import EnvThreads, Episode, EpisodeError
+from rl.rollouts.formats import ChatError
 from rl.rollouts.protocol import Engine, EngineError, Lane, SamplingParams
 from rl.tasks.stream import derive_seed
 
@@ -50,6 +51,8 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
         outcome, error = failure.outcome, str(failure)
     except (EngineError, TimeoutError) as failure:
         outcome, error = Outcome.INFRA_ERROR, f"{type(failure).__name__}: {failure}"
+    except ChatError as failure:
+        outcome, error = Outcome.ENV_ERROR, f"{task.env_id} (seed {task.seed}): {failure}"
     finally:
         episode.close()
     return Rollout(

@@ -6,7 +6,7 @@ from typing import Any
 
 from rl.cluster.cluster import ActorDied, ClusterError, start_actor, stop_actor, wait_for
 from rl.config import ExperimentConfig
-from rl.rollouts.protocol import EngineHealth, WeightSource
+from rl.rollouts.protocol import EngineError, EngineHealth, WeightSource
 from rl.rollouts.worker import GroupSpec, RolloutWorker
 
 
@@ -38,14 +38,15 @@ class WorkerPool:
     def load_weights(self, source: WeightSource) -> None:
         """Bring a version to every engine; each must answer with the published hash.
 
-        Raises `WeightHashError`; a worker that died meanwhile is replaced by one that has the version.
+        Raises `WeightHashError`; a worker that died meanwhile, or whose engine did, is replaced by one that has the
+        version.
         """
         self._source = source
         references = [worker.load_weights.remote(source) for worker in self._workers]
         for index, reference in enumerate(references):
             try:
                 self._check_hash(index, reference)
-            except ActorDied:
+            except (ActorDied, EngineError):
                 self.restart(index)
 
     def restart(self, index: int) -> None:
@@ -53,7 +54,10 @@ class WorkerPool:
         stop_actor(self._workers[index])
         self._workers[index] = self._start()
         timeout_s = self._config.train.start_timeout_s
-        wait_for(self._workers[index].pid.remote(), timeout_s, "restarting a worker", "train.start_timeout_s")
+        try:
+            wait_for(self._workers[index].pid.remote(), timeout_s, "restarting a worker", "train.start_timeout_s")
+        except ActorDied as error:
+            raise ClusterError(f"worker {index} died and could not be replaced: {error}") from error
         if self._source is not None:
             self._check_hash(index, self._workers[index].load_weights.remote(self._source))
 

@@ -12,7 +12,7 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     staleness, staleness_max        updates between sampling and training, over sampled tokens
     tokens_per_s/sampled            sampled tokens of the step by the seconds of phase `collect`
     tokens_per_s/trained            tokens through the model by the seconds of the update
-    tokens_per_s/step               sampled tokens by the seconds of the whole step
+    tokens_per_s/step               sampled tokens by the seconds of all phases of the step
     seconds, seconds/PHASE, share/PHASE     of the step
     update/FIELD                    every field of `rl.data_types.Update`
 """
@@ -48,7 +48,7 @@ class Tracker:
         for old in run.tensorboard.glob("events.*"):
             old.unlink()
         lines = list(read_lines(run.metrics_file))
-        self._evaluations = {line["label"] for line in lines if line["kind"] == "evaluation"}
+        self._evaluations = {(line["label"], line["step"]) for line in lines if line["kind"] == "evaluation"}
         self._writer = Writer(str(run.tensorboard))
         for line in lines:
             self._write_scalars(line)
@@ -69,12 +69,12 @@ class Tracker:
 
     def track_evaluation(self, step: int, label: str, metrics: Mapping[str, float]) -> None:
         """Write the metrics of an evaluation after `step` updates; label `before`, `step` or `after`."""
-        self._evaluations.add(label)
+        self._evaluations.add((label, step))
         self._write({"kind": "evaluation", "label": label, "step": step, "time": time.time(), **metrics})
 
-    def has_evaluation(self, label: str) -> bool:
-        """Whether an evaluation with this label is written, in this start of the run or an earlier one."""
-        return label in self._evaluations
+    def has_evaluation(self, label: str, step: int) -> bool:
+        """Whether this evaluation is written, in this start of the run or an earlier one."""
+        return (label, step) in self._evaluations
 
     def save_rollouts(self, step: int, kind: Kind, groups: Sequence[Group]) -> None:
         """Write the groups' rollouts. What an earlier start of the run wrote for this step and kind is replaced."""

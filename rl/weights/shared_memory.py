@@ -97,6 +97,13 @@ def remove_weights(source: WeightSource) -> None:
     Path(source.path).unlink(missing_ok=True)
 
 
+def remove_all_weights() -> None:
+    """Remove the folder of this process; for processes that are about to be killed and so will not clean up."""
+    if _own_folder.cache_info().currsize:
+        shutil.rmtree(_own_folder(), ignore_errors=True)
+        _own_folder.cache_clear()
+
+
 def _write(file: int, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> str:
     """Write everything to the open file, tensor by tensor, and return the hash."""
     digest = xxhash.xxh3_64()

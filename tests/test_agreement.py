@@ -1,0 +1,83 @@
+"""Learner and engine compute the same logprobs for the tiny hybrid, before and after an update of the learner."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from rl.config import TinyHybrid
+from rl.data_types import Sample, Turn
+from rl.learner.batching import make_batches
+from rl.learner.forward import policy_logprobs
+from rl.learner.learner import Learner
+from rl.policies import build_policy
+from rl.weights.checkpoint import checkpoint_tensors
+from rl.weights.shared_memory import write_weights
+from tests.conftest import make_config
+from tests.test_engine import sample_many
+
+if TYPE_CHECKING:
+    from rl.rollouts.engine import VllmEngine
+
+pytestmark = pytest.mark.slow
+MAX_TOKENS = 256
+NUM_ROLLOUTS = 40
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Learner, "VllmEngine", Path]]:
+    from rl.rollouts.engine import VllmEngine
+
+    folder = tmp_path_factory.mktemp("policy")
+    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder, 0)
+    config = make_config(
+        policy={"path": folder, "max_tokens": MAX_TOKENS},
+        rollout={"max_in_flight": 12, "kv_cache_gib": 0.25},
+        learner={"learning_rate": 1e-2, "warmup_steps": 0},
+    )
+    engine = VllmEngine(folder, config.policy, config.rollout, seed=0, lockstep_steps=2)
+    yield Learner(folder, config), engine, folder
+    engine.shutdown()
+
+
+def as_sample(turn: Turn, advantage: float) -> Sample:
+    num_prompt = len(turn.prompt_ids)
+    return Sample(
+        env_id="math/Arithmetic-v0",
+        token_ids=(*turn.prompt_ids, *turn.reply_ids),
+        loss_mask=(False,) * num_prompt + (True,) * len(turn.reply_ids),
+        sampler_logprobs=(0.0,) * num_prompt + turn.reply_logprobs,
+        policy_versions=(-1,) * num_prompt + turn.policy_versions,
+        advantage=advantage,
+    )
+
+
+def differences(learner: Learner, samples: list[Sample]) -> torch.Tensor:
+    """The learner's logprobs less those that the engine sampled with: one a sampled token."""
+    deltas = []
+    for batch in make_batches(samples, 4096, 0):
+        with torch.no_grad():
+            logprobs_BT, _ = policy_logprobs(learner.model, batch, torch.float32, 1.0, 1024)
+        deltas.append((logprobs_BT - batch.sampler_logprobs_BT)[batch.loss_mask_BT])
+    return torch.cat(deltas)
+
+
+def test_learner_and_engine_agree_before_and_after_an_update(pair: tuple[Learner, "VllmEngine", Path]) -> None:
+    learner, engine, folder = pair
+    turns = asyncio.run(sample_many(engine, NUM_ROLLOUTS, first_seed=0))
+    samples = [as_sample(turn, 1.0 if number % 2 else -1.0) for number, turn in enumerate(turns)]
+    before = differences(learner, samples)
+    assert len(before) >= 1000
+    assert before.abs().mean() < 1e-4
+
+    learner.update(samples)
+    assert differences(learner, samples).abs().mean() > 1e-2  # the update did something
+    source = write_weights(checkpoint_tensors(learner.model, "float32"), learner.policy_version, folder / "published")
+    assert asyncio.run(engine.load_weights(source)) == source.hash
+    turns = asyncio.run(sample_many(engine, NUM_ROLLOUTS, first_seed=1000))
+    after = differences(learner, [as_sample(turn, 0.0) for turn in turns])
+    assert len(after) >= 1000
+    assert after.abs().mean() < 1e-4
