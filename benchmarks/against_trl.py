@@ -41,7 +41,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Measured steps a turn, after one to warm up.")] = 4,
     reply_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
     engines: Annotated[int, typer.Option(help="polygym's engines, one thread each.")] = NUM_CORES,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32, on both sides.")] = "bfloat16",
+    precision: Annotated[str, typer.Option(help="bf16 or float32, on both sides.")] = "bf16",
 ) -> None:
     """Run both sides in turns and write every step's figures, and a summary."""
     cores = sorted(os.sched_getaffinity(0))[:NUM_CORES]
@@ -51,7 +51,7 @@ def main(
     for turn in range(turns):
         for side in SIDES:
             with tempfile.TemporaryDirectory() as folder:
-                settings = experiment(Path(folder) / "run", policy, turn, steps, reply_tokens, engines, dtype)
+                settings = experiment(Path(folder) / "run", policy, turn, steps, reply_tokens, engines, precision)
                 results.append(play_turn(side, settings, Path(folder)))
             typer.echo(f"turn {turn}, {side}: {tokens_per_s([results[-1]]):.1f} tokens/s")
     del settings["run_dir"], settings["seed"]
@@ -62,14 +62,15 @@ def main(
 
 
 def experiment(
-    run_dir: Path, policy: Path, turn: int, steps: int, reply_tokens: int, engines: int, dtype: str
+    run_dir: Path, policy: Path, turn: int, steps: int, reply_tokens: int, engines: int, precision: str
 ) -> dict[str, Any]:
     """polygym's configuration of one turn, which TRL's is derived from. Turns see different prompts, sides the same."""
     max_tokens = reply_tokens + 128
     return {
         "run_dir": str(run_dir),
         "seed": turn,
-        "policy": {"path": str(policy), "dtype": dtype, "chat": "template", "max_tokens": max_tokens},
+        "policy": {"path": str(policy), "chat": "template", "max_tokens": max_tokens},
+        "precision": precision,
         "environments": {"math/GradeSchool-v0": {"options": {"source": "easy"}}},
         "train": {"num_steps": steps + 1, "num_prompts": 4, "group_size": 8, "checkpoint_every": steps + 2},
         "learner": {

@@ -24,11 +24,14 @@ import typer
 
 from rl.config import ExperimentConfig
 from rl.config_file import load_config
+from rl.rollouts.budget import ThinkingLimit
 from rl.rollouts.protocol import SamplingParams, WeightSource
 
 NUM_IN_FLIGHT = 64
 NUM_REPLY_TOKENS = 96
 NUM_REPEATS = 5
+NEVER_REACHED = ThinkingLimit(NUM_REPLY_TOKENS, 0, (1,), 1, frozenset(range(64)))
+"""A thinking budget that is watched in every step and forces nothing, so that equal tokens are sampled."""
 
 
 def main(out: Annotated[Path, typer.Option(help="JSON file to write.")]) -> None:
@@ -64,19 +67,26 @@ async def engine(config: ExperimentConfig) -> dict[str, Any]:
     from rl.rollouts.engine import VllmEngine
 
     policy = config.run_dir / "sft"
-    served = VllmEngine(policy, config.policy, config.rollout, seed=0, lockstep_steps=0)
+    served = VllmEngine(policy, config, lockstep_steps=0)
     try:
-        rates = [await sample(served, config, repeat) for repeat in range(NUM_REPEATS)]
+        rates, rates_with_budget = [], []
+        for repeat in range(NUM_REPEATS):  # in turns, so that both see the same machine
+            rates.append(await sample(served, config, repeat, None))
+            rates_with_budget.append(await sample(served, config, repeat, NEVER_REACHED))
         model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
         publishing = [await publish(served, model, version) for version in range(1, NUM_REPEATS * 2 + 1)]
     finally:
         served.shutdown()
-    return {"sampled_tokens_per_s": rates, "publishing": publishing}
+    return {
+        "sampled_tokens_per_s": rates,
+        "sampled_tokens_per_s_with_budget": rates_with_budget,
+        "publishing": publishing,
+    }
 
 
-async def sample(served: Any, config: ExperimentConfig, repeat: int) -> float:
+async def sample(served: Any, config: ExperimentConfig, repeat: int, limit: ThinkingLimit | None) -> float:
     params = [
-        SamplingParams(NUM_REPLY_TOKENS, 1.0, 1.0, seed=repeat * NUM_IN_FLIGHT + index, stop_ids=())
+        SamplingParams(NUM_REPLY_TOKENS, 1.0, 1.0, seed=repeat * NUM_IN_FLIGHT + index, stop_ids=(), thinking=limit)
         for index in range(NUM_IN_FLIGHT)
     ]
     lanes = served.open_lanes(NUM_IN_FLIGHT)
@@ -112,9 +122,11 @@ def summary(results: dict[str, Any]) -> dict[str, float]:
     publishing = results["publishing"]
     total = statistics.median(one["write_s"] + one["load_s"] for one in publishing)
     copy = statistics.median(one["copy_s"] for one in publishing)
+    rates, with_budget = results["sampled_tokens_per_s"], results["sampled_tokens_per_s_with_budget"]
     return {
         "supervised_tokens_per_s": statistics.median(results["supervised"]["tokens_per_s"]),
-        "sampled_tokens_per_s": statistics.median(results["sampled_tokens_per_s"]),
+        "sampled_tokens_per_s": statistics.median(rates),
+        "with_budget_by_without": statistics.median(w / r for w, r in zip(with_budget, rates, strict=True)),
         "publish_s": total,
         "copy_s": copy,
         "publish_s_less_3_copies": total - 3 * copy,

@@ -34,7 +34,7 @@ def main(yaml: Path) -> None:
     arguments = GRPOConfig(
         output_dir=str(config.run_dir),
         use_cpu=True,
-        bf16=config.policy.dtype == "bfloat16",
+        bf16=config.precision.arithmetic == "bfloat16",
         model_init_kwargs={"dtype": "float32"},  # master weights, as in polygym
         per_device_train_batch_size=rows_per_micro_batch,
         gradient_accumulation_steps=train.num_prompts * train.group_size // rows_per_micro_batch,

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
+from rl.config import read_budget
 from rl.config_error import ConfigError
 from rl.config_file import load_config
 from rl.errors import is_told
@@ -39,11 +40,23 @@ def evaluate(
     yaml: Yaml,
     overrides: Overrides = None,
     policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the run's newest checkpoint.")] = None,
+    budgets: Annotated[
+        str, typer.Option(help="Thinking budgets to play every task with, such as off,32,64,unlimited.")
+    ] = "",
 ) -> None:
-    """Play held-out tasks and print reward and accuracy by environment; also written to RUN/evaluation.json."""
+    """Play held-out tasks and print reward and accuracy by environment; also written to RUN/evaluation.json.
+
+    With --budgets, accuracy against budget is drawn too, and shown in the run's report.
+    """
     from rl.evaluate_command import evaluate_policy
 
-    evaluate_policy(load_config(yaml, overrides or []), policy)
+    config = load_config(yaml, overrides or [])
+    given = [budget.strip() for budget in budgets.split(",") if budget.strip()]
+    if given:  # read like those of the YAML, so that they are checked like those
+        weights = "{" + ", ".join(f"{budget}: 1" for budget in given) + "}"
+        replaced = [f"environments.{env_id}.budget={weights}" for env_id in config.environments]
+        config = load_config(yaml, [*(overrides or []), *replaced])
+    evaluate_policy(config, policy, [read_budget(budget) for budget in given])
 
 
 @app.command()

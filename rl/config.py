@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from rl.data_types import Budget
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -76,8 +78,6 @@ class PolicyConfig(Section):
     """Folder of a Hugging Face checkpoint. Give this or `build`."""
     build: TinyHybrid | None = None
     """Sizes of a policy to build; `build: {}` takes the defaults."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format that the engine serves and the learner computes in; master weights are always float32."""
     chat: Literal["nemotron", "template"] = "nemotron"
     """How conversations become tokens: the Nemotron format, or the checkpoint's own chat template."""
     max_tokens: Positive = 512
@@ -94,15 +94,84 @@ class PolicyConfig(Section):
         return self
 
 
+class PrecisionConfig(Section):
+    """Number formats of the policy. `precision: nvfp4` is short for `precision: {format: nvfp4}`."""
+
+    format: Literal["float32", "bf16", "nvfp4"] = "float32"
+    """What the engine serves and the learner computes with: float32, bfloat16, or bfloat16 with most matrices' weights
+    in 4 bits (NVFP4). Master weights are always float32."""
+    keep: tuple[str, ...] = (
+        "*lm_head*",
+        "*embed*",
+        "*[qkvo]_proj.*",
+        "*in_proj.*",
+        "*out_proj.*",
+        "*latent_proj*",
+    )
+    """Patterns of the weights that stay bfloat16 with `nvfp4`: by default embeddings, head, attention, Mamba's
+    projections and the latent ones. Vectors, convolutions and routers stay so in any case."""
+    block: Literal["1x16", "16x16"] = "1x16"
+    """What shares a block scale in NVFP4: 16 numbers of a row, or a tile of 16 rows and 16 columns."""
+    tensor_scale: Literal["float32", "power_of_two"] = "power_of_two"
+    """NVFP4's scale of a matrix: amax / 2688, or that rounded up to a power of two, which makes every value exact in
+    bfloat16."""
+    four_over_six: Literal["mse", "mae"] | None = None
+    """Try to map a block's largest magnitude to 4 as well as to 6, and keep what has the smaller error of this kind."""
+    four_over_six_scale_max: Literal[256, 448] = 256
+    """Largest block scale that four-over-six starts from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"format": value} if isinstance(value, str) else value
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.format == "nvfp4"
+
+    @property
+    def arithmetic(self) -> Literal["float32", "bfloat16"]:
+        """torch's name of the type that forward passes compute in."""
+        return "float32" if self.format == "float32" else "bfloat16"
+
+
 class EnvironmentConfig(Section):
     """One environment of the mixture."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Its share of the training tasks, relative to the other environments."""
-    budget: Literal["off", "unlimited"] = "unlimited"
-    """Whether the policy may think before it answers."""
+    budget: dict[Budget, Annotated[float, Field(gt=0)]] = Field(default={"unlimited": 1.0}, min_length=1)
+    """How much the policy may think in each reply: `off`, `unlimited` or a number of tokens; or several with their
+    weights, such as `{off: 1, 32: 2, unlimited: 1}`, from which each task draws one."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The environment's own options, such as difficulty; see the environment's README entry."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _one_budget_or_several(cls, value: Any) -> Any:
+        budgets = value if isinstance(value, dict) else {value: 1.0}
+        return {read_budget(budget): weight for budget, weight in budgets.items()}
+
+
+def read_budget(budget: Any) -> Budget:
+    """A budget as YAML and command lines give it: a word, or a number that may be text. Raises `ValueError`."""
+    if budget == "off" or budget == "unlimited":
+        return budget
+    number = int(budget) if isinstance(budget, str) and budget.removeprefix("-").isdigit() else budget
+    if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+        return number
+    raise ValueError(f"a thinking budget is off, unlimited or a number of tokens above 0, not {budget!r}")
+
+
+class BudgetConfig(Section):
+    """How a budget in tokens is enforced."""
+
+    grace_tokens: NonNegative = 16
+    """When the budget is used up, reasoning ends with the next line, or after so many more tokens."""
+    answer_tokens: Positive = 32
+    """Tokens of a reply that are kept for the answer: reasoning ends early where it would leave fewer."""
+    closing_text: str = "\n"
+    """What the engine writes before `</think>` when it ends the reasoning."""
 
 
 class SftConfig(Section):
@@ -122,6 +191,8 @@ class SftConfig(Section):
     """Steps over which the learning rate rises linearly from 0."""
     no_thinking_share: Share = 0.1
     """Share of gold conversations whose reasoning is removed and whose prompt turns thinking off."""
+    truncated_share: Share = 0.0
+    """Share of gold conversations whose reasoning is cut at a random budget, which the prompt tells, answer kept."""
     giving_up_share: Share = 0.0
     """Share of gold conversations in which the assistant gives up at once, as imperfect demonstrations do; a habit for
     reinforcement learning to undo."""
@@ -300,10 +371,12 @@ class ExperimentConfig(Section):
     seed: NonNegative
     """Everything random derives from it."""
     policy: PolicyConfig
+    precision: PrecisionConfig = PrecisionConfig()
     environments: dict[str, EnvironmentConfig] = Field(min_length=1)
     """The mixture, by environment id."""
     sft: SftConfig | None = None
     """A supervised stage before reinforcement learning; none starts from the policy as it is."""
+    budget: BudgetConfig = BudgetConfig()
     train: TrainConfig
     loss: LossConfig = LossConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -332,6 +405,24 @@ class ExperimentConfig(Section):
                 f"ray.local_cpus ({self.ray.local_cpus}) is less than learner.cpus and the workers' cpus_per_worker"
                 f" together ({needed:g})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _budgets_fit(self) -> "ExperimentConfig":
+        for env_id, environment in self.environments.items():
+            if self.policy.chat == "template" and set(environment.budget) != {"unlimited"}:
+                raise ValueError(
+                    f"environments.{env_id}.budget: policy.chat template has no think block, so no budget can be kept;"
+                    " use chat: nemotron, or leave the budget out"
+                )
+            most = max((budget for budget in environment.budget if isinstance(budget, int)), default=0)
+            needed = most + self.budget.grace_tokens + self.budget.answer_tokens
+            if most and needed > self.rollout.max_reply_tokens:
+                raise ValueError(
+                    f"environments.{env_id}.budget: {most} tokens of reasoning, {self.budget.grace_tokens} of grace and"
+                    f" {self.budget.answer_tokens} for the answer (section budget) do not fit"
+                    f" rollout.max_reply_tokens ({self.rollout.max_reply_tokens})"
+                )
         return self
 
     @model_validator(mode="after")

@@ -15,8 +15,8 @@ from envs.messages import Message
 if TYPE_CHECKING:
     import torch
 
-Budget = Literal["off", "unlimited"]
-"""How much the policy may think: not at all, or as much as the reply's length allows."""
+Budget = Literal["off", "unlimited"] | int
+"""How much the policy may think in each reply: not at all, as much as the reply's length allows, or so many tokens."""
 Finish = Literal["stop", "length", "abort"]
 
 
@@ -81,6 +81,8 @@ class Rollout:
     error: str
     """What went wrong, for outcomes that do not count; else empty."""
     num_malformed_calls: int
+    budget_violation: str
+    """What the engine did that the task's budget does not allow; empty when it obeyed."""
     num_attempts: int
     seconds: float
 
@@ -151,6 +153,8 @@ class Update:
     """Mean over loss tokens, nats."""
     reference_kl: float
     """k3 estimate of KL(policy || reference) a token, nats; 0 without a reference."""
+    codes_changed: float
+    """Share of the quantised weights' codes that the step changed; 0 where nothing is quantised."""
     num_loss_tokens: int
     num_tokens: int
     """Tokens that went through the model, prompts included, padding not."""

@@ -1,26 +1,38 @@
 """`python -m rl evaluate`: play held-out tasks with a policy folder or a run's newest checkpoint."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from rl.cluster.cluster import ActorDied, ClusterError, cluster
+from rl.cluster.cluster import ActorDied, ClusterError, cluster, start_actor, stop_actor, wait_for
 from rl.config import ExperimentConfig
 from rl.config_file import ConfigError
+from rl.data_types import Budget
 from rl.evaluate import evaluation_metrics
+from rl.learner.actor import LearnerActor
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.checkpoint import latest_checkpoint
+from rl.runs.files import write_atomically
+from rl.runs.folder import RunFolder
+from rl.runs.report import write_budget_figure
 from rl.stop import handled_signals
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, heldout_tasks
 
 
-def evaluate_policy(config: ExperimentConfig, policy: Path | None) -> dict[str, float]:
-    """Metrics by environment, printed as a table and written to `<run_dir>/evaluation.json`."""
+def evaluate_policy(
+    config: ExperimentConfig, policy: Path | None, budgets: Sequence[Budget] = ()
+) -> dict[str, dict[str, float]]:
+    """Metrics by environment, printed as a table and written to `<run_dir>/evaluation.json`.
+
+    With `budgets`, every task is played with each of them; the metrics are by budget, else under the one key `own`.
+    """
     preflight(config)
     policy = policy or newest_policy(config)
     if not (policy / "config.json").is_file():
@@ -29,17 +41,36 @@ def evaluate_policy(config: ExperimentConfig, policy: Path | None) -> dict[str, 
         pool = WorkerPool(config, policy)
         try:
             pool.wait_until_ready()
+            if config.precision.is_quantised:
+                serve_quantised(config, policy, pool)
             collector = Collector(config, pool, TaskStream(config.environments, config.seed), Ledger())
-            groups = collector.evaluate(heldout_tasks(config.environments, config.evaluation.num_tasks))
+            tasks = heldout_tasks(config.environments, config.evaluation.num_tasks)
+            metrics = {"own": evaluation_metrics(collector.evaluate(tasks))} if not budgets else {}
+            for budget in budgets:
+                groups = collector.evaluate([dataclasses.replace(task, budget=budget) for task in tasks])
+                metrics[str(budget)] = evaluation_metrics(groups)
         except ActorDied as error:
-            raise ClusterError(f"an engine failed to start: {error}") from error
+            raise ClusterError(f"an engine or the learner failed to start: {error}") from error
         finally:
             pool.shutdown()
-    metrics = evaluation_metrics(groups)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "evaluation.json").write_text(json.dumps({"policy": str(policy), **metrics}, indent=2) + "\n")
-    print_table(policy, metrics)
+    run = RunFolder(config.run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.evaluation_file, json.dumps({"policy": str(policy), "budgets": metrics}, indent=2) + "\n")
+    for budget, values in metrics.items():
+        print_table(f"held-out tasks, {policy}" + (f", thinking budget {budget}" if budgets else ""), values)
+    if budgets:
+        write_budget_figure(run)
     return metrics
+
+
+def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool) -> None:
+    """Bring what the learner would publish of this checkpoint to the engines."""
+    timeout_s = config.train.start_timeout_s
+    learner = start_actor(LearnerActor, config.learner.cpus, config.learner.gpus, config, policy, None)
+    try:
+        pool.load_weights(wait_for(learner.publish.remote(), timeout_s, "quantising", "train.start_timeout_s"))
+    finally:
+        stop_actor(learner)
 
 
 def newest_policy(config: ExperimentConfig) -> Path:
@@ -52,8 +83,8 @@ def newest_policy(config: ExperimentConfig) -> Path:
     raise ConfigError(f"run_dir: {config.run_dir} holds no policy yet; train first, or name one with --policy")
 
 
-def print_table(policy: Path, metrics: dict[str, float]) -> None:
-    table = Table(title=f"held-out tasks, {policy}")
+def print_table(title: str, metrics: dict[str, float]) -> None:
+    table = Table(title=title)
     for column in ("environment", "reward", "+-", "accuracy", "reply tokens", "rollouts", "failed"):
         table.add_column(column, justify="left" if column == "environment" else "right")
     for name in [name.removeprefix("num/") for name in metrics if name.startswith("num/")]:

@@ -223,7 +223,10 @@ def started_parts(
         parts = Parts(config, folder, learner, pool, collector, ledger, tracker, display, step)
         try:
             pool.wait_until_ready()
-            if step > 0:  # engines start with version 0, the policy that the run started from
+            timeout_s = config.train.start_timeout_s
+            precision = wait_for(learner.precision.remote(), timeout_s, "starting the learner", "train.start_timeout_s")
+            display.message(precision)
+            if step > 0 or config.precision.is_quantised:  # engines start with the policy that the run started from
                 publish(parts)
         except ActorDied as error:
             raise ClusterError(f"the learner or an engine failed to start: {error}") from error

@@ -10,13 +10,14 @@ from typing import Any, get_args
 import numpy as np
 
 from envs.gold import gold_conversation
-from envs.messages import Message, Role, ToolCall, ToolSpec
+from envs.messages import Message, Reply, Role, ToolCall, ToolSpec
 from envs.registry import make
 from envs.text_env import TextEnv
 from rl.config import ExperimentConfig
 from rl.data_types import Budget
 from rl.rollouts.chat import Chat
 from rl.rollouts.formats import ChatError
+from rl.tasks.stream import draw_budget
 
 IGNORED_LABEL = -100  # what torch's cross-entropy leaves out
 GIVING_UP = "I do not know."
@@ -38,6 +39,8 @@ class Conversation:
     tools: tuple[ToolSpec, ...]
     budget: Budget
     source: str
+    cut_at: float | None = None
+    """Where the reasoning is to be cut at a random budget: the place, as a share of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +54,36 @@ class Row:
 def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextEnv] = make) -> list[Conversation]:
     """`sft.num_conversations` gold conversations of the training split, environments drawn by their weights.
 
-    A function of the configuration alone. `sft.no_thinking_share` of those that could think do not;
-    in `sft.giving_up_share` the assistant gives up.
+    A function of the configuration alone. Each may think as much as its environment's budgets say. Of those that could
+    think, `sft.no_thinking_share` do not and `sft.truncated_share` are cut; in `sft.giving_up_share` the assistant
+    gives up.
     """
-    assert config.sft is not None
+    sft = config.sft
+    assert sft is not None
+    num = sft.num_conversations
     rng = np.random.default_rng([config.seed, 0x5F7])  # a stream of its own, apart from the tasks of the RL stage
     env_ids = sorted(config.environments)
     weights = np.array([config.environments[env_id].weight for env_id in env_ids])
-    drawn = rng.choice(len(env_ids), size=config.sft.num_conversations, p=weights / weights.sum())
-    seeds = rng.integers(MAX_SEED, size=config.sft.num_conversations)
-    silent = rng.random(config.sft.num_conversations) < config.sft.no_thinking_share
-    helpless = rng.random(config.sft.num_conversations) < config.sft.giving_up_share
+    drawn = rng.choice(len(env_ids), size=num, p=weights / weights.sum()).tolist()
+    seeds = rng.integers(MAX_SEED, size=num).tolist()
+    silent = (rng.random(num) < sft.no_thinking_share).tolist()
+    helpless = (rng.random(num) < sft.giving_up_share).tolist()
+    cut = (rng.random(num) < sft.truncated_share).tolist()
+    places = rng.random(num).tolist()
     envs = {env_id: make_env(env_id) for env_id in env_ids}
     conversations = []
-    for index, seed, off, gives_up in zip(
-        drawn.tolist(), seeds.tolist(), silent.tolist(), helpless.tolist(), strict=True
-    ):
-        env_id = env_ids[index]
-        section = config.environments[env_id]
-        env = envs[env_id]
+    for number, index in enumerate(drawn):
+        env_id, seed = env_ids[index], seeds[number]
+        section, env = config.environments[env_id], envs[env_ids[index]]
         messages = gold_conversation(env, seed, {**section.options, "split": "train"})
-        if gives_up:
+        if helpless[number]:
             messages = giving_up(messages)
-        budget: Budget = "off" if off else section.budget
+        budget = "off" if silent[number] else draw_budget(section.budget, seed)
         if budget == "off":
             messages = tuple(replace(message, reasoning="") for message in messages)
-        conversations.append(Conversation(_to_last_reply(messages), env.tools, budget, f"{env_id}, seed {seed}"))
+        cut_at = places[number] if cut[number] and any(message.reasoning for message in messages) else None
+        source = f"{env_id}, seed {seed}"
+        conversations.append(Conversation(_to_last_reply(messages), env.tools, budget, source, cut_at))
     for env in envs.values():
         env.close()
     return conversations
@@ -111,24 +118,28 @@ def read_conversations(path: Path) -> list[Conversation]:
     return conversations
 
 
-def token_rows(conversations: Iterable[Conversation], chat: Chat, max_tokens: int) -> tuple[list[Row], int]:
-    """Rows of at most `max_tokens` tokens, and how many conversations were longer and left out.
+def token_rows(conversations: Iterable[Conversation], chat: Chat, config: ExperimentConfig) -> tuple[list[Row], int]:
+    """Rows of at most `policy.max_tokens` tokens, and how many conversations were longer and left out.
 
-    Raises `SftDataError` for a conversation that the chat format cannot express, and when none is short enough.
+    Reasoning that is longer than its budget ends as the engine would end it; what the engine would force is not
+    trained. Raises `SftDataError` for a conversation that the chat format cannot express, and when none is short
+    enough.
     """
     rows, num_too_long = [], 0
     for conversation in conversations:
         try:
-            ids, mask = chat.conversation(conversation.messages, conversation.tools, conversation.budget)
+            budget = _budget(conversation, chat)
+            limit = chat.thinking_limit(budget, config.budget, config.rollout.max_reply_tokens)
+            ids, mask = chat.conversation(conversation.messages, conversation.tools, budget, limit)
         except ChatError as error:
             raise SftDataError(f"{conversation.source}: {error}") from None
-        if len(ids) > max_tokens:
+        if len(ids) > config.policy.max_tokens:
             num_too_long += 1
             continue
         rows.append(Row(ids, tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True))))
     if not rows:
         raise SftDataError(
-            f"all {num_too_long} conversations are longer than policy.max_tokens ({max_tokens}); raise it"
+            f"all {num_too_long} conversations are longer than policy.max_tokens ({config.policy.max_tokens}); raise it"
         )
     return rows, num_too_long
 
@@ -155,6 +166,15 @@ def _cost(sorted_lengths: np.ndarray, num_micro_batches: int) -> float:
     cut = sorted_lengths.reshape(len(sorted_lengths), num_micro_batches, -1)
     padded = cut[:, :, -1].sum(axis=1) * cut.shape[2]
     return float(padded.mean()) + num_micro_batches * TOKENS_PER_START
+
+
+def _budget(conversation: Conversation, chat: Chat) -> Budget:
+    """The conversation's own budget; where it is to be cut, one that its longest reasoning exceeds."""
+    if conversation.cut_at is None:
+        return conversation.budget
+    replies = [message for message in conversation.messages if message.role == "assistant"]
+    longest = max(chat.num_reasoning_tokens(Reply(reply.content, reply.reasoning)) for reply in replies)
+    return 1 + int(conversation.cut_at * (longest - 1))
 
 
 def _to_last_reply(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -19,9 +19,11 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from rl.config import ExperimentConfig
 from rl.policies import build_policy
+from rl.precision.weights import FoldedWeights
 from rl.rollouts.chat import load_chat
 from rl.rollouts.formats import conversation_text
 from sft.data import Conversation, Row, gold_conversations, read_conversations, token_rows, training_order
+from sft.precision import FoldedSteps
 from sft.progress import StepMetrics
 
 CONVERSATIONS_FOR_TOKENIZER = 4000
@@ -40,7 +42,7 @@ def run(config: ExperimentConfig) -> Path:
     conversations = read_conversations(config.sft.data) if config.sft.data else gold_conversations(config)
     policy = config.policy.path or _build(config, conversations)
     chat = load_chat(policy, config.policy.chat)
-    rows, num_too_long = token_rows(conversations, chat, config.policy.max_tokens)
+    rows, num_too_long = token_rows(conversations, chat, config)
     _describe(rows, num_too_long)
     target, partial = config.run_dir / "sft", config.run_dir / "sft.partial"
     _clear(partial)
@@ -53,7 +55,7 @@ def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> P
     assert config.policy.build is not None
     target, partial = config.run_dir / "policy", config.run_dir / "policy.partial"
     _clear(partial)
-    texts = [conversation_text(c.messages, c.tools) for c in conversations[:CONVERSATIONS_FOR_TOKENIZER]]
+    texts = [conversation_text(c.messages, c.tools, c.budget) for c in conversations[:CONVERSATIONS_FOR_TOKENIZER]]
     build_policy(config.policy.build, texts, partial, config.seed)
     _replace(partial, target)
     return target
@@ -62,6 +64,8 @@ def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> P
 def _train(config: ExperimentConfig, policy: Path, rows: Sequence[Row], pad_id: int, folder: Path) -> None:
     assert config.sft is not None
     model = load_model(policy)
+    folded = FoldedWeights(model, config.precision)
+    Console().print(folded.describe())
     order, num_micro_batches = training_order(rows, config.sft.num_steps, config.sft.batch_size, config.seed)
     dataset = Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
     metrics = StepMetrics(folder / "metrics.jsonl")
@@ -70,7 +74,7 @@ def _train(config: ExperimentConfig, policy: Path, rows: Sequence[Row], pad_id: 
         args=_trl_config(config, folder, num_micro_batches),
         train_dataset=dataset.select(order),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=pad_id),
-        callbacks=[metrics],
+        callbacks=[metrics, FoldedSteps(folded)],
     )
     trainer.remove_callback(PrinterCallback)
     try:
@@ -102,7 +106,7 @@ def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) 
         adam_beta2=0.95,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=config.policy.dtype == "bfloat16",
+        bf16=config.precision.arithmetic == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         train_sampling_strategy="sequential",

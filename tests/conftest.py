@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from envs.messages import Message, Reply, ToolSpec
-from rl.config import ExperimentConfig
-from rl.data_types import Finish, Group, Outcome, Rollout, Task, Turn
+from rl.config import BudgetConfig, ExperimentConfig
+from rl.data_types import Budget, Finish, Group, Outcome, Rollout, Task, Turn
+from rl.rollouts.budget import ThinkingLimit
 from rl.rollouts.protocol import EngineHealth, SamplingParams, WeightSource
 
 END = 0  # the stop token of CharacterChat
@@ -25,16 +26,21 @@ class CharacterChat:
     stop_ids = (END,)
     pad_id = END
 
-    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: str) -> tuple[int, ...]:
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> tuple[int, ...]:
         return self.extend(messages, budget, True)
 
-    def extend(self, messages: Sequence[Message], budget: str, closed: bool) -> tuple[int, ...]:
+    def extend(self, messages: Sequence[Message], budget: Budget, closed: bool) -> tuple[int, ...]:
         ids = [] if closed else [END]
         for message in messages:
             ids += [*map(ord, message.content), END]
         return tuple(ids)
 
-    def parse(self, reply_ids: Sequence[int], tools: Sequence[ToolSpec], budget: str) -> Reply:
+    def thinking_limit(self, budget: Budget, enforcement: BudgetConfig, room: int) -> ThinkingLimit | None:
+        if not isinstance(budget, int):
+            return None
+        return ThinkingLimit(budget, enforcement.grace_tokens, (ord("|"),), ord("|"), frozenset({ord(".")}))
+
+    def parse(self, reply_ids: Sequence[int], tools: Sequence[ToolSpec], budget: Budget) -> Reply:
         text = "".join(chr(token) for token in reply_ids if token != END)
         return Reply("", malformed=text) if text.startswith("malformed") else Reply(text)
 
@@ -118,7 +124,7 @@ def make_rollout(
     messages = (Message("user", "1 + 1 = ?"), Message("assistant", "2", reasoning="1 + 1 = 2"))
     parts = {} if reward is None else {"correct": reward}
     error = "" if outcome.counts else "it broke"
-    return Rollout(task, f"0-{task.ordinal}", member, turns, messages, reward, parts, outcome, error, 0, 1, 0.1)
+    return Rollout(task, f"0-{task.ordinal}", member, turns, messages, reward, parts, outcome, error, 0, "", 1, 0.1)
 
 
 def make_turn(

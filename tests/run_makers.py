@@ -49,6 +49,7 @@ def make_rollout(reward: float | None = 1.0, outcome: str = "ok", env_id: str = 
         "outcome": Outcome(outcome),
         "error": "" if reward is not None else "TimeoutError: reset",
         "num_malformed_calls": 0,
+        "budget_violation": "",
         "num_attempts": 1,
         "seconds": 0.25,
     }
@@ -72,6 +73,7 @@ def make_update(version: int = 1, **changes: float) -> Update:
         "clip_fraction": 0.0,
         "entropy": 1.2,
         "reference_kl": 0.0,
+        "codes_changed": 0.0,
         "num_loss_tokens": 30,
         "num_tokens": 50,
         "seconds": 2.0,

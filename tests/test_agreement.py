@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Learner, "V
         rollout={"max_in_flight": 12, "kv_cache_gib": 0.25},
         learner={"learning_rate": 1e-2, "warmup_steps": 0},
     )
-    engine = VllmEngine(folder, config.policy, config.rollout, seed=0, lockstep_steps=2)
+    engine = VllmEngine(folder, config, lockstep_steps=2)
     yield Learner(folder, config), engine, folder
     engine.shutdown()
 
@@ -55,12 +55,12 @@ def as_sample(turn: Turn, advantage: float) -> Sample:
     )
 
 
-def differences(learner: Learner, samples: list[Sample]) -> torch.Tensor:
-    """The learner's logprobs less those that the engine sampled with: one a sampled token."""
+def differences(model: Any, samples: list[Sample], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The model's logprobs, computed in `dtype`, less those that the engine sampled with: one a sampled token."""
     deltas = []
     for batch in make_batches(samples, 4096, 0):
         with torch.no_grad():
-            logprobs_BT, _ = policy_logprobs(learner.model, batch, torch.float32, 1.0, 1024)
+            logprobs_BT, _ = policy_logprobs(model, batch, dtype, 1.0, 1024)
         deltas.append((logprobs_BT - batch.sampler_logprobs_BT)[batch.loss_mask_BT])
     return torch.cat(deltas)
 
@@ -69,15 +69,15 @@ def test_learner_and_engine_agree_before_and_after_an_update(pair: tuple[Learner
     learner, engine, folder = pair
     turns = asyncio.run(sample_many(engine, NUM_ROLLOUTS, first_seed=0))
     samples = [as_sample(turn, 1.0 if number % 2 else -1.0) for number, turn in enumerate(turns)]
-    before = differences(learner, samples)
+    before = differences(learner.model, samples)
     assert len(before) >= 1000
     assert before.abs().mean() < 1e-4
 
     learner.update(samples)
-    assert differences(learner, samples).abs().mean() > 1e-2  # the update did something
+    assert differences(learner.model, samples).abs().mean() > 1e-2  # the update did something
     source = write_weights(checkpoint_tensors(learner.model, "float32"), learner.policy_version, folder / "published")
     assert asyncio.run(engine.load_weights(source)) == source.hash
     turns = asyncio.run(sample_many(engine, NUM_ROLLOUTS, first_seed=1000))
-    after = differences(learner, [as_sample(turn, 0.0) for turn in turns])
+    after = differences(learner.model, [as_sample(turn, 0.0) for turn in turns])
     assert len(after) >= 1000
     assert after.abs().mean() < 1e-4

@@ -85,7 +85,7 @@ calls = st.builds(
 ) | st.just(ToolCall("other", {}))
 replies = st.builds(Reply, texts, texts, st.lists(calls, max_size=2).map(tuple))
 followers = st.lists(st.builds(Message, st.sampled_from(["user", "tool"]), texts), min_size=1, max_size=3)
-budgets = st.sampled_from(["off", "unlimited"])
+budgets = st.sampled_from(["off", "unlimited", 7])
 
 
 @given(texts, st.lists(st.tuples(replies, st.booleans(), followers), max_size=4), budgets, st.booleans())
@@ -180,12 +180,12 @@ def test_earlier_reasoning_stays_in_the_history():
 
 def test_a_reply_that_never_stops_thinking_is_all_reasoning():
     assert CHAT.parse(CHAT.reply_ids(Reply("", "hm"), "unlimited")[:1], (), "unlimited") == Reply("", reasoning="h")
-    assert NemotronFormat().parse(("hm ", CALL, "x"), (STORE,), True) == Reply("", reasoning="hm <tool_call>x")
+    assert NemotronFormat().parse(("hm ", CALL, "x"), (STORE,), "unlimited") == Reply("", reasoning="hm <tool_call>x")
 
 
 def test_tool_markup_is_text_where_there_are_no_tools():
     pieces = (CALL, "\n<function=stock>\n</function>\n", CALL_END)
-    assert NemotronFormat().parse(pieces, (), False) == Reply(plain_text(pieces))
+    assert NemotronFormat().parse(pieces, (), "off") == Reply(plain_text(pieces))
 
 
 GOOD = "\n<function=stock>\n<parameter=sku>\nA\n</parameter>\n</function>\n"
@@ -204,7 +204,7 @@ GOOD = "\n<function=stock>\n<parameter=sku>\nA\n</parameter>\n</function>\n"
     ],
 )
 def test_a_malformed_call_is_told_and_leaves_no_calls(pieces, message):
-    reply = NemotronFormat().parse(("\n", THINK_END, "\nsee ", *pieces), (STORE,), True)
+    reply = NemotronFormat().parse(("\n", THINK_END, "\nsee ", *pieces), (STORE,), "unlimited")
     assert message in reply.malformed
     assert reply.tool_calls == ()
     assert reply.text == "see " + plain_text(pieces)
@@ -213,7 +213,7 @@ def test_a_malformed_call_is_told_and_leaves_no_calls(pieces, message):
 def test_arguments_take_the_type_of_the_schema_and_stay_text_where_they_do_not_fit():
     def least(value: str) -> object:
         body = f"\n<function=stock>\n<parameter=least>\n{value}\n</parameter>\n</function>\n"
-        return NemotronFormat().parse((CALL, body, CALL_END), (STORE,), False).tool_calls[0].arguments["least"]
+        return NemotronFormat().parse((CALL, body, CALL_END), (STORE,), "off").tool_calls[0].arguments["least"]
 
     assert [least("3"), least("three"), least("true"), least("3.5")] == [3, "three", "true", "3.5"]
 
@@ -231,7 +231,9 @@ def test_a_conversation_is_what_rollouts_see_and_masks_exactly_the_replies():
     follow, last = CHAT.extend(messages[2:3], "unlimited", True), CHAT.reply_ids(second, "unlimited")
     assert ids == (*prompt, *reply, *follow, *last)
     assert mask == (*[False] * len(prompt), *[True] * len(reply), *[False] * len(follow), *[True] * len(last))
-    assert CHAT.text(ids) + "\n" + "<|im_start|>assistant\n<think>\n" == conversation_text(messages, (STORE,))
+    assert CHAT.text(ids) + "\n" + "<|im_start|>assistant\n<think>\n" == conversation_text(
+        messages, (STORE,), "unlimited"
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,11 @@ BROKEN = {
     "truth value for a number": ("", ["train.num_steps=true"], ["train.num_steps", "true is a truth value"]),
     "number for a truth value": ("learner: {freeze_router: 3}", [], ["learner.freeze_router", "true or false"]),
     "unknown choice": ("learner: {schedule: lin}", [], ["learner.schedule", "one of constant, linear, cosine"]),
-    "unknown budget": ("", ["environments.math/Arithmetic-v0.budget=none"], ["budget", "one of off, unlimited"]),
+    "unknown budget": (
+        "",
+        ["environments.math/Arithmetic-v0.budget=none"],
+        ["environments.math/Arithmetic-v0.budget", "off, unlimited or a number of tokens"],
+    ),
     "negative number": ("", ["learner.learning_rate=-1e-3"], ["learner.learning_rate", "-0.001", "more than 0"]),
     "zero where one is least": ("", ["train.num_steps=0"], ["train.num_steps", "more than 0"]),
     "share above one": ("", ["sft.no_thinking_share=1.5"], ["sft.no_thinking_share", "at most 1"]),
@@ -133,7 +137,7 @@ def test_defaults_fill_what_is_not_written(tmp_path: Path) -> None:
     assert config.train.num_steps == 5
     assert config.train.group_size == 8
     assert config.environments["math/Arithmetic-v0"].weight == 2.0
-    assert config.environments["math/Arithmetic-v0"].budget == "unlimited"
+    assert config.environments["math/Arithmetic-v0"].budget == {"unlimited": 1.0}
     assert config.loss.clip_low is None
 
 
@@ -148,7 +152,7 @@ def test_overrides_come_last_and_take_environment_ids_with_slashes(tmp_path: Pat
     config = load(tmp_path, SMALL, *overrides)
     assert config.environments["math/Arithmetic-v0"].weight == 3.0
     assert config.environments["math/Arithmetic-v0"].options == {"digits": [1, 2]}
-    assert config.environments["tools/Store-v0"].budget == "off"
+    assert config.environments["tools/Store-v0"].budget == {"off": 1.0}
     assert config.learner.learning_rate == 1e-4
     assert config.run_dir == Path("runs/a=b")
 
@@ -162,7 +166,7 @@ def test_an_override_reaches_an_environment_whose_name_has_dots(tmp_path: Path) 
 def test_off_is_text_and_numbers_read_as_yaml_1_2(tmp_path: Path) -> None:
     text = SMALL + "learner: {learning_rate: 1e-3, freeze_router: false}\nevaluation: {num_tasks: 1_000}"
     config = load(tmp_path, text, "environments.math/Arithmetic-v0.budget=off")
-    assert config.environments["math/Arithmetic-v0"].budget == "off"
+    assert config.environments["math/Arithmetic-v0"].budget == {"off": 1.0}
     assert config.learner.learning_rate == 0.001
     assert config.learner.freeze_router is False
     assert config.evaluation.num_tasks == 1000
@@ -206,7 +210,8 @@ def test_a_dumped_configuration_loads_to_an_equal_one(text: str, tmp_path: Path)
     tree = {
         "run_dir": "runs/x",
         "seed": 0,
-        "policy": {"path": "models/x", "dtype": "bfloat16"},
+        "policy": {"path": "models/x"},
+        "precision": "bf16",
         "environments": {
             "a/B-v1": {"weight": 1e-7, "budget": "off", "options": {"text": text, "list": [text, 1, 0.5]}}
         },

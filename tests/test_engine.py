@@ -6,17 +6,17 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from rl.config import PolicyConfig, RolloutConfig
 from rl.data_types import Turn
 from rl.rollouts.protocol import EngineError, Lane, SamplingParams, WeightSource
 from rl.weights.shared_memory import remove_weights, write_weights
+from tests.conftest import make_config
 
 if TYPE_CHECKING:
     from rl.rollouts.engine import VllmEngine
@@ -60,18 +60,19 @@ def random_policy(folder: Path, seed: int) -> Any:
 def start_engine(folder: Path) -> "VllmEngine":
     from rl.rollouts.engine import VllmEngine
 
-    policy = PolicyConfig(path=folder, max_tokens=MAX_TOKENS)
-    rollout = RolloutConfig(max_in_flight=12, kv_cache_gib=0.25)
-    return VllmEngine(folder, policy, rollout, seed=0, lockstep_steps=2)
+    config = make_config(
+        policy={"path": folder, "max_tokens": MAX_TOKENS}, rollout={"max_in_flight": 12, "kv_cache_gib": 0.25}
+    )
+    return VllmEngine(folder, config, lockstep_steps=2)
 
 
 class Served:
     """An engine, and the transformers model that it should agree with."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: "Callable[[Path], VllmEngine]" = start_engine) -> None:
         self.folder = folder
         self.model = random_policy(folder, seed=0)
-        self.engine = start_engine(folder)
+        self.engine = start(folder)
         self.version = 0
 
     def publish(self) -> WeightSource:

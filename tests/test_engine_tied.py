@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.config import PolicyConfig, RolloutConfig
 from rl.data_types import Turn
 from rl.rollouts.protocol import SamplingParams
 from rl.weights.shared_memory import write_weights
+from tests.conftest import make_config
 
 
 @pytest.mark.slow
@@ -32,8 +32,8 @@ async def test_a_tied_head_follows_the_embedding(tmp_path: Path) -> None:
     )
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path)
-    policy, rollout = PolicyConfig(path=tmp_path, max_tokens=128), RolloutConfig(kv_cache_gib=0.25)
-    engine = VllmEngine(tmp_path, policy, rollout, seed=0, lockstep_steps=0)
+    served = make_config(policy={"path": tmp_path, "max_tokens": 128}, rollout={"kv_cache_gib": 0.25})
+    engine = VllmEngine(tmp_path, served, lockstep_steps=0)
 
     async def delta() -> float:
         (lane,) = engine.open_lanes(1)

@@ -14,6 +14,7 @@ from envs.grade_school import GradeSchool
 from envs.gsm_templates import load_templates, read_templates
 from envs.messages import Message, Reply, ToolCall
 from envs.registry import environment_ids, make
+from envs.running_total import RunningTotal, running_totals
 from envs.store import Store
 from envs.text_env import EnvironmentOptionError, TextEnv, ToolEnv, in_split, read_arguments
 
@@ -22,6 +23,7 @@ OURS = (
     "code/Functions-v0",
     "math/Arithmetic-v0",
     "math/GradeSchool-v0",
+    "math/RunningTotal-v0",
     "tools/Store-v0",
 )
 OPTIONS = [
@@ -110,6 +112,16 @@ def test_arithmetic_reads_the_last_number_of_the_text_only() -> None:
     assert env.step(Reply(f"I think it is {right}."))[1] == 1.0
     assert env.step(Reply("no idea", reasoning=right))[1] == 0.0
     assert env.step(Reply(f"{right} or 99"))[1] == 0.0
+
+
+def test_running_totals_by_hand() -> None:
+    assert running_totals((7, 5, 9, 0)) == (7, 2, 1, 1)
+    env = RunningTotal()
+    env.reset(seed=0)
+    env._digits = (7, 5, 9)
+    assert env.gold_reply() == Reply("one", "7+5=2\n2+9=1")
+    assert env.step(Reply(" One\n"))[1] == 1.0
+    assert env.step(Reply("one or two"))[1] == 0.0
 
 
 def test_a_gold_conversation_has_openings_replies_and_tool_results_in_order() -> None:

@@ -50,9 +50,10 @@ def hybrid_path(tmp_path_factory) -> Path:
     return path
 
 
-def config_with(loss=None, policy=None, rollout=None, num_steps=100, **learner):
+def config_with(loss=None, policy=None, rollout=None, num_steps=100, precision="float32", **learner):
     return make_config(
         policy={"path": "unused", **(policy or {})},
+        precision=precision,
         train={"num_steps": num_steps},
         loss={"sequence_mismatch_max": 1e9, **(loss or {})},
         rollout=rollout or {},
@@ -249,7 +250,7 @@ def test_the_reference_penalty_is_zero_at_first_and_grows_as_the_policy_moves(hy
 
 def test_a_policy_without_experts_and_with_tied_embeddings_trains(tmp_path):
     LlamaForCausalLM(tiny_llama()).save_pretrained(tmp_path)
-    learner = Learner(tmp_path, config_with(policy={"dtype": "bfloat16"}))
+    learner = Learner(tmp_path, config_with(precision="bf16"))
     before = weights(learner)
     update = learner.update(on_policy(learner.model, uneven_samples()))
     assert update.grad_norm > 0.0

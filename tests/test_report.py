@@ -20,6 +20,9 @@ def test_the_page_holds_everything_and_refers_to_nothing(tmp_path: Path) -> None
     (run_dir / "sft").mkdir()
     lines = [json.dumps({"step": step, "loss": 3 / step, "tokens_per_s": 4000.0}) for step in range(1, 30)]
     (run_dir / "sft" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    line = {f"num/{ARITHMETIC}": 64, f"accuracy/{ARITHMETIC}": 0.5, f"reply_tokens/{ARITHMETIC}": 30.0}
+    evaluation = {"policy": "x", "budgets": {"off": line, "32": line, "unlimited": line}}
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
     page = write_report(run_dir).read_text()
     assert page.count("data:image/png;base64,") == len(FIGURES)
     assert {path.name for path in (run_dir / "figures").iterdir()} == {f"{name}.png" for name in FIGURES}

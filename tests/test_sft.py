@@ -56,6 +56,10 @@ def experiment(tmp_path, **sft) -> ExperimentConfig:
     )
 
 
+def with_max_tokens(config: ExperimentConfig, max_tokens: int) -> ExperimentConfig:
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"max_tokens": max_tokens})})
+
+
 def write_jsonl(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -89,12 +93,13 @@ def test_environments_are_drawn_by_weight(tmp_path):
 
 
 def test_labels_are_exactly_what_the_assistant_says(tmp_path):
-    conversations = gold_conversations(experiment(tmp_path))
+    config = experiment(tmp_path)
+    conversations = gold_conversations(config)
     build_policy(
-        experiment(tmp_path).policy.build, [conversation_text(c.messages, c.tools) for c in conversations], tmp_path, 0
+        config.policy.build, [conversation_text(c.messages, c.tools, c.budget) for c in conversations], tmp_path, 0
     )
     chat = load_chat(tmp_path, "nemotron")
-    rows, num_too_long = token_rows(conversations, chat, 512)
+    rows, num_too_long = token_rows(conversations, chat, config)
     assert num_too_long == 0
     for row, conversation in zip(rows, conversations, strict=True):
         reply = conversation.messages[-1]
@@ -102,10 +107,10 @@ def test_labels_are_exactly_what_the_assistant_says(tmp_path):
         trained = [label for label in row.labels if label >= 0]
         assert chat.text(trained) == said + "<|im_end|>"
         assert list(row.input_ids[-len(trained) :]) == trained
-    _, num_too_long = token_rows(conversations, chat, min(len(row.input_ids) for row in rows))
+    _, num_too_long = token_rows(conversations, chat, with_max_tokens(config, min(len(row.input_ids) for row in rows)))
     assert 0 < num_too_long < len(rows)
     with pytest.raises(SftDataError, match="all 200 conversations are longer"):
-        token_rows(conversations, chat, 3)
+        token_rows(conversations, chat, with_max_tokens(config, 3))
 
 
 def test_files_are_read_with_reasoning_tools_and_calls(tmp_path):
@@ -170,7 +175,7 @@ def test_a_conversation_in_the_wrong_order_names_its_row(tmp_path):
     build_policy(experiment(tmp_path).policy.build, ["text"], tmp_path, 0)
     conversation = Conversation((Message("assistant", "x"),), (), "off", "a.jsonl, row 7")
     with pytest.raises(SftDataError, match=r"row 7: .*must begin"):
-        token_rows([conversation], load_chat(tmp_path, "nemotron"), 512)
+        token_rows([conversation], load_chat(tmp_path, "nemotron"), experiment(tmp_path))
 
 
 def test_each_row_is_trained_once_an_epoch_and_steps_are_sorted_by_length():

@@ -172,3 +172,22 @@ def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(yaml:
     run(yaml, run_dir, *more, "--resume")
     assert trained_ordinals(run_dir) == list(range(12))
     assert all(line["staleness_max"] <= 2 for line in steps(run_dir))
+
+
+def test_a_quantised_policy_trains_with_thinking_budgets(yaml: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    budgets = "environments.math/Arithmetic-v0.budget={off: 1, 4: 2, unlimited: 1}"
+    run(yaml, run_dir, "precision=nvfp4", budgets, "budget.grace_tokens=2", "train.num_steps=2", "train.num_prompts=8")
+    rollouts = [
+        json.loads(line)
+        for path in sorted((run_dir / "rollouts").glob("train_*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    assert {rollout["task"]["budget"] for rollout in rollouts} == {"off", 4, "unlimited"}
+    hits = [rollout for rollout in rollouts if any(any(turn["forced_mask"]) for turn in rollout["turns"])]
+    assert hits and {rollout["task"]["budget"] for rollout in hits} == {4}
+    for line in steps(run_dir):
+        assert line["budget_violations"] == 0
+        assert 0 < line["update/codes_changed"] < 0.5
+        assert line["update/mismatch"] < 1.05
+    assert steps(run_dir)[0]["outcome/budget_hit"] + steps(run_dir)[1]["outcome/budget_hit"] > 0

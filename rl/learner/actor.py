@@ -28,6 +28,10 @@ class LearnerActor:
         self._config = config
         self._published: list[WeightSource] = []
 
+    def precision(self) -> str:
+        """What the policy's weights are held in, as a line for people."""
+        return self._learner.folded.describe()
+
     def update(self, samples: Sequence[Sample]) -> Update:
         return self._learner.update(samples)
 
@@ -36,8 +40,9 @@ class LearnerActor:
         from rl.weights.checkpoint import checkpoint_tensors
         from rl.weights.shared_memory import remove_weights, write_weights
 
-        tensors = checkpoint_tensors(self._learner.model, self._config.policy.dtype)
-        self._published.append(write_weights(tensors, self._learner.policy_version))
+        learner = self._learner
+        tensors = checkpoint_tensors(learner.model, self._config.precision.arithmetic, learner.folded.quantised)
+        self._published.append(write_weights(tensors, learner.policy_version))
         while len(self._published) > 2:
             remove_weights(self._published.pop(0))
         return self._published[-1]

@@ -20,7 +20,7 @@ def check_finite(logprobs_BT: Tensor, mask_BT: Tensor, whose: str) -> None:
         raise NonFiniteError(
             f"{int(broken_BT.sum())} of {int(mask_BT.sum())} logprobs of the {whose} are not finite, the first in row"
             f" {row}, column {column}. Nothing was trained. Go back to the last checkpoint; if it comes back, lower"
-            " learner.learning_rate, and try policy.dtype float32 to rule out overflow"
+            " learner.learning_rate, and try precision float32 to rule out overflow"
         )
 
 

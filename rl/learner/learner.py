@@ -20,6 +20,7 @@ from rl.learner.forward import check_head, policy_logprobs
 from rl.learner.losses import LossSums, grpo_loss
 from rl.learner.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from rl.learner.router import RouterBalancer
+from rl.precision.weights import FoldedWeights
 
 STATE_FORMAT = 1
 
@@ -35,6 +36,8 @@ class LearnerStateError(ValueError):
 class Learner:
     """The policy with float32 master weights, its optimiser, and the version of its weights.
 
+    `.model` holds the master weights, `.folded` what the number format of the experiment makes of them.
+
     `model_path` is the checkpoint that training starts from; it is also the frozen reference when
     `loss.reference_kl` > 0. Sets the process's torch threads to `learner.cpus` (at least 1).
     """
@@ -43,12 +46,14 @@ class Learner:
         torch.set_num_threads(max(1, int(config.learner.cpus)))
         self._config = config
         self._device = torch.device("cuda" if config.learner.gpus > 0 else "cpu")
-        self._dtype = getattr(torch, config.policy.dtype)
+        self._dtype = getattr(torch, config.precision.arithmetic)
         self.model = _load_model(model_path, self._device)
         check_head(self.model)
+        self.folded = FoldedWeights(self.model, config.precision)
         self._reference: PreTrainedModel | None = None
         if config.loss.reference_kl > 0:
             self._reference = _load_model(model_path, self._device).requires_grad_(False)
+            FoldedWeights(self._reference, config.precision).put_in()
         self._balancer = RouterBalancer(self.model, config.learner.expert_bias_rate, config.learner.freeze_router)
         self._optimizer = make_optimizer(self.model, config)
         self._policy_version = 0
@@ -72,11 +77,13 @@ class Learner:
         batches = make_batches(samples, self._config.learner.tokens_per_micro_batch, pad_id)
         num_loss_tokens = batches[0].num_loss_tokens if batches else 0
         rate = learning_rate(self._policy_version, self._config)
-        sums, grad_norm = LossSums.nothing(), 0.0
+        sums, grad_norm, codes_changed = LossSums.nothing(), 0.0, 0.0
         if num_loss_tokens > 0:
             try:
-                sums = self._accumulate_gradients(batches)
+                with self.folded.in_place():
+                    sums = self._accumulate_gradients(batches)
                 grad_norm = self._optimizer_step(rate)
+                codes_changed = self.folded.refresh()
                 self._balancer.update()
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
@@ -95,6 +102,7 @@ class Learner:
             clip_fraction=sums.clipped.item() * per_token,
             entropy=sums.entropy.item() * per_token,
             reference_kl=sums.reference_kl.item() * per_token,
+            codes_changed=codes_changed,
             num_loss_tokens=num_loss_tokens,
             num_tokens=sum(len(sample.token_ids) for sample in samples),
             seconds=time.perf_counter() - start,
@@ -132,6 +140,7 @@ class Learner:
         tensors = load_file(folder / "optimizer.safetensors", device=str(self._device))
         load_optimizer_tensors(self._optimizer, self.model, tensors)
         self._policy_version = saved["policy_version"]
+        self.folded.refresh()
 
     def _accumulate_gradients(self, batches: Sequence[Batch]) -> LossSums:
         total = LossSums.nothing()

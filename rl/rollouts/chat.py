@@ -7,6 +7,7 @@ reinforcement learning take their tokens from here and therefore see the same on
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Literal
 from tokenizers import Tokenizer
 
 from envs.messages import Message, Reply, ToolSpec
+from rl.config import BudgetConfig
 from rl.data_types import Budget
+from rl.rollouts.budget import ThinkingLimit
 from rl.rollouts.formats import ChatError, Format, NemotronFormat, Pieces, Token
 from rl.rollouts.template_format import TemplateFormat
 
@@ -56,7 +59,7 @@ class Chat:
 
     def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Ids:
         """The first prompt. Raises `ChatError` when the format cannot express it (tools in a template)."""
-        return self._encode(self._format.opening(messages, tools, budget != "off"))
+        return self._encode(self._format.opening(messages, tools, budget))
 
     def extend(self, new_messages: Sequence[Message], budget: Budget, reply_ends_closed: bool) -> Ids:
         """What is appended after a sampled reply: its end, the new messages, and the next opening for the policy.
@@ -64,23 +67,53 @@ class Chat:
         `reply_ends_closed` says whether the reply ended with a stop token; if it was cut off, one is added here.
         """
         end = () if reply_ends_closed else (self._format.end_of_turn,)
-        return self._encode((*end, *self._format.follow_up(new_messages, budget != "off")))
+        return self._encode((*end, *self._format.follow_up(new_messages, budget)))
 
     def parse(self, reply_ids: Sequence[int], tools: Sequence[ToolSpec], budget: Budget) -> Reply:
         """The reply that was sampled. Never raises; tool calls that cannot be read are told in `Reply.malformed`."""
         ends = bool(reply_ids) and reply_ids[-1] in self.stop_ids
-        return self._format.parse(self._decode(reply_ids[:-1] if ends else reply_ids), tools, budget != "off")
+        return self._format.parse(self._decode(reply_ids[:-1] if ends else reply_ids), tools, budget)
 
     def reply_ids(self, reply: Reply, budget: Budget) -> Ids:
         """What a policy would sample to say this, stop token included. Raises `ChatError` where it cannot be said."""
-        return self._encode((*self._format.reply(reply, budget != "off"), self._format.end_of_turn))
+        return self._encode((*self._format.reply(reply, budget), self._format.end_of_turn))
+
+    def thinking_limit(self, budget: Budget, enforcement: BudgetConfig, room: int) -> ThinkingLimit | None:
+        """What the budget means for a reply of at most `room` tokens; None where nothing is to be enforced.
+
+        `enforcement.answer_tokens` of the room are left for the answer, also where the budget would leave fewer. Raises
+        `ChatError` for a budget in tokens where the format has no think block.
+        """
+        if not isinstance(budget, int):
+            return None
+        if self._format.end_of_thinking is None:
+            raise ChatError("a thinking budget needs a chat format with a think block; take chat: nemotron")
+        closing_ids = self._encode((enforcement.closing_text, self._format.end_of_thinking))
+        most = max(1, room - len(closing_ids) - enforcement.answer_tokens)
+        num_tokens = min(budget, most)
+        return ThinkingLimit(
+            num_tokens=num_tokens,
+            grace_tokens=min(enforcement.grace_tokens, most - num_tokens),
+            closing_ids=closing_ids,
+            end_id=closing_ids[-1],
+            line_end_ids=self._line_end_ids,
+        )
+
+    def num_reasoning_tokens(self, reply: Reply) -> int:
+        """Tokens of the reply's reasoning, without what ends it."""
+        return len(self._encode((reply.reasoning + "\n",)))
 
     def conversation(
-        self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        budget: Budget,
+        limit: ThinkingLimit | None = None,
     ) -> tuple[Ids, tuple[bool, ...]]:
         """Ids of a whole conversation and, for each, whether the policy would have sampled it.
 
-        Raises `ChatError` unless assistant messages and others alternate and the last message is the assistant's.
+        Replies whose reasoning is longer than `limit` are cut as the engine would have cut them. Raises `ChatError`
+        unless assistant messages and others alternate and the last message is the assistant's.
         """
         ids: list[int] = []
         loss_mask: list[bool] = []
@@ -92,17 +125,25 @@ class Chat:
                 raise ChatError("two assistant messages follow each other")
             if mine:
                 new = self.reply_ids(Reply(said.content, said.reasoning, said.tool_calls), budget)
+                new = limit.cut(new) if limit else new
+                loss_mask += [not forced for forced in limit.forced_mask(new)] if limit else [True] * len(new)
             elif ids:
                 new = self.extend((said, *more), budget, reply_ends_closed=True)
             else:
                 new = self.open((said, *more), tools, budget)
             ids += new
-            loss_mask += [mine] * len(new)
+            loss_mask += [False] * (len(ids) - len(loss_mask))
         return tuple(ids), tuple(loss_mask)
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids as readable text, control tokens included; for people and logs only."""
         return "".join(piece.text if isinstance(piece, Token) else piece for piece in self._decode(ids))
+
+    @cached_property
+    def _line_end_ids(self) -> frozenset[int]:
+        """Tokens of ordinary text that end with a line break."""
+        ids = range(self._tokenizer.get_vocab_size())
+        return frozenset(id for id in ids if id not in self._added and self._plain.decode([id]).endswith("\n"))
 
     def _encode(self, pieces: Pieces) -> Ids:
         ids: list[int] = []

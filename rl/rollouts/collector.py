@@ -120,7 +120,7 @@ class Collector:
 def masked_group(spec: GroupSpec, error: str) -> Group:
     """A group that could not be played: every rollout is an infrastructure error."""
     rollouts = tuple(
-        Rollout(spec.task, spec.group_id, member, (), (), None, {}, Outcome.INFRA_ERROR, error, 0, 1, 0.0)
+        Rollout(spec.task, spec.group_id, member, (), (), None, {}, Outcome.INFRA_ERROR, error, 0, "", 1, 0.0)
         for member in range(spec.group_size)
     )
     return Group(spec.group_id, spec.task, rollouts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl.config import PolicyConfig, RolloutConfig
+from rl.config import ExperimentConfig
 from rl.rollouts.engine_thread import Sampled, ThreadedEngine
 from rl.rollouts.protocol import EngineError, SamplingParams, WeightSource
 from rl.rollouts.vllm_plugin import BACKEND, register
@@ -20,22 +20,26 @@ if TYPE_CHECKING:
 
 MAX_TOKENS_PER_STEP = 8192
 """Tokens of one engine step, prompts included; vLLM's default on GPUs."""
+UNPUBLISHED = -1
+"""The version of an engine that must not sample yet."""
 
 
 class VllmEngine(ThreadedEngine):
     """The engine of `rl.rollouts.protocol`. It serves the checkpoint at `model_path` as policy version 0.
 
+    A policy whose precision is quantised has to be published before anything is sampled, as version 0 too: only the
+    learner says what the checkpoint's weights are quantised to. Until then the version is `UNPUBLISHED`.
+
     Made for a process of its own, whose environment variables and random state vLLM changes. On CPUs torch's compiler
     is switched off in that process.
     """
 
-    def __init__(
-        self, model_path: Path, policy: PolicyConfig, rollout: RolloutConfig, seed: int, lockstep_steps: int
-    ) -> None:
+    def __init__(self, model_path: Path, config: ExperimentConfig, lockstep_steps: int) -> None:
         """For `lockstep_steps` see `rl.rollouts.engine_clock`. Raises `EngineError` when vLLM cannot serve that."""
-        lane_timeout_s = rollout.reset_timeout_s + rollout.step_timeout_s
+        lane_timeout_s = config.rollout.reset_timeout_s + config.rollout.step_timeout_s
+        version = UNPUBLISHED if config.precision.is_quantised else 0
         try:
-            super().__init__(lambda: VllmCore(model_path, policy, rollout, seed), lockstep_steps, lane_timeout_s)
+            super().__init__(lambda: VllmCore(model_path, config), lockstep_steps, lane_timeout_s, version)
         except Exception as error:
             raise EngineError(f"vLLM cannot serve {model_path}: {type(error).__name__}: {error}") from error
 
@@ -43,11 +47,11 @@ class VllmEngine(ThreadedEngine):
 class VllmCore:
     """vLLM's synchronous engine as a `rl.rollouts.engine_thread.Core`."""
 
-    def __init__(self, model_path: Path, policy: PolicyConfig, rollout: RolloutConfig, seed: int) -> None:
-        self._max_tokens = policy.max_tokens
+    def __init__(self, model_path: Path, config: ExperimentConfig) -> None:
+        self._max_tokens = config.policy.max_tokens
         preload = os.environ.get("LD_PRELOAD")
         _set_environment()
-        self._llm = _start(model_path, policy, rollout, seed)
+        self._llm = _start(model_path, config)
         # vLLM sets it for workers it would start; processes that environments start must not inherit it.
         os.environ.pop("LD_PRELOAD", None) if preload is None else os.environ.update(LD_PRELOAD=preload)
         self._vocab_size = self._llm.model_config.get_vocab_size()
@@ -68,6 +72,8 @@ class VllmCore:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        from rl.rollouts.engine_budget import as_argument
+
         sampling = vllm.SamplingParams(
             max_tokens=min(params.max_reply_tokens, self._max_tokens - len(prompt_ids)),
             temperature=params.temperature,
@@ -78,6 +84,7 @@ class VllmCore:
             logprobs=0,  # of the sampled token only
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
+            extra_args=as_argument(params.thinking) if params.thinking else None,
         )
         self._llm.add_request(request_id, tokens_input(list(prompt_ids)), sampling)
 
@@ -124,11 +131,12 @@ def _set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _start(model_path: Path, policy: PolicyConfig, rollout: RolloutConfig, seed: int) -> "LLMEngine":
+def _start(model_path: Path, config: ExperimentConfig) -> "LLMEngine":
     from vllm import EngineArgs, LLMEngine
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.platforms import current_platform
 
+    policy, rollout = config.policy, config.rollout
     register()  # also where VLLM_PLUGINS leaves our entry point out
     arguments: dict[str, Any] = {}
     if current_platform.is_cpu():
@@ -139,8 +147,8 @@ def _start(model_path: Path, policy: PolicyConfig, rollout: RolloutConfig, seed:
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=str(model_path),
-            dtype=policy.dtype,
-            seed=seed,
+            dtype=config.precision.arithmetic,
+            seed=config.seed,
             max_model_len=policy.max_tokens,
             max_num_seqs=rollout.max_in_flight,
             skip_tokenizer_init=True,
@@ -151,6 +159,7 @@ def _start(model_path: Path, policy: PolicyConfig, rollout: RolloutConfig, seed:
             enable_prefix_caching=False,  # cached states would belong to older weights
             mamba_ssm_cache_dtype="float32",
             async_scheduling=False,  # else tokens of a step come back after the next one, under another version
+            logits_processors=["rl.rollouts.engine_budget:ThinkingBudget"],
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             disable_log_stats=True,
             use_tqdm_on_load=False,

@@ -92,8 +92,11 @@ class ThreadedEngine:
     After an exception from the core the engine is dead: all requests, and `health`, raise `EngineError` with its text.
     """
 
-    def __init__(self, make_core: Callable[[], Core], lockstep_steps: int, lane_timeout_s: float) -> None:
+    def __init__(
+        self, make_core: Callable[[], Core], lockstep_steps: int, lane_timeout_s: float, version: int = 0
+    ) -> None:
         """`lane_timeout_s` bounds each wait for the lanes that the next step needs; see `rl.rollouts.engine_clock`.
+        `version` is that of the policy which the core starts with; below 0 nothing can be sampled.
 
         Returns when the core is up; raises what `make_core` raises.
         """
@@ -108,7 +111,7 @@ class ThreadedEngine:
         self._failure: str | None = None
         self._is_stopping = False
         self._num_requests = 0
-        self._health = EngineHealth(num_running=0, num_sampled_tokens=0, busy_seconds=0.0, policy_version=0)
+        self._health = EngineHealth(num_running=0, num_sampled_tokens=0, busy_seconds=0.0, policy_version=version)
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
@@ -124,6 +127,8 @@ class ThreadedEngine:
         self._core.check(prompt_ids, params)
         with self._changed:
             self._raise_failure()
+            if self._health.policy_version < 0:
+                raise EngineError("nothing was published yet, and the checkpoint is not what is to be served")
             try:
                 self._clock.ask(place)
             except ValueError as error:
@@ -315,11 +320,12 @@ def _turn(request: _Request, finish: str) -> Turn | EngineError:
     known: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
     if finish not in known:
         return EngineError(f"the engine ended a reply with {finish!r}")
+    limit = request.params.thinking
     return Turn(
         prompt_ids=request.prompt_ids,
         reply_ids=tuple(request.reply_ids),
         reply_logprobs=tuple(request.logprobs),
-        forced_mask=(False,) * len(request.reply_ids),
+        forced_mask=limit.forced_mask(request.reply_ids) if limit else (False,) * len(request.reply_ids),
         policy_versions=tuple(request.versions),
         finish=known[finish],
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
+from rl.data_types import Budget
 
 
 class ChatError(ValueError):
@@ -38,26 +39,28 @@ NEMOTRON_TOKENS = (IM_START, IM_END, THINK, THINK_END, CALL, CALL_END, RESULT, R
 
 
 class Format(Protocol):
-    """What `rl.rollouts.chat.Chat` needs from a format. `thinking` says whether the policy may think."""
+    """What `rl.rollouts.chat.Chat` needs from a format. With budget `off` the policy may not think."""
 
     tokens: tuple[Token, ...]
     """Control tokens that the tokenizer must have."""
     end_of_turn: Token
     """What ends a reply."""
+    end_of_thinking: Token | None
+    """What ends the reasoning of a reply; None where there is none, and so no budget."""
 
-    def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> Pieces:
+    def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Pieces:
         """The first prompt, up to where the policy writes."""
         ...
 
-    def follow_up(self, messages: Sequence[Message], thinking: bool) -> Pieces:
+    def follow_up(self, messages: Sequence[Message], budget: Budget) -> Pieces:
         """What stands between a reply's end-of-turn token and where the policy writes next."""
         ...
 
-    def reply(self, reply: Reply, thinking: bool) -> Pieces:
+    def reply(self, reply: Reply, budget: Budget) -> Pieces:
         """What a policy would write to say this, without the end-of-turn token."""
         ...
 
-    def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], thinking: bool) -> Reply:
+    def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], budget: Budget) -> Reply:
         """The inverse of `reply`. Never raises: a policy may write anything."""
         ...
 
@@ -65,7 +68,8 @@ class Format(Protocol):
 class NemotronFormat:
     """The format of the Nemotron 3 models: ChatML with think blocks and XML tool calls (template `nano3.jinja`).
 
-    The prompt opens the think block, or gives an empty one where thinking is off. Tools stand in the system message,
+    The prompt opens the think block, or gives an empty one where thinking is off; a budget in tokens is told at the end
+    of the last user message. Tools stand in the system message,
     more briefly than in the published template; results come back as a user turn.
     A reply that never closes its think block is all reasoning, with empty text. A value that contains the line
     `</parameter>` cannot be expressed in a tool call: the format quotes nothing.
@@ -73,31 +77,32 @@ class NemotronFormat:
 
     tokens = NEMOTRON_TOKENS
     end_of_turn = IM_END
+    end_of_thinking: Token | None = THINK_END
 
-    def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> Pieces:
+    def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Pieces:
         pieces: list[Token | str] = []
         system = messages[0].content if messages and messages[0].role == "system" else ""
         if system or tools:
             parts = [part for part in (system, _tools_text(tools)) if part]
             pieces += [IM_START, "system\n", "\n\n".join(parts), IM_END, "\n"]
         rest = messages[1:] if system or (messages and messages[0].role == "system") else messages
-        return (*pieces, *self._turns(rest), *_generation_prompt(thinking))
+        return (*pieces, *self._turns(rest, budget), *_generation_prompt(budget != "off"))
 
-    def follow_up(self, messages: Sequence[Message], thinking: bool) -> Pieces:
-        return ("\n", *self._turns(messages), *_generation_prompt(thinking))
+    def follow_up(self, messages: Sequence[Message], budget: Budget) -> Pieces:
+        return ("\n", *self._turns(messages, budget), *_generation_prompt(budget != "off"))
 
-    def reply(self, reply: Reply, thinking: bool) -> Pieces:
-        if reply.reasoning and not thinking:
+    def reply(self, reply: Reply, budget: Budget) -> Pieces:
+        if reply.reasoning and budget == "off":
             raise ChatError("the reply has reasoning, but its budget is 'off': remove the reasoning first")
-        pieces: list[Token | str] = [reply.reasoning + "\n", THINK_END, "\n"] if thinking else []
+        pieces: list[Token | str] = [reply.reasoning + "\n", THINK_END, "\n"] if budget != "off" else []
         pieces.append(reply.text)
         for index, call in enumerate(reply.tool_calls):
             pieces += ["\n" if reply.text or index else "", CALL, _call_text(call), CALL_END]
         return tuple(pieces)
 
-    def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], thinking: bool) -> Reply:
+    def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], budget: Budget) -> Reply:
         reasoning = ""
-        if thinking:
+        if budget != "off":
             if THINK_END not in pieces:
                 return Reply("", reasoning=plain_text(pieces))
             end = pieces.index(THINK_END)
@@ -113,7 +118,8 @@ class NemotronFormat:
             return Reply(plain_text(pieces), reasoning, malformed=str(error))
         return Reply(text, reasoning, calls)
 
-    def _turns(self, messages: Sequence[Message]) -> Iterable[Token | str]:
+    def _turns(self, messages: Sequence[Message], budget: Budget) -> Iterable[Token | str]:
+        last_of_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
         for index, message in enumerate(messages):
             if message.role == "tool":
                 first = index == 0 or messages[index - 1].role != "tool"
@@ -123,10 +129,11 @@ class NemotronFormat:
                 yield from (IM_END, "\n") if last else ()
             elif message.role == "assistant":
                 reply = Reply(message.content, message.reasoning, message.tool_calls)
-                thinking = bool(message.reasoning)
-                yield from (*_generation_prompt(thinking), *self.reply(reply, thinking), IM_END, "\n")
+                spent: Budget = "unlimited" if message.reasoning else "off"
+                yield from (*_generation_prompt(spent != "off"), *self.reply(reply, spent), IM_END, "\n")
             else:
-                yield from (IM_START, message.role + "\n", message.content, IM_END, "\n")
+                told = _told(budget) if index == last_of_user else ""
+                yield from (IM_START, message.role + "\n", message.content + told, IM_END, "\n")
 
 
 def plain_text(pieces: Iterable[Token | str]) -> str:
@@ -134,9 +141,14 @@ def plain_text(pieces: Iterable[Token | str]) -> str:
     return "".join(piece.text if isinstance(piece, Token) else piece for piece in pieces)
 
 
-def conversation_text(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> str:
+def conversation_text(messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> str:
     """A whole conversation and the opening of one more turn as text, to train a tokenizer on."""
-    return plain_text(NemotronFormat().opening(messages, tools, thinking=True))
+    return plain_text(NemotronFormat().opening(messages, tools, budget))
+
+
+def _told(budget: Budget) -> str:
+    """What the last user message says about the budget, in the words of the published template."""
+    return f"\n\n{{thinking token budget: {budget}}}" if isinstance(budget, int) else ""
 
 
 def _generation_prompt(thinking: bool) -> Pieces:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from envs.messages import Message
 from rl.config import ExperimentConfig
 from rl.data_types import Outcome, Rollout, Task, Turn
+from rl.rollouts.budget import violation
 from rl.rollouts.chat import Chat
 from rl.rollouts.environment import EnvThreads, Episode, EpisodeError
 from rl.rollouts.formats import ChatError
@@ -66,6 +67,7 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
         outcome=outcome,
         error=error,
         num_malformed_calls=table.num_malformed_calls,
+        budget_violation=table.budget_violation,
         num_attempts=number,
         seconds=time.monotonic() - started,
     )
@@ -81,6 +83,7 @@ class _Table:
         self.turns: list[Turn] = []
         self.messages: list[Message] = []
         self.num_malformed_calls = 0
+        self.budget_violation = ""
 
     async def converse(self, episode: Episode, lane: Lane) -> Outcome:
         """Play until the episode ends. Raises `EpisodeError` and `EngineError`."""
@@ -107,7 +110,7 @@ class _Table:
                 following, terminated, truncated = await episode.step(reply)
                 if terminated or truncated:
                     self.messages += following
-                    return Outcome.TRUNCATED if truncated else Outcome.OK
+                    return Outcome.TRUNCATED if truncated else self._ended()
             self.messages += following
             closed = turn.reply_ids[-1] in chat.stop_ids
             prompt_ids = (*prompt_ids, *turn.reply_ids, *chat.extend(following, budget, closed))
@@ -116,18 +119,27 @@ class _Table:
         return Outcome.INVALID_ACTION if malformed else Outcome.TRUNCATED
 
     async def _sample(self, lane: Lane, prompt_ids: tuple[int, ...]) -> Turn:
-        rollout = self._player.config.rollout
+        config = self._player.config
+        rollout = config.rollout
+        room = min(rollout.max_reply_tokens, config.policy.max_tokens - len(prompt_ids))
+        limit = self._player.chat.thinking_limit(self._task.budget, config.budget, room)
         params = SamplingParams(
-            max_reply_tokens=min(rollout.max_reply_tokens, self._player.config.policy.max_tokens - len(prompt_ids)),
+            max_reply_tokens=room,
             temperature=self._player.temperature,
             top_p=rollout.top_p,
             seed=derive_seed(self._seed, len(self.turns)),
             stop_ids=self._player.chat.stop_ids,
+            thinking=limit,
         )
         turn = await asyncio.wait_for(lane.sample(prompt_ids, params), rollout.reply_timeout_s)
         if turn.finish == "abort":
             raise EngineError("the engine gave up the reply")
+        self.budget_violation = self.budget_violation or violation(turn, limit)
         return turn
+
+    def _ended(self) -> Outcome:
+        """How an episode that came to its end counts."""
+        return Outcome.BUDGET_HIT if any(any(turn.forced_mask) for turn in self.turns) else Outcome.OK
 
     def _check_opening(self, prompt_ids: tuple[int, ...]) -> None:
         room = self._player.config.policy.max_tokens - len(prompt_ids)

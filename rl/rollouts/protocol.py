@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rl.data_types import Turn
+from rl.rollouts.budget import ThinkingLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class SamplingParams:
     top_p: float
     seed: int
     stop_ids: tuple[int, ...]
+    thinking: ThinkingLimit | None = None
+    """How long the reply may reason; the engine enforces it."""
 
 
 @dataclass(frozen=True, slots=True)

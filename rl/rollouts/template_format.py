@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from envs.messages import Message, Reply, ToolSpec
+from rl.data_types import Budget
 from rl.rollouts.formats import ChatError, Pieces, Token, plain_text
 
 
@@ -24,24 +25,25 @@ class TemplateFormat:
         if not after_reply or not isinstance(after_reply[0], Token):
             raise ChatError("the chat template does not end an assistant message with a special token")
         self.end_of_turn = after_reply[0]
+        self.end_of_thinking: Token | None = None
         self.tokens = (self.end_of_turn,)
 
-    def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], thinking: bool) -> Pieces:
+    def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Pieces:
         if tools:
             raise ChatError(
                 "environments with tools cannot be played with chat: template; take a policy with chat: nemotron"
             )
         return self._pieces(self._render(_marked(messages), True), messages)
 
-    def follow_up(self, messages: Sequence[Message], thinking: bool) -> Pieces:
+    def follow_up(self, messages: Sequence[Message], budget: Budget) -> Pieces:
         return self._after_reply(messages)[1:]
 
-    def reply(self, reply: Reply, thinking: bool) -> Pieces:
+    def reply(self, reply: Reply, budget: Budget) -> Pieces:
         if reply.tool_calls:
             raise ChatError("chat: template has no tool calls")
         return (reply.text,)
 
-    def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], thinking: bool) -> Reply:
+    def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], budget: Budget) -> Reply:
         return Reply(plain_text(pieces))
 
     def _after_reply(self, messages: Sequence[Message]) -> Pieces:

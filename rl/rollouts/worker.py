@@ -39,13 +39,7 @@ class RolloutWorker:
         synchronous = config.train.max_staleness == 0
         self._config = config
         self._chat = load_chat(policy_path, config.policy.chat)
-        self._engine = VllmEngine(
-            policy_path,
-            config.policy,
-            config.rollout,
-            seed=config.seed,
-            lockstep_steps=config.rollout.lockstep_steps if synchronous else 0,
-        )
+        self._engine = VllmEngine(policy_path, config, config.rollout.lockstep_steps if synchronous else 0)
         self._threads = EnvThreads(config.rollout.num_env_threads)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> list[Group]:

@@ -29,6 +29,18 @@ def check_canaries(config: CanaryConfig, groups: Sequence[Group], update: Update
             f"mismatch between learner and engine is {update.mismatch:.3f} (canaries.mismatch_stop is"
             f" {config.mismatch_stop:g}); they do not compute the same policy"
         )
+    warnings = [_violations(groups)]
     if update.mismatch > config.mismatch_warn:
-        return [f"mismatch {update.mismatch:.3f} is above canaries.mismatch_warn ({config.mismatch_warn:g})"]
-    return []
+        warnings.append(f"mismatch {update.mismatch:.3f} is above canaries.mismatch_warn ({config.mismatch_warn:g})")
+    return [warning for warning in warnings if warning]
+
+
+def _violations(groups: Sequence[Group]) -> str:
+    """What is wrong with how the engine kept the budgets; empty when nothing is."""
+    found = [rollout for group in groups for rollout in group.rollouts if rollout.budget_violation]
+    if not found:
+        return ""
+    return (
+        f"the engine did not keep the thinking budget of {len(found)} rollouts; the first, {found[0].task.env_id} with"
+        f" budget {found[0].task.budget}: {found[0].budget_violation}"
+    )

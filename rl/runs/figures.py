@@ -127,12 +127,44 @@ def before_after_figure(history: History) -> Figure | None:
     return figure
 
 
+def budget_figure(history: History) -> Figure | None:
+    """Held-out accuracy against thinking budget by environment, with standard errors and mean reply tokens."""
+    if not history.budgets:
+        return None
+    env_ids = sorted(
+        {name.removeprefix("num/") for line in history.budgets.values() for name in line if "num/" in name}
+    )
+    figure, (left, right) = _figure(1, 2)
+    for number, env_id in enumerate(env_ids):
+        for axes, quantity in ((left, "accuracy"), (right, "reply_tokens")):
+            values = [line.get(f"{quantity}/{env_id}", math.nan) for line in history.budgets.values()]
+            nums = [line.get(f"num/{env_id}", 0) for line in history.budgets.values()]
+            errors = [
+                _share_error(value, num) if axes is left else 0.0 for value, num in zip(values, nums, strict=True)
+            ]
+            colour = COLOURS[number % len(COLOURS)]
+            axes.errorbar(range(len(values)), values, errors, color=colour, marker="o", capsize=3, label=env_id)
+    for axes, name in ((left, "held-out accuracy"), (right, "tokens of the replies")):
+        axes.set_xticks(range(len(history.budgets)), list(history.budgets))
+        axes.set_ylim(bottom=0)
+        _style(axes, name)
+        axes.set_xlabel("thinking budget (tokens a reply)", fontsize=8)
+    left.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _share_error(share: float, num: int) -> float:
+    """Standard error of a share of `num`."""
+    return math.sqrt(share * (1 - share) / num) if num else 0.0
+
+
 FIGURES: Mapping[str, tuple[str, Callable[[History], Figure | None]]] = {
     "before_after": ("Held-out reward before and after training; bars are standard errors", before_after_figure),
     "reward": (
         "Reward in training (faint: each step; line: mean of a twentieth of the run) and held out",
         reward_figure,
     ),
+    "budgets": ("Held-out accuracy against thinking budget; bars are standard errors", budget_figure),
     "reply_tokens": ("Length of replies, in tokens a rollout", length_figure),
     "outcomes": ("How rollouts ended", outcome_figure),
     "health": ("Agreement of learner and sampler, entropy, gradient, staleness", health_figure),

@@ -130,6 +130,10 @@ class RunFolder:
         return self.sft / "metrics.jsonl"
 
     @property
+    def evaluation_file(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
 

@@ -23,6 +23,8 @@ class History:
     steps: Sequence[Line]
     evaluations: Sequence[Line]
     sft: Sequence[Line]
+    budgets: Mapping[str, Line]
+    """Evaluations by thinking budget, in the order they were asked for."""
 
     @property
     def env_ids(self) -> list[str]:
@@ -60,7 +62,15 @@ def read_history(run_dir: Path) -> History:
         [line for line in lines if line.get("kind") == "train"],
         [line for line in lines if line.get("kind") == "evaluation"],
         list(read_lines(run.sft_metrics_file)),
+        _budgets(run),
     )
+
+
+def _budgets(run: RunFolder) -> Mapping[str, Line]:
+    if not run.evaluation_file.is_file():
+        return {}
+    found = json.loads(run.evaluation_file.read_text(encoding="utf-8"))["budgets"]
+    return {budget: line for budget, line in found.items() if budget != "own"}
 
 
 def points(lines: Sequence[Line], name: str) -> tuple[list[int], list[float]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rl.data_types import Outcome
-from rl.runs.figures import FIGURES
+from rl.runs.figures import FIGURES, budget_figure
 from rl.runs.files import write_atomically
+from rl.runs.folder import RunFolder
 from rl.runs.history import History, Line, read_history
 from rl.runs.rollouts import read_rollouts
 
@@ -55,6 +56,14 @@ def write_report(run_dir: Path) -> Path:
     page += f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     write_atomically(history.run.report_file, page)
     return history.run.report_file
+
+
+def write_budget_figure(run: RunFolder) -> None:
+    """Write `figures/budgets.png` of a run folder, also of one that holds nothing but an evaluation."""
+    figure = budget_figure(read_history(run.path))
+    assert figure is not None
+    (run.path / "figures").mkdir(exist_ok=True)
+    figure.savefig(run.path / "figures" / "budgets.png", dpi=DOTS_PER_INCH)
 
 
 def summary(history: History) -> str:

@@ -45,6 +45,7 @@ def rollout_object(rollout: Rollout) -> dict[str, Any]:
         "outcome": str(rollout.outcome),
         "error": rollout.error,
         "num_malformed_calls": rollout.num_malformed_calls,
+        "budget_violation": rollout.budget_violation,
         "num_attempts": rollout.num_attempts,
         "seconds": rollout.seconds,
         "messages": [_message_object(message) for message in rollout.messages],

@@ -8,7 +8,9 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     masked_rows                     share of rollouts that do not count
     degenerate_groups, degenerate_groups/ENV    groups without a signal: fewer than 2 rows that count, or equal rewards
     reply_tokens/ENV, reply_tokens_max/ENV  tokens of all replies of a rollout, forced ones included
+    forced_tokens/ENV               tokens a rollout that the thinking budget forced
     turns/ENV, malformed_calls/ENV  mean a rollout
+    budget_violations               rollouts in which the engine did not keep the budget; must be 0
     staleness, staleness_max        updates between sampling and training, over sampled tokens
     tokens_per_s/sampled            sampled tokens of the step by the seconds of phase `collect`
     tokens_per_s/trained            tokens through the model by the seconds of the update
@@ -103,6 +105,7 @@ def step_metrics(groups: Sequence[Group], update: Update, seconds_by_phase: Mapp
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     if rewards:
         metrics["reward"] = fmean(rewards)
+    metrics["budget_violations"] = sum(bool(rollout.budget_violation) for rollout in rollouts)
     metrics["degenerate_groups"] = sum(is_degenerate(group) for group in groups)
     for env_id in sorted({group.task.env_id for group in groups}):
         metrics |= _environment_metrics(env_id, [group for group in groups if group.task.env_id == env_id])
@@ -144,6 +147,9 @@ def _environment_metrics(env_id: str, groups: Sequence[Group]) -> dict[str, floa
     lengths = [num_reply_tokens(rollout) for rollout in counted]
     metrics[f"reply_tokens/{env_id}"] = fmean(lengths)
     metrics[f"reply_tokens_max/{env_id}"] = max(lengths)
+    metrics[f"forced_tokens/{env_id}"] = fmean(
+        sum(sum(turn.forced_mask) for turn in rollout.turns) for rollout in counted
+    )
     metrics[f"turns/{env_id}"] = fmean(len(rollout.turns) for rollout in counted)
     metrics[f"malformed_calls/{env_id}"] = fmean(rollout.num_malformed_calls for rollout in counted)
     return metrics

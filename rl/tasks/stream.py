@@ -5,16 +5,23 @@ The mixture is exact: after any number of tasks, each environment's count differ
 """
 
 import hashlib
+import random
 from collections.abc import Mapping
 
 from rl.config import EnvironmentConfig
-from rl.data_types import Task
+from rl.data_types import Budget, Task
 
 
 def derive_seed(*parts: object) -> int:
     """A 31-bit seed from anything that prints, the same on every machine."""
     digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def draw_budget(weights: Mapping[Budget, float], seed: int) -> Budget:
+    """One of the budgets, by their weights; a function of the seed."""
+    (budget,) = random.Random(seed).choices(list(weights), list(weights.values()))
+    return budget
 
 
 class TaskStream:
@@ -34,7 +41,8 @@ class TaskStream:
         env_id = self._env_ids[ordinal]
         environment = self._environments[env_id]
         seed = derive_seed("train", self._seed, ordinal)
-        return Task(ordinal, env_id, seed, "train", environment.budget, environment.options)
+        budget = draw_budget(environment.budget, derive_seed("budget", self._seed, ordinal))
+        return Task(ordinal, env_id, seed, "train", budget, environment.options)
 
     def _most_behind(self) -> str:
         """The environment whose count lags its share most; the first named wins a tie."""
@@ -50,5 +58,6 @@ def heldout_tasks(environments: Mapping[str, EnvironmentConfig], num_tasks: int)
     for env_id, environment in environments.items():
         for index in range(num_tasks):
             seed = derive_seed("heldout", env_id, index)
-            tasks.append(Task(len(tasks), env_id, seed, "heldout", environment.budget, environment.options))
+            budget = draw_budget(environment.budget, derive_seed("heldout budget", env_id, index))
+            tasks.append(Task(len(tasks), env_id, seed, "heldout", budget, environment.options))
     return tasks

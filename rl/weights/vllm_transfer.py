@@ -19,6 +19,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rl.rollouts.protocol import WeightSource
+from rl.weights.checkpoint import restored_tensors
 from rl.weights.shared_memory import read_weights
 
 
@@ -67,7 +68,7 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         """
         weights = read_weights(WeightSource(update_info.version, update_info.path, update_info.hash))
         initialize_layerwise_reload(self.model)
-        cast(SupportsLoading, self.model).load_weights(weights.tensors)
+        cast(SupportsLoading, self.model).load_weights(restored_tensors(weights.tensors, self.model_config.dtype))
         if layers := _incomplete_layers(self.model):
             raise IncompleteWeightsError(
                 f"version {update_info.version} leaves {len(layers)} layers without all their weights, such as"

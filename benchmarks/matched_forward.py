@@ -1,0 +1,144 @@
+"""Does the learner compute what the engine serves, in NVFP4 as in bfloat16?
+
+    python -m benchmarks.matched_forward --out benchmarks/results/matched_forward.json     (about three minutes)
+
+Publishes a policy to an engine in bfloat16 and in NVFP4, samples replies to the same prompts, and compares the logprobs
+of the sampled tokens with the learner's: in bfloat16, with folded weights, and, for contrast, NVFP4 with a learner
+that knows nothing of it. The mismatch is mean exp|delta logp| - 1 and the k3 estimate of the KL divergence a token.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "2"
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from envs.registry import make
+from rl.config import ExperimentConfig
+from rl.data_types import Sample, Turn
+from rl.rollouts.protocol import SamplingParams
+
+NUM_PROMPTS = 16
+NUM_REPLIES = 2
+NUM_REPLY_TOKENS = 96
+KEPT = {"default": None, "head_and_embeddings": ("*lm_head*", "*embed*")}
+"""Which weights stay in bfloat16: those of the default configuration, or only these."""
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    policy: Annotated[Path, typer.Option(help="Policy folder.")] = Path("models/smollm2-135m"),
+    chat: Annotated[str, typer.Option(help="Its policy.chat.")] = "template",
+) -> None:
+    torch.set_num_threads(2)
+    results = {name: compare(policy, chat, keep) for name, keep in KEPT.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"policy": str(policy), "kept": results}, indent=2) + "\n")
+    typer.echo(json.dumps(results, indent=2))
+
+
+def compare(policy: Path, chat: str, keep: tuple[str, ...] | None) -> dict[str, Any]:
+    """Both mismatches of the three pairs of engine and learner."""
+    from rl.learner.learner import Learner
+    from rl.rollouts.engine import VllmEngine
+    from rl.weights.checkpoint import checkpoint_tensors
+    from rl.weights.shared_memory import remove_weights, write_weights
+
+    config = experiment(policy, chat, keep)
+    learner = Learner(policy, config)
+    engine = VllmEngine(policy, config, lockstep_steps=0)
+
+    def sample_with(version: int, quantised: bool) -> list[Turn]:
+        weights = learner.folded.quantised if quantised else None
+        source = write_weights(checkpoint_tensors(learner.model, "bfloat16", weights), version)
+        asyncio.run(engine.load_weights(source))
+        remove_weights(source)
+        return asyncio.run(sample(engine, config))
+
+    try:
+        bfloat16 = mismatch(learner.model, sample_with(0, quantised=False))
+        turns = sample_with(1, quantised=True)
+    finally:
+        engine.shutdown()
+    unmatched = mismatch(learner.model, turns)
+    with learner.folded.in_place():
+        matched = mismatch(learner.model, turns)
+    return {
+        "weights": learner.folded.describe(),
+        "bfloat16": bfloat16,
+        "nvfp4_matched": matched,
+        "nvfp4_unmatched": unmatched,
+        "matched_by_bfloat16": {name: matched[name] / bfloat16[name] for name in ("excess", "k3")},
+        "unmatched_by_matched": {name: unmatched[name] / matched[name] for name in ("excess", "k3")},
+    }
+
+
+def experiment(policy: Path, chat: str, keep: tuple[str, ...] | None) -> ExperimentConfig:
+    tree = {
+        "run_dir": tempfile.gettempdir(),
+        "seed": 0,
+        "policy": {"path": str(policy), "chat": chat, "max_tokens": 384},
+        "precision": {"format": "nvfp4", **({"keep": keep} if keep else {})},
+        "environments": {"math/GradeSchool-v0": {"options": {"source": "variants"}}},
+        "learner": {"cpus": 2},
+        "rollout": {"max_in_flight": NUM_PROMPTS * NUM_REPLIES, "kv_cache_gib": 0.5},
+        "train": {"num_steps": 1},
+    }
+    return ExperimentConfig.model_validate(tree)
+
+
+async def sample(engine: Any, config: ExperimentConfig) -> list[Turn]:
+    from rl.rollouts.chat import load_chat
+
+    assert config.policy.path is not None
+    chat = load_chat(config.policy.path, config.policy.chat)
+    prompts = []
+    for seed in range(NUM_PROMPTS):
+        env = make("math/GradeSchool-v0")
+        messages, _ = env.reset(seed=seed, options={"source": "variants"})
+        prompts += [chat.open(messages, (), "unlimited")] * NUM_REPLIES
+    lanes = engine.open_lanes(len(prompts))
+    params = [SamplingParams(NUM_REPLY_TOKENS, 1.0, 1.0, seed, chat.stop_ids) for seed in range(len(prompts))]
+    return await asyncio.gather(
+        *(lane.sample(prompt, how) for lane, prompt, how in zip(lanes, prompts, params, strict=True))
+    )
+
+
+def mismatch(model: Any, turns: Sequence[Turn]) -> dict[str, float]:
+    from rl.learner.batching import make_batches
+    from rl.learner.forward import policy_logprobs
+
+    samples = [
+        Sample(
+            env_id="math/GradeSchool-v0",
+            token_ids=(*turn.prompt_ids, *turn.reply_ids),
+            loss_mask=(False,) * len(turn.prompt_ids) + (True,) * len(turn.reply_ids),
+            sampler_logprobs=(0.0,) * len(turn.prompt_ids) + turn.reply_logprobs,
+            policy_versions=(-1,) * len(turn.prompt_ids) + turn.policy_versions,
+            advantage=0.0,
+        )
+        for turn in turns
+    ]
+    deltas = []
+    for batch in make_batches(samples, 2048, 0):
+        with torch.no_grad():
+            logprobs_BT, _ = policy_logprobs(model, batch, torch.bfloat16, 1.0, 512)
+        deltas.append((logprobs_BT - batch.sampler_logprobs_BT)[batch.loss_mask_BT])
+    delta = torch.cat(deltas).double()
+    return {
+        "tokens": len(delta),
+        "excess": (delta.abs().exp().mean() - 1).item(),
+        "k3": (delta.exp() - 1 - delta).mean().item(),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

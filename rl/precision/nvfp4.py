@@ -1,0 +1,225 @@
+"""What is a weight in NVFP4? Quantise, dequantise, pack and unpack, in one order of operations used everywhere.
+
+A value is `code * block_scale * tensor_scale`: codes are 4-bit floats (E2M1), each block of 16 numbers along the
+contraction axis (the last one) shares an 8-bit scale (E4M3), each tensor a float32 scale. The order of operations is
+TransformerEngine's (`custom_recipes/reference_nvfp4.py`; NVFP4 pretraining, https://arxiv.org/abs/2509.25149): public
+quantisers differ in the last bit of intermediate results, and then in 0.2 % of the codes, so learner, checkpoint and
+engine must not each have their own. Four-over-six: https://arxiv.org/abs/2512.02010.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl.config import PrecisionConfig
+
+BLOCK = 16
+"""Numbers that share a block scale."""
+CODE_MAX = 6.0
+"""Largest magnitude of a code."""
+SCALE_MAX = 448.0
+"""Largest block scale."""
+FLOAT32_MAX = torch.finfo(torch.float32).max
+MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+class PrecisionError(ValueError):
+    """A tensor that cannot be written in the number format, or a model without anything to write in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A tensor [..., N, K] in NVFP4."""
+
+    packed: Tensor
+    """uint8 [..., N, K/2]: two codes a byte, the even column in the low four bits."""
+    block_scales: Tensor
+    """float8_e4m3fn [..., N, K/16]."""
+    tensor_scale: Tensor
+    """float32 [...]: one a matrix."""
+
+
+def amax(x: Tensor) -> Tensor:
+    """Largest magnitude of each matrix of `x` [..., N, K], float32 [...].
+
+    Raises `PrecisionError` for NaN and infinities.
+    """
+    largest = x.detach().abs().amax(dim=(-2, -1)).float()
+    if not torch.isfinite(largest).all():
+        raise PrecisionError(f"a tensor of shape {tuple(x.shape)} has NaN or infinite numbers; NVFP4 has neither")
+    return largest
+
+
+def quantise(
+    x: Tensor,
+    recipe: PrecisionConfig,
+    *,
+    shared_amax: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Quantised:
+    """Write `x` [..., N, K] in NVFP4; every leading index is a matrix with a tensor scale of its own.
+
+    `shared_amax` [...] replaces the matrices' own largest magnitude, for matrices that engines fuse into one. With a
+    `generator`, codes are rounded stochastically (for gradients; weights are rounded to the nearest, ties to even);
+    scales never are. An all-zero matrix has tensor scale 1, an all-zero block block scale 0.
+
+    Raises `PrecisionError` where K, or with 16x16 blocks N, is not divisible by 16, and for NaN and infinities.
+    """
+    check_shape(x, recipe)
+    encode, decode = tensor_scales(amax(x) if shared_amax is None else shared_amax, recipe)
+    blocks = x.detach().float().unflatten(-1, (-1, BLOCK))
+    largest = _block_amax(blocks, recipe)
+    encode, decode = encode[..., None, None], decode[..., None, None]
+    scales = _block_scales(largest * (encode * (1 / CODE_MAX)))
+    values = _round_codes(blocks, scales, decode, generator)
+    if recipe.four_over_six:
+        scales, values = _four_over_six(blocks, largest, encode, decode, scales, values, recipe, generator)
+    tensor_scale = decode[..., 0, 0].contiguous()
+    return Quantised(pack(_codes(values).flatten(-2)), scales.to(torch.float8_e4m3fn), tensor_scale)
+
+
+def dequantise(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The numbers [..., N, K] that the codes and scales stand for."""
+    values = decode_codes(unpack(quantised.packed)).unflatten(-1, (-1, BLOCK))
+    scales = quantised.block_scales.float() * quantised.tensor_scale[..., None, None]
+    return (values * scales[..., None]).flatten(-2).to(dtype)
+
+
+class _FakeQuantise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor, recipe: PrecisionConfig, shared_amax: Tensor | None) -> Tensor:
+        return dequantise(quantise(x, recipe, shared_amax=shared_amax), x.dtype)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad, None, None
+
+
+def fake_quantise(x: Tensor, recipe: PrecisionConfig, shared_amax: Tensor | None = None) -> Tensor:
+    """`x` rounded to NVFP4 and back; the gradient passes unchanged (a straight-through estimator)."""
+    return _FakeQuantise.apply(x, recipe, shared_amax)  # type: ignore[return-value]
+
+
+def check_shape(x: Tensor, recipe: PrecisionConfig) -> None:
+    """Raise `PrecisionError` where the blocks do not tile the matrices."""
+    if x.dim() < 2 or x.shape[-1] % BLOCK or (recipe.block == "16x16" and x.shape[-2] % BLOCK):
+        needed = "rows and columns" if recipe.block == "16x16" else "columns"
+        raise PrecisionError(
+            f"a tensor of shape {tuple(x.shape)} has no {recipe.block} blocks: NVFP4 needs matrices whose {needed} are"
+            f" divisible by {BLOCK}; keep this layer out by a pattern of precision.keep"
+        )
+
+
+def tensor_scales(largest: Tensor, recipe: PrecisionConfig) -> tuple[Tensor, Tensor]:
+    """What matrices with these largest magnitudes are multiplied by before, and after, the block scales [...]."""
+    largest = largest.float()
+    top = (recipe.four_over_six_scale_max if recipe.four_over_six else SCALE_MAX) * CODE_MAX
+    if recipe.tensor_scale == "power_of_two":
+        mantissa, exponent = torch.frexp(largest / top)
+        exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)  # ceil(log2), exactly
+        decode = torch.where(largest == 0, 1.0, torch.ldexp(torch.ones_like(largest), exponent.clamp(-126, 126)))
+        return 1 / decode, decode
+    encode = torch.where(largest == 0, 1.0, (top / largest).clamp(max=FLOAT32_MAX))
+    return encode, 1 / encode
+
+
+def _block_amax(blocks: Tensor, recipe: PrecisionConfig) -> Tensor:
+    """[..., N, K/16], the same in all 16 rows of a tile."""
+    largest = blocks.abs().amax(dim=-1)
+    if recipe.block == "16x16":
+        tiles = largest.unflatten(-2, (-1, BLOCK)).amax(dim=-2)
+        largest = tiles.repeat_interleave(BLOCK, dim=-2)
+    return largest
+
+
+def _block_scales(wanted: Tensor) -> Tensor:
+    """Rounded to E4M3 and back to float32."""
+    return wanted.clamp(max=SCALE_MAX).to(torch.float8_e4m3fn).float()
+
+
+def _round_codes(blocks: Tensor, scales: Tensor, decode: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Signed magnitudes [..., N, K/16, 16] of E2M1."""
+    factors = (1 / (scales * decode)).clamp(max=FLOAT32_MAX)
+    scaled = (blocks * factors[..., None]).clamp(-CODE_MAX, CODE_MAX)
+    magnitude = scaled.abs()
+    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
+    in_steps = magnitude / step
+    if generator is None:
+        rounded = torch.round(in_steps)  # ties to even
+    else:
+        uniform = torch.rand(in_steps.shape, generator=generator, device=in_steps.device)
+        rounded = torch.floor(in_steps + uniform)
+    return torch.copysign(rounded * step, scaled)
+
+
+def _four_over_six(
+    blocks: Tensor,
+    largest: Tensor,
+    encode: Tensor,
+    decode: Tensor,
+    scales: Tensor,
+    values: Tensor,
+    recipe: PrecisionConfig,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """Scales and values where the larger of the two block scales is kept when its error is smaller."""
+    larger = _block_scales(largest * (encode * (1 / CODE_MAX)) * 1.5)
+    larger_values = _round_codes(blocks, larger, decode, generator)
+    errors = [_error(blocks, v, s * decode, recipe) for v, s in ((values, scales), (larger_values, larger))]
+    better = errors[1] < errors[0]
+    return torch.where(better, larger, scales), torch.where(better[..., None], larger_values, values)
+
+
+def _error(blocks: Tensor, values: Tensor, scales: Tensor, recipe: PrecisionConfig) -> Tensor:
+    """Of each block [..., N, K/16]; with 16x16 blocks, of its whole tile."""
+    difference = values * scales[..., None] - blocks
+    error = (difference.square() if recipe.four_over_six == "mse" else difference.abs()).sum(dim=-1)
+    if recipe.block == "16x16":
+        tiles = error.unflatten(-2, (-1, BLOCK)).sum(dim=-2)
+        error = tiles.repeat_interleave(BLOCK, dim=-2)
+    return error
+
+
+def _codes(values: Tensor) -> Tensor:
+    """uint8 codes 0 to 15: the place among `MAGNITUDES`, plus 8 where the sign is minus."""
+    magnitude = values.abs()
+    place = torch.where(magnitude < 2, magnitude * 2, torch.where(magnitude < 4, magnitude + 2, magnitude / 2 + 4))
+    return place.to(torch.uint8) | (torch.signbit(values).to(torch.uint8) << 3)
+
+
+def decode_codes(codes: Tensor) -> Tensor:
+    """float32 values of uint8 codes."""
+    table = torch.tensor([*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], device=codes.device)
+    return table[codes.long()]
+
+
+def pack(codes: Tensor) -> Tensor:
+    """uint8 [..., K] to [..., K/2]: two codes a byte, the even column in the low four bits."""
+    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """uint8 [..., K/2] to [..., K]."""
+    return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
+
+
+RHT_SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
+"""TransformerEngine's fixed signs."""
+
+
+def hadamard_matrix() -> Tensor:
+    """The random Hadamard transform [16, 16]: signs, Sylvester's matrix, and 1/4 so that it is orthonormal."""
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < BLOCK:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return torch.tensor(RHT_SIGNS, dtype=torch.float32)[:, None] * matrix / math.sqrt(BLOCK)
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """`x` [..., K] with each 16 numbers of the last axis rotated; bfloat16 in, the same type out.
+
+    For the operands of the weight gradient only (never weights, never forward): it spreads outliers over a block.
+    """
+    return (x.unflatten(-1, (-1, BLOCK)).float() @ hadamard_matrix().to(x.device)).flatten(-2).to(x.dtype)

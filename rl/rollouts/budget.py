@@ -1,0 +1,71 @@
+"""When does a thinking budget end the policy's reasoning, and with which tokens?
+
+One rule on token ids for everybody: the engine forces by it, turns are marked by it, each rollout is checked against
+it, and the supervised stage cuts gold reasoning by it. Reasoning that has used up its budget is ended after the next
+token that ends a line, or after `grace_tokens` more, by a closing text and `</think>`. So does NVIDIA's logits
+processor for Nemotron 3 (github.com/NVIDIA-NeMo/Nemotron, tools/budget), which does not tell what it forced.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rl.data_types import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingLimit:
+    """How long one reply may reason. Its reasoning begins with the reply and ends with `end_id`."""
+
+    num_tokens: int
+    """Tokens of reasoning after which it ends with the next line, at least 1."""
+    grace_tokens: int
+    """How many more there may be where no line ends."""
+    closing_ids: tuple[int, ...]
+    """What is forced then; the last one is `end_id`."""
+    end_id: int
+    """`</think>`"""
+    line_end_ids: frozenset[int]
+    """Tokens whose text ends with a line break."""
+
+    def ends_reasoning(self, reply_ids: Sequence[int], place: int) -> bool:
+        """Whether reasoning that is open after `place` tokens is ended by force right there."""
+        if place < self.num_tokens:
+            return False
+        return place >= self.num_tokens + self.grace_tokens or reply_ids[place - 1] in self.line_end_ids
+
+    def forced_start(self, reply_ids: Sequence[int]) -> int | None:
+        """The place of the first forced token, which may be the one after the last; None when nothing is forced yet."""
+        for place, token in enumerate(reply_ids):
+            if self.ends_reasoning(reply_ids, place):
+                return place
+            if token == self.end_id:
+                return None
+        return len(reply_ids) if self.ends_reasoning(reply_ids, len(reply_ids)) else None
+
+    def forced_mask(self, reply_ids: Sequence[int]) -> tuple[bool, ...]:
+        """True for the tokens of a reply that were forced."""
+        start = self.forced_start(reply_ids)
+        if start is None:
+            return (False,) * len(reply_ids)
+        return tuple(start <= place < start + len(self.closing_ids) for place in range(len(reply_ids)))
+
+    def cut(self, reply_ids: Sequence[int]) -> tuple[int, ...]:
+        """The reply as it would have been under this limit, with everything after its reasoning kept."""
+        start = self.forced_start(reply_ids)
+        if start is None or self.end_id not in reply_ids:
+            return tuple(reply_ids)
+        answer = list(reply_ids).index(self.end_id) + 1
+        return (*reply_ids[:start], *self.closing_ids, *reply_ids[answer:])
+
+
+def violation(turn: Turn, limit: ThinkingLimit | None) -> str:
+    """What the engine did that the budget does not allow; empty when it obeyed."""
+    if limit is None:
+        return "tokens were forced without a budget" if any(turn.forced_mask) else ""
+    forced = tuple(token for token, is_forced in zip(turn.reply_ids, turn.forced_mask, strict=True) if is_forced)
+    if turn.forced_mask != limit.forced_mask(turn.reply_ids):
+        return "tokens are marked as forced that the budget does not force, or the other way round"
+    if forced != limit.closing_ids[: len(forced)]:
+        most = limit.num_tokens + limit.grace_tokens
+        return f"reasoning went on after {most} tokens, budget and grace together"
+    return ""
