@@ -6,8 +6,10 @@ from transformers import AutoModelForCausalLM
 
 from envs.messages import Message, Reply, ToolCall
 from envs.text_env import TextEnv
-from rl.config import ExperimentConfig
+from rl.config import ExperimentConfig, PrecisionConfig
 from rl.policies import build_policy
+from rl.precision.nvfp4 import dequantise, quantise
+from rl.precision.weights import FoldedWeights
 from rl.rollouts.chat import load_chat
 from rl.rollouts.formats import conversation_text
 from sft.data import (
@@ -19,6 +21,7 @@ from sft.data import (
     token_rows,
     training_order,
 )
+from sft.precision import FoldedSteps
 
 SIZES = {
     "pattern": "M*E", "hidden_size": 32, "num_heads": 1, "num_experts": 4, "latent_size": 16, "expert_size": 32,
@@ -169,6 +172,45 @@ def test_broken_json_and_foreign_folders_are_named(tmp_path):
     path.write_text("\n")
     with pytest.raises(SftDataError, match="holds no conversations"):
         read_conversations(path)
+
+
+def test_truncated_conversations_tell_their_budget_and_do_not_train_what_the_engine_would_force(tmp_path):
+    config = experiment(tmp_path, truncated_share=1.0, no_thinking_share=0.0)
+    conversations = gold_conversations(config)
+    build_policy(
+        config.policy.build,
+        [conversation_text(c.messages, c.tools, c.budget) for c in conversations],
+        tmp_path,
+        0,
+    )
+    chat = load_chat(tmp_path, "nemotron")
+    no_grace = config.model_copy(update={"budget": config.budget.model_copy(update={"grace_tokens": 0})})
+    rows, _ = token_rows(conversations, chat, no_grace)
+    for row, conversation in zip(rows, conversations, strict=True):
+        assert "{thinking token budget: " in chat.text(row.input_ids)
+        reply = conversation.messages[-1]
+        trained = chat.text([label for label in row.labels if label >= 0])
+        reasoning, _, answer = trained.partition(f"\n{reply.content}<|im_end|>")
+        assert reply.reasoning.startswith(reasoning) and len(reasoning) <= len(reply.reasoning)
+        assert trained.endswith(f"\n{reply.content}<|im_end|>") and not answer
+        assert "</think>" not in trained
+
+
+def test_a_quantised_policy_is_taught_with_folded_weights_and_saved_with_its_masters():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 16, bias=False))
+    master = model[0].weight.detach().clone()
+    folded = FoldedWeights(model, PrecisionConfig(format="nvfp4"))
+    callback = FoldedSteps(folded)
+    callback.on_step_begin()
+    assert not torch.equal(model[0].weight, master)
+    assert torch.equal(model[0].weight, dequantise(quantise(master, PrecisionConfig(format="nvfp4"))))
+    callback.on_pre_optimizer_step()
+    assert torch.equal(model[0].weight, master)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    callback.on_optimizer_step()
+    callback.on_step_begin()
+    assert torch.equal(model[0].weight, dequantise(quantise(2 * master, PrecisionConfig(format="nvfp4"))))
 
 
 def test_a_conversation_in_the_wrong_order_names_its_row(tmp_path):
