@@ -4,6 +4,7 @@ Everything said here is read from `rl.config`: attribute docstrings, types, cons
 """
 
 import difflib
+import json
 import textwrap
 import types
 import typing
@@ -126,6 +127,8 @@ def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin in (typing.Union, types.UnionType):
         words = [_type_words(part, metadata) for part in arguments if part is not type(None)]
         return " or ".join([*words, "null"])
+    if origin is tuple:
+        return f"list of {_type_words(arguments[0])}"
     names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
     name = names.get(annotation) or ("mapping" if origin is dict or annotation is dict else "path")
     if isinstance(annotation, type) and issubclass(annotation, Section):
@@ -154,7 +157,10 @@ def _default_words(field: FieldInfo) -> str:
         return "none; it must be given"
     if isinstance(default, Section):
         return "its keys' own defaults"
-    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    is_plain = not isinstance(default, str) or default.isprintable()
+    if default is None or isinstance(default, bool | dict | list | tuple) or not is_plain:
+        return json.dumps(default)
+    return str(default)
 
 
 def _explain_value(key: Key) -> str:
