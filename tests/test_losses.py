@@ -231,6 +231,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow  # importing TRL takes as long as all other tests of this file
 @pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
 @pytest.mark.parametrize("case", CASES)
 def test_loss_gradient_and_metrics_are_those_of_trl(trl_loss, case, loss_type):
@@ -254,6 +255,7 @@ def test_loss_gradient_and_metrics_are_those_of_trl(trl_loss, case, loss_type):
             assert sums.reference_kl.item() / num_tokens == pytest.approx(metrics["kl"][0], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_trl_counts_the_same_tokens_as_clipped(trl_loss):
     logprobs, entropy, batch, _ = random_case(0)
     _, _, metrics = trl_loss(logprobs, entropy, batch, clip=(0.2, 0.28))
