@@ -114,6 +114,7 @@ async def sample(engine: Any, config: ExperimentConfig) -> list[Turn]:
 
 def mismatch(model: Any, turns: Sequence[Turn]) -> dict[str, float]:
     from rl.learner.batching import make_batches
+    from rl.learner.correction import k3
     from rl.learner.forward import policy_logprobs
 
     samples = [
@@ -136,7 +137,7 @@ def mismatch(model: Any, turns: Sequence[Turn]) -> dict[str, float]:
     return {
         "tokens": len(delta),
         "excess": (delta.abs().exp().mean() - 1).item(),
-        "k3": (delta.exp() - 1 - delta).mean().item(),
+        "k3": k3(delta).mean().item(),
     }
 
 

@@ -13,10 +13,11 @@ from rl.data_types import Sample, Turn
 from rl.learner.batching import make_batches
 from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
+from rl.learner.samples import rollout_samples
 from rl.policies import build_policy
 from rl.weights.checkpoint import checkpoint_tensors
 from rl.weights.shared_memory import write_weights
-from tests.conftest import make_config
+from tests.conftest import make_config, make_rollout
 from tests.test_engine import sample_many
 
 if TYPE_CHECKING:
@@ -44,15 +45,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Learner, "V
 
 
 def as_sample(turn: Turn, advantage: float) -> Sample:
-    num_prompt = len(turn.prompt_ids)
-    return Sample(
-        env_id="math/Arithmetic-v0",
-        token_ids=(*turn.prompt_ids, *turn.reply_ids),
-        loss_mask=(False,) * num_prompt + (True,) * len(turn.reply_ids),
-        sampler_logprobs=(0.0,) * num_prompt + turn.reply_logprobs,
-        policy_versions=(-1,) * num_prompt + turn.policy_versions,
-        advantage=advantage,
-    )
+    (sample,) = rollout_samples(make_rollout(turns=(turn,)), advantage)
+    return sample
 
 
 def differences(model: Any, samples: list[Sample], dtype: torch.dtype = torch.float32) -> torch.Tensor:

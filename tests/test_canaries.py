@@ -38,3 +38,12 @@ def test_too_many_rollouts_that_do_not_count_stop_with_the_first_error() -> None
     with pytest.raises(CanaryStop, match=r"67% .*canaries.masked_rows_stop.*env_error: it broke"):
         check_canaries(CONFIG, [make_group([1.0, None, None])], make_update())
     assert check_canaries(CONFIG, [make_group([1.0, None])], replace(make_update(), mismatch=1.0)) == []
+
+
+def test_an_engine_that_does_not_keep_budgets_is_reported() -> None:
+    group = make_group([1.0, 0.0])
+    broken = replace(group.rollouts[0], budget_violation="reasoning went on after 7 tokens, budget and grace together")
+    (warning,) = check_canaries(CONFIG, [replace(group, rollouts=(broken, group.rollouts[1]))], make_update())
+    assert (
+        "thinking budget of 1 rollouts" in warning and "math/Arithmetic-v0" in warning and "after 7 tokens" in warning
+    )

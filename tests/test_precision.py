@@ -95,6 +95,17 @@ def test_masters_come_back_after_an_error() -> None:
     assert torch.equal(model[0].weight, master)
 
 
+def test_folded_weights_cannot_be_put_in_twice_or_folded_again_while_in() -> None:
+    folded = FoldedWeights(nn.Sequential(nn.Linear(32, 16)), NVFP4)
+    with folded.in_place():
+        with pytest.raises(AssertionError):
+            folded.put_in()
+        with pytest.raises(AssertionError):
+            folded.refresh()
+    with pytest.raises(AssertionError):
+        folded.take_out()
+
+
 def test_the_share_of_changed_codes_is_counted() -> None:
     model = nn.Sequential(nn.Linear(32, 16, bias=False))
     with torch.no_grad():

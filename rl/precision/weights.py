@@ -36,6 +36,7 @@ class FoldedWeights:
         self._masters = {name: model.get_parameter(name) for name in names}
         self._quantised: dict[str, Quantised] = {}
         self._folded: dict[str, Tensor] = {}
+        self._is_in = False
         self.refresh()
 
     @property
@@ -45,6 +46,7 @@ class FoldedWeights:
 
     def refresh(self) -> float:
         """Fold the master weights as they are now; returns the share of codes that differ from the last time's."""
+        assert not self._is_in, "the parameters hold folded weights, not the masters"
         before, num_changed, num_codes = self._quantised, 0, 0
         largest = shared_amax(self._masters)
         self._quantised = {
@@ -71,12 +73,16 @@ class FoldedWeights:
 
     def put_in(self) -> None:
         """Enter `in_place`, for callers whose inside is not one block of code."""
+        assert not self._is_in, "the folded weights are in place already; a second swap would train on the masters"
         self._swap()
 
     def take_out(self) -> None:
+        """Leave `in_place`."""
+        assert self._is_in, "the masters are in place already"
         self._swap()
 
     def _swap(self) -> None:
+        self._is_in = not self._is_in
         for name, master in self._masters.items():
             self._folded[name], master.data = master.data, self._folded[name]
 
