@@ -89,9 +89,8 @@ class Collector:
 
     def _least_busy(self) -> int:
         """The worker that plays the fewest groups."""
-        busy = Counter(dict.fromkeys(range(self._pool.num_workers), 0))
-        busy.update(call.worker for call in self._calls)
-        return min(busy, key=lambda worker: (busy[worker], worker))
+        num_groups = Counter(call.worker for call in self._calls)
+        return min(range(self._pool.num_workers), key=lambda worker: num_groups[worker])
 
     def _submit(self, worker: int, specs: Sequence[GroupSpec]) -> _Call:
         return _Call(worker, tuple(specs), self._pool.play(worker, specs))

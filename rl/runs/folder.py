@@ -53,7 +53,10 @@ MAY_CHANGE = (
     "canaries.*",
     "ray.*",
 )
-"""Keys that may differ when a run is resumed: how far and where it runs, not what it computes."""
+"""Keys that may differ when a run is resumed: how far and where it runs, not what it computes.
+
+But for the last bits: `rollout.num_workers` decides which rollouts share a batch.
+"""
 
 
 class RunFolderError(ValueError):
