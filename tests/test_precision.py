@@ -153,3 +153,9 @@ def test_the_engine_gets_exactly_what_the_learner_computes_with(tmp_path: Path, 
     num = sum(expected[name].numel() for name in codes)
     num_bytes = sum(sent[name + end].nbytes for name in codes for end in ("", "_scale", "_scale_2"))
     assert num_bytes == num * 4.5 / 8 + 4 * len(codes)
+
+
+def test_weights_that_are_merely_named_like_scales_arrive() -> None:
+    weight, scale = torch.ones(4, 4), torch.ones(1)
+    sent = {"head.weight": weight, "head.weight_scale": scale, "logit_scale": scale, "norm.weight_scale_2": scale}
+    assert dict(restored_tensors(sent.items(), torch.bfloat16)) == sent

@@ -42,10 +42,12 @@ def restored_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """What `checkpoint_tensors` yielded, with the numbers that codes and scales stand for in place of those."""
     held = dict(tensors)
+    packed = {name for name in held if name + BLOCK_SCALES in held and name + TENSOR_SCALE in held}
+    scales = {name + end for name in packed for end in (BLOCK_SCALES, TENSOR_SCALE)}  # others may be named so too
     for name, tensor in held.items():
-        if name + BLOCK_SCALES in held:
+        if name in packed:
             yield name, dequantise(Quantised(tensor, held[name + BLOCK_SCALES], held[name + TENSOR_SCALE]), dtype)
-        elif not name.endswith((BLOCK_SCALES, TENSOR_SCALE)):
+        elif name not in scales:
             yield name, tensor
 
 
