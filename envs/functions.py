@@ -117,8 +117,8 @@ def draw_step(rng: np.random.Generator, steps: dict[str, str]) -> tuple[str, str
 class Functions(TextEnv):
     """Write a Python function from its steps: `Write f(x): add 3, then square.`
 
-    The code is the reply's text, or the last fenced block in it. It runs once on all hidden inputs in a process of its
-    own (`envs.sandbox`), and its values are compared with the expected ones here, types included.
+    The code is the reply's text, or the last fenced block in it. It runs on all hidden inputs in the sandbox
+    (`envs.sandbox`), and its values are compared with the expected ones out here, types included.
 
     Options: `level` 1 (two to four steps on a whole number), 2 (four to six), 3 (two or three, some with a condition),
     4 (one or two steps on a list and a final sum, count or maximum).
@@ -142,10 +142,11 @@ class Functions(TextEnv):
     def step(self, action: Reply) -> StepResult:
         result = run_function(extract_code(action.text), "f", [[argument] for argument in self._level.inputs])
         expected = [self._description.values(argument)[-1] for argument in self._level.inputs]
-        share = share_correct(list(result.values), expected)
+        share = share_correct(list(result.value or ()), expected)
         scores = {"runs": float(result.status == "ok"), "share": share, "all": float(share == 1.0)}
         reward, parts = weigh(scores, WEIGHTS)
-        return (), reward, True, False, {"reward_parts": parts, "sandbox": f"{result.status} {result.detail}".strip()}
+        how = f"{result.level}: {result.status} {result.detail}".strip()
+        return (), reward, True, False, {"reward_parts": parts, "sandbox": how}
 
     def gold_reply(self) -> Reply:
         return Reply(self._description.code)

@@ -1,19 +1,35 @@
 """What code that a policy wrote may do: return values. Everything else ends typed, and none of it scores."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from envs import sandbox
 from envs.functions import Functions
 from envs.messages import Reply
-from envs.sandbox import Limits, SandboxError, SandboxResult, run_function
+from envs.sandbox import (
+    LEVELS,
+    Level,
+    Limits,
+    PythonSession,
+    SandboxError,
+    SandboxResult,
+    jail,
+    level_here,
+    require_level,
+    run_function,
+    run_program,
+    run_tests,
+)
+from envs.sandbox.probes import PROBES, Probe, run_probe, target
 
 INPUTS = [[number] for number in range(4)]
 QUICK = Limits(cpu_s=1, wall_s=1.0)
-PATIENT = Limits(cpu_s=20, wall_s=60.0)
+PATIENT = Limits(cpu_s=20, wall_s=60.0, memory_bytes=256 * 1024**2)
 """For code that ends by itself or at another limit, however busy the machine is."""
 
 
@@ -21,30 +37,40 @@ def run(code: str, limits: Limits = PATIENT) -> SandboxResult:
     return run_function(code, "f", INPUTS, limits)
 
 
-def test_values_come_back_in_order_with_their_types() -> None:
-    assert run("def f(x):\n    return [x, x / 1, x == 1, None, str(x), {'k': x}]").values[1] == [
-        1,
-        1.0,
-        True,
-        None,
-        "1",
-        {"k": 1},
-    ]
-    assert run("def f(x): return x * x") == SandboxResult("ok", (0, 1, 4, 9))
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
+def test_no_probe_escapes_from_the_level_that_must_hold_it(probe: Probe, level: Level) -> None:
+    with target() as aim:
+        result = run_probe(probe, level, aim)
+    assert result.is_expected(level), result.detail
+
+
+def test_the_probes_are_real_attempts() -> None:
+    """The same probes get through where a layer is missing: without Landlock and seccomp many must escape."""
+    with target() as aim:
+        escaped = {probe.name for probe in PROBES if not run_probe(probe, "process", aim).held}
+    assert {"password file", "UDP", "list of the root folder"} <= escaped
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_values_come_back_in_order_with_their_types(level: Level) -> None:
+    code = "def f(x):\n    return [x, x / 1, x == 1, None, str(x), {x: (x, {x}, b'b', 2j, frozenset())}]"
+    result = run_function(code, "f", INPUTS, PATIENT, level)
+    assert (result.status, result.level) == ("ok", level)
+    assert result.value[1] == [1, 1.0, True, None, "1", {1: (1, {1}, b"b", 2j, frozenset())}]
+    assert [type(item) for item in result.value[1][:3]] == [int, float, bool]
 
 
 def test_every_input_is_a_fresh_copy() -> None:
     code = "def f(x):\n    x.append(1)\n    return x"
     shared = [5]
-    assert run_function(code, "f", [[shared], [shared]]).values == ([5, 1], [5, 1])
+    assert run_function(code, "f", [[shared], [shared]]).value == ([5, 1], [5, 1])
     assert shared == [5]
 
 
-def test_the_usual_modules_can_be_imported() -> None:
-    code = (
-        "import math, itertools, functools, collections, re, random, statistics\ndef f(x): return math.floor(x + 0.5)"
-    )
-    assert run(code).values == (0, 1, 2, 3)
+def test_the_standard_library_can_be_imported() -> None:
+    code = "import math, itertools, sqlite3, asyncio, zoneinfo, hashlib\ndef f(x): return math.floor(x + 0.5)"
+    assert run(code).value == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -52,96 +78,188 @@ def test_the_usual_modules_can_be_imported() -> None:
     [
         ("def f(x):\n    while True: pass", "timeout"),
         ("while True: pass", "timeout"),
-        ("import time\ndef f(x): time.sleep(100)", "timeout"),
         ("def f(x): return len([0] * 10**10)", "memory"),
-        ("def f(x):\n    a = []\n    while True: a.append('x' * 10**6)", "memory"),
         ("def f(x):\n    while True: print('x' * 1000)", "output_limit"),
         ("def f(x): return 'x' * 10**6", "output_limit"),
-        ("import os\ndef f(x):\n    while True: os.fork()", "error"),
-        ("import threading\ndef f(x):\n    threading.Thread(target=print).start()\n    return 1", "error"),
+        ("import os\ndef f(x):\n    while True: os.fork()", "denied"),
         ("import sys\ndef f(x): sys.exit(0)", "error"),
         ("import os\ndef f(x): os._exit(0)", "error"),
-        ("import os\ndef f(x): os.kill(os.getppid(), 9)", "error"),
-        ("import os\ndef f(x): os.system('true'); return 1", "error"),
-        ("def f(x): return open('/etc/hostname').read()", "error"),
-        ("def f(x): open('/tmp/planted', 'w'); return 1", "error"),
-        ("import socket\ndef f(x): return 1", "error"),
-        ("import ctypes\ndef f(x): return 1", "error"),
+        ("import os\ndef f(x): os.abort()", "killed"),
         ("def f(x): return f(x)", "error"),
-        ("def f(x): return (1, 2)", "error"),
-        ("def f(x): return {1: 2}", "error"),
+        ("def f(x): return object()", "error"),
         ("def f(x): return 10**5000", "error"),
-        ("import sys\ndef f(x): sys.stdout.close(); return 1", "error"),
+        ("def f(x):\n    a = []\n    a.append(a)\n    return a", "error"),
+        ("import os\ndef f(x): os.write(4, b'nonsense\\n')", "error"),
+        ('import os\ndef f(x): os.write(4, b\'{"status": "ok", "value": {"a": 1, "b": 2}}\\n\')', "error"),
         ("def f(x) return x", "error"),
         ("def g(x): return x", "error"),
         ("f = 3", "error"),
         ("", "error"),
         ("\0", "error"),
-        ("#" * 10_000, "error"),
+        ("#" * 70_000, "error"),
     ],
 )
-def test_whatever_else_code_does_ends_typed_and_without_values(code: str, status: str) -> None:
+def test_whatever_else_a_function_does_ends_typed_and_without_values(code: str, status: str) -> None:
     result = run(code, QUICK if status == "timeout" else PATIENT)
-    assert (result.status, result.values) == (status, ())
+    assert (result.status, result.value) == (status, None)
     assert result.detail
 
 
-def test_a_value_that_equals_everything_does_not_leave_the_process() -> None:
-    code = "class Any(int):\n    def __eq__(self, other): return True\ndef f(x): return Any(x)"
-    result = run(code)
-    assert result.status == "error"
-    assert "Any" in result.detail
+@pytest.mark.parametrize(
+    ("code", "stdin", "status", "stdout"),
+    [
+        ("print(sum(map(int, input().split())))", "2 3\n", "ok", "5\n"),
+        ("import sys\nsys.exit(0)", "", "ok", ""),
+        ("import os\nprint('x', flush=True)\nos._exit(0)", "", "ok", "x\n"),
+        ("import sys\nprint('x')\nsys.exit(3)", "", "error", "x\n"),
+        ("if __name__ == '__main__': print('main')", "", "ok", "main\n"),
+        ("open('a', 'w').write('hi')\nprint(open('a').read())", "", "ok", "hi\n"),
+        ("print(len(input()))", "x" * 200_000, "ok", "200000\n"),
+        ("print('never read')", "x" * 200_000, "ok", "never read\n"),
+    ],
+)
+def test_a_program_reads_stdin_and_writes_stdout(code: str, stdin: str, status: str, stdout: str) -> None:
+    result = run_program(code, stdin, PATIENT)
+    assert (result.status, result.stdout) == (status, stdout)
 
 
-def test_the_code_sees_an_empty_environment_and_no_expected_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET", "hush")
-    code = "import os, sys\ndef f(x): return [dict(os.environ), sys.argv, list(sys._getframe(1).f_locals)]"
-    environment, arguments, names = run(code).values[0]
-    assert "SECRET" not in environment
-    assert arguments == ["-c"]
-    assert sorted(names) == ["arguments", "function", "job", "names", "values"]
+def test_what_was_printed_before_an_end_is_kept() -> None:
+    result = run_program("print('before', flush=True)\nwhile True: pass", limits=QUICK)
+    assert (result.status, result.stdout) == ("timeout", "before\n")
+
+
+CHECK = "def check(candidate):\n    assert candidate([3, 1]) == (1, 3)\n    assert candidate([]) == ()"
+
+
+@pytest.mark.parametrize(
+    ("code", "tests", "status", "detail"),
+    [
+        ("def f(x): return tuple(sorted(x))", CHECK, "ok", ""),
+        ("def f(x): return sorted(x)", CHECK, "error", "AssertionError"),
+        ("def f(x): raise ValueError('no')", CHECK, "error", "ValueError: no"),
+        ("def f(x): return x", "def check(candidate): pass", "error", "no test called the function"),
+        ("def f(x): return x", "", "error", "check"),
+    ],
+)
+def test_assertions_decide_in_a_jail_of_their_own(code: str, tests: str, status: str, detail: str) -> None:
+    result = run_tests(code, "f", tests, PATIENT)
+    assert result.status == status
+    assert detail in result.detail
+
+
+def test_a_session_keeps_its_names_and_starts_afresh_after_its_end() -> None:
+    session = PythonSession(QUICK)
+    assert session.run("x = 20\nprint(x)") == "20\n"
+    assert session.run("print(x + 1)") == "21\n"
+    assert session.run("print(1)\n1 / 0") == "1\nerror: ZeroDivisionError: division by zero"
+    assert session.run("print(x)") == "20\n"
+    assert "all names are lost" in session.run("while True: pass")
+    assert "NameError" in session.run("print(x)")
+    session.close()
+    session.close()
 
 
 def test_forging_the_results_earns_nothing() -> None:
     env = Functions()
     env.reset(seed=0)
-    forged = 'import sys, os\nprint(\'{"status": "ok", "values": "all"}\', flush=True)\nos.abort()'
-    assert env.step(Reply(forged))[1] == 0.0
-    tampering = "import __main__\n__main__.check_plain = lambda *a: None\ndef f(x): return None"
-    assert env.step(Reply(tampering))[4]["reward_parts"]["all"] == 0.0
+    forged = 'import os\nos.write(4, b\'{"status": "ok", "value": "all"}\\n\' * 9)\ndef f(x): return 0'
+    assert env.step(Reply(forged))[4]["reward_parts"]["all"] == 0.0
 
 
 def test_no_process_is_left_behind() -> None:
-    before = children()
+    run("def f(x): return x")  # the zygote stays
+    before = descendants()
     for code in ("import time\ndef f(x): time.sleep(100)", "def f(x):\n    while True: print(x)"):
         run(code, QUICK)
-    assert children() == before
+    assert descendants() == before
 
 
-def children() -> set[int]:
-    """Processes that this one started and that still exist."""
-    found = set()
+def descendants() -> set[int]:
+    """Processes below this one that exist and are not merely waiting to be reaped."""
+    parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue
-        if int(fields[1]) == os.getpid():
-            found.add(int(stat.parent.name))
-    return found
+        if state != "Z":
+            parents[int(stat.parent.name)] = int(parent)
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {os.getpid()}
+
+
+def test_fifty_runs_at_once_do_not_meet() -> None:
+    def echo(number: int) -> str:
+        return run_program("open('f', 'w').write(input())\nprint(open('f').read())", str(number), PATIENT).stdout
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(echo, range(50))) == [f"{number}\n" for number in range(50)]
+
+
+def test_a_jail_outlives_the_thread_that_made_it_and_the_zygote_its_death() -> None:
+    sessions: list[PythonSession] = []
+
+    def start() -> None:
+        sessions.append(PythonSession(PATIENT))
+        sessions[0].run("x = 1")
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert sessions[0].run("print(x)") == "1\n"
+    process = jail.ZYGOTE._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert run_program("print(2)").stdout == "2\n"
+    sessions[0].close()
 
 
 def test_a_process_that_cannot_start_is_a_failure_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "sys", SimpleNamespace(executable="/no/such/python"))
+    monkeypatch.setattr(jail, "ZYGOTE", jail.Zygote())
+    monkeypatch.setattr(jail, "sys", SimpleNamespace(executable="/no/such/python", platform="linux"))
     with pytest.raises(SandboxError, match="no process could be started"):
         run("def f(x): return x")
 
 
-def test_limits_that_cannot_be_set_are_a_failure_of_the_sandbox() -> None:
-    with pytest.raises(SandboxError, match="limits cannot be set"):
-        run_function("def f(x): return x", "f", INPUTS, Limits(memory_bytes=2**80))
+def test_another_system_is_said_so_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jail, "ZYGOTE", jail.Zygote())
+    monkeypatch.setattr(jail, "sys", SimpleNamespace(executable="", platform="darwin"))
+    with pytest.raises(SandboxError, match=r"needs Linux.*this is darwin"):
+        run("def f(x): return x")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_limits_that_cannot_be_set_are_a_failure_of_the_sandbox(level: Level) -> None:
+    with pytest.raises(SandboxError, match=rf"no jail of level {level} could be made"):
+        run_function("def f(x): return x", "f", INPUTS, Limits(memory_bytes=2**80), level)
 
 
 def test_a_slow_machine_is_a_failure_of_the_sandbox_and_no_timeout() -> None:
-    with pytest.raises(SandboxError, match="did not get ready"):
+    with pytest.raises(SandboxError, match="could be made: timeout"):
         run_function("def f(x): return x", "f", INPUTS, Limits(start_s=0.0))
+
+
+@pytest.fixture
+def broken_isolation(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine on which jails of level `isolated` cannot be made."""
+    make = jail.Jail.__init__
+
+    def refuse(self: jail.Jail, level: Level, *arguments: Any) -> None:
+        if level == "isolated":
+            raise SandboxError("no jail of level isolated could be made: no namespaces")
+        make(self, level, *arguments)
+
+    monkeypatch.setattr(jail.Jail, "__init__", refuse)
+    level_here.cache_clear()
+    yield
+    require_level("restricted")
+
+
+def test_a_weaker_level_is_taken_only_where_it_is_allowed_and_told(broken_isolation: None) -> None:
+    assert run_program("print(1)").level == "restricted"
+    require_level("isolated")
+    with pytest.raises(SandboxError, match=r"no sandbox of level isolated or above[^~]*no namespaces"):
+        run_program("print(1)")

@@ -1,0 +1,277 @@
+"""A jailed interpreter and the process that jails are forked from, as seen from outside.
+
+A `Jail` is asked one request after another and must answer each in time; whatever else it does, flooding its output,
+ending, closing its pipes, becomes a `JailEnded` with the result. Closing it kills it.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from envs.sandbox.limits import Level, Limits, SandboxError, SandboxResult, Status
+
+ZYGOTE_FILE = Path(__file__).with_name("zygote.py")
+END_S = 10.0
+"""How long a killed jail may take to be gone."""
+
+
+class JailEnded(Exception):
+    """The jail cannot be asked any more; `result` says how it ended."""
+
+    def __init__(self, result: SandboxResult) -> None:
+        super().__init__(f"{result.status}: {result.detail}")
+        self.result = result
+
+
+class Zygote:
+    """The process that jails are forked from; starts with the first jail, and anew when it has died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def submit(self, job: Mapping[str, Any], descriptors: list[int], start_s: float) -> None:
+        """Hand over a job and its descriptors. Raises `SandboxError`."""
+        message = json.dumps(job).encode()
+        with self._lock:
+            for _ in range(2):
+                connection = self._socket or self._start(start_s)
+                with contextlib.suppress(OSError):
+                    socket.send_fds(connection, [message], descriptors)
+                    return
+                self._stop()
+        raise SandboxError("the process that jails are forked from dies again and again; see its messages above")
+
+    def _start(self, start_s: float) -> socket.socket:
+        if sys.platform != "linux":
+            raise SandboxError(f"the sandbox needs Linux (namespaces, Landlock, seccomp); this is {sys.platform}")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-I", "-S", "-B", str(ZYGOTE_FILE), str(theirs.fileno())]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    env={},
+                    cwd="/",
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"no process could be started: {error}") from error
+        ours.settimeout(start_s)
+        try:
+            said = ours.recv(16)
+        except TimeoutError:
+            said = b""
+        self._socket = ours
+        if said != b"ready":
+            self._stop()
+            raise SandboxError(f"the process that jails are forked from was not ready within {start_s} s")
+        return ours
+
+    def _stop(self) -> None:
+        if self._socket is not None:
+            self._socket.close()  # it ends when it sees this
+            self._socket = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_S)
+            self._process = None
+
+    def close(self) -> None:
+        """Let it end; jails that are running are not touched."""
+        with self._lock:
+            self._stop()
+
+
+ZYGOTE = Zygote()
+atexit.register(ZYGOTE.close)
+
+
+class Jail:
+    """One jailed interpreter. Use it in a `with` statement: leaving it kills what runs in it.
+
+    Raises `SandboxError` when it cannot be made at exactly this level.
+    """
+
+    def __init__(self, level: Level, limits: Limits, stdin: bytes = b"") -> None:
+        self._level: Level = level
+        self._limits = limits
+        self._selector = selectors.DefaultSelector()
+        self._read = {name: bytearray() for name in ("stdout", "stderr", "answers", "status")}
+        self._unwritten = {"stdin": bytearray(stdin), "requests": bytearray()}
+        self._descriptors: dict[str, int] = {}
+        theirs = [self._open(name) for name in ("stdin", "stdout", "stderr", "requests", "answers", "status")]
+        try:
+            ZYGOTE.submit({"level": level, "limits": dataclasses.asdict(limits)}, theirs, limits.start_s)
+        except BaseException:
+            self._close_all()
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        try:
+            self._answer(time.monotonic() + limits.start_s)
+        except (JailEnded, SandboxError) as error:
+            self._close_all()
+            raise SandboxError(f"no jail of level {level} could be made: {error}") from None
+
+    def __enter__(self) -> "Jail":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if "requests" in self._descriptors:
+            self._kill()
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one request, within the wall deadline. Raises `JailEnded`."""
+        self._unwritten["requests"] += json.dumps(request).encode(errors="replace") + b"\n"
+        self._watch_writing("requests")
+        return self._answer(time.monotonic() + self._limits.wall_s)
+
+    def take_stdout(self) -> str:
+        """What was printed since the last time; everything printed before an answer was given is there."""
+        while any(key.data == "stdout" for key, _ in self._selector.select(0)):
+            self._read_some("stdout")
+        printed = self._read["stdout"].decode(errors="replace")
+        self._read["stdout"].clear()
+        return printed
+
+    def result(self, status: Status, detail: str = "", value: Any = None) -> SandboxResult:
+        """What has come out until now, as a result; kills what still runs."""
+        if "requests" in self._descriptors:
+            self._kill()
+        report = self._report()
+        stdout, stderr = (bytes(self._read[name][: self._limits.output_bytes]) for name in ("stdout", "stderr"))
+        return SandboxResult(
+            status=status,
+            level=self._level,
+            value=value,
+            detail=detail,
+            stdout=stdout.decode(errors="replace"),
+            stderr=stderr.decode(errors="replace"),
+            cpu_s=float(report.get("cpu_s", 0.0)),
+            max_rss_bytes=int(report.get("max_rss_bytes", 0)),
+        )
+
+    def _open(self, name: str) -> int:
+        """Make a pipe, keep our end and give theirs."""
+        reading, writing = os.pipe()
+        ours, theirs = (writing, reading) if name in self._unwritten else (reading, writing)
+        os.set_blocking(ours, False)
+        self._descriptors[name] = ours
+        if name in self._read:
+            self._selector.register(ours, selectors.EVENT_READ, name)
+        elif name == "stdin":
+            self._watch_writing(name)
+        return theirs
+
+    def _shut(self, name: str) -> None:
+        descriptor = self._descriptors.pop(name, None)
+        if descriptor is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(descriptor)
+            os.close(descriptor)
+
+    def _close_all(self) -> None:
+        for name in list(self._descriptors):
+            self._shut(name)
+        self._selector.close()
+
+    def _watch_writing(self, name: str) -> None:
+        if name in self._descriptors and self._descriptors[name] not in self._selector.get_map():
+            self._selector.register(self._descriptors[name], selectors.EVENT_WRITE, name)
+
+    def _answer(self, deadline: float) -> dict[str, Any]:
+        """The next line of answers. Raises `JailEnded` where none comes."""
+        while b"\n" not in self._read["answers"]:
+            if "status" not in self._descriptors:
+                raise JailEnded(self._ended())
+            self._move_bytes(deadline)
+        line, _, rest = self._read["answers"].partition(b"\n")
+        self._read["answers"] = rest
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict) or not ({"status", "call"} & answer.keys()):
+            raise JailEnded(self.result("error", "wrote something else than an answer"))
+        return answer
+
+    def _move_bytes(self, deadline: float) -> None:
+        """Wait until something can be read or written, and do it. Raises `JailEnded` at a limit."""
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise JailEnded(self.result("timeout", f"not done within {self._limits.wall_s} s"))
+        for key, _ in self._selector.select(left_s):
+            self._write(key.data) if key.data in self._unwritten else self._read_some(key.data)
+
+    def _write(self, name: str) -> None:
+        try:
+            written = os.write(self._descriptors[name], self._unwritten[name][:65_536]) if self._unwritten[name] else 0
+        except BrokenPipeError:  # nobody reads it
+            self._shut("stdin") if name == "stdin" else self._selector.unregister(self._descriptors[name])
+            return
+        del self._unwritten[name][:written]
+        if not self._unwritten[name]:
+            self._shut("stdin") if name == "stdin" else self._selector.unregister(self._descriptors[name])
+
+    def _read_some(self, name: str) -> None:
+        chunk = os.read(self._descriptors[name], 65_536)
+        if not chunk:
+            self._shut(name)
+            return
+        self._read[name] += chunk
+        if len(self._read[name]) > self._limits.output_bytes and name != "status":
+            raise JailEnded(self.result("output_limit", f"more than {self._limits.output_bytes} bytes of {name}"))
+
+    def _kill(self) -> None:
+        """Close the pipe that the jail lives by, and wait until everything in it is gone."""
+        self._shut("requests")
+        deadline = time.monotonic() + END_S
+        while "status" in self._descriptors:
+            if time.monotonic() > deadline:
+                self._close_all()
+                raise SandboxError(f"a killed jail was not gone after {END_S} s")
+            for key, _ in self._selector.select(1.0):
+                if key.data == "stdin":
+                    self._shut("stdin")
+                    continue
+                chunk = os.read(self._descriptors[key.data], 65_536)
+                if not chunk:
+                    self._shut(key.data)
+                elif len(self._read[key.data]) <= self._limits.output_bytes:
+                    self._read[key.data] += chunk
+        self._close_all()
+
+    def _report(self) -> dict[str, Any]:
+        """What the supervisor wrote about the end: its first line."""
+        line = bytes(self._read["status"]).split(b"\n")[0]
+        return json.loads(line) if line else {}
+
+    def _ended(self) -> SandboxResult:
+        """The result of a jail that ended without an answer."""
+        report = self._report()
+        if "exit" not in report:
+            raise SandboxError(report.get("failed", "the process that supervises the jail died"))
+        code, cpu_s = report["exit"], report["cpu_s"]
+        if code in (-signal.SIGKILL, -signal.SIGXCPU) and cpu_s >= self._limits.cpu_s:
+            return self.result("timeout", f"used its {self._limits.cpu_s} s of CPU time")
+        if code < 0:
+            return self.result("killed", f"killed by {signal.Signals(-code).name}")
+        return self.result("ok" if code == 0 else "error", f"ended with exit status {code}")

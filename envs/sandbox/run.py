@@ -1,0 +1,148 @@
+"""What does code that a policy wrote compute, print, or pass? The ways to run it, at the strongest level there is here.
+
+What holds the score: only inputs go in, only values come out, and they are compared out here or, for assertions, in
+another jail. Nothing that the code can read holds an expected answer.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from envs.sandbox.jail import Jail, JailEnded
+from envs.sandbox.limits import LEVELS, Level, Limits, SandboxError, SandboxResult
+from envs.sandbox.runner import pack, unpack
+
+MAX_CODE_BYTES = 65_536
+_minimum: Level = "restricted"
+
+
+def require_level(minimum: Level) -> None:
+    """Refuse to run anything in this process below this level; `restricted` unless this is called."""
+    global _minimum
+    _minimum = minimum
+    level_here.cache_clear()
+
+
+@functools.cache
+def level_here() -> Level:
+    """The strongest level that works here. Raises `SandboxError` where that is below the required one."""
+    why = ""
+    for level in reversed(LEVELS):
+        try:
+            with Jail(level, Limits()):
+                if LEVELS.index(level) < LEVELS.index(_minimum):
+                    break
+                return level
+        except SandboxError as error:
+            why += f"\n  {error}"
+    raise SandboxError(f"no sandbox of level {_minimum} or above here (try `python -m envs sandbox doctor`):{why}")
+
+
+def run_function(
+    code: str, name: str, inputs: Sequence[Sequence[Any]], limits: Limits | None = None, level: Level | None = None
+) -> SandboxResult:
+    """Run `code`, then call its function `name` once for each list of arguments in `inputs`.
+
+    The result's value is the tuple of what the calls returned. Arguments and values are None, truth values, numbers,
+    text, bytes, and lists, tuples, sets and dicts of them, by exact type; another value is an `error`, as is any
+    exception. The wall deadline is for each call. Raises `SandboxError`.
+    """
+    if too_long := _too_long(code, level):
+        return too_long
+    with Jail(level or level_here(), limits or Limits()) as jail:
+        try:
+            answer = jail.ask({"do": "define", "code": code})
+            values: list[Any] = []
+            for arguments in inputs:
+                if answer["status"] != "ok":
+                    break
+                answer = jail.ask({"do": "call", "name": name, "arguments": [pack(argument) for argument in arguments]})
+                values.append(answer.get("value"))
+            return _from_answer(jail, answer, values)
+        except JailEnded as ended:
+            return _without_answer(ended)
+
+
+def run_program(code: str, stdin: str = "", limits: Limits | None = None, level: Level | None = None) -> SandboxResult:
+    """Run `code` as a program that reads stdin and writes stdout. Raises `SandboxError`."""
+    if too_long := _too_long(code, level):
+        return too_long
+    with Jail(level or level_here(), limits or Limits(), stdin.encode(errors="replace")) as jail:
+        try:
+            return _from_answer(jail, jail.ask({"do": "program", "code": code}))
+        except JailEnded as ended:  # os._exit(0) is an end like any other
+            return ended.result
+
+
+def run_tests(
+    code: str, name: str, tests: str, limits: Limits | None = None, level: Level | None = None
+) -> SandboxResult:
+    """Run assertions against the function `name` of `code`; `ok` when all hold.
+
+    `tests` defines `check(candidate)`. It runs in a jail of its own, where `candidate` hands each call over to the jail
+    of `code`; so the code can neither see nor change what is asserted. Raises `SandboxError`.
+    """
+    if too_long := _too_long(code, level):
+        return too_long
+    level, limits = level or level_here(), limits or Limits()
+    with Jail(level, limits) as candidate, Jail(level, limits) as tester:
+        try:
+            defined = candidate.ask({"do": "define", "code": code})
+            if defined["status"] != "ok":
+                return _from_answer(candidate, defined)
+            answer = tester.ask({"do": "tests", "code": tests})
+            while "call" in answer:
+                called = candidate.ask({"do": "call", "name": name, "arguments": answer["call"]})
+                answer = tester.ask(called)
+        except JailEnded as ended:
+            return _without_answer(ended)
+        return _from_answer(candidate, answer)
+
+
+class PythonSession:
+    """A jailed interpreter that keeps its names from one piece of code to the next, as a tool for a policy."""
+
+    def __init__(self, limits: Limits | None = None, level: Level | None = None) -> None:
+        self._limits = limits or Limits()
+        self._level: Level = level or level_here()
+        self._jail: Jail | None = None
+
+    def run(self, code: str) -> str:
+        """What the code printed, or what was wrong; after a failure that ended it, the next call starts afresh."""
+        self._jail = self._jail or Jail(self._level, self._limits)
+        try:
+            answer = self._jail.ask({"do": "define", "code": code})
+        except JailEnded as ended:
+            self.close()
+            return f"{ended.result.stdout}error: {ended.result.status}: {ended.result.detail}; all names are lost"
+        printed = self._jail.take_stdout()
+        return printed if answer["status"] == "ok" else f"{printed}error: {answer.get('detail', '')}"
+
+    def close(self) -> None:
+        if self._jail is not None:
+            self._jail.__exit__()
+            self._jail = None
+
+
+def _too_long(code: str, level: Level | None) -> SandboxResult | None:
+    if len(code.encode(errors="replace")) <= MAX_CODE_BYTES:
+        return None
+    return SandboxResult("error", level or level_here(), detail=f"code is longer than {MAX_CODE_BYTES} bytes")
+
+
+def _without_answer(ended: JailEnded) -> SandboxResult:
+    """A function has to answer: code that ends the process instead has failed, whatever its exit status."""
+    result = ended.result
+    return SandboxResult("error", result.level, detail=result.detail) if result.status == "ok" else result
+
+
+def _from_answer(jail: Jail, answer: dict[str, Any], values: Sequence[Any] = ()) -> SandboxResult:
+    status, detail = answer.get("status"), str(answer.get("detail", ""))
+    if status not in ("ok", "error", "memory", "denied"):
+        return jail.result("error", "wrote something else than an answer")
+    if status != "ok":
+        return jail.result(status, detail)
+    try:
+        return jail.result("ok", value=tuple(unpack(value) for value in values))
+    except (ValueError, TypeError, RecursionError) as error:
+        return jail.result("error", f"wrote something else than an answer: {error}")
