@@ -1,12 +1,12 @@
 """Can the policy work out a short sum? Additions and subtractions of small numbers, later with products."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
-from envs.messages import Message, Reply
-from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split
+from envs.messages import Reply
+from envs.scored import Row, scored
+from envs.text_env import choose_level
 from rewards.numbers import number_correct
 
 
@@ -85,7 +85,14 @@ def draw_sum(rng: np.random.Generator, level: Level) -> Sum:
     return Sum(start, tuple(steps))
 
 
-class Arithmetic(TextEnv):
+def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
+    problem = draw_sum(rng, choose_level(level, LEVELS))
+    gold = problem.results[-1]
+    return {"prompt": f"{problem.text}=?", "gold": gold, "gold_reasoning": problem.worked, "key": problem.text}
+
+
+@scored(draw=draw_row)
+def arithmetic(reply: Reply, row: Row) -> dict[str, float]:
     """Work out a sum from left to right: `7+5-3=?`, answered `9`.
 
     The answer is the last number of the reply's text; the gold reasoning has one line a step.
@@ -94,21 +101,4 @@ class Arithmetic(TextEnv):
     (three or four steps, numbers to 20, results to 50), 4 (products too, results to 200).
     Reward parts: `correct` 1 when the answer is right.
     """
-
-    OPTIONS: ClassVar = {"level": 1}
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[tuple[Message, ...], dict[str, Any]]:
-        super().reset(seed=seed)
-        split, chosen = self.read_options(options)
-        level = choose_level(chosen["level"], LEVELS)
-        self._sum = draw_in_split(self.np_random, split, lambda rng: draw_sum(rng, level), lambda problem: problem.text)
-        return (Message("user", f"{self._sum.text}=?"),), {"key": self._sum.text}
-
-    def step(self, action: Reply) -> StepResult:
-        reward = number_correct(action.text, self._sum.results[-1])
-        return (), reward, True, False, {"reward_parts": {"correct": reward}}
-
-    def gold_reply(self) -> Reply:
-        return Reply(str(self._sum.results[-1]), self._sum.worked)
+    return {"correct": number_correct(reply.text, row["gold"])}

@@ -14,6 +14,7 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 import gymnasium
 
 from envs.text_env import TextEnv
+from envs.tool_class import ToolClassEnv, is_tool_class
 
 GROUP = "polygym.envs"
 
@@ -106,9 +107,11 @@ def instantiate(point: EntryPoint, what: str) -> TextEnv:
         message = f"{what} ({point.value}) cannot be imported: {type(error).__name__}: {error}"
         raise EnvironmentPluginError(message) from error
     try:
-        env = factory()
+        env = ToolClassEnv(factory) if is_tool_class(factory) and not issubclass(factory, TextEnv) else factory()
     except TypeError as error:
-        raise EnvironmentPluginError(f"{what} ({point.value}) cannot be made without arguments: {error}") from error
+        raise EnvironmentPluginError(f"{what} ({point.value}) cannot be made: {error}") from error
     if not isinstance(env, TextEnv):
-        raise EnvironmentPluginError(f"{what} ({point.value}) is not a TextEnv but a {type(env).__name__}")
+        raise EnvironmentPluginError(
+            f"{what} ({point.value}) is not a TextEnv but a {type(env).__name__}, and no class with reset and score"
+        )
     return env

@@ -1,11 +1,10 @@
 """Does the policy think as long as a problem needs? The last digit of a sum, found digit by digit or hardly at all."""
 
-from typing import Any, ClassVar
-
 import numpy as np
 
-from envs.messages import Message, Reply
-from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split
+from envs.messages import Reply
+from envs.scored import Row, scored
+from envs.text_env import choose_level
 from rewards.exact import text_correct
 
 LEVELS = {1: (3, 5), 2: (4, 9), 3: (8, 14), 4: (12, 20)}
@@ -23,7 +22,20 @@ def running_totals(digits: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(total) % 10 for total in np.cumsum(digits))
 
 
-class RunningTotal(TextEnv):
+def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
+    digits = draw_digits(rng, *choose_level(level, LEVELS))
+    totals = running_totals(digits)
+    lines = [f"{before}+{digit}={after}" for before, digit, after in zip(totals, digits[1:], totals[1:], strict=False)]
+    return {
+        "prompt": f"Last digit of {'+'.join(map(str, digits))}?",
+        "gold": WORDS[totals[-1]],
+        "gold_reasoning": "\n".join(lines),
+        "key": str(digits),
+    }
+
+
+@scored(draw=draw_row)
+def running_total(reply: Reply, row: Row) -> dict[str, float]:
     """Add up digits and give the last digit of the sum as a word: `Last digit of 7+5+9?`, answered `one`.
 
     Every digit counts for the answer, so a policy that cannot think it through hardly does better than chance (one in
@@ -34,27 +46,4 @@ class RunningTotal(TextEnv):
     least 40 tokens where digits are tokens), 4 twelve to twenty.
     Reward parts: `correct` 1 when the answer is right.
     """
-
-    OPTIONS: ClassVar = {"level": 1}
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[tuple[Message, ...], dict[str, Any]]:
-        super().reset(seed=seed)
-        split, chosen = self.read_options(options)
-        fewest, most = choose_level(chosen["level"], LEVELS)
-        self._digits = draw_in_split(self.np_random, split, lambda rng: draw_digits(rng, fewest, most), str)
-        text = "+".join(map(str, self._digits))
-        return (Message("user", f"Last digit of {text}?"),), {"key": text}
-
-    def step(self, action: Reply) -> StepResult:
-        reward = text_correct(action.text, WORDS[running_totals(self._digits)[-1]])
-        return (), reward, True, False, {"reward_parts": {"correct": reward}}
-
-    def gold_reply(self) -> Reply:
-        totals = running_totals(self._digits)
-        lines = [
-            f"{before}+{digit}={after}"
-            for before, digit, after in zip(totals, self._digits[1:], totals[1:], strict=False)
-        ]
-        return Reply(WORDS[totals[-1]], "\n".join(lines))
+    return {"correct": text_correct(reply.text, row["gold"])}

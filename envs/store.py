@@ -1,12 +1,11 @@
 """Can the policy use tools on a store that has state: look up prices and stock, decide, and buy?"""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
-from envs.messages import Message, Reply, ToolCall
-from envs.text_env import ToolEnv, choose_level, draw_in_split
+from envs.messages import Reply, ToolCall
+from envs.text_env import Split, choose_level, draw_in_split
 from rewards.numbers import number_correct
 from rewards.rubric import weigh
 
@@ -114,7 +113,7 @@ def errand_key(errand: Errand) -> str:
     return f"{errand.prompt} {' '.join(map(str, values))}"
 
 
-class Store(ToolEnv):
+class Store:
     """Run an errand in a store with three tools: `price`, `stock`, `buy`.
 
     The errand asks for a cost, or to buy something and answer with a number; what is said and what was bought both
@@ -127,24 +126,20 @@ class Store(ToolEnv):
     a stock that should not change counts only together with the right answer.
     """
 
-    OPTIONS: ClassVar = {"level": 1}
-    max_turns: ClassVar[int] = 5
+    max_turns = 5
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[tuple[Message, ...], dict[str, Any]]:
-        super().reset(seed=seed)
-        split, chosen = self.read_options(options)
-        kinds = choose_level(chosen["level"], LEVELS)
-        self._errand = draw_in_split(self.np_random, split, lambda rng: draw_errand(rng, kinds), errand_key)
-        self._prices = {item: int(self.np_random.integers(1, LARGEST_PRICE + 1)) for item in ITEMS}
+    def reset(self, rng: np.random.Generator, split: Split, level: int = 1) -> str:
+        kinds = choose_level(level, LEVELS)
+        self._errand = draw_in_split(rng, split, lambda rng: draw_errand(rng, kinds), errand_key)
+        self.key = errand_key(self._errand)
+        self._prices = {item: int(rng.integers(1, LARGEST_PRICE + 1)) for item in ITEMS}
         self._prices |= dict(zip(self._errand.items, self._errand.prices, strict=True))
         self._stock = dict.fromkeys(ITEMS, SHELF_STOCK) | dict(
             zip(self._errand.items, self._errand.stocks, strict=True)
         )
         self._opening_stock = dict(self._stock)
         self._looked_up: set[str] = set()
-        return (Message("user", self._errand.prompt),), {"key": errand_key(self._errand)}
+        return self._errand.prompt
 
     def price(self, item: str) -> str:
         """Price of one"""
@@ -164,11 +159,11 @@ class Store(ToolEnv):
         self._stock[item] -= count
         return f"{self._stock[item]} left"
 
-    def score(self, reply: Reply) -> tuple[float, dict[str, float]]:
+    def score(self, reply: Reply) -> dict[str, float]:
         answer = number_correct(reply.text, self._errand.answer)
         changed = self._errand.bought is not None
         state = float(self._stock == self._wanted_stock() and (changed or answer == 1.0))
-        return weigh({"answer": answer, "state": state}, WEIGHTS)
+        return weigh({"answer": answer, "state": state}, WEIGHTS)[1]
 
     def gold_reply(self) -> Reply:
         if not self._looked_up.issuperset(self._errand.items):

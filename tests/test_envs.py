@@ -1,11 +1,13 @@
 """The contract for every registered environment, and what each of ours promises beyond it."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
-from envs.arithmetic import Arithmetic, Sum
+from envs.arithmetic import Sum, arithmetic
 from envs.check import check_environment
 from envs.constraints import Constraints
 from envs.functions import Functions
@@ -14,9 +16,11 @@ from envs.grade_school import GradeSchool
 from envs.gsm_templates import load_templates, read_templates
 from envs.messages import Message, Reply, ToolCall
 from envs.registry import environment_ids, make
-from envs.running_total import RunningTotal, running_totals
+from envs.running_total import WORDS, running_total, running_totals
 from envs.store import Store
-from envs.text_env import EnvironmentOptionError, TextEnv, ToolEnv, in_split, read_arguments
+from envs.text_env import EnvironmentOptionError, TextEnv, in_split
+from envs.tool_class import ToolClassEnv, run_now
+from envs.tools import read_arguments
 
 OURS = (
     "chat/Constraints-v0",
@@ -82,11 +86,11 @@ def test_the_check_names_what_a_bad_environment_breaks() -> None:
 
 def test_an_unknown_option_and_a_bad_level_are_named_with_what_there_is() -> None:
     with pytest.raises(EnvironmentOptionError, match="no option 'levle'; its options: level"):
-        Arithmetic().reset(seed=0, options={"levle": 1})
+        arithmetic().reset(seed=0, options={"levle": 1})
     with pytest.raises(EnvironmentOptionError, match="one of 1, 2, 3, 4, got 9"):
-        Arithmetic().reset(seed=0, options={"level": 9})
+        arithmetic().reset(seed=0, options={"level": 9})
     with pytest.raises(EnvironmentOptionError, match="split must be 'train' or 'heldout'"):
-        Arithmetic().reset(seed=0, options={"split": "test"})
+        arithmetic().reset(seed=0, options={"split": "test"})
     with pytest.raises(EnvironmentOptionError, match="source must be one or a list of"):
         GradeSchool().reset(seed=0, options={"source": "gsm"})
 
@@ -106,7 +110,7 @@ def test_a_sum_is_worked_from_left_to_right() -> None:
 
 
 def test_arithmetic_reads_the_last_number_of_the_text_only() -> None:
-    env = Arithmetic()
+    env = arithmetic()
     env.reset(seed=1)
     right = env.gold_reply().text
     assert env.step(Reply(f"I think it is {right}."))[1] == 1.0
@@ -116,16 +120,16 @@ def test_arithmetic_reads_the_last_number_of_the_text_only() -> None:
 
 def test_running_totals_by_hand() -> None:
     assert running_totals((7, 5, 9, 0)) == (7, 2, 1, 1)
-    env = RunningTotal()
+    env = running_total()
     env.reset(seed=0)
-    env._digits = (7, 5, 9)
-    assert env.gold_reply() == Reply("one", "7+5=2\n2+9=1")
+    assert env.gold_reply().text == WORDS[sum(map(int, env.row["prompt"][14:-1].split("+"))) % 10]
+    env.row = {**env.row, "gold": "one"}
     assert env.step(Reply(" One\n"))[1] == 1.0
     assert env.step(Reply("one or two"))[1] == 0.0
 
 
 def test_a_gold_conversation_has_openings_replies_and_tool_results_in_order() -> None:
-    conversations = (gold_conversation(Store(), seed, {"level": 2}) for seed in range(50))
+    conversations = (gold_conversation(ToolClassEnv(Store), seed, {"level": 2}) for seed in range(50))
     messages = next(messages for messages in conversations if "the cheaper" in messages[0].content)
     assert [message.role for message in messages] == [
         "user",
@@ -147,57 +151,62 @@ def test_a_gold_conversation_that_does_not_end_is_an_error() -> None:
             return Reply("", "", (ToolCall("price", {"item": "tea"}),))
 
     with pytest.raises(GoldError, match="seed 3"):
-        gold_conversation(Endless(), 3)
+        gold_conversation(ToolClassEnv(Endless), 3)
 
 
 def store_with(kind: str) -> Store:
     """A store whose errand is of this kind and asks to buy something, except for `cost`."""
-    env = Store()
+    store = Store()
     for seed in range(200):
-        env.reset(seed=seed, options={"level": 2})
-        if env._errand.kind == kind and (kind == "cost" or env._errand.bought):
-            return env
+        store.reset(np.random.default_rng(seed), "train", level=2)
+        if store._errand.kind == kind and (kind == "cost" or store._errand.bought):
+            return store
     raise AssertionError(kind)
 
 
 def test_the_store_pays_half_for_the_purchase_and_half_for_the_answer() -> None:
     env = store_with("cheaper")
     item, count = env._errand.bought or ("", 0)
-    assert env.score(Reply(str(env._errand.answer))) == (0.5, {"answer": 0.5, "state": 0.0})
-    assert env.call(ToolCall("buy", {"item": item, "count": count})) == f"{50 - count} left"
-    assert env.score(Reply("nothing")) == (0.5, {"answer": 0.0, "state": 0.5})
-    assert env.score(Reply(str(env._errand.answer))) == (1.0, {"answer": 0.5, "state": 0.5})
-    env.call(ToolCall("buy", {"item": item, "count": 1}))
-    assert env.score(Reply(str(env._errand.answer)))[0] == 0.5
+    assert env.score(Reply(str(env._errand.answer))) == {"answer": 0.5, "state": 0.0}
+    assert env.buy(item, count) == f"{50 - count} left"
+    assert env.score(Reply("nothing")) == {"answer": 0.0, "state": 0.5}
+    assert env.score(Reply(str(env._errand.answer))) == {"answer": 0.5, "state": 0.5}
+    env.buy(item, 1)
+    assert env.score(Reply(str(env._errand.answer))) == {"answer": 0.5, "state": 0.0}
 
 
 def test_a_store_left_as_it_was_counts_only_with_the_right_answer() -> None:
     env = store_with("cost")
-    assert env.score(Reply("0"))[0] == 0.0
-    assert env.score(Reply(str(env._errand.answer)))[0] == 1.0
+    assert env.score(Reply("0")) == {"answer": 0.0, "state": 0.0}
+    assert env.score(Reply(str(env._errand.answer))) == {"answer": 0.5, "state": 0.5}
 
 
 def test_buying_for_a_question_loses_the_state_part() -> None:
     env = store_with("cost")
-    env.call(ToolCall("buy", {"item": "milk", "count": 1}))
-    assert env.score(Reply(str(env._errand.answer)))[0] == 0.5
+    env.buy("milk", 1)
+    assert env.score(Reply(str(env._errand.answer))) == {"answer": 0.5, "state": 0.0}
 
 
 def test_wrong_tool_calls_come_back_as_text_and_change_nothing() -> None:
-    env = store_with("cost")
-    stock = dict(env._stock)
-    assert env.call(ToolCall("sell", {})) == "error: no tool named sell; tools: buy, price, stock"
-    assert env.call(ToolCall("score", {"reply": ""})).startswith("error: no tool named score")
-    assert env.call(ToolCall("buy", {"item": "tea"})) == "error: buy takes item, count, got item"
-    assert env.call(ToolCall("buy", {"item": "tea", "count": "two"})) == "error: count must be integer, got 'two'"
-    assert env.call(ToolCall("buy", {"item": "tea", "count": 99})) == "error: count must be 1 to 50"
-    assert env.call(ToolCall("buy", {"item": "tea", "count": -1})) == "error: count must be 1 to 50"
-    assert env.call(ToolCall("price", {"item": "gun"})).startswith("error: no item gun; items: milk, rice")
-    assert env._stock == stock
+    env = ToolClassEnv(Store)
+    env.reset(seed=0)
+    stock = dict(env.inner._stock)
+
+    def call(name: str, **arguments: Any) -> str:
+        return run_now(env.call(ToolCall(name, arguments)))
+
+    assert call("sell") == "error: no tool named sell; tools: buy, price, stock"
+    assert call("score", reply="").startswith("error: no tool named score")
+    assert call("buy", item="tea") == "error: buy takes item, count, got item"
+    assert call("buy", item="tea", count="two") == "error: count must be integer, got 'two'"
+    assert call("buy", item="tea", count=99) == "error: count must be 1 to 50"
+    assert call("buy", item="tea", count=-1) == "error: count must be 1 to 50"
+    assert call("price", item="gun").startswith("error: no item gun; items: milk, rice")
+    assert env.inner._stock == stock
 
 
 def test_tools_are_described_by_their_methods() -> None:
-    tools = {tool.name: tool for tool in Store().tools}
+    tools = {tool.name: tool for tool in ToolClassEnv(Store).tools}
     assert sorted(tools) == ["buy", "price", "stock"]
     assert tools["buy"].description == "Buy items"
     assert tools["buy"].parameters == {
@@ -220,13 +229,13 @@ def test_tool_arguments_are_converted_from_text_but_never_changed() -> None:
 
 
 def test_a_tool_with_an_unusual_parameter_is_refused_when_the_environment_is_made() -> None:
-    class Bad(ToolEnv):
-        def look(self, where: list) -> str:
+    class Bad(Store):
+        def look(self, where: threading.Thread) -> str:
             """Look"""
             return str(where)
 
-    with pytest.raises(TypeError, match="parameter where must be str, int, float or bool"):
-        Bad()
+    with pytest.raises(TypeError, match="tool look: a parameter's type is none of JSON's"):
+        ToolClassEnv(Bad)
 
 
 def test_constraints_pay_a_share_for_what_is_followed_and_the_rest_for_all() -> None:

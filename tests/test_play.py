@@ -13,10 +13,12 @@ import rl.rollouts.environment as environment_module
 from envs.messages import Message, Reply
 from envs.text_env import TextEnv
 from rl.data_types import Outcome, Rollout
-from rl.rollouts.environment import EnvThreads
+from rl.rollouts import group_score
+from rl.rollouts.environment import EnvRunner
 from rl.rollouts.play import Player, play
 from rl.rollouts.protocol import EngineError
 from tests.conftest import CharacterChat, ScriptedEngine, make_config, make_task
+from tests.run_makers import make_rollout
 
 Script = Callable[..., Any]
 
@@ -47,7 +49,7 @@ def played(env: type[TextEnv], script: Script, monkeypatch: pytest.MonkeyPatch, 
     engine = ScriptedEngine(script)
 
     async def run() -> Rollout:
-        player = Player(config, CharacterChat(), engine, EnvThreads(4), 1.0)  # type: ignore[arg-type]
+        player = Player(config, CharacterChat(), engine, EnvRunner(4), 1.0)  # type: ignore[arg-type]
         (lane,) = engine.open_lanes(1)
         return await play(player, make_task(), "0-0", 0, lane)
 
@@ -178,9 +180,99 @@ def test_an_opening_that_does_not_fit_names_the_key(monkeypatch: pytest.MonkeyPa
 
 def test_hanging_environments_do_not_use_up_the_threads() -> None:
     async def run() -> str:
-        threads = EnvThreads(2)
-        hanging = [threads.run(lambda: time.sleep(30), 0.1) for _ in range(6)]
+        runner = EnvRunner(2)
+        hanging = [runner.run(lambda: time.sleep(30), 0.1) for _ in range(6)]
         assert all(isinstance(error, TimeoutError) for error in await asyncio.gather(*hanging, return_exceptions=True))
-        return await threads.run(lambda: f"alive in {os.getpid()}", 5.0)
+        return await runner.run(lambda: f"alive in {os.getpid()}", 5.0)
 
     assert asyncio.run(run()) == f"alive in {os.getpid()}"
+
+
+class AsyncEcho(Echo):
+    """Echo with a step that waits."""
+
+    async def step(self, action: Reply) -> Any:  # type: ignore[override]
+        await asyncio.sleep(0.01)
+        return Echo.step(self, action)
+
+
+def test_asynchronous_environments_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = played(AsyncEcho, lambda prompt, seed: "yes", monkeypatch)
+    assert (rollout.outcome, rollout.reward) == (Outcome.OK, 1.0)
+
+
+def test_a_thousand_waiting_episodes_take_as_long_as_one() -> None:
+    async def run() -> list[int]:
+        runner = EnvRunner(1)
+
+        async def wait(number: int) -> int:
+            await asyncio.sleep(0.5)
+            return number
+
+        calls = [runner.run(lambda number=number: wait(number), 5.0, is_async=True) for number in range(1000)]
+        return await asyncio.wait_for(asyncio.gather(*calls), 20.0)
+
+    assert asyncio.run(run()) == list(range(1000))
+
+
+def test_asynchronous_code_that_blocks_its_loop_is_left_behind() -> None:
+    async def run() -> Any:
+        runner = EnvRunner(1)
+
+        async def block() -> None:
+            time.sleep(30)
+
+        with pytest.raises(TimeoutError):
+            await runner.run(block, 0.1, is_async=True)
+
+        async def answer() -> str:
+            return "alive"
+
+        return await runner.run(answer, 5.0, is_async=True)
+
+    assert asyncio.run(run()) == "alive"
+
+
+class Judged(Echo):
+    """The group's longest reply wins."""
+
+    fails = 0
+
+    def score_group(self, conversations: Any) -> Any:
+        if Judged.fails:
+            Judged.fails -= 1
+            raise RuntimeError("the judge does not answer")
+        lengths = [len(conversation[-1].content) for conversation in conversations]
+        return [{"longest": 1.0 if length == max(lengths) else 0.0} for length in lengths]
+
+
+def judged(outcomes: list[str], monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> tuple[Rollout, ...]:
+    """Three members with replies of one, two and three letters, compared; `outcomes` are what they had before."""
+    monkeypatch.setattr(environment_module, "make", lambda env_id: Judged())
+    monkeypatch.setattr(group_score, "compares", lambda env_id: True)
+    monkeypatch.setattr(Judged, "fails", fails)
+    config = make_config()
+    rollouts = [
+        make_rollout(0.0 if Outcome(outcome).counts else None, outcome, messages=(Message("assistant", "x" * length),))
+        for length, outcome in enumerate(outcomes, 1)
+    ]
+
+    async def run() -> tuple[Rollout, ...]:
+        player = Player(config, CharacterChat(), ScriptedEngine(lambda *_: ""), EnvRunner(4), 1.0)  # type: ignore[arg-type]
+        return await group_score.with_group_scores(player, make_task(), rollouts)
+
+    return asyncio.run(run())
+
+
+def test_members_that_count_are_compared_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards = [rollout.reward for rollout in judged(["ok", "truncated", "env_error"], monkeypatch)]
+    assert rewards == [0.0, 1.0, None]
+    assert judged(["ok"] * 3, monkeypatch)[2].reward_parts == {"correct": 0.0, "longest": 1.0}
+
+
+def test_a_comparison_is_tried_again_and_then_masks_the_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [rollout.reward for rollout in judged(["ok"] * 3, monkeypatch, fails=1)] == [0.0, 0.0, 1.0]
+    failed = judged(["ok", "env_timeout", "ok"], monkeypatch, fails=2)
+    assert [rollout.outcome for rollout in failed] == ["env_error", "env_timeout", "env_error"]
+    assert [rollout.reward for rollout in failed] == [None, None, None]
+    assert "the judge does not answer" in failed[0].error

@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from envs.arithmetic import Arithmetic
+from envs.arithmetic import arithmetic
 from envs.registry import (
     EnvironmentPluginError,
     UnknownEnvironmentError,
@@ -40,8 +40,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_our_environments_are_announced_and_made_by_id() -> None:
     assert {"math/Arithmetic-v0", "tools/Store-v0"} <= set(environment_ids())
-    assert isinstance(make("math/Arithmetic-v0"), Arithmetic)
-    assert isinstance(make("envs.arithmetic:Arithmetic"), Arithmetic)
+    assert isinstance(make("math/Arithmetic-v0"), arithmetic)
+    assert isinstance(make("envs.arithmetic:arithmetic"), arithmetic)
 
 
 def test_listing_imports_no_environment() -> None:
@@ -62,7 +62,7 @@ def test_an_id_like_no_other_names_all_of_them() -> None:
 
 
 def test_a_plugin_is_found_and_its_version_told(packages) -> None:
-    code = "from envs.arithmetic import Arithmetic\nclass Mine(Arithmetic):\n    pass\n"
+    code = "from envs.arithmetic import arithmetic\nclass Mine(arithmetic):\n    pass\n"
     packages("my-plugin", "me/Mine-v0", "my_plugin_envs:Mine", code)
     assert type(make("me/Mine-v0")).__name__ == "Mine"
     assert environment_version("me/Mine-v0") == "my-plugin 1.2"
@@ -76,7 +76,7 @@ def test_a_plugin_that_cannot_be_imported_is_named_with_the_original_error(packa
 
 
 def test_two_packages_with_one_id_are_both_named(packages) -> None:
-    packages("plugin-one", "me/Twice-v0", "envs.arithmetic:Arithmetic")
+    packages("plugin-one", "me/Twice-v0", "envs.arithmetic:arithmetic")
     packages("plugin-two", "me/Twice-v0", "envs.store:Store")
     with pytest.raises(EnvironmentPluginError, match=r"plugin-(one|two) .* and plugin-(one|two) "):
         make("me/Twice-v0")
@@ -98,4 +98,4 @@ def test_gymnasium_makes_our_environments() -> None:
 
 def test_a_module_and_class_has_its_top_modules_version() -> None:
     assert environment_version("gymnasium.envs:None").startswith("gymnasium 1.")
-    assert environment_version("envs.arithmetic:Arithmetic") == "envs unversioned"
+    assert environment_version("envs.arithmetic:arithmetic") == "envs unversioned"

@@ -1,18 +1,22 @@
-"""How does environment code run? Off the event loop, each call in a thread of its own with a deadline.
+"""How does environment code run? Off the engine's event loop, each call with a deadline.
 
-A thread cannot be killed: one that misses its deadline is abandoned, and its place is given to the next call, so that a
-hanging environment costs its own rollouts only. Every failure leaves here as an `EpisodeError` with its outcome.
+Ordinary methods run in a thread of their own each, asynchronous ones together on another event loop. Neither can be
+killed: a thread that misses its deadline is abandoned and its place given to the next call, and so is a loop that code
+blocks. So a hanging environment costs its own rollouts only. Every failure leaves here as an `EpisodeError` with its
+outcome.
 """
 
 import asyncio
+import inspect
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from envs.event_loop import EnvLoop
 from envs.messages import Message, Reply
 from envs.registry import make
-from envs.text_env import StepResult, TextEnv
+from envs.text_env import StepResult, TextEnv, read_score
 from rl.config import RolloutConfig
 from rl.data_types import Outcome, Task
 
@@ -27,14 +31,39 @@ class EpisodeError(Exception):
         self.outcome = outcome
 
 
-class EnvThreads:
-    """Bounded threads for environment code."""
+LOOP_TURN_S = 1.0
+"""A loop on which nothing happens for so long is blocked."""
+
+
+class EnvRunner:
+    """Bounded threads and an event loop for environment code."""
 
     def __init__(self, num_threads: int) -> None:
         self._slots = asyncio.Semaphore(num_threads)
+        self._loop: EnvLoop | None = None
 
-    async def run(self, function: Callable[[], Result], timeout_s: float) -> Result:
-        """Run in a daemon thread. Raises `TimeoutError` after `timeout_s`, and whatever the function raises."""
+    async def run(self, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False) -> Any:
+        """What the function gives, waited for where it is awaitable.
+
+        Raises `TimeoutError` after `timeout_s`, and whatever the function raises.
+        """
+        value = function() if is_async else await self._in_thread(function, timeout_s)
+        return await self._on_loop(value, timeout_s) if inspect.isawaitable(value) else value
+
+    async def _on_loop(self, awaitable: Awaitable[Result], timeout_s: float) -> Result:
+        loop = self._loop = self._loop or EnvLoop()
+
+        async def wait() -> Result:
+            return await awaitable
+
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(loop.submit(wait())), timeout_s)
+        except TimeoutError:
+            if self._loop is loop and not await asyncio.to_thread(loop.answers, LOOP_TURN_S):
+                self._loop = None
+            raise
+
+    async def _in_thread(self, function: Callable[[], Result], timeout_s: float) -> Result:
         async with self._slots:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = loop.create_future()
@@ -63,9 +92,9 @@ class EnvThreads:
 class Episode:
     """One environment instance playing one task, with deadlines and checked results."""
 
-    def __init__(self, task: Task, threads: EnvThreads, config: RolloutConfig) -> None:
+    def __init__(self, task: Task, runner: EnvRunner, config: RolloutConfig) -> None:
         self._task = task
-        self._threads = threads
+        self._runner = runner
         self._config = config
         self._env: TextEnv | None = None
         self.reward = 0.0
@@ -79,35 +108,55 @@ class Episode:
     async def reset(self) -> tuple[Message, ...]:
         """The opening messages. Raises `EpisodeError`."""
 
-        def reset() -> tuple[TextEnv, tuple[Message, ...]]:
-            env = make(self._task.env_id)
-            messages, _ = env.reset(seed=self._task.seed, options={**self._task.options, "split": self._task.split})
-            return env, messages
+        def reset() -> Any:
+            self._env = make(self._task.env_id)
+            return self._env.reset(seed=self._task.seed, options={**self._task.options, "split": self._task.split})
 
-        self._env, messages = await self._guarded("reset", reset, self._config.reset_timeout_s)
-        return self._checked_messages(messages)
+        result = await self._guarded("reset", reset, self._config.reset_timeout_s)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise self._error("reset must return (messages, info)")
+        return self._checked_messages(result[0])
 
     async def step(self, reply: Reply) -> tuple[tuple[Message, ...], bool, bool]:
         """Messages that follow, terminated, truncated; the reward is added up here. Raises `EpisodeError`."""
-        result = await self._guarded("step", lambda: self.env.step(reply), self._config.step_timeout_s)
+        timeout_s, is_async = self._config.step_timeout_s, self.env.is_async
+        result = await self._guarded("step", lambda: self.env.step(reply), timeout_s, is_async=is_async)
         messages, reward, terminated, truncated, info = self._checked_result(result)
-        self.reward += reward
-        low, high = self.env.reward_range
-        if not low - 1e-6 <= self.reward <= high + 1e-6:
-            raise self._error(f"reward {self.reward} is outside of its declared range [{low}, {high}]")
-        self.reward_parts.update(self._checked_parts(info))
+        self._add(reward, self._checked_parts(info.get("reward_parts", {})))
         return messages, terminated, truncated
+
+    async def score_group(self, conversations: Sequence[tuple[Message, ...]]) -> list[tuple[float, dict[str, float]]]:
+        """What each member earns beside its own reward. Raises `EpisodeError`."""
+        call = lambda: self.env.score_group(conversations)  # noqa: E731
+        scores = await self._guarded("score_group", call, self._config.step_timeout_s)
+        if not isinstance(scores, Sequence) or len(scores) != len(conversations):
+            raise self._error(f"score_group must give {len(conversations)} scores in order, got {scores!r:.200}")
+        return [self._checked_score(score) for score in scores]
+
+    def _add(self, reward: float, parts: Mapping[str, float]) -> None:
+        self.reward += reward
+        self.reward_parts.update(parts)
+        self.check_range(self.reward)
+
+    def check_range(self, reward: float) -> None:
+        """Raises `EpisodeError` for a reward that the environment said it never gives."""
+        low, high = self.env.reward_range
+        if not low - 1e-6 <= reward <= high + 1e-6:
+            raise self._error(f"reward {reward} is outside of its declared range [{low}, {high}]")
 
     def close(self) -> None:
         """Let the environment clean up, in a thread nobody waits for."""
         if self._env is not None:
             threading.Thread(target=self._env.close, daemon=True, name="environment-close").start()
 
-    async def _guarded(self, phase: str, function: Callable[[], Result], timeout_s: float) -> Result:
+    async def _guarded(
+        self, phase: str, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False
+    ) -> Any:
         try:
-            return await self._threads.run(function, timeout_s)
+            return await self._runner.run(function, timeout_s, is_async=is_async)
         except TimeoutError:
-            message = f"{self._where()}: {phase} took longer than {timeout_s} s (rollout.{phase}_timeout_s)"
+            key = "reset_timeout_s" if phase == "reset" else "step_timeout_s"
+            message = f"{self._where()}: {phase} took longer than {timeout_s} s (rollout.{key})"
             raise EpisodeError(Outcome.ENV_TIMEOUT, message) from None
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
@@ -124,8 +173,16 @@ class Episode:
             raise self._error(f"info must be a dict, got {type(info).__name__}")
         return self._checked_messages(messages), float(reward), bool(terminated), bool(truncated), info
 
-    def _checked_parts(self, info: dict[str, Any]) -> dict[str, float]:
-        parts = info.get("reward_parts", {})
+    def _checked_score(self, score: Any) -> tuple[float, dict[str, float]]:
+        try:
+            reward, parts = read_score(score)
+        except TypeError as error:
+            raise self._error(f"score_group: {error}") from error
+        if not _is_finite_number(reward):
+            raise self._error(f"a score must be a finite number, got {reward!r}")
+        return reward, self._checked_parts(parts)
+
+    def _checked_parts(self, parts: Any) -> dict[str, float]:
         if not isinstance(parts, dict) or not all(map(_is_finite_number, parts.values())):
             raise self._error(f"info['reward_parts'] must be a dict of finite numbers, got {parts!r:.200}")
         return {str(name): float(value) for name, value in parts.items()}

@@ -12,7 +12,7 @@ from rl.config import ExperimentConfig
 from rl.data_types import Outcome, Rollout, Task, Turn
 from rl.rollouts.budget import violation
 from rl.rollouts.chat import Chat
-from rl.rollouts.environment import EnvThreads, Episode, EpisodeError
+from rl.rollouts.environment import EnvRunner, Episode, EpisodeError
 from rl.rollouts.formats import ChatError
 from rl.rollouts.protocol import Engine, EngineError, Lane, SamplingParams
 from rl.tasks.stream import derive_seed
@@ -25,7 +25,7 @@ class Player:
     config: ExperimentConfig
     chat: Chat
     engine: Engine
-    threads: EnvThreads
+    runner: EnvRunner
     temperature: float
 
 
@@ -43,7 +43,7 @@ async def play(player: Player, task: Task, group_id: str, member: int, lane: Lan
 
 async def _attempt(player: Player, task: Task, group_id: str, member: int, lane: Lane, number: int) -> Rollout:
     started = time.monotonic()
-    episode = Episode(task, player.threads, player.config.rollout)
+    episode = Episode(task, player.runner, player.config.rollout)
     table = _Table(player, task, group_id, member)
     error = ""
     try:

@@ -14,7 +14,7 @@ from rl.data_types import Group, Task
 from rl.rollouts.protocol import EngineHealth, WeightSource
 
 if TYPE_CHECKING:
-    from rl.rollouts.play import Player
+    from rl.rollouts.protocol import Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +34,37 @@ class RolloutWorker:
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
         from rl.rollouts.chat import load_chat
         from rl.rollouts.engine import VllmEngine
-        from rl.rollouts.environment import EnvThreads
+        from rl.rollouts.environment import EnvRunner
 
         synchronous = config.train.max_staleness == 0
         self._config = config
         self._chat = load_chat(policy_path, config.policy.chat)
         self._engine = VllmEngine(policy_path, config, config.rollout.lockstep_steps if synchronous else 0)
-        self._threads = EnvThreads(config.rollout.num_env_threads)
+        self._runner = EnvRunner(config.rollout.num_env_threads)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> list[Group]:
         """Play the groups, all rollouts at once. The rollouts' first requests enter the engine together.
 
         Raises `EngineError` when the engine is dead: this worker must be replaced.
         """
-        from rl.rollouts.play import play
-
-        lanes = iter(self._engine.open_lanes(sum(spec.group_size for spec in specs)))
-        rollouts = await asyncio.gather(
-            *(
-                play(self._player(spec), spec.task, spec.group_id, member, next(lanes))
-                for spec in specs
-                for member in range(spec.group_size)
-            )
-        )
-        self._engine.health()
-        groups = []
+        lanes = self._engine.open_lanes(sum(spec.group_size for spec in specs))
+        calls = []
         for spec in specs:
-            members, rollouts = rollouts[: spec.group_size], rollouts[spec.group_size :]
-            groups.append(Group(spec.group_id, spec.task, tuple(members)))
+            calls.append(self._play_group(spec, lanes[: spec.group_size]))
+            lanes = lanes[spec.group_size :]
+        groups = await asyncio.gather(*calls)
+        self._engine.health()
         return groups
+
+    async def _play_group(self, spec: GroupSpec, lanes: "Sequence[Lane]") -> Group:
+        from rl.rollouts.group_score import with_group_scores
+        from rl.rollouts.play import Player, play
+
+        player = Player(self._config, self._chat, self._engine, self._runner, spec.temperature)
+        rollouts = await asyncio.gather(
+            *(play(player, spec.task, spec.group_id, member, lane) for member, lane in enumerate(lanes))
+        )
+        return Group(spec.group_id, spec.task, await with_group_scores(player, spec.task, rollouts))
 
     async def load_weights(self, source: WeightSource) -> str:
         """Serve this version from the next engine step on; returns the hash of what was loaded."""
@@ -77,8 +79,3 @@ class RolloutWorker:
 
     async def shutdown(self) -> None:
         self._engine.shutdown()
-
-    def _player(self, spec: GroupSpec) -> "Player":
-        from rl.rollouts.play import Player
-
-        return Player(self._config, self._chat, self._engine, self._threads, spec.temperature)

@@ -1,0 +1,130 @@
+"""An environment with tools from a plain class: its public typed methods are the tools.
+
+    class Lamp:
+        \"\"\"Switch on the right lamp.\"\"\"
+
+        def reset(self, rng, split, level=1):            # the parameters after split are the environment's options
+            ...
+            return "Switch on the red lamp."             # the prompt: text, or messages
+
+        def switch(self, name: str) -> str:              # a tool: schema from type hints and docstring
+            \"\"\"Switch a lamp on.\"\"\"
+
+        def score(self, reply):                          # a number, or the reward's parts by name
+            return float(self.lit == {self.wanted})
+
+        def gold_reply(self):                            # what a perfect policy would reply now; for data and checks
+            ...
+
+`max_turns` and `reward_range` may be class attributes, `key` an attribute that `reset` sets; methods may be `async`.
+"""
+
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from envs.messages import Message, Reply, ToolCall
+from envs.scored import opening, options_of
+from envs.text_env import TextEnv, read_score
+from envs.tools import read_arguments, tool_spec
+
+OWN_METHODS = {"reset", "score", "gold_reply", "score_group", "close"}
+MAX_TURNS = 6
+Result = TypeVar("Result")
+
+
+def is_tool_class(candidate: object) -> bool:
+    """Whether this is a class of the plain form."""
+    return inspect.isclass(candidate) and all(callable(getattr(candidate, name, None)) for name in ("reset", "score"))
+
+
+class ToolClassEnv(TextEnv):
+    """One instance of a plain class as an environment.
+
+    `step` runs the calls of a reply in order and returns their results as tool messages; an unknown tool, a wrong
+    argument or a `ValueError` goes back to the policy as text, any other exception is an error of the environment. A
+    reply without calls ends the episode with `score(reply)`. Raises `TypeError` for methods that cannot be tools.
+    """
+
+    def __init__(self, plain: type) -> None:
+        super().__init__()
+        self.inner: Any = plain()
+        self._methods = tool_methods(self.inner)
+        self.tools = tuple(tool_spec(method) for method in self._methods.values())
+        self.max_turns = getattr(plain, "max_turns", MAX_TURNS)  # type: ignore[misc]
+        self.reward_range = getattr(plain, "reward_range", (0.0, 1.0))  # type: ignore[misc]
+        self.OPTIONS = options_of(plain.reset, 3)  # type: ignore[misc]
+        used = [*self._methods.values(), self.inner.reset, self.inner.score]
+        self.is_async = any(map(inspect.iscoroutinefunction, used))
+        self.scores_groups = hasattr(plain, "score_group")
+
+    @property
+    def name(self) -> str:
+        return type(self.inner).__name__
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return self._now_or_later(self._reset(options))
+
+    def step(self, action: Reply) -> Any:
+        return self._now_or_later(self._step(action))
+
+    def gold_reply(self) -> Reply:
+        if not hasattr(self.inner, "gold_reply"):
+            raise NotImplementedError(f"{self.name} has no gold_reply")
+        return self.inner.gold_reply()
+
+    def score_group(self, conversations: Any) -> Any:
+        return self.inner.score_group(conversations)
+
+    def close(self) -> None:
+        if hasattr(self.inner, "close"):
+            self.inner.close()
+
+    async def call(self, call: ToolCall) -> str:
+        """Run one call and give its result, or what was wrong with it, as text."""
+        if call.name not in self._methods:
+            return f"error: no tool named {call.name}; tools: {', '.join(self._methods)}"
+        method = self._methods[call.name]
+        try:
+            return str(await settled(method(**read_arguments(method, call.arguments))))
+        except ValueError as error:
+            return f"error: {error}"
+
+    async def _reset(self, options: dict[str, Any] | None) -> tuple[tuple[Message, ...], dict[str, Any]]:
+        split, chosen = self.read_options(options)
+        prompt = await settled(self.inner.reset(self.np_random, split, **chosen))
+        messages = opening({"prompt": prompt})
+        return messages, {"key": getattr(self.inner, "key", messages)}
+
+    async def _step(self, action: Reply) -> Any:
+        if action.tool_calls:
+            results = [Message("tool", await self.call(call), name=call.name) for call in action.tool_calls]
+            return tuple(results), 0.0, False, False, {}
+        reward, parts = read_score(await settled(self.inner.score(action)))
+        return (), reward, True, False, {"reward_parts": parts}
+
+    def _now_or_later(self, coroutine: Coroutine[Any, Any, Result]) -> Result | Coroutine[Any, Any, Result]:
+        return coroutine if self.is_async else run_now(coroutine)
+
+
+async def settled(value: Any) -> Any:
+    """The value, waited for where it is awaitable."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def run_now(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine that waits for nothing. Raises `TypeError` where it does."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise TypeError("a method that is not async gave something to wait for; declare it with async def")
+
+
+def tool_methods(instance: object) -> Mapping[str, Callable[..., Any]]:
+    """The public methods of the instance that are tools, by name."""
+    kind = type(instance)
+    names = [name for name in dir(kind) if not name.startswith("_") and name not in OWN_METHODS]
+    return {name: getattr(instance, name) for name in names if inspect.isfunction(getattr(kind, name))}

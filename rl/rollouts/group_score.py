@@ -1,0 +1,52 @@
+"""What do the members of a group earn when they are compared? For environments whose judge looks at all of them."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from envs.registry import make
+from rl.data_types import Rollout, Task
+from rl.rollouts.environment import Episode, EpisodeError
+from rl.rollouts.play import Player
+
+
+async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
+    """The rollouts with their group's scores added, where their environment scores groups; else as they are.
+
+    Members whose outcome does not count are left out of the comparison. A comparison that fails is tried again like an
+    episode; then no member has a reward, with the failure as outcome.
+    """
+    counted = [rollout for rollout in rollouts if rollout.outcome.counts]
+    if not counted or not compares(task.env_id):
+        return tuple(rollouts)
+    for num_left in range(player.config.rollout.num_retries, -1, -1):
+        episode = Episode(task, player.runner, player.config.rollout)
+        try:
+            await episode.reset()
+            scores = await episode.score_group([rollout.messages for rollout in counted])
+            added = {id(rollout): add(episode, rollout, *score) for rollout, score in zip(counted, scores, strict=True)}
+            return tuple(added.get(id(rollout), rollout) for rollout in rollouts)
+        except EpisodeError as failure:
+            if not num_left:
+                return tuple(failed(rollout, failure) if rollout.outcome.counts else rollout for rollout in rollouts)
+        finally:
+            episode.close()
+    raise AssertionError("the last attempt returns")
+
+
+@functools.cache
+def compares(env_id: str) -> bool:
+    """Whether the environment scores groups; looked up once, since every group asks."""
+    return make(env_id).scores_groups
+
+
+def add(episode: Episode, rollout: Rollout, score: float, parts: dict[str, float]) -> Rollout:
+    """The rollout with the score added. Raises `EpisodeError` where the sum is out of the declared range."""
+    assert rollout.reward is not None
+    reward = rollout.reward + score
+    episode.check_range(reward)
+    return dataclasses.replace(rollout, reward=reward, reward_parts={**rollout.reward_parts, **parts})
+
+
+def failed(rollout: Rollout, failure: EpisodeError) -> Rollout:
+    return dataclasses.replace(rollout, reward=None, reward_parts={}, outcome=failure.outcome, error=str(failure))
