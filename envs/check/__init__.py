@@ -1,0 +1,21 @@
+"""Does an environment keep the contract? Runs one through everything that training relies on.
+
+`check_environment("me/Mine-v0")` belongs in the tests of every environment, and `python -m envs check ID` prints it.
+"""
+
+from envs.check.behaviour import BEHAVIOUR_CHECKS
+from envs.check.form import FORM_CHECKS
+from envs.check.scoring import SCORING_CHECKS
+from envs.check.subject import Check, CheckResult, Subject, run_check
+from envs.check.tasks import TASK_CHECKS
+
+CHECKS: tuple[Check, ...] = (*FORM_CHECKS, *TASK_CHECKS, *SCORING_CHECKS, *BEHAVIOUR_CHECKS)
+
+
+def check_environment(env_id: str, options: dict | None = None, num_seeds: int = 20) -> list[CheckResult]:
+    """The result of every check, in order. Never raises for what the environment does wrong."""
+    subject = Subject(env_id, dict(options or {}), num_seeds)
+    return [run_check(check, subject) for check in CHECKS]
+
+
+__all__ = ["CHECKS", "CheckResult", "check_environment"]

@@ -1,0 +1,106 @@
+"""Does it behave in a worker: in time, whatever the policy writes, and without leaving anything behind?"""
+
+import threading
+import time
+from pathlib import Path
+
+from envs.check.subject import Check, Skipped, Subject, play, require, saying
+from envs.messages import Reply, ToolCall
+
+HOSTILE = ("\0", "x" * 100_000, "\ud800", "9" * 5000, "((((" * 500, "\\frac{" * 200, "<|im_end|></think>", "💥" * 50)
+MAX_RESET_S = 5.0
+MAX_STEP_S = 10.0
+"""Half of the deadlines that training has by default."""
+SETTLE_S = 2.0
+
+
+def any_text_can_be_scored(subject: Subject) -> None:
+    """NUL, lone surrogates, 100,000 letters, numbers of 5,000 digits, unclosed brackets: all get a reward.
+    To mend: expect anything; what cannot be read is a wrong answer, not an error."""
+    env = subject.make()
+    for text in HOSTILE:
+        subject.reset(env, 0)
+        play(subject, env, saying(text))
+
+
+def wrong_tool_calls_come_back_as_text(subject: Subject) -> None:
+    """An unknown tool, missing, additional and nonsensical arguments do not raise and do not end the episode.
+    To mend: raise `ValueError` with words for the policy; it becomes the tool's answer."""
+    env = subject.make()
+    if not env.tools:
+        raise Skipped("there are no tools")
+    calls = [ToolCall("no_such_tool", {})]
+    for tool in env.tools:
+        names = list(tool.parameters.get("properties", {}))
+        calls += [ToolCall(tool.name, {}), ToolCall(tool.name, {**dict.fromkeys(names, "?"), "more": 1})]
+        calls += [ToolCall(tool.name, dict.fromkeys(names, value)) for value in ("", None, [], {"a": 1}, 10**30)]
+    for call in calls:
+        subject.reset(env, 0)
+        messages, _, terminated, _, _ = subject.step(env, Reply("", "", (call,)))
+        if env.max_turns > 1:
+            require(bool(messages) and not terminated, f"the call {call} ended the episode")
+
+
+def episodes_end_in_time(subject: Subject) -> None:
+    """Whatever is replied, an episode is over after `max_turns` replies.
+    To mend: end the episode in the last turn, or raise `max_turns`."""
+    env = subject.make()
+    for seed in range(subject.num_seeds):
+        subject.reset(env, seed)
+        play(subject, env, saying("Let me think about it."))
+
+
+def reset_and_step_are_quick(subject: Subject) -> None:
+    """Every reset took less than 5 s and every step less than 10 s, over all checks; the first reset may take longer.
+    To mend: load data once a process, and give what is slow a deadline of its own."""
+    env = subject.make()
+    subject.reset(env, 0)
+    play(subject, env, saying("hello"))
+    resets, steps = subject.latencies["reset"][1:], subject.latencies["step"]
+    require(max(resets, default=0.0) < MAX_RESET_S, f"the slowest reset took {max(resets, default=0.0):.1f} s")
+    require(max(steps) < MAX_STEP_S, f"the slowest step took {max(steps):.1f} s")
+
+
+def nothing_is_left_behind(subject: Subject) -> None:
+    """Twenty episodes leave no thread and no open file behind them that grow with their number.
+    To mend: end what an episode starts in `close`."""
+
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+    def episodes(num: int) -> None:
+        for seed in range(num):
+            env = subject.make()
+            subject.reset(env, seed)
+            play(subject, env, saying("hello"))
+            env.close()
+
+    episodes(3)  # what is made once a process
+    before = held()
+    episodes(20)
+    deadline = time.monotonic() + SETTLE_S
+    while any(now >= then + 10 for now, then in zip(held(), before, strict=True)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for what, now, then in zip(("threads", "open files"), held(), before, strict=True):
+        require(now < then + 10, f"{now - then} {what} more after twenty episodes")
+
+
+def close_may_be_called_twice(subject: Subject) -> None:
+    """Closing twice, and without a reset, raises nothing.
+    To mend: let `close` look what there is to close."""
+    env = subject.make()
+    env.close()
+    env.close()
+    subject.reset(env := subject.make(), 0)
+    env.close()
+    env.close()
+
+
+BEHAVIOUR_CHECKS: tuple[Check, ...] = (
+    any_text_can_be_scored,
+    wrong_tool_calls_come_back_as_text,
+    episodes_end_in_time,
+    reset_and_step_are_quick,
+    nothing_is_left_behind,
+    close_may_be_called_twice,
+)

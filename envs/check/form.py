@@ -1,0 +1,107 @@
+"""Is it built as an environment: its id, options, messages, tools and description?"""
+
+import inspect
+import pickle
+import warnings
+
+import jsonschema
+from gymnasium.utils.env_checker import check_env
+
+from envs.check.subject import Check, Skipped, Subject, play, require, saying
+from envs.messages import Message
+from envs.text_env import EnvironmentOptionError
+
+
+def follows_gymnasium(subject: Subject) -> None:
+    """gymnasium's own `check_env` finds no error.
+    To mend: read what it says; `reset` must call `super().reset(seed=seed)` and give (messages, info)."""
+    if subject.make().is_async:
+        raise Skipped("gymnasium's check knows no asynchronous environments")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_env(subject.make(), skip_render_check=True)
+
+
+def an_unknown_option_is_refused(subject: Subject) -> None:
+    """An option that the environment does not have raises `EnvironmentOptionError`.
+    To mend: read options with `read_options`, and name each in `OPTIONS`."""
+    wrong = Subject(subject.env_id, {**subject.options, "no such option": 1}, 1)
+    try:
+        wrong.reset(wrong.make(), 0)
+    except EnvironmentOptionError:
+        return
+    require(False, "options={'no such option': 1} was accepted")
+
+
+def an_opening_is_a_conversation_that_waits_for_a_reply(subject: Subject) -> None:
+    """`reset` gives messages with text, a system message only first, the last one from the user or a tool.
+    To mend: give a tuple of `Message("user", ...)`."""
+    env = subject.make()
+    for seed in range(subject.num_seeds):
+        opening, _ = subject.reset(env, seed)
+        require(isinstance(opening, tuple) and bool(opening), f"seed {seed}: the opening must be a tuple of messages")
+        for place, message in enumerate(opening):
+            require(isinstance(message, Message), f"seed {seed}: {message!r:.100} is no Message")
+            require(isinstance(message.content, str), f"seed {seed}: the content {message.content!r:.100} is no text")
+            require(message.role != "system" or place == 0, f"seed {seed}: a system message is not the first")
+        require(opening[-1].role in ("user", "tool"), f"seed {seed}: the last message is the {opening[-1].role}'s")
+        require(bool(opening[-1].content.strip()), f"seed {seed}: the last message is empty")
+
+
+def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
+    """What `step` returns comes from the user or a tool, never from the assistant.
+    To mend: the policy's reply is added to the conversation for you; return only what follows it."""
+    env = subject.make()
+    for seed in range(subject.num_seeds):
+        subject.reset(env, seed)
+        for _ in range(env.max_turns):
+            messages, _, terminated, truncated, _ = subject.step(env, saying("hello")(env))
+            wrong = [message.role for message in messages if message.role not in ("user", "tool")]
+            require(not wrong, f"seed {seed}: step returned a message of role {wrong[:1]}")
+            if terminated or truncated:
+                break
+            require(bool(messages), f"seed {seed}: the episode goes on, but step returned no message to reply to")
+
+
+def tools_have_valid_schemas(subject: Subject) -> None:
+    """Each tool has a name of its own, a description, and parameters that are a JSON Schema object.
+    To mend: give every tool method type hints and a docstring."""
+    tools = subject.make().tools
+    if not tools:
+        raise Skipped("there are no tools")
+    require(len({tool.name for tool in tools}) == len(tools), "two tools have one name")
+    for tool in tools:
+        require(bool(tool.description.strip()), f"tool {tool.name} has no description")
+        require(tool.parameters.get("type") == "object", f"tool {tool.name}: parameters must be an object")
+        jsonschema.Draft202012Validator.check_schema(dict(tool.parameters))
+
+
+def is_described(subject: Subject) -> None:
+    """The class has a docstring, and it names every option.
+    To mend: write what the task is, what the reward consists of, and what each option means."""
+    env = subject.make()
+    described = getattr(env, "inner", env)
+    doc = inspect.getdoc(type(described)) or ""
+    require(bool(doc.strip()), f"{type(described).__name__} has no docstring")
+    unnamed = [name for name in env.OPTIONS if name not in doc and name != "row"]
+    require(not unnamed, f"the docstring does not name the option {unnamed[:1]}")
+
+
+def a_pickled_copy_plays_on(subject: Subject) -> None:
+    """An environment that was reset survives pickling and earns the same.
+    To mend: keep connections, locks and open files out of the instance, or make them when they are needed."""
+    env = subject.make()
+    subject.reset(env, 0)
+    copy = pickle.loads(pickle.dumps(env))
+    require(play(subject, copy, saying("")) == play(subject, env, saying("")), "the copy earned other")
+
+
+FORM_CHECKS: tuple[Check, ...] = (
+    follows_gymnasium,
+    an_unknown_option_is_refused,
+    an_opening_is_a_conversation_that_waits_for_a_reply,
+    answers_of_the_environment_are_not_the_policys,
+    tools_have_valid_schemas,
+    is_described,
+    a_pickled_copy_plays_on,
+)

@@ -1,0 +1,119 @@
+"""What is checked, and how a check is run: the parts that all checks share."""
+
+import inspect
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from envs.event_loop import settle
+from envs.messages import Message, Reply
+from envs.registry import make
+from envs.text_env import StepResult, TextEnv
+
+CALL_DEADLINE_S = 20.0
+"""How long one reset or step may take before a check gives up on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One clause of the contract."""
+
+    name: str
+    status: Literal["passed", "failed", "skipped"]
+    meaning: str
+    remedy: str
+    detail: str = ""
+    """What was wrong, or why it was skipped; empty when it passed."""
+    seconds: float = 0.0
+
+
+class ContractError(ValueError):
+    """The environment breaks its contract."""
+
+
+class Skipped(Exception):
+    """The clause does not apply to this environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is checked: an environment, its options, and how many seeds to try."""
+
+    env_id: str
+    options: Mapping[str, Any]
+    num_seeds: int
+    latencies: dict[str, list[float]] = field(default_factory=lambda: {"reset": [], "step": []})
+
+    def make(self) -> TextEnv:
+        return make(self.env_id)
+
+    def reset(self, env: TextEnv, seed: int, split: str = "train") -> tuple[tuple[Message, ...], dict[str, Any]]:
+        options = {**self.options, "split": split}
+        return self.timed("reset", lambda: env.reset(seed=seed, options=options))
+
+    def step(self, env: TextEnv, reply: Reply) -> StepResult:
+        return self.timed("step", lambda: env.step(reply))
+
+    def timed(self, phase: str, call: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        value = settle(call(), CALL_DEADLINE_S)
+        self.latencies[phase].append(time.perf_counter() - started)
+        return value
+
+
+Check = Callable[[Subject], None]
+Choose = Callable[[TextEnv], Reply]
+
+
+def run_check(check: Check, subject: Subject) -> CheckResult:
+    name = check.__name__.replace("_", " ")
+    meaning, _, remedy = " ".join((inspect.getdoc(check) or "").split()).partition(" To mend: ")
+    started = time.perf_counter()
+    status, detail = "passed", ""
+    try:
+        check(subject)
+    except Skipped as reason:
+        status, detail = "skipped", str(reason)
+    except ContractError as error:
+        status, detail = "failed", str(error)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        status, detail = "failed", f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+    return CheckResult(name, status, meaning, remedy, detail, time.perf_counter() - started)
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ContractError(message)
+
+
+def gold(env: TextEnv) -> Reply:
+    """The gold reply. Raises `Skipped` for an environment that has none."""
+    try:
+        return env.gold_reply()
+    except NotImplementedError as error:
+        raise Skipped(f"there are no gold replies: {error}") from None
+
+
+def saying(text: str) -> Choose:
+    return lambda env: Reply(text)
+
+
+def play(subject: Subject, env: TextEnv, choose: Choose) -> tuple[float, dict[str, float]]:
+    """Sum of rewards and the parts of the last step, for an episode that was reset. Raises `ContractError`."""
+    total = 0.0
+    for _ in range(env.max_turns):
+        messages, reward, terminated, truncated, info = subject.step(env, choose(env))
+        require(isinstance(messages, tuple), f"step gave messages of type {type(messages).__name__}, not a tuple")
+        total += reward
+        if terminated or truncated:
+            require("reward_parts" in info, "the last step's info has no reward_parts")
+            return total, info["reward_parts"]
+    raise ContractError(f"the episode was not over after max_turns ({env.max_turns}) replies")
+
+
+def floor(env: TextEnv) -> float:
+    """What a worthless reply may earn: the bottom of the range, or 0 where the range goes below it."""
+    return max(0.0, env.reward_range[0])

@@ -1,0 +1,119 @@
+"""Are its tasks the same for a seed, different for others, apart by split, and not given away?"""
+
+import copy
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from envs.check.subject import Check, Subject, gold, play, require
+from envs.messages import Reply
+from envs.text_env import TextEnv
+
+MAX_LEAKED_SHARE = 0.5  # short answers stand in some prompts by chance
+NUM_MEMBERS = 4
+NUM_SPLIT_SEEDS = 300
+
+
+def one_seed_is_one_task(subject: Subject) -> None:
+    """One seed gives equal messages in two instances and again in the same one.
+    To mend: draw everything from `self.np_random`, nothing from `random`, time or sets."""
+    left, right = subject.make(), subject.make()
+    for seed in range(subject.num_seeds):
+        opening, _ = subject.reset(left, seed)
+        require(opening == subject.reset(right, seed)[0], f"seed {seed}: two instances give different messages")
+        require(opening == subject.reset(left, seed)[0], f"seed {seed}: a second reset gives different messages")
+
+
+def seeds_give_different_tasks(subject: Subject) -> None:
+    """At least half of the seeds give tasks of their own.
+    To mend: have more tasks, or rows, to draw from."""
+    env = subject.make()
+    seen = [subject.reset(env, seed)[0] for seed in range(subject.num_seeds)]
+    require(2 * len(set(seen)) >= len(seen), f"only {len(set(seen))} different tasks for {len(seen)} seeds")
+
+
+def splits_share_no_task(subject: Subject) -> None:
+    """Over 300 seeds no opening occurs in both splits, nor a key where `info` has one.
+    To mend: draw with `draw_in_split`, and give variants of one problem the same key."""
+    env = subject.make()
+    tasks: dict[str, set[Any]] = {"train": set(), "heldout": set()}
+    for split, seen in tasks.items():
+        for seed in range(NUM_SPLIT_SEEDS):
+            opening, info = subject.reset(env, seed, split)
+            seen.add(info.get("key", opening))
+    both = tasks["train"] & tasks["heldout"]
+    require(not both, f"{len(both)} tasks are in both splits, one of them {next(iter(both), None)!r:.200}")
+
+
+def prompts_do_not_hold_the_answer(subject: Subject) -> None:
+    """The last gold reply's text stands in the opening messages of at most half of the tasks.
+    To mend: leave the answer out of the prompt; for answers of one letter or digit, use longer ones."""
+    env = subject.make()
+    num_leaked = 0
+    for seed in range(subject.num_seeds):
+        opening, _ = subject.reset(env, seed)
+        replies: list[str] = []
+
+        def choose(env: TextEnv, replies: list[str] = replies) -> Reply:
+            replies.append(gold(env).text)
+            return env.gold_reply()
+
+        play(subject, env, choose)
+        told = "\n".join(message.content for message in opening)
+        num_leaked += bool(replies[-1]) and bool(re.search(rf"(?<!\w){re.escape(replies[-1])}(?!\w)", told))
+    require(num_leaked <= MAX_LEAKED_SHARE * subject.num_seeds, f"{num_leaked} of {subject.num_seeds} prompts hold it")
+
+
+def what_was_said_does_not_change(subject: Subject) -> None:
+    """Messages that were returned stay as they were while the episode goes on: earlier tokens are never rewritten.
+    To mend: return new messages and keep no list that you go on changing."""
+    env = subject.make()
+    for seed in range(subject.num_seeds):
+        opening, info = subject.reset(env, seed)
+        kept = copy.deepcopy((opening, info.get("key")))
+        play(subject, env, gold)
+        require((opening, info.get("key")) == kept, f"seed {seed}: the opening was changed by later steps")
+
+
+def members_of_a_group_share_no_state(subject: Subject) -> None:
+    """Several instances of one task, played in turns, each earn what the gold replies earn alone.
+    To mend: keep state in the instance, none in the module or class."""
+    envs = [subject.make() for _ in range(NUM_MEMBERS)]
+    for env in envs:
+        subject.reset(env, 0)
+    totals, over = [0.0] * len(envs), [False] * len(envs)
+    for _ in range(envs[0].max_turns):
+        for place, env in enumerate(envs):
+            if not over[place]:
+                _, reward, terminated, truncated, _ = subject.step(env, gold(env))
+                totals[place] += reward
+                over[place] = terminated or truncated
+    require(totals == [envs[0].reward_range[1]] * len(envs), f"members played in turns earned {totals}")
+
+
+def episodes_at_once_do_not_meet(subject: Subject) -> None:
+    """Eight episodes of different tasks in eight threads earn what they earn one after another.
+    To mend: guard what instances share (caches, files, connections) with a lock, or share nothing."""
+
+    def earned(seed: int) -> tuple[float, dict[str, float]]:
+        env = subject.make()
+        subject.reset(env, seed)
+        return play(subject, env, gold)
+
+    gold_of = subject.make()
+    subject.reset(gold_of, 0)
+    gold(gold_of)
+    alone = [earned(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        require(list(pool.map(earned, range(8))) == alone, "episodes at once earned other than one after another")
+
+
+TASK_CHECKS: tuple[Check, ...] = (
+    one_seed_is_one_task,
+    seeds_give_different_tasks,
+    splits_share_no_task,
+    prompts_do_not_hold_the_answer,
+    what_was_said_does_not_change,
+    members_of_a_group_share_no_state,
+    episodes_at_once_do_not_meet,
+)
