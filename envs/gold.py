@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from envs.event_loop import settle
 from envs.messages import Message
 from envs.text_env import TextEnv
 
@@ -17,11 +18,11 @@ def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None
     The reply of the last allowed turn is not stepped, since all it could bring is its score, and scoring may be dear.
     Raises `GoldError` when the gold replies need more than `env.max_turns` turns.
     """
-    opening, _ = env.reset(seed=seed, options=dict(options or {}))
+    opening, _ = settle(env.reset(seed=seed, options=dict(options or {})))
     messages = list(opening)
     for _ in range(env.max_turns - 1):
         reply = env.gold_reply()
-        more, _, terminated, truncated, _ = env.step(reply)
+        more, _, terminated, truncated, _ = settle(env.step(reply))
         messages += [reply.as_message(), *more]
         if terminated or truncated:
             return tuple(messages)

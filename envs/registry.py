@@ -7,8 +7,9 @@ made. `module:Class` in place of an id makes a class that no package announces.
 
 import difflib
 import functools
-import importlib
+import importlib.util
 from collections import defaultdict
+from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 
 import gymnasium
@@ -27,6 +28,32 @@ class EnvironmentPluginError(ValueError):
     """A package announces an environment that cannot be used: two with one id, a failed import, not an environment."""
 
 
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """One entry point of an environment. `problem` is why it cannot be used, as far as can be seen from outside."""
+
+    env_id: str
+    package: str
+    target: str
+    problem: str
+
+
+def announcements() -> list[Announced]:
+    """Every announced environment with package and version, sorted, without importing any of them."""
+    found = []
+    for env_id, sources in sorted(announced().items()):
+        for point, distribution in sources:
+            others = " and ".join(other.name for _, other in sources if other is not distribution)
+            problem = f"{others} announces the same id" if others else _missing_module(point)
+            found.append(Announced(env_id, f"{distribution.name} {distribution.version}", point.value, problem))
+    return found
+
+
+def _missing_module(point: EntryPoint) -> str:
+    top = point.module.partition(".")[0]
+    return "" if importlib.util.find_spec(top) else f"there is no module {top}"
+
+
 def environment_ids() -> tuple[str, ...]:
     """The ids of all announced environments, sorted, without importing any of them."""
     return tuple(sorted(announced()))
@@ -41,6 +68,14 @@ def make(env_id: str) -> TextEnv:
         return instantiate(EntryPoint(env_id, env_id, GROUP), f"environment {env_id}")
     point, distribution = find(env_id)
     return instantiate(point, f"environment {env_id} of package {distribution.name} {distribution.version}")
+
+
+def whole_name(env_id: str) -> str:
+    """Package, version and class of an environment, for people."""
+    if ":" in env_id:
+        return env_id
+    point, distribution = find(env_id)
+    return f"{distribution.name} {distribution.version} ({point.value})"
 
 
 def environment_version(env_id: str) -> str:

@@ -87,13 +87,13 @@ class ToolClassEnv(TextEnv):
             return f"error: no tool named {call.name}; tools: {', '.join(self._methods)}"
         method = self._methods[call.name]
         try:
-            return str(await settled(method(**read_arguments(method, call.arguments))))
+            return str(await self._settled(method(**read_arguments(method, call.arguments))))
         except ValueError as error:
             return f"error: {error}"
 
     async def _reset(self, options: dict[str, Any] | None) -> tuple[tuple[Message, ...], dict[str, Any]]:
         split, chosen = self.read_options(options)
-        prompt = await settled(self.inner.reset(self.np_random, split, **chosen))
+        prompt = await self._settled(self.inner.reset(self.np_random, split, **chosen))
         messages = opening({"prompt": prompt})
         return messages, {"key": getattr(self.inner, "key", messages)}
 
@@ -101,26 +101,29 @@ class ToolClassEnv(TextEnv):
         if action.tool_calls:
             results = [Message("tool", await self.call(call), name=call.name) for call in action.tool_calls]
             return tuple(results), 0.0, False, False, {}
-        reward, parts = read_score(await settled(self.inner.score(action)))
+        reward, parts = read_score(await self._settled(self.inner.score(action)))
         return (), reward, True, False, {"reward_parts": parts}
+
+    async def _settled(self, value: Any) -> Any:
+        """What one of the class's methods gave, waited for. Raises `TypeError` where none is declared to wait."""
+        if not inspect.isawaitable(value):
+            return value
+        if not self.is_async:
+            value.close() if inspect.iscoroutine(value) else None
+            raise TypeError(f"a method of {self.name} gave something to wait for; declare it with async def")
+        return await value
 
     def _now_or_later(self, coroutine: Coroutine[Any, Any, Result]) -> Result | Coroutine[Any, Any, Result]:
         return coroutine if self.is_async else run_now(coroutine)
 
 
-async def settled(value: Any) -> Any:
-    """The value, waited for where it is awaitable."""
-    return await value if inspect.isawaitable(value) else value
-
-
 def run_now(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine that waits for nothing. Raises `TypeError` where it does."""
+    """The result of a coroutine that waits for nothing."""
     try:
         coroutine.send(None)
     except StopIteration as done:
         return done.value
-    coroutine.close()
-    raise TypeError("a method that is not async gave something to wait for; declare it with async def")
+    raise AssertionError("it waited")
 
 
 def tool_methods(instance: object) -> Mapping[str, Callable[..., Any]]:

@@ -1,5 +1,6 @@
 """Can this experiment run at all? Everything that can be known before processes are started or GPUs are held."""
 
+from envs.event_loop import settle
 from envs.registry import make
 from rl.config import ExperimentConfig
 from rl.config_file import ConfigError, check_references
@@ -13,7 +14,7 @@ def preflight(config: ExperimentConfig) -> None:
         for split in ("train", "heldout"):
             try:
                 env = make(env_id)
-                env.reset(seed=0, options={**environment.options, "split": split})
+                settle(env.reset(seed=0, options={**environment.options, "split": split}))
             except Exception as error:
                 problems.append(
                     f"environments.{env_id}.options: {env_id} cannot open a {split} task with"

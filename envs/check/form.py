@@ -1,6 +1,5 @@
 """Is it built as an environment: its id, options, messages, tools and description?"""
 
-import inspect
 import pickle
 import warnings
 
@@ -81,7 +80,7 @@ def is_described(subject: Subject) -> None:
     To mend: write what the task is, what the reward consists of, and what each option means."""
     env = subject.make()
     described = getattr(env, "inner", env)
-    doc = inspect.getdoc(type(described)) or ""
+    doc = type(described).__doc__ or ""  # its own, not an inherited one
     require(bool(doc.strip()), f"{type(described).__name__} has no docstring")
     unnamed = [name for name in env.OPTIONS if name not in doc and name != "row"]
     require(not unnamed, f"the docstring does not name the option {unnamed[:1]}")

@@ -28,7 +28,8 @@ def seeds_give_different_tasks(subject: Subject) -> None:
     """At least half of the seeds give tasks of their own.
     To mend: have more tasks, or rows, to draw from."""
     env = subject.make()
-    seen = [subject.reset(env, seed)[0] for seed in range(subject.num_seeds)]
+    tasks = [subject.reset(env, seed) for seed in range(subject.num_seeds)]
+    seen = [info.get("key", opening) for opening, info in tasks]
     require(2 * len(set(seen)) >= len(seen), f"only {len(set(seen))} different tasks for {len(seen)} seeds")
 
 

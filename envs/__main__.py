@@ -1,0 +1,99 @@
+"""The commands: `python -m envs list | info | new | check | play | sandbox doctor`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from envs.commands.options import read_options
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+sandbox = typer.Typer(no_args_is_help=True)
+app.add_typer(sandbox, name="sandbox", help="Where untrusted code runs.")
+console = Console()
+Id = Annotated[str, typer.Argument(help="Environment id, or module:Class.")]
+Options = Annotated[list[str] | None, typer.Argument(help="The environment's options: name=value ...")]
+Seed = Annotated[int, typer.Option(help="Which task.")]
+
+
+@app.command(name="list")
+def list_command(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    try_them: Annotated[bool, typer.Option("--try", help="Import each, and say which are broken.")] = False,
+) -> None:
+    """All installed environments, with package and version; without --try none is imported."""
+    from envs.commands.show import list_environments
+
+    list_environments(console, as_json=as_json, try_them=try_them)
+
+
+@app.command()
+def info(env_id: Id, options: Options = None, seed: Seed = 0) -> None:
+    """What an environment is: description, options, tools, one task with its gold reply."""
+    from envs.commands.show import show_environment
+
+    show_environment(console, env_id, read_options(options), seed)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the environment, such as WordCount.")],
+    kind: Annotated[str, typer.Option(help="function, tools or full.")] = "function",
+    out: Annotated[Path, typer.Option(help="Folder to write the package into.")] = Path("."),
+) -> None:
+    """Write a package with an environment, its entry point, tests and README."""
+    from envs.commands.new import write_package
+
+    typer.echo(write_package(name, kind, out))
+
+
+@app.command()
+def check(
+    env_id: Id,
+    options: Options = None,
+    seeds: Annotated[int, typer.Option(help="Tasks to try.")] = 20,
+    report: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
+) -> None:
+    """Whether an environment keeps the contract; exit code 1 where it does not."""
+    from envs.commands.check import print_checks
+
+    if not print_checks(console, env_id, read_options(options), seeds, report):
+        raise typer.Exit(1)
+
+
+@app.command()
+def play(
+    env_id: Id,
+    options: Options = None,
+    seed: Seed = 0,
+    gold: Annotated[bool, typer.Option("--gold", help="Let the gold replies play.")] = False,
+) -> None:
+    """Play one episode in the terminal, in the place of the policy."""
+    from envs.commands.play import play_environment
+
+    play_environment(console, env_id, read_options(options), seed, gold=gold)
+
+
+@sandbox.command()
+def doctor() -> None:
+    """Try which layers work on this machine, and sixty escapes at each level."""
+    from envs.commands.doctor import examine_sandbox
+
+    if not examine_sandbox(console):
+        raise typer.Exit(1)
+
+
+def main() -> int:
+    """Exit codes: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `python -m envs` can do: one file a command."""

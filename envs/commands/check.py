@@ -1,0 +1,32 @@
+"""`python -m envs check`: is this environment sound?"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from envs.check import CHECKS, check_environment
+
+MARKS = {"passed": "[green]passed [/green]", "failed": "[red]failed [/red]", "skipped": "[yellow]skipped[/yellow]"}
+
+
+def print_checks(console: Console, env_id: str, options: dict[str, Any], num_seeds: int, report: Path | None) -> bool:
+    """Run every check, print what failed with how to mend it, and say whether all is well."""
+    with console.status(f"{len(CHECKS)} checks, {num_seeds} seeds"):
+        results = check_environment(env_id, options, num_seeds)
+    for result in results:
+        console.print(f"{MARKS[result.status]} {result.name}", highlight=False)
+        if result.status == "failed":
+            console.print(f"        {result.detail}", style="bold", markup=False)
+            console.print(f"        It asks: {result.meaning}", markup=False)
+            console.print(f"        To mend: {result.remedy}", markup=False)
+        elif result.status == "skipped":
+            console.print(f"        {result.detail}", style="dim", markup=False)
+    failed = sum(result.status == "failed" for result in results)
+    console.print(f"{env_id}: {len(results)} checks, {failed} failed")
+    if report is not None:
+        rows = [dataclasses.asdict(result) for result in results]
+        report.write_text(json.dumps({"env_id": env_id, "options": options, "checks": rows}, indent=2) + "\n")
+    return not failed

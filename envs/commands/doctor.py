@@ -1,0 +1,39 @@
+"""`python -m envs sandbox doctor`: which layers hold untrusted code here, and do they hold?"""
+
+from rich.console import Console
+from rich.progress import track
+
+from envs.sandbox import LAYERS, LEVELS, Level, Limits, SandboxError
+from envs.sandbox.jail import Jail
+from envs.sandbox.layers import landlock_version
+from envs.sandbox.probes import PROBES, ProbeResult, run_probe, target
+
+
+def examine_sandbox(console: Console) -> bool:
+    """Print each level, whether it works here, and what the probes get through it; whether the strongest one holds."""
+    console.print(f"Landlock version {landlock_version() or 'none'}")
+    strongest, holds = "", False
+    for level in LEVELS:
+        try:
+            with Jail(level, Limits()):
+                pass
+        except SandboxError as error:
+            console.print(f"[red]{level}[/red] does not work here: {error}")
+            continue
+        results = try_probes(console, level)
+        escaped = [result for result in results if not result.held]
+        strongest, holds = level, all(result.is_expected(level) for result in results)
+        console.print(f"[green]{level}[/green]: {LAYERS[level]}", highlight=False)
+        console.print(f"  {len(results) - len(escaped)} of {len(results)} probes held")
+        for result in escaped:
+            meant = "not held at this level" if result.is_expected(level) else "[red]MUST be held[/red]"
+            console.print(f"  - {result.probe.name}: {meant}", highlight=False)
+    console.print(f"untrusted code runs at level [bold]{strongest or 'none'}[/bold]")
+    return holds
+
+
+def try_probes(console: Console, level: Level) -> list[ProbeResult]:
+    with target() as aim:
+        return [
+            run_probe(probe, level, aim) for probe in track(PROBES, f"probes, {level}", console=console, transient=True)
+        ]

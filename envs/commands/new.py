@@ -1,0 +1,42 @@
+"""`python -m envs new`: an installable package with an environment that passes every check as it is written."""
+
+import re
+from pathlib import Path
+from string import Template
+
+from envs.commands.templates import ENVIRONMENTS, PYPROJECT, README, TESTS
+
+NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
+
+
+class NewEnvironmentError(ValueError):
+    """A name, kind or folder that no package can be written for."""
+
+
+def write_package(name: str, kind: str, folder: Path) -> str:
+    """Write the package below `folder` and say what to do next. Raises `NewEnvironmentError`."""
+    if not NAME.fullmatch(name):
+        raise NewEnvironmentError(
+            f"a name is letters and digits and begins with a capital, such as WordCount: {name!r}"
+        )
+    if kind not in ENVIRONMENTS:
+        raise NewEnvironmentError(f"kind must be one of {', '.join(ENVIRONMENTS)}, got {kind!r}")
+    module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    package = folder / f"polygym-{module.replace('_', '-')}"
+    if package.exists():
+        raise NewEnvironmentError(f"{package} exists already; choose another name or another --out")
+    target = module if kind == "function" else name
+    values = {"name": name, "module": module, "package": package.name, "target": target, "env_id": f"my/{name}-v0"}
+    files = {
+        "pyproject.toml": PYPROJECT,
+        "README.md": README,
+        f"{module}.py": ENVIRONMENTS[kind],
+        f"tests/test_{module}.py": TESTS,
+    }
+    for path, text in files.items():
+        (package / path).parent.mkdir(parents=True, exist_ok=True)
+        (package / path).write_text(Template(text).substitute(values))
+    return (
+        f"wrote {package}; next:\n  pip install --no-deps --no-build-isolation -e {package}\n"
+        f"  python -m envs check {values['env_id']}\n  python -m envs play {values['env_id']}"
+    )

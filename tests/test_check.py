@@ -1,0 +1,245 @@
+"""The check finds what is wrong: one bad environment a clause, beside one that keeps the contract."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from envs.check import CHECKS, check_environment
+from envs.messages import Message, Reply
+from envs.registry import make
+from envs.text_env import TextEnv, draw_in_split
+
+WORDS = ("sun", "moon", "star", "sea", "wind", "rain", "snow", "tree", "leaf", "bird", "stone", "hill")
+
+
+class Sound(TextEnv):
+    """Write a word and its number backwards. Option: `level`."""
+
+    OPTIONS = {"level": 1}
+    shared: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        split, self.options = self.read_options(options)
+        self.word = draw_in_split(
+            self.np_random, split, lambda rng: f"{rng.choice(WORDS)}{rng.integers(100, 1000)}", key=str
+        )
+        return (Message("user", f"Backwards: {self.word}"),), {"key": self.word}
+
+    def step(self, action: Reply) -> Any:
+        return self.pay(float(action.text == self.word[::-1]))
+
+    def pay(self, reward: float) -> Any:
+        return (), reward, True, False, {"reward_parts": {"right": reward}}
+
+    def gold_reply(self) -> Reply:
+        return Reply(self.word[::-1])
+
+
+class Undescribed(Sound):
+    __doc__ = None
+
+
+class TakesAnyOption(Sound):
+    """Takes any option. Option: `level`."""
+
+    def read_options(self, options: Any) -> Any:
+        given = {name: value for name, value in (options or {}).items() if name in ("split", "level")}
+        return super().read_options(given)
+
+
+class EmptyOpening(Sound):
+    """Says nothing. Option: `level`."""
+
+    def reset(self, **arguments: Any) -> Any:
+        return (), super().reset(**arguments)[1]
+
+
+class SpeaksForThePolicy(Sound):
+    """Adds the policy's reply again. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return ((Message("assistant", action.text),), *super().step(action)[1:])
+
+
+class NotPicklable(Sound):
+    """Holds a lock. Option: `level`."""
+
+    def reset(self, **arguments: Any) -> Any:
+        self.lock = threading.Lock()
+        return super().reset(**arguments)
+
+
+class DrawsFromElsewhere(Sound):
+    """Another task each time. Option: `level`."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=time.monotonic_ns() % 2**31, options=options)
+
+
+class OneTask(Sound):
+    """Always the same. Option: `level`."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=0, options=options)
+
+
+class NoSplit(Sound):
+    """Held-out tasks are those of training. Option: `level`."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed, options={**(options or {}), "split": "train"})
+
+
+class Leaks(Sound):
+    """Tells the answer. Option: `level`."""
+
+    def reset(self, **arguments: Any) -> Any:
+        _, info = super().reset(**arguments)
+        return (Message("user", f"Say {self.word[::-1]}"),), info
+
+
+class SharesState(Sound):
+    """Remembers the task in the class. Option: `level`."""
+
+    def reset(self, **arguments: Any) -> Any:
+        result = super().reset(**arguments)
+        Sound.shared[:] = [id(self)]
+        return result
+
+    def step(self, action: Reply) -> Any:
+        return self.pay(float(action.text == self.word[::-1] and Sound.shared == [id(self)]))
+
+
+class GoldIsWrong(Sound):
+    """Gold earns nothing. Option: `level`."""
+
+    def gold_reply(self) -> Reply:
+        return Reply(self.word)
+
+
+class PaysSilence(Sound):
+    """Pays for nothing. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return self.pay(float(action.text in ("", self.word[::-1])))
+
+
+class PaysAnEcho(Sound):
+    """Looks anywhere for the word. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return self.pay(float(self.word in action.text or action.text == self.word[::-1]))
+
+
+class PaysCanaries(Sound):
+    """Pays whoever orders it to. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return self.pay(float("SYSTEM NOTICE" in action.text or action.text == self.word[::-1]))
+
+
+class PartsDoNotAddUp(Sound):
+    """Names other parts. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return (*super().step(action)[:4], {"reward_parts": {"right": 0.25}})
+
+
+class NotRepeatable(Sound):
+    """Rewards by the clock. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return self.pay(1.0 if action.text == self.word[::-1] else (time.monotonic_ns() % 1000) * 1e-6)
+
+
+class Fragile(Sound):
+    """Cannot read everything. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        action.text.encode()
+        return super().step(action)
+
+
+class NeverEnds(Sound):
+    """Goes on. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        result = super().step(action)
+        return result if result[1] else ((Message("user", "again"),), 0.0, False, False, {})
+
+
+class Leaves(Sound):
+    """Leaves a thread behind. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        threading.Thread(target=time.sleep, args=(10,), daemon=True).start()
+        return super().step(action)
+
+
+class CloseOnce(Sound):
+    """Cannot be closed twice. Option: `level`."""
+
+    def close(self) -> None:
+        del self.word
+
+
+def broken_by(env: type) -> set[str]:
+    return {
+        result.name
+        for result in check_environment(f"tests.test_check:{env.__name__}", num_seeds=6)
+        if result.status == "failed"
+    }
+
+
+def test_a_sound_environment_passes_and_every_check_says_what_it_means_and_how_to_mend_it() -> None:
+    results = check_environment("tests.test_check:Sound", num_seeds=6)
+    assert len(results) == len(CHECKS) >= 20
+    assert [result.detail for result in results if result.status == "failed"] == []
+    assert all(result.meaning and result.remedy for result in results)
+    assert {result.detail for result in results if result.status == "skipped"} == {"there are no tools"}
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        (Undescribed, "is described"),
+        (TakesAnyOption, "an unknown option is refused"),
+        (EmptyOpening, "an opening is a conversation that waits for a reply"),
+        (SpeaksForThePolicy, "answers of the environment are not the policys"),
+        (NotPicklable, "a pickled copy plays on"),
+        (DrawsFromElsewhere, "one seed is one task"),
+        (OneTask, "seeds give different tasks"),
+        (NoSplit, "splits share no task"),
+        (Leaks, "prompts do not hold the answer"),
+        (SharesState, "members of a group share no state"),
+        (GoldIsWrong, "gold replies earn the highest reward"),
+        (PaysSilence, "empty replies earn nothing"),
+        (PaysAnEcho, "an echo of the prompt earns nothing"),
+        (PaysCanaries, "canary texts earn nothing"),
+        (PartsDoNotAddUp, "rewards are finite and parts add up"),
+        (NotRepeatable, "the same replies earn the same"),
+        (Fragile, "any text can be scored"),
+        (NeverEnds, "episodes end in time"),
+        (Leaves, "nothing is left behind"),
+        (CloseOnce, "close may be called twice"),
+    ],
+)
+def test_each_clause_finds_the_environment_that_breaks_it(env: type, name: str) -> None:
+    assert name in broken_by(env)
+
+
+def test_tools_and_gold_are_checked_where_there_are_some() -> None:
+    statuses = {result.name: result.status for result in check_environment("tools/Store-v0", num_seeds=3)}
+    assert set(statuses.values()) == {"passed"}
+
+
+def test_an_environment_that_cannot_be_made_fails_with_the_reason() -> None:
+    results = check_environment("tests.test_check:Nowhere", num_seeds=1)
+    assert all(result.status == "failed" and "Nowhere" in result.detail for result in results)
+
+
+def test_what_is_made_is_checked_under_its_own_options() -> None:
+    assert type(make("tests.test_check:Sound")) is Sound
