@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.messages import Message, Reply
-from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split
+from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split, read_score
 from rewards.constraints import Constraint, share_followed
-from rewards.rubric import weigh
+from rewards.rubric import Rubric
 
 WORDS = (
     *("sun", "moon", "star", "sea", "wind", "rain", "snow", "tree", "leaf", "bird", "stone", "hill"),
     *("cloud", "rose", "door", "lamp", "book", "song", "gold", "blue", "red", "green", "cold", "warm"),
 )
-WEIGHTS = {"share": 0.3, "all": 0.7}
+RUBRIC = Rubric({"share": 0.3, "all": 0.7})
 SENTENCES = {
     "words": "Write {} words.",
     "lines": "Write {} lines.",
@@ -142,7 +142,7 @@ class Constraints(TextEnv):
 
     def step(self, action: Reply) -> StepResult:
         share = share_followed(action.text, self._demand.constraints)
-        reward, parts = weigh({"share": share, "all": float(share == 1.0)}, WEIGHTS)
+        reward, parts = read_score(RUBRIC({"share": share, "all": float(share == 1.0)}))
         return (), reward, True, False, {"reward_parts": parts}
 
     def gold_reply(self) -> Reply:

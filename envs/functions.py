@@ -8,11 +8,11 @@ import numpy as np
 
 from envs.messages import Message, Reply
 from envs.sandbox import run_function
-from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split
+from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split, read_score
 from rewards.code import extract_code, share_correct
-from rewards.rubric import weigh
+from rewards.rubric import Rubric
 
-WEIGHTS = {"runs": 0.1, "share": 0.2, "all": 0.7}
+RUBRIC = Rubric({"runs": 0.1, "share": 0.2, "all": 0.7})
 NUMBERS = (-7, -4, -1, 0, 2, 5, 8, 13)
 LISTS = ([], [3], [2, 2], [5, -1, 4], [-6, 7, 0, 7], [1, 8, -3, 6, 2], [9, 4, -2, -5, 4, 10])
 NUMBER_STEPS = {
@@ -144,7 +144,7 @@ class Functions(TextEnv):
         expected = [self._description.values(argument)[-1] for argument in self._level.inputs]
         share = share_correct(list(result.value or ()), expected)
         scores = {"runs": float(result.status == "ok"), "share": share, "all": float(share == 1.0)}
-        reward, parts = weigh(scores, WEIGHTS)
+        reward, parts = read_score(RUBRIC(scores))
         how = f"{result.level}: {result.status} {result.detail}".strip()
         return (), reward, True, False, {"reward_parts": parts, "sandbox": how}
 

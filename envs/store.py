@@ -7,10 +7,10 @@ import numpy as np
 from envs.messages import Reply, ToolCall
 from envs.text_env import Split, choose_level, draw_in_split
 from rewards.numbers import number_correct
-from rewards.rubric import weigh
+from rewards.rubric import Rubric
 
 ITEMS = ("milk", "rice", "tea", "egg", "soap", "corn", "salt", "fish")
-WEIGHTS = {"answer": 0.5, "state": 0.5}
+RUBRIC = Rubric({"answer": 0.5, "state": 0.5})
 LARGEST_PRICE = 9
 LARGEST_STOCK = 9
 SHELF_STOCK = 50
@@ -163,7 +163,7 @@ class Store:
         answer = number_correct(reply.text, self._errand.answer)
         changed = self._errand.bought is not None
         state = float(self._stock == self._wanted_stock() and (changed or answer == 1.0))
-        return weigh({"answer": answer, "state": state}, WEIGHTS)[1]
+        return RUBRIC({"answer": answer, "state": state})
 
     def gold_reply(self) -> Reply:
         if not self._looked_up.issuperset(self._errand.items):

@@ -31,13 +31,14 @@ class MathWorkerError(RuntimeError):
     """No worker process could be started. Never the policy's doing."""
 
 
-def answer_correct(text: str, expected: int | Fraction, deadline_s: float = DEADLINE_S) -> float:
-    """1.0 when the final answer of `text` equals `expected`, else 0.0.
+def answer_correct(text: str, expected: int | Fraction | str, deadline_s: float = DEADLINE_S) -> float:
+    """1.0 when the final answer of `text` equals `expected`, else 0.0. An expected text is mathematics (LaTeX).
 
     An answer that math-verify cannot judge within `deadline_s` is wrong. Raises `MathWorkerError`.
     """
     answer = final_answer(text)
-    decided = number_decides(answer, Fraction(expected))
+    number = parse_number(expected) if isinstance(expected, str) else Fraction(expected)
+    decided = expression_decides(answer, str(expected)) if number is None else number_decides(answer, number)
     if decided is not None:
         return float(decided)
     return float(verify_symbolically(answer, str(expected), deadline_s))
@@ -54,6 +55,13 @@ def number_decides(answer: str, expected: Fraction) -> bool | None:
         return None if len(answer) <= MAX_ANSWER_CHARACTERS else False
     numbers = NUMBER.findall(answer)
     return len(numbers) == 1 and parse_number(numbers[0]) == expected
+
+
+def expression_decides(answer: str, expected: str) -> bool | None:
+    """Whether the answer is right where that is plain: it is the expected text, empty, or too long; else None."""
+    if answer.replace(" ", "") == expected.replace(" ", ""):
+        return True
+    return None if 0 < len(answer) <= MAX_ANSWER_CHARACTERS else False
 
 
 class _Worker:

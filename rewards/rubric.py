@@ -1,19 +1,42 @@
-"""How do several checks become one reward? Named weighted parts that sum to the total."""
+"""How do several checks become one reward? Named weighted parts that sum to the total, with gates and bounds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
-def weigh(scores: Mapping[str, float], weights: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """The total and what each part adds to it; the parts sum to the total.
+class Rubric:
+    """Weights by name. `rubric(scores)` gives what each part adds to the reward; the parts sum to it.
 
-    `scores` and `weights` have the same names, scores lie in [0, 1]. With weights that sum to 1 the total is in [0, 1],
-    and it is exactly 1 when every score is. Raises `ValueError` for other names or a score outside of [0, 1].
+    Scores lie in [0, 1]; weights may be negative, for penalties. Where the score of a gate is not 1, no positive part
+    counts. A total outside of `bounds` is brought back by a part named `clipped`. With weights that sum to 1 and no
+    penalty the total is in [0, 1], and exactly 1 when every score is.
     """
-    if set(scores) != set(weights):
-        raise ValueError(f"scores name {sorted(scores)}, weights name {sorted(weights)}: give both the same names")
-    for name, score in scores.items():
-        if not 0.0 <= score <= 1.0:
-            raise ValueError(f"score {name!r} must be in [0, 1], got {score}")
-    parts = {name: weights[name] * scores[name] for name in weights}
-    return math.fsum(parts.values()), parts
+
+    def __init__(
+        self, weights: Mapping[str, float], gates: Collection[str] = (), bounds: tuple[float, float] | None = None
+    ) -> None:
+        unknown = set(gates) - set(weights)
+        if unknown:
+            raise ValueError(f"gate {min(unknown)!r} has no weight; weights: {', '.join(weights)}")
+        self._weights = dict(weights)
+        self._gates = frozenset(gates)
+        self._bounds = bounds
+
+    def __call__(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Raises `ValueError` for other names than the weights', or a score outside of [0, 1]."""
+        if set(scores) != set(self._weights):
+            raise ValueError(
+                f"scores name {sorted(scores)}, weights name {sorted(self._weights)}: they must be the same"
+            )
+        for name, score in scores.items():
+            if not 0.0 <= score <= 1.0:
+                raise ValueError(f"score {name!r} must be in [0, 1], got {score}")
+        shut = any(scores[gate] != 1.0 for gate in self._gates)
+        parts = {name: 0.0 if shut and weight > 0 else weight * scores[name] for name, weight in self._weights.items()}
+        return self._clipped(parts)
+
+    def _clipped(self, parts: dict[str, float]) -> dict[str, float]:
+        if self._bounds is None:
+            return parts
+        total = math.fsum(parts.values())
+        return {**parts, "clipped": min(max(total, self._bounds[0]), self._bounds[1]) - total}

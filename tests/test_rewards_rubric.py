@@ -1,31 +1,143 @@
 """Weighted parts, checks of form, and values of code, computed by hand."""
 
+import math
 from typing import Any
 
 import pytest
 
+from rewards.calls import judge_calls
+from rewards.choice import choice_correct, chosen_letter
 from rewards.code import extract_code, same_value, share_correct
 from rewards.constraints import Constraint, follows, share_followed
-from rewards.rubric import weigh
+from rewards.form import abstention_reward, length_excess, matches, share_repeated, think_tags_valid
+from rewards.rubric import Rubric
+from rewards.state import state_differences, state_reached
 
 
 def test_parts_are_weighted_and_sum_to_the_total() -> None:
-    total, parts = weigh({"answer": 1.0, "style": 0.5}, {"answer": 0.8, "style": 0.2})
-    assert total == pytest.approx(0.9)
+    parts = Rubric({"answer": 0.8, "style": 0.2})({"answer": 1.0, "style": 0.5})
     assert parts == {"answer": 0.8, "style": pytest.approx(0.1)}
 
 
 def test_full_scores_give_exactly_one() -> None:
     weights = {"a": 0.1, "b": 0.2, "c": 0.7}
-    assert weigh(dict.fromkeys(weights, 1.0), weights)[0] == 1.0
+    assert math.fsum(Rubric(weights)(dict.fromkeys(weights, 1.0)).values()) == 1.0
+
+
+def test_a_shut_gate_leaves_penalties_only() -> None:
+    rubric = Rubric({"format": 0.0, "answer": 1.0, "length": -0.5}, gates=["format"])
+    assert rubric({"format": 1.0, "answer": 1.0, "length": 0.5}) == {"format": 0.0, "answer": 1.0, "length": -0.25}
+    assert rubric({"format": 0.9, "answer": 1.0, "length": 0.5}) == {"format": 0.0, "answer": 0.0, "length": -0.25}
+    with pytest.raises(ValueError, match="gate 'tone' has no weight"):
+        Rubric({"answer": 1.0}, gates=["tone"])
+
+
+def test_a_total_out_of_bounds_is_brought_back_by_a_part_of_its_own() -> None:
+    rubric = Rubric({"answer": 1.0, "length": -0.5}, bounds=(0.0, 1.0))
+    assert rubric({"answer": 0.0, "length": 1.0}) == {"answer": 0.0, "length": -0.5, "clipped": 0.5}
+    assert rubric({"answer": 1.0, "length": 0.0})["clipped"] == 0.0
 
 
 def test_other_names_and_scores_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="give both the same names"):
-        weigh({"a": 1.0}, {"b": 1.0})
+    with pytest.raises(ValueError, match="they must be the same"):
+        Rubric({"b": 1.0})({"a": 1.0})
     for score in (1.5, -0.1, float("nan")):
         with pytest.raises(ValueError, match="must be in"):
-            weigh({"a": score}, {"a": 1.0})
+            Rubric({"a": 1.0})({"a": score})
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("I think so.\n(C)", "C"),
+        ("Answer: D", "D"),
+        ("the answer is **b**", "B"),
+        ("\\boxed{A} although answer: B", "A"),
+        ("\\boxed{\\text{C}}", "C"),
+        ("Answer: A or answer: B", None),
+        ("A B C D", None),
+        ("Answer: E", None),
+        ("An apple", None),
+        ("The answer isn't known", None),
+        ("", None),
+    ],
+)
+def test_a_choice_is_read_from_where_it_is_stated(text: str, letter: str | None) -> None:
+    assert chosen_letter(text, "ABCD") == letter
+    assert choice_correct(text, "B") == float(letter == "B")
+
+
+WANTED = [("book", {"city": ["Paris", "paris, france"], "nights": [2], "share": ["", 0.5]})]
+
+
+@pytest.mark.parametrize(
+    ("calls", "category"),
+    [
+        ([("book", {"city": "PARIS", "nights": 2})], "right"),
+        ([("book", {"city": "Paris France", "nights": 2.0, "share": 0.5})], "right"),
+        ([], "no_call"),
+        ([("book", {"city": "Paris", "nights": 2})] * 2, "wrong_number_of_calls"),
+        ([("hotel", {"city": "Paris", "nights": 2})], "wrong_function"),
+        ([("book", {"nights": 2})], "missing_argument"),
+        ([("book", {"city": "Paris", "nights": 2, "pets": 1})], "unknown_argument"),
+        ([("book", {"city": "Paris", "nights": "2"})], "wrong_type"),
+        ([("book", {"city": "Paris", "nights": True})], "wrong_type"),
+        ([("book", {"city": "Rome", "nights": 2})], "wrong_value"),
+    ],
+)
+def test_calls_are_judged_by_name_and_arguments(calls: Any, category: str) -> None:
+    assert judge_calls(calls, WANTED) == category
+
+
+def test_calls_of_one_turn_have_no_order_and_each_counts_once() -> None:
+    wanted = [("f", {"x": [1, 2]}), ("f", {"x": [1]}), ("g", {"y": [{"a": [1], "b": [2, ""]}]})]
+    assert judge_calls([("g", {"y": {"a": 1}}), ("f", {"x": 1}), ("f", {"x": 2})], wanted) == "right"
+    assert judge_calls([("g", {"y": {"a": 1}}), ("f", {"x": 2}), ("f", {"x": 2})], wanted) == "wrong_value"
+    assert judge_calls([("g", {"y": {"c": 1}}), ("f", {"x": 1}), ("f", {"x": 2})], wanted) == "wrong_value"
+    assert judge_calls([("f", {})], []) == "unexpected_call"
+    assert judge_calls([], []) == "right"
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ("<think>a</think>b", True),
+        (" <think></think>", True),
+        ("plain", True),
+        ("a<think>b</think>", False),
+        ("<think>a", False),
+        ("<think>a</think><think>b</think>", False),
+        ("</think>a<think>", False),
+    ],
+)
+def test_think_tags_are_one_block_at_the_beginning(text: str, valid: bool) -> None:
+    assert think_tags_valid(text) == float(valid)
+
+
+def test_length_and_repetition_by_hand() -> None:
+    assert [length_excess(length, 100, 150) for length in (0, 100, 125, 150, 999)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+    with pytest.raises(ValueError, match="must be below"):
+        length_excess(1, 5, 5)
+    assert share_repeated("a b c d e") == 0.0
+    assert share_repeated("a b a b a b", num_words=2) == pytest.approx(1 - 2 / 5)
+    assert share_repeated("a") == 0.0
+    assert matches(" ab\nc ", r"a.*c") == 1.0
+    assert matches("abd", r"a.*c") == 0.0
+
+
+def test_abstaining_earns_half() -> None:
+    assert abstention_reward("I don\u2019t know.", 0.0) == 0.5
+    assert abstention_reward("12", 1.0) == 1.0
+    assert abstention_reward("12", 0.0) == 0.0
+    assert abstention_reward("I don't know, 12", 0.0) == 0.0
+
+
+def test_states_differ_at_paths_and_in_types() -> None:
+    state = {"mail": {1: {"folder": "inbox"}}, "num": 1, "list": [1, 2]}
+    assert state_reached(state, {"num": 1, "mail": {1: {"folder": "inbox"}}, "list": [1, 2]}) == 1.0
+    wanted = {"mail": {1: {"folder": "bin"}, 2: {}}, "num": True, "list": [2, 1]}
+    assert state_differences(state, wanted) == ["list", "mail.1.folder", "mail.2", "num"]
 
 
 @pytest.mark.parametrize(

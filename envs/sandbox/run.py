@@ -79,8 +79,9 @@ def run_tests(
 ) -> SandboxResult:
     """Run assertions against the function `name` of `code`; `ok` when all hold.
 
-    `tests` defines `check(candidate)`. It runs in a jail of its own, where `candidate` hands each call over to the jail
-    of `code`; so the code can neither see nor change what is asserted. Raises `SandboxError`.
+    `tests` defines `check(candidate)`. It runs in a jail of its own, where `candidate`, also under the function's own
+    name, hands each call over to the jail of `code`; so the code can neither see nor change what is asserted. Raises
+    `SandboxError`.
     """
     if too_long := _too_long(code, level):
         return too_long
@@ -90,7 +91,7 @@ def run_tests(
             defined = candidate.ask({"do": "define", "code": code})
             if defined["status"] != "ok":
                 return _from_answer(candidate, defined)
-            answer = tester.ask({"do": "tests", "code": tests})
+            answer = tester.ask({"do": "tests", "name": name, "code": tests})
             while "call" in answer:
                 called = candidate.ask({"do": "call", "name": name, "arguments": answer["call"]})
                 answer = tester.ask(called)

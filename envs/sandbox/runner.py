@@ -115,6 +115,7 @@ def tests(request: dict, module: types.ModuleType, requests: io.BufferedReader) 
         return unpack(reply["value"])
 
     exec(compile(request["code"], "tests", "exec"), module.__dict__)
+    module.__dict__[request["name"]] = candidate  # some tests call the function by its own name
     module.__dict__["check"](candidate)
     if not num_calls:
         return {"status": "error", "detail": "no test called the function"}

@@ -1,0 +1,93 @@
+"""Can the policy use a Python interpreter that keeps its state? Questions whose answers must be computed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from envs.messages import Reply, ToolCall
+from envs.sandbox import Limits, PythonSession
+from envs.text_env import Split, choose_level, draw_in_split
+from rewards.numbers import number_correct
+
+LIMITS = Limits(cpu_s=5, wall_s=5.0, output_bytes=4096)
+QUESTIONS = {
+    1: {
+        "What is {a} * {b} + {c}?": "print({a} * {b} + {c})",
+        "What is {a} to the power of 3, modulo {b}?": "print({a} ** 3 % {b})",
+    },
+    2: {
+        "How many primes are below {b}?": (
+            "print(sum(all(n % d for d in range(2, int(n**.5) + 1)) for n in range(2, {b})))"
+        ),
+        "What is the sum of the digits of {a} to the power of {c}?": "print(sum(map(int, str({a} ** {c}))))",
+        "How many whole numbers from 1 to {b} have a digit sum divisible by {d}?": (
+            "print(sum(sum(map(int, str(n))) % {d} == 0 for n in range(1, {b} + 1)))"
+        ),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    text: str
+    code: str
+
+
+def draw_question(rng: np.random.Generator, questions: dict[str, str]) -> Question:
+    text = str(rng.choice(list(questions)))
+    values = {
+        "a": int(rng.integers(100, 1000)),
+        "b": int(rng.integers(1000, 10_000)),
+        "c": int(rng.integers(20, 100)),
+        "d": int(rng.integers(3, 12)),
+    }
+    return Question(text.format(**values), questions[text].format(**values))
+
+
+class Python:
+    """Answer a question by running Python; names stay from one call to the next.
+
+    The answer is the last number of the last reply. The interpreter runs in the sandbox (`envs.sandbox`).
+
+    Options: `level` 1 (large products and powers), 2 (primes, digit sums, counting).
+    Reward parts: `answer` 1 when the number is right.
+    """
+
+    max_turns = 5
+    _session: PythonSession | None = None
+
+    def reset(self, rng: np.random.Generator, split: Split, level: int = 1) -> str:
+        questions: Any = choose_level(level, QUESTIONS)
+        self._question = draw_in_split(rng, split, lambda rng: draw_question(rng, questions), lambda item: item.text)
+        self.key = self._question.text
+        self.close()
+        self._printed = ""
+        return self._question.text
+
+    def run(self, code: str) -> str:
+        """Run Python code and give what it prints"""
+        self._session = self._session or PythonSession(LIMITS)
+        self._printed = self._session.run(code)
+        return self._printed
+
+    def score(self, reply: Reply) -> dict[str, float]:
+        expected = expected_answer(self._question.code)
+        return {"answer": number_correct(reply.text, expected)}
+
+    def gold_reply(self) -> Reply:
+        if not self._printed:
+            return Reply("", "", (ToolCall("run", {"code": self._question.code}),))
+        return Reply(self._printed.strip())
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def expected_answer(code: str) -> int:
+    """What our own code for the question prints."""
+    printed: list[int] = []
+    exec(code, {"print": printed.append})
+    return printed[0]
