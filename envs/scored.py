@@ -6,9 +6,10 @@
         return text_correct(reply.text, row["gold"])
 
 A row is a mapping with `prompt` (text, or messages) and, where there are any, `gold` (what a perfect reply says),
-`gold_reasoning`, `key` (rows with one key are in one split; else the prompt) and `split`; further entries are the score
-function's own. `rows` may be a function that loads them once a process, or `draw` makes a row from a random generator.
-Parameters of these functions are the environment's options, with their defaults.
+`gold_reasoning`, `gold_calls`, `tools` (specs of functions to call), `key` (rows with one key are in one split; else
+the prompt) and `split`; further entries are the score function's own. `rows` may be a function that loads them once a
+process, or `draw` makes a row from a random generator. Parameters of these functions are the environment's options,
+with their defaults.
 """
 
 import functools
@@ -131,6 +132,7 @@ class ScoredEnv(TextEnv):
         super().reset(seed=seed)
         split, chosen = self.read_options(options)
         self.row = self._choose(split, chosen)
+        self.tools = tuple(self.row.get("tools", ()))
         return opening(self.row), {"key": row_key(self.row)}
 
     def step(self, action: Reply) -> Any:
@@ -140,7 +142,8 @@ class ScoredEnv(TextEnv):
     def gold_reply(self) -> Reply:
         if "gold" not in self.row:
             raise NotImplementedError(f"the rows of {type(self).__name__} have no 'gold'")
-        return Reply(str(self.row["gold"]), str(self.row.get("gold_reasoning", "")))
+        calls = tuple(self.row.get("gold_calls", ()))
+        return Reply(str(self.row["gold"]), str(self.row.get("gold_reasoning", "")), calls)
 
     async def _finish(self, score: Any) -> Any:
         return self._result(await score)

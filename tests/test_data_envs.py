@@ -6,6 +6,7 @@ import pytest
 
 from envs import package_data
 from envs.competition import competition, latex
+from envs.function_calls import function_calls, json_schema, read_source
 from envs.human_eval import human_eval, load_rows
 from envs.messages import Message, Reply, ToolCall
 from envs.multiple_choice import multiple_choice
@@ -134,3 +135,40 @@ def test_the_python_tool_keeps_its_names() -> None:
 def test_every_data_package_is_pinned() -> None:
     for env_id in ("math/Competition-v0", "code/HumanEval-v0", "math/GradeSchool-v0"):
         make(env_id).reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "num_rows"),
+    [
+        ("simple_python", 400),
+        ("multiple", 200),
+        ("parallel", 200),
+        ("parallel_multiple", 200),
+        ("irrelevance", 240),
+    ],
+)
+def test_the_leaderboards_questions_are_all_there_and_their_first_answers_are_right(source: str, num_rows: int) -> None:
+    env = function_calls()
+    rows = read_source(source)
+    assert len(rows) == num_rows
+    for row in rows:
+        env.row = row
+        assert env.step(env.gold_reply())[1] == 1.0, row["key"]
+
+
+def test_a_wrong_call_is_named_and_no_call_is_right_only_where_no_function_fits() -> None:
+    env = function_calls()
+    env.row = {"wanted": [("f", {"x": [1]})]}
+    assert env.step(Reply("", "", (ToolCall("f", {"x": 2}),)))[4]["reward_parts"] == {"right": 0.0, "wrong_value": 0.0}
+    env.row = {"wanted": []}
+    assert env.step(Reply("No function fits."))[1] == 1.0
+    assert env.step(Reply(" "))[1] == 0.0
+    assert env.step(Reply("", "", (ToolCall("f", {}),)))[4]["reward_parts"] == {"right": 0.0, "unexpected_call": 0.0}
+
+
+def test_the_tools_of_a_row_are_the_environments_with_json_schema() -> None:
+    env = function_calls()
+    env.reset(seed=0)
+    assert env.tools
+    schema = json_schema({"type": "dict", "properties": {"a": {"type": "array", "items": {"type": "float"}}}})
+    assert schema == {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "number"}}}}
