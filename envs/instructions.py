@@ -1,0 +1,260 @@
+"""Can the policy follow instructions about the form of its text? One to three of IFEval's at once, without conflict."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from envs.messages import Reply
+from envs.scored import Row, scored
+from envs.text_env import EnvironmentOptionError, choose_level
+from rewards.instructions import Instruction, follows_strictly, words_of
+from rewards.rubric import Rubric
+
+RUBRIC = Rubric({"share": 0.3, "all": 0.7})
+LEVELS = {1: (1, 1), 2: (1, 2), 3: (2, 3)}
+MAX_DRAWS = 200
+MIN_WORDS = 4
+TOPICS = ("the sea", "a small garden", "old trains", "bread", "winter", "a village school", "maps", "honey bees")
+SENTENCES = (
+    *("This is a short text about {topic}.", "Many people like it.", "It has a long history.", "Some of it is known."),
+    *("There is more to say.", "We can look at it in two ways.", "It was not always so.", "The rest is open."),
+)
+KEYWORDS = ("river", "music", "window", "paper", "silver", "morning", "stone", "bridge")
+LETTERS = "zqxjk"
+POSTSCRIPTS = ("P.S.", "P.P.S")
+ENDINGS = ("Is there anything else I can help with?", "Any other questions?")
+DE = "Das ist ein kurzer Text und er ist nicht lang. Es ist die Zeit mit dem Wind auf der See."
+FR = "Le texte est court et il est dans la langue de la ville. Les gens sont sur la place pour un temps."
+LANGUAGES = {"de": ("German", DE), "fr": ("French", FR)}
+
+Draw = tuple[dict[str, Any], str, Callable[[str], str]]
+"""Arguments of an instruction, the sentence that tells it, and how a text is changed to follow it."""
+
+
+def sentence_of(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def draw_existence(rng: np.random.Generator, prompt: str) -> Draw:
+    words = [str(word) for word in rng.choice(KEYWORDS, size=2, replace=False)]
+    told = f"Include the words {words[0]} and {words[1]}."
+    return {"keywords": words}, told, lambda text: f"{text} The {words[0]} and the {words[1]} are part of it."
+
+
+def draw_frequency(rng: np.random.Generator, prompt: str) -> Draw:
+    word, number = str(rng.choice(KEYWORDS)), int(rng.integers(2, 5))
+    told = f"Use the word {word} at least {number} times."
+    added = " ".join([f"There is a {word}."] * number)
+    return {"keyword": word, "frequency": number, "relation": "at least"}, told, lambda text: f"{text} {added}"
+
+
+def draw_forbidden(rng: np.random.Generator, prompt: str) -> Draw:
+    words = [str(word) for word in rng.choice(KEYWORDS, size=2, replace=False)]
+    return {"forbidden_words": words}, f"Do not use the words {words[0]} and {words[1]}.", lambda text: text
+
+
+def draw_letters(rng: np.random.Generator, prompt: str) -> Draw:
+    letter, number = str(rng.choice(list(LETTERS))), int(rng.integers(2, 6))
+    arguments = {"letter": letter, "let_frequency": number, "let_relation": "at least"}
+    return arguments, f"Use the letter {letter} at least {number} times.", lambda text: f"{text} {letter * number}."
+
+
+def draw_language(rng: np.random.Generator, prompt: str) -> Draw:
+    language = str(rng.choice(list(LANGUAGES)))
+    name, text_in_it = LANGUAGES[language]
+    return {"language": language}, f"Write in {name}; no other language is allowed.", lambda text: text_in_it
+
+
+def draw_num_sentences(rng: np.random.Generator, prompt: str) -> Draw:
+    number = int(rng.integers(2, 8))
+    if rng.random() < 0.5:
+        told = f"Write at least {number} sentences."
+        added = " ".join(["It goes on."] * number)
+        return {"num_sentences": number, "relation": "at least"}, told, lambda text: f"{text} {added}"
+    told = f"Write fewer than {number} sentences."
+    return {"num_sentences": number, "relation": "less than"}, told, lambda text: text.split(". ")[0].rstrip(".") + "."
+
+
+def draw_num_words(rng: np.random.Generator, prompt: str) -> Draw:
+    number = int(rng.integers(15, 40))
+    if rng.random() < 0.5:
+        added = " ".join(["It is so and will be so."] * (number // 6 + 1))
+        arguments = {"num_words": number, "relation": "at least"}
+        return arguments, f"Answer with at least {number} words.", lambda text: f"{text} {added}"
+    return {"num_words": number, "relation": "less than"}, f"Answer with less than {number} words.", lambda text: text
+
+
+def draw_paragraphs(rng: np.random.Generator, prompt: str) -> Draw:
+    number = int(rng.integers(2, 5))
+    told = f"Write {number} paragraphs, divided by the markdown divider: ***"
+    added = "".join(f"\n***\nPart {place} is short." for place in range(2, number + 1))
+    return {"num_paragraphs": number}, told, lambda text: text + added
+
+
+def draw_first_word(rng: np.random.Generator, prompt: str) -> Draw:
+    number = int(rng.integers(2, 5))
+    nth, word = int(rng.integers(1, number + 1)), str(rng.choice(KEYWORDS))
+    told = f"Write {number} paragraphs with two line breaks between them; paragraph {nth} starts with the word {word}."
+
+    def follow(text: str) -> str:
+        paragraphs = [text, *(f"Part {place} is short." for place in range(2, number + 1))]
+        paragraphs[nth - 1] = f"{sentence_of(word)} is a word. {paragraphs[nth - 1]}"
+        return "\n\n".join(paragraphs)
+
+    return {"num_paragraphs": number, "nth_paragraph": nth, "first_word": word}, told, follow
+
+
+def draw_placeholders(rng: np.random.Generator, prompt: str) -> Draw:
+    number = int(rng.integers(1, 4))
+    told = f"Use at least {number} placeholders in square brackets, such as [address]."
+    added = " ".join(f"Ask [name {place}]." for place in range(1, number + 1))
+    return {"num_placeholders": number}, told, lambda text: f"{text} {added}"
+
+
+def draw_postscript(rng: np.random.Generator, prompt: str) -> Draw:
+    marker = str(rng.choice(POSTSCRIPTS))
+    told = f"At the end add a postscript that starts with {marker}"
+    return {"postscript_marker": marker}, told, lambda text: f"{text}\n{marker} one more thing."
+
+
+def draw_bullets(rng: np.random.Generator, prompt: str) -> Draw:
+    number = int(rng.integers(2, 6))
+    told = f"Have exactly {number} bullet points, such as: * a point"
+    added = "".join(f"\n* point {place}" for place in range(1, number + 1))
+    return {"num_bullets": number}, told, lambda text: text + added
+
+
+def draw_constrained(rng: np.random.Generator, prompt: str) -> Draw:
+    told = "Answer with one of: My answer is yes. / My answer is no. / My answer is maybe."
+    return {}, told, lambda text: "My answer is maybe."
+
+
+def draw_highlights(rng: np.random.Generator, prompt: str) -> Draw:
+    number = int(rng.integers(1, 4))
+    told = f"Highlight at least {number} parts with markdown, such as *highlighted part*."
+    added = " ".join(f"*part {place}*" for place in range(1, number + 1))
+    return {"num_highlights": number}, told, lambda text: f"{text} {added}"
+
+
+def draw_sections(rng: np.random.Generator, prompt: str) -> Draw:
+    number, name = int(rng.integers(2, 5)), str(rng.choice(["Section", "Part", "Day"]))
+    told = f"Have {number} sections, each beginning with {name} and its number."
+    added = "".join(f"\n{name} {place}\nThis is it." for place in range(1, number + 1))
+    return {"section_spliter": name, "num_sections": number}, told, lambda text: text + added
+
+
+def draw_json(rng: np.random.Generator, prompt: str) -> Draw:
+    return {}, "Give the whole output in JSON.", lambda text: json.dumps({"text": text})
+
+
+def draw_title(rng: np.random.Generator, prompt: str) -> Draw:
+    return {}, "Give it a title in double angular brackets, such as <<title>>.", lambda text: f"<<A title>>\n{text}"
+
+
+def draw_two(rng: np.random.Generator, prompt: str) -> Draw:
+    told = "Give two different responses, divided by 6 asterisks: ******"
+    return {}, told, lambda text: f"{text}\n******\nOr so."
+
+
+def draw_repeat(rng: np.random.Generator, prompt: str) -> Draw:
+    told = "First repeat the first sentence of this request word for word, then answer."
+    return {"prompt_to_repeat": prompt}, told, lambda text: f"{prompt} {text}"
+
+
+def draw_ending(rng: np.random.Generator, prompt: str) -> Draw:
+    ending = str(rng.choice(ENDINGS))
+    return {"end_phrase": ending}, f"Finish with exactly this phrase: {ending}", lambda text: f"{text}\n{ending}"
+
+
+def draw_quotation(rng: np.random.Generator, prompt: str) -> Draw:
+    return {}, "Wrap the whole response in double quotation marks.", lambda text: f'"{text}"'
+
+
+def draw_capital_words(rng: np.random.Generator, prompt: str) -> Draw:
+    number = int(rng.integers(2, 5))
+    arguments = {"capital_frequency": number, "capital_relation": "at least"}
+    told = f"Have at least {number} words in capital letters."
+    return arguments, told, lambda text: f"{text} {' '.join(['YES'] * number)}."
+
+
+def draw_capitals(rng: np.random.Generator, prompt: str) -> Draw:
+    return {}, "Write in English and in capital letters only.", str.upper
+
+
+def draw_lowercase(rng: np.random.Generator, prompt: str) -> Draw:
+    return {}, "Write in English and in lowercase letters only.", str.lower
+
+
+def draw_no_comma(rng: np.random.Generator, prompt: str) -> Draw:
+    return {}, "Use no commas.", lambda text: text.replace(",", "")
+
+
+DRAWS: dict[str, Callable[[np.random.Generator, str], Draw]] = {
+    "detectable_format:constrained_response": draw_constrained,
+    "language:response_language": draw_language,
+    "length_constraints:number_sentences": draw_num_sentences,
+    "keywords:existence": draw_existence,
+    "keywords:frequency": draw_frequency,
+    "keywords:forbidden_words": draw_forbidden,
+    "keywords:letter_frequency": draw_letters,
+    "detectable_content:number_placeholders": draw_placeholders,
+    "detectable_format:number_highlighted_sections": draw_highlights,
+    "change_case:capital_word_frequency": draw_capital_words,
+    "length_constraints:number_words": draw_num_words,
+    "length_constraints:nth_paragraph_first_word": draw_first_word,
+    "detectable_format:number_bullet_lists": draw_bullets,
+    "detectable_format:multiple_sections": draw_sections,
+    "length_constraints:number_paragraphs": draw_paragraphs,
+    "combination:two_responses": draw_two,
+    "detectable_format:title": draw_title,
+    "combination:repeat_prompt": draw_repeat,
+    "detectable_content:postscript": draw_postscript,
+    "startend:end_checker": draw_ending,
+    "punctuation:no_comma": draw_no_comma,
+    "change_case:english_capital": draw_capitals,
+    "change_case:english_lowercase": draw_lowercase,
+    "detectable_format:json_format": draw_json,
+    "startend:quotation": draw_quotation,
+}
+"""In the order in which a text is made to follow them: what adds words first, what wraps all of it last."""
+
+
+def draw_row(rng: np.random.Generator, level: int = 1, ids: Sequence[str] = ()) -> Row:
+    """A request with instructions that one text follows all of; combinations without such a text are drawn again."""
+    fewest, most = choose_level(level, LEVELS)
+    allowed = list(ids) or list(DRAWS)
+    if unknown := sorted(set(allowed) - set(DRAWS)):
+        raise EnvironmentOptionError(f"there is no instruction {unknown[0]!r}; ids: {', '.join(DRAWS)}")
+    number = 0
+    for _ in range(MAX_DRAWS):
+        topic = str(rng.choice(TOPICS))
+        request = f"Write a short text about {topic}."
+        number = min(len(allowed), int(rng.integers(fewest, most + 1)))
+        chosen = {str(name) for name in rng.choice(allowed, size=number, replace=False)}
+        draws = {name: draw(rng, request) for name, draw in DRAWS.items() if name in chosen}
+        text = " ".join(SENTENCES[place] for place in (0, *rng.permutation(range(1, len(SENTENCES)))[:2]))
+        text = text.format(topic=topic)
+        for _, _, follow in draws.values():
+            text = follow(text)
+        instructions = [Instruction(name, arguments) for name, (arguments, _, _) in draws.items()]
+        if all(follows_strictly(text, instruction) for instruction in instructions):
+            told = " ".join([request, *(told for _, told, _ in draws.values())])
+            return {"prompt": told, "gold": text, "instructions": instructions}
+    raise EnvironmentOptionError(f"no text follows {number} of these instructions at once: {', '.join(allowed)}")
+
+
+@scored(draw=draw_row)
+def instructions(reply: Reply, row: Row) -> dict[str, float]:
+    """Write a short text that follows instructions about its form, of the 25 kinds of IFEval (`rewards.instructions`).
+
+    Options: `level` 1 one instruction, 2 one or two, 3 two or three at once; `ids` keeps these instructions only, under
+    their IFEval ids such as `punctuation:no_comma`.
+    Reward parts: `share` 0.3 times the share followed strictly, `all` 0.7 when all are. A text of fewer than four words
+    is no text and follows none.
+    """
+    if len(words_of(reply.text)) < MIN_WORDS:
+        return RUBRIC({"share": 0.0, "all": 0.0})
+    share = sum(follows_strictly(reply.text, each) for each in row["instructions"]) / len(row["instructions"])
+    return RUBRIC({"share": share, "all": float(share == 1.0)})
