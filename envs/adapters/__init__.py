@@ -1,0 +1,1 @@
+"""Environments that come from elsewhere: thin adapters, each for a package that is not installed by default."""
