@@ -37,7 +37,7 @@ def test_the_quickstart_fits_a_cluster_of_two_cpus() -> None:
 def test_every_command_that_the_readme_names_exists() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) < 150
-    commands = set(re.findall(r"python -m (rl|sft) ([a-z0-9]+)", readme))
+    commands = set(re.findall(r"python -m (rl|sft|envs) ([a-z0-9]+)", readme))
     assert {("rl", "train"), ("rl", "evaluate"), ("sft", "train")} <= commands
     for package, command in commands:
         done = subprocess.run(
