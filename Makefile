@@ -1,5 +1,6 @@
 # make demo: install and run the main job.   make test: install and run all tests.   make check: format, lint, types,
-# layers and fast tests.   make lock: new pinned lists.   make clean: remove the environment.
+# layers and fast tests.   make adapters: packages that environments from elsewhere need.   make lock: new pinned lists.
+# make clean: remove the environment.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,7 +10,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check lock clean install
+.PHONY: demo test check adapters lock clean install
 install: $(VENV)/installed-$(LIST)
 
 $(VENV)/installed-$(LIST): requirements/$(LIST).txt pyproject.toml
@@ -25,7 +26,13 @@ endif
 demo: install
 	$(RUN) -m rl train experiments/quickstart.yaml
 
-test: install
+adapters: $(VENV)/adapters
+
+# Optional: without a C compiler one of the packages cannot be built, and the tests of its adapter are skipped.
+$(VENV)/adapters: requirements/adapters.txt | install
+	-$(PIP) -r requirements/adapters.txt && touch $@
+
+test: install adapters
 	$(RUN) -m pytest
 
 check: install

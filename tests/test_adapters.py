@@ -1,19 +1,87 @@
 """Environments from elsewhere, on their real content."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import pytest
 
 from envs.adapters.gymnasium_text import Gymnasium
+from envs.adapters.reasoning_gym import is_harmless, tasks
 from envs.check import check_environment
 from envs.messages import Message, Reply
+from envs.registry import make
 from envs.text_env import EnvironmentOptionError, TextEnv
+from rewards.tagged import tagged_answer
+
+WITHOUT_GOLD = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
+"""Generators of reasoning-gym whose entries have no answer; they are scored by their metadata only."""
 
 
 def failures(env_id: str, **options: Any) -> list[str]:
     results = check_environment(env_id, options, num_seeds=5)
     return [f"{result.name}: {result.detail}" for result in results if result.status == "failed"]
+
+
+def open_task(task: str, **options: Any) -> Any:
+    pytest.importorskip("reasoning_gym", reason="make adapters installs it")
+    env = make("other/ReasoningGym-v0")
+    env.reset(seed=0, options={"task": task, **options})
+    return env
+
+
+def test_every_generator_of_reasoning_gym_gives_its_own_gold_a_full_score() -> None:
+    pytest.importorskip("reasoning_gym", reason="make adapters installs it")
+    assert len(tasks()) == 105
+    for task in sorted(set(tasks()) - WITHOUT_GOLD):
+        env = open_task(task)
+        assert env.step(env.gold_reply())[1] == 1.0, task
+    for task in WITHOUT_GOLD:
+        with pytest.raises(NotImplementedError):
+            open_task(task).gold_reply()
+
+
+def test_only_the_tagged_answer_counts_and_only_when_it_is_full() -> None:
+    env = open_task("chain_sum")
+    gold = env.gold_reply().text.removeprefix("<answer>").removesuffix("</answer>")
+    assert env.step(Reply(f"It is {gold}."))[1] == 0.0
+    assert env.step(Reply(f"<answer>1</answer> no, <answer> {gold} </answer>"))[1] == 1.0
+    hedged = Reply(f"<answer>{gold} or 12</answer>")
+    assert env.step(hedged)[1] == 0.0
+    graded = open_task("chain_sum", graded=True)
+    assert 0.0 < graded.step(hedged)[1] < 1.0
+    assert tagged_answer("<answer>a</answer>x<answer>\nb\n</answer>") == "b"
+    assert tagged_answer("<answer>open") is None
+
+
+def test_answers_that_a_scorer_would_evaluate_reach_nothing(tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    for task in ("countdown", "spiral_matrix", "polynomial_multiplication"):
+        env = open_task(task)
+        for attack in (f"open('{planted}', 'w')", "exit(0)", "entry['answer'].split()", "().__class__"):
+            assert env.step(Reply(f"<answer>{attack}</answer>"))[1] == 0.0
+        assert env.step(env.gold_reply())[1] == 1.0  # and nothing is left of the attempt
+    assert not planted.exists()
+    assert is_harmless("spiral_matrix", "[1, 2]") and is_harmless("spiral_matrix", "1 2 3")
+    assert is_harmless("string_insertion", "ABBA")
+    assert not is_harmless("spiral_matrix", "sorted([2, 1])")
+    assert not is_harmless("string_insertion", "entry")
+
+
+def test_an_unknown_generator_is_named_and_several_are_drawn_from() -> None:
+    with pytest.raises(EnvironmentOptionError, match="reasoning-gym has no task 'sums'; tasks: ab, "):
+        open_task("sums")
+    env = open_task("chain_sum")
+    tasks = set()
+    for seed in range(20):
+        env.reset(seed=seed, options={"task": ["chain_sum", "leg_counting"]})
+        tasks.add(env.row["task"])
+    assert tasks == {"chain_sum", "leg_counting"}
+
+
+def test_the_adapter_of_reasoning_gym_keeps_the_contract() -> None:
+    pytest.importorskip("reasoning_gym", reason="make adapters installs it")
+    assert failures("other/ReasoningGym-v0") == []
 
 
 def test_the_adapter_of_gymnasium_keeps_the_contract() -> None:

@@ -79,6 +79,13 @@ class DrawsFromElsewhere(Sound):
         return super().reset(seed=time.monotonic_ns() % 2**31, options=options)
 
 
+class HashesText(Sound):
+    """Another task in another process. Option: `level`."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=hash(f"{seed}") % 2**31, options=options)
+
+
 class OneTask(Sound):
     """Always the same. Option: `level`."""
 
@@ -211,6 +218,7 @@ def test_a_sound_environment_passes_and_every_check_says_what_it_means_and_how_t
         (SpeaksForThePolicy, "answers of the environment are not the policys"),
         (NotPicklable, "a pickled copy plays on"),
         (DrawsFromElsewhere, "one seed is one task"),
+        (HashesText, "another process draws the same task"),
         (OneTask, "seeds give different tasks"),
         (NoSplit, "splits share no task"),
         (Leaks, "prompts do not hold the answer"),

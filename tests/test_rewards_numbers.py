@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-from rewards import math_answer
-from rewards.math_answer import MathWorkerError, answer_correct, number_decides, verify_symbolically
+from rewards.math_answer import answer_correct, number_decides, verify_symbolically
 from rewards.numbers import final_answer, last_boxed, number_correct, parse_number
+from rewards.worker_pool import WorkerError, WorkerPool
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,10 @@ def test_an_answer_that_takes_too_long_is_wrong_and_blocks_nothing_after_it() ->
     assert answer_correct("#### 3*4", 12, deadline_s=60.0) == 1.0
 
 
-def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(tmp_path) -> None:
     broken = tmp_path / "broken_worker.py"
     broken.write_text("import no_such_module\n")
-    monkeypatch.setattr(math_answer, "WORKER", broken)
-    monkeypatch.setattr(math_answer, "_idle", type(math_answer._idle)())
-    math_answer._idle.put(None)
-    with pytest.raises(MathWorkerError, match="did not start"):
-        verify_symbolically("3*4", "12")
-    assert math_answer._idle.get_nowait() is None
+    pool = WorkerPool(broken, 1, "is it installed?")
+    for _ in range(2):
+        with pytest.raises(WorkerError, match=r"broken_worker.py did not start; is it installed\?"):
+            pool.ask("3*4", 1.0)

@@ -1,7 +1,11 @@
 """Are its tasks the same for a seed, different for others, apart by split, and not given away?"""
 
 import copy
+import json
+import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +16,8 @@ from envs.text_env import TextEnv
 MAX_LEAKED_SHARE = 0.5  # short answers stand in some prompts by chance
 NUM_MEMBERS = 4
 NUM_SPLIT_SEEDS = 300
+NUM_PROCESS_SEEDS = 5
+PROCESS_DEADLINE_S = 120.0
 
 
 def one_seed_is_one_task(subject: Subject) -> None:
@@ -22,6 +28,24 @@ def one_seed_is_one_task(subject: Subject) -> None:
         opening, _ = subject.reset(left, seed)
         require(opening == subject.reset(right, seed)[0], f"seed {seed}: two instances give different messages")
         require(opening == subject.reset(left, seed)[0], f"seed {seed}: a second reset gives different messages")
+
+
+def another_process_draws_the_same_task(subject: Subject) -> None:
+    """One seed gives equal messages in processes that hash text differently, as workers on a cluster do.
+    To mend: sort what comes out of a set, and use no `hash()`."""
+    code = (
+        "import json, sys; from envs.check.subject import Subject; env_id, options = json.loads(sys.argv[1]);"
+        "subject = Subject(env_id, options, 0); env = subject.make();"
+        f"print([subject.reset(env, seed)[0] for seed in range({NUM_PROCESS_SEEDS})])"
+    )
+    command = [sys.executable, "-c", code, json.dumps([subject.env_id, dict(subject.options)])]
+    drawn = []
+    for hash_seed in ("1", "2"):
+        settings = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=PROCESS_DEADLINE_S)
+        require(done.returncode == 0, f"it cannot be played in a process of its own: {done.stderr[-500:]}")
+        drawn.append(done.stdout)
+    require(drawn[0] == drawn[1], "two processes draw different tasks for one seed")
 
 
 def seeds_give_different_tasks(subject: Subject) -> None:
@@ -111,6 +135,7 @@ def episodes_at_once_do_not_meet(subject: Subject) -> None:
 
 TASK_CHECKS: tuple[Check, ...] = (
     one_seed_is_one_task,
+    another_process_draws_the_same_task,
     seeds_give_different_tasks,
     splits_share_no_task,
     prompts_do_not_hold_the_answer,

@@ -1,0 +1,95 @@
+"""What runs in a worker process of `envs.adapters.reasoning_gym`: the generators, and their scorers in jails.
+
+Some scorers evaluate the answer as Python. So each answer is scored in a fork of this process that has put on the
+sandbox's layers first (`envs/sandbox/layers.py`): it writes no file, starts no process and reaches no network, and what
+it changes is gone with it. Run by path; see `rewards.worker_pool` for the protocol.
+"""
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "sandbox"))
+import layers  # pyright: ignore[reportMissingImports]
+
+sys.path.pop(0)
+
+NUM_ENTRIES = 10_000
+"""Of each generator; some make all of theirs at once."""
+ANSWER = 3
+"""The only descriptor that a jail keeps beside the standard ones."""
+CPU_S, MEMORY_BYTES = 5, 4 * 1024**3
+
+
+@functools.cache
+def dataset(task: str) -> Any:
+    """The generator, built once: building takes up to seconds."""
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(task, size=NUM_ENTRIES, seed=0)
+
+
+def entry(task: str, number: int) -> dict[str, Any]:
+    row = dataset(task)[number]
+    return {"question": row["question"], "answer": row["answer"]}
+
+
+def score(task: str, number: int, answer: str) -> float:
+    return float(dataset(task).score_answer(answer, dataset(task)[number]))
+
+
+def score_in_jail(*arguments: Any) -> float:
+    """The score of an answer; 0 where the scorer cannot read it. Raises `LayerError` where there can be no jail."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writing, ANSWER)
+        os.write(ANSWER, json.dumps(jailed_score(*arguments)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    result = json.loads(said) if said else 0.0  # killed at a limit
+    if isinstance(result, str):
+        raise layers.LayerError(result)
+    return result
+
+
+def jailed_score(task: str, number: int, answer: str) -> float | str:
+    try:
+        layers.die_with_parent()
+        paths = [*sys.path, os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib", "/dev/null", "/dev/urandom"]
+        found = [path for path in paths if os.path.exists(path)]
+        layers.restrict_files([(os.open(path, os.O_PATH), os.path.isdir(path)) for path in found], None)
+        os.closerange(ANSWER + 1, os.sysconf("SC_OPEN_MAX"))
+        layers.drop_privileges()
+        layers.limit_resources(CPU_S, MEMORY_BYTES, 0)
+        layers.filter_system_calls(layers.seccomp_program())
+    except OSError as error:
+        return str(error)
+    try:
+        return score(task, number, answer)
+    except BaseException:
+        return 0.0
+
+
+def main() -> None:
+    from reasoning_gym.factory import DATASETS
+
+    answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - some generators print
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        what, arguments = json.loads(line)
+        try:
+            result: Any = {"tasks": lambda: sorted(DATASETS), "entry": entry, "score": score_in_jail}[what](*arguments)
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(result), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

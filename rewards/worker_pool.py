@@ -1,0 +1,91 @@
+"""Processes that answer one question at a time and are killed when an answer takes too long.
+
+For libraries that can hang, or whose own time limits work in a main thread only. A worker is a script that writes
+`ready` and then a line of JSON for each line of JSON that it reads. Workers start with the first question that needs
+them, and end with this process.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import selectors
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+START_DEADLINE_S = 60.0
+
+
+class WorkerError(RuntimeError):
+    """No worker process could be started. Never the policy's doing."""
+
+
+class WorkerPool:
+    """At most `num` processes of `script`; `hint` says what to try when one does not start."""
+
+    def __init__(self, script: Path, num: int, hint: str) -> None:
+        self.script = script
+        self._hint = hint
+        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        for _ in range(num):
+            self._idle.put(None)  # a place for a worker that has not been started
+
+    def ask(self, question: Any, deadline_s: float) -> Any:
+        """The answer, or None when there is none within `deadline_s`. Raises `WorkerError`."""
+        worker, answer = self._idle.get(), None
+        try:
+            worker = worker or _Worker(self.script, self._hint)
+            answer = worker.ask(question, deadline_s)
+        finally:
+            if worker and answer is None:  # it may still be busy with this question
+                worker.kill()
+            self._idle.put(worker if answer is not None else None)
+        return json.loads(answer) if answer else None
+
+
+class _Worker:
+    def __init__(self, script: Path, hint: str) -> None:
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONHASHSEED": "0"},  # all workers of a pool give equal answers
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise WorkerError(f"no process of {script.name} could be started: {error}") from error
+        if self._read_line(START_DEADLINE_S) != b"ready":
+            self.kill()
+            raise WorkerError(f"the process of {script.name} did not start; {hint}")
+
+    def ask(self, question: Any, deadline_s: float) -> bytes | None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        return self._read_line(deadline_s)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
+
+    def _read_line(self, deadline_s: float) -> bytes | None:
+        assert self._process.stdout is not None
+        line, deadline = b"", time.monotonic() + deadline_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while (left_s := deadline - time.monotonic()) > 0:
+                if selector.select(left_s):
+                    chunk = os.read(self._process.stdout.fileno(), 65_536)
+                    line += chunk
+                    if not chunk or line.endswith(b"\n"):
+                        return line.strip() or None
+        return None
