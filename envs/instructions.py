@@ -251,10 +251,10 @@ def instructions(reply: Reply, row: Row) -> dict[str, float]:
 
     Options: `level` 1 one instruction, 2 one or two, 3 two or three at once; `ids` keeps these instructions only, under
     their IFEval ids such as `punctuation:no_comma`.
-    Reward parts: `share` 0.3 times the share followed strictly, `all` 0.7 when all are. A text of fewer than four words
-    is no text and follows none.
+    Reward parts: `share` 0.3 times the share followed strictly, `all` 0.7 when all are. Fewer than four words, or a
+    copy of the request, are no text and follow none.
     """
-    if len(words_of(reply.text)) < MIN_WORDS:
+    if len(words_of(reply.text)) < MIN_WORDS or row["prompt"] in reply.text:
         return RUBRIC({"share": 0.0, "all": 0.0})
     share = sum(follows_strictly(reply.text, each) for each in row["instructions"]) / len(row["instructions"])
     return RUBRIC({"share": share, "all": float(share == 1.0)})

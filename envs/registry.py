@@ -130,7 +130,7 @@ def announced() -> dict[str, list[tuple[EntryPoint, Distribution]]]:
 def unknown_message(env_id: str) -> str:
     known = environment_ids()
     near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.4)
-    guess = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
+    guess = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}."
     return f"no environment {env_id!r}; {guess} An unannounced class is named as module:Class"
 
 

@@ -234,7 +234,7 @@ def test_references_to_what_does_not_exist_are_refused(tmp_path: Path) -> None:
     assert f"{tmp_path}/experiment.yaml, line" in message
     assert "environments.math/Arithmetik-v0: no environment" in message
     assert "fix: write math/Arithmetic-v0; installed environments: " in message
-    assert "environments.math/Arithmetic-v0.options: Arithmetic has no option 'levle'" in message
+    assert "environments.math/Arithmetic-v0.options: arithmetic has no option 'levle'" in message
     assert "policy.path: there is no folder nowhere/model" in message
     assert "sft.data: there is no file or folder nowhere/data.jsonl" in message
     assert len(caught.value.problems) == 4

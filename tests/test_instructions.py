@@ -110,7 +110,11 @@ def test_instructions_without_a_common_text_are_refused() -> None:
 
 def test_the_share_that_is_followed_is_paid() -> None:
     env = instructions()
-    env.row = {"instructions": [Instruction("punctuation:no_comma"), Instruction("startend:quotation")]}
+    env.row = {
+        "prompt": "Write.",
+        "instructions": [Instruction("punctuation:no_comma"), Instruction("startend:quotation")],
+    }
     assert env.step(Reply('"one two three four"'))[1] == 1.0
     assert env.step(Reply("one two three four"))[1] == pytest.approx(0.15)
     assert env.step(Reply('"{}"'))[1] == 0.0
+    assert env.step(Reply('"Write. one two three four"'))[1] == 0.0
