@@ -25,6 +25,8 @@ from envs.sandbox.limits import Level, Limits, SandboxError, SandboxResult, Stat
 ZYGOTE_FILE = Path(__file__).with_name("zygote.py")
 END_S = 10.0
 """How long a killed jail may take to be gone."""
+CPU_TOLERANCE = 0.9
+"""The kernel's two accounts of CPU time differ by some milliseconds."""
 
 
 class JailEnded(Exception):
@@ -135,8 +137,7 @@ class Jail:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if "requests" in self._descriptors:
-            self._kill()
+        self.close()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one request, within the wall deadline. Raises `JailEnded`."""
@@ -154,8 +155,7 @@ class Jail:
 
     def result(self, status: Status, detail: str = "", value: Any = None) -> SandboxResult:
         """What has come out until now, as a result; kills what still runs."""
-        if "requests" in self._descriptors:
-            self._kill()
+        self.close()
         report = self._report()
         stdout, stderr = (bytes(self._read[name][: self._limits.output_bytes]) for name in ("stdout", "stderr"))
         return SandboxResult(
@@ -168,6 +168,19 @@ class Jail:
             cpu_s=float(report.get("cpu_s", 0.0)),
             max_rss_bytes=int(report.get("max_rss_bytes", 0)),
         )
+
+    def close(self) -> None:
+        """Kill what still runs, by closing the pipe that it lives by, and wait until all of it is gone."""
+        self._shut("requests")
+        self._shut("stdin")
+        deadline = time.monotonic() + END_S
+        while self._descriptors and (left_s := deadline - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left_s):
+                self._read_some(key.data, keep=len(self._read[key.data]) <= self._limits.output_bytes)
+        is_gone = "status" not in self._descriptors
+        self._close_all()
+        if not is_gone:
+            raise SandboxError(f"a killed jail was not gone after {END_S} s")
 
     def _open(self, name: str) -> int:
         """Make a pipe, keep our end and give theirs."""
@@ -219,45 +232,30 @@ class Jail:
         if left_s <= 0:
             raise JailEnded(self.result("timeout", f"not done within {self._limits.wall_s} s"))
         for key, _ in self._selector.select(left_s):
-            self._write(key.data) if key.data in self._unwritten else self._read_some(key.data)
+            if key.data in self._unwritten:
+                self._write(key.data)
+                continue
+            self._read_some(key.data)
+            if len(self._read[key.data]) > self._limits.output_bytes:
+                limit = f"more than {self._limits.output_bytes} bytes of {key.data}"
+                raise JailEnded(self.result("output_limit", limit))
 
     def _write(self, name: str) -> None:
+        """Write some; when all is written, or nobody reads it, end stdin and stop watching requests."""
+        unwritten = self._unwritten[name]
         try:
-            written = os.write(self._descriptors[name], self._unwritten[name][:65_536]) if self._unwritten[name] else 0
-        except BrokenPipeError:  # nobody reads it
-            self._shut("stdin") if name == "stdin" else self._selector.unregister(self._descriptors[name])
-            return
-        del self._unwritten[name][:written]
-        if not self._unwritten[name]:
-            self._shut("stdin") if name == "stdin" else self._selector.unregister(self._descriptors[name])
+            del unwritten[: os.write(self._descriptors[name], unwritten[:65_536]) if unwritten else 0]
+        except BrokenPipeError:
+            unwritten.clear()
+        if not unwritten:
+            self._shut(name) if name == "stdin" else self._selector.unregister(self._descriptors[name])
 
-    def _read_some(self, name: str) -> None:
+    def _read_some(self, name: str, keep: bool = True) -> None:
         chunk = os.read(self._descriptors[name], 65_536)
         if not chunk:
             self._shut(name)
-            return
-        self._read[name] += chunk
-        if len(self._read[name]) > self._limits.output_bytes and name != "status":
-            raise JailEnded(self.result("output_limit", f"more than {self._limits.output_bytes} bytes of {name}"))
-
-    def _kill(self) -> None:
-        """Close the pipe that the jail lives by, and wait until everything in it is gone."""
-        self._shut("requests")
-        deadline = time.monotonic() + END_S
-        while "status" in self._descriptors:
-            if time.monotonic() > deadline:
-                self._close_all()
-                raise SandboxError(f"a killed jail was not gone after {END_S} s")
-            for key, _ in self._selector.select(1.0):
-                if key.data == "stdin":
-                    self._shut("stdin")
-                    continue
-                chunk = os.read(self._descriptors[key.data], 65_536)
-                if not chunk:
-                    self._shut(key.data)
-                elif len(self._read[key.data]) <= self._limits.output_bytes:
-                    self._read[key.data] += chunk
-        self._close_all()
+        elif keep:
+            self._read[name] += chunk
 
     def _report(self) -> dict[str, Any]:
         """What the supervisor wrote about the end: its first line."""
@@ -270,7 +268,7 @@ class Jail:
         if "exit" not in report:
             raise SandboxError(report.get("failed", "the process that supervises the jail died"))
         code, cpu_s = report["exit"], report["cpu_s"]
-        if code in (-signal.SIGKILL, -signal.SIGXCPU) and cpu_s >= self._limits.cpu_s:
+        if code in (-signal.SIGKILL, -signal.SIGXCPU) and cpu_s >= CPU_TOLERANCE * self._limits.cpu_s:
             return self.result("timeout", f"used its {self._limits.cpu_s} s of CPU time")
         if code < 0:
             return self.result("killed", f"killed by {signal.Signals(-code).name}")

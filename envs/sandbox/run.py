@@ -121,7 +121,7 @@ class PythonSession:
 
     def close(self) -> None:
         if self._jail is not None:
-            self._jail.__exit__()
+            self._jail.close()
             self._jail = None
 
 
