@@ -9,8 +9,10 @@ import difflib
 import functools
 import importlib.util
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
+from typing import Any
 
 import gymnasium
 
@@ -64,10 +66,34 @@ def make(env_id: str) -> TextEnv:
 
     Raises `UnknownEnvironmentError` naming the nearest ids, `EnvironmentPluginError` naming the package and the error.
     """
+    factory, what = factory_of(env_id)
+    try:
+        env = factory()
+    except TypeError as error:
+        raise EnvironmentPluginError(f"{what} cannot be made: {error}") from error
+    if not isinstance(env, TextEnv):
+        kind = type(env).__name__
+        raise EnvironmentPluginError(f"{what} is not a TextEnv but a {kind}, and no class with reset and score")
+    return env
+
+
+@functools.cache
+def factory_of(env_id: str) -> tuple[Callable[[], Any], str]:
+    """What makes this environment, and what it is called in errors. Looked up once: one is made for every rollout.
+
+    Raises as `make` does.
+    """
     if ":" in env_id:
-        return instantiate(EntryPoint(env_id, env_id, GROUP), f"environment {env_id}")
-    point, distribution = find(env_id)
-    return instantiate(point, f"environment {env_id} of package {distribution.name} {distribution.version}")
+        point, what = EntryPoint(env_id, env_id, GROUP), f"environment {env_id}"
+    else:
+        point, distribution = find(env_id)
+        what = f"environment {env_id} of package {distribution.name} {distribution.version} ({point.value})"
+    try:
+        found = point.load()
+    except Exception as error:
+        raise EnvironmentPluginError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+    is_plain = is_tool_class(found) and not issubclass(found, TextEnv)
+    return (functools.partial(ToolClassEnv, found) if is_plain else found), what
 
 
 def whole_name(env_id: str) -> str:
@@ -132,21 +158,3 @@ def unknown_message(env_id: str) -> str:
     near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.4)
     guess = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}."
     return f"no environment {env_id!r}; {guess} An unannounced class is named as module:Class"
-
-
-def instantiate(point: EntryPoint, what: str) -> TextEnv:
-    """Import and build. Raises `EnvironmentPluginError` naming `what` and the original error."""
-    try:
-        factory = point.load()
-    except Exception as error:
-        message = f"{what} ({point.value}) cannot be imported: {type(error).__name__}: {error}"
-        raise EnvironmentPluginError(message) from error
-    try:
-        env = ToolClassEnv(factory) if is_tool_class(factory) and not issubclass(factory, TextEnv) else factory()
-    except TypeError as error:
-        raise EnvironmentPluginError(f"{what} ({point.value}) cannot be made: {error}") from error
-    if not isinstance(env, TextEnv):
-        raise EnvironmentPluginError(
-            f"{what} ({point.value}) is not a TextEnv but a {type(env).__name__}, and no class with reset and score"
-        )
-    return env

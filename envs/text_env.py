@@ -48,6 +48,8 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
     tools: tuple[ToolSpec, ...] = ()
     is_async: bool = False
     """Whether `reset` and `step` give awaitables; found out by looking at `step`."""
+    has_close: bool = False
+    """Whether `close` does anything; found out by looking at it."""
     scores_groups: bool = False
     """Whether `score_group` is to be asked; found out by looking at it."""
 
@@ -61,8 +63,8 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
         super().__init_subclass__(**kwargs)
         if "step" in cls.__dict__:
             cls.is_async = inspect.iscoroutinefunction(cls.step)
-        if "score_group" in cls.__dict__:
-            cls.scores_groups = True
+        cls.scores_groups = cls.scores_groups or "score_group" in cls.__dict__
+        cls.has_close = cls.has_close or "close" in cls.__dict__
 
     def step(self, action: Reply) -> StepResult:
         """Play one reply. Called after `reset`, never after the end of the episode."""

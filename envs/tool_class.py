@@ -19,11 +19,12 @@
 `max_turns` and `reward_range` may be class attributes, `key` an attribute that `reset` sets; methods may be `async`.
 """
 
+import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from envs.messages import Message, Reply, ToolCall
+from envs.messages import Message, Reply, ToolCall, ToolSpec
 from envs.scored import opening, options_of
 from envs.text_env import TextEnv, read_score
 from envs.tools import read_arguments, tool_spec
@@ -49,14 +50,15 @@ class ToolClassEnv(TextEnv):
     def __init__(self, plain: type) -> None:
         super().__init__()
         self.inner: Any = plain()
-        self._methods = tool_methods(self.inner)
-        self.tools = tuple(tool_spec(method) for method in self._methods.values())
+        self._methods = {name: getattr(self.inner, name) for name in tool_names(plain)}
+        self.tools = tool_specs(plain)
         self.max_turns = getattr(plain, "max_turns", MAX_TURNS)  # type: ignore[misc]
         self.reward_range = getattr(plain, "reward_range", (0.0, 1.0))  # type: ignore[misc]
         self.OPTIONS = options_of(plain.reset, 3)  # type: ignore[misc]
         used = [*self._methods.values(), self.inner.reset, self.inner.score]
         self.is_async = any(map(inspect.iscoroutinefunction, used))
         self.scores_groups = hasattr(plain, "score_group")
+        self.has_close = hasattr(plain, "close")
 
     @property
     def name(self) -> str:
@@ -126,8 +128,13 @@ def run_now(coroutine: Coroutine[Any, Any, Result]) -> Result:
     raise AssertionError("it waited")
 
 
-def tool_methods(instance: object) -> Mapping[str, Callable[..., Any]]:
-    """The public methods of the instance that are tools, by name."""
-    kind = type(instance)
-    names = [name for name in dir(kind) if not name.startswith("_") and name not in OWN_METHODS]
-    return {name: getattr(instance, name) for name in names if inspect.isfunction(getattr(kind, name))}
+@functools.cache
+def tool_names(plain: type) -> tuple[str, ...]:
+    """The names of the public methods that are tools."""
+    names = [name for name in dir(plain) if not name.startswith("_") and name not in OWN_METHODS]
+    return tuple(name for name in names if inspect.isfunction(getattr(plain, name)))
+
+
+@functools.cache
+def tool_specs(plain: type) -> tuple[ToolSpec, ...]:
+    return tuple(tool_spec(getattr(plain, name)) for name in tool_names(plain))

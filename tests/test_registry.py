@@ -14,6 +14,7 @@ from envs.registry import (
     announced,
     environment_ids,
     environment_version,
+    factory_of,
     make,
     register_gymnasium,
 )
@@ -34,8 +35,10 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         announced.cache_clear()
 
     announced.cache_clear()
+    factory_of.cache_clear()
     yield install
     announced.cache_clear()
+    factory_of.cache_clear()
 
 
 def test_our_environments_are_announced_and_made_by_id() -> None:

@@ -9,6 +9,7 @@ outcome.
 import asyncio
 import inspect
 import math
+import queue
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -40,6 +41,7 @@ class EnvRunner:
 
     def __init__(self, num_threads: int) -> None:
         self._slots = asyncio.Semaphore(num_threads)
+        self._idle: list[_Thread] = []
         self._loop: EnvLoop | None = None
 
     async def run(self, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False) -> Any:
@@ -85,8 +87,33 @@ class EnvRunner:
                 if not loop.is_closed():  # an abandoned thread may end after the worker
                     loop.call_soon_threadsafe(deliver, set_result, value)
 
-            threading.Thread(target=call, daemon=True, name="environment").start()
-            return await asyncio.wait_for(future, timeout_s)
+            thread = self._idle.pop() if self._idle else _Thread()
+            thread.run(call)
+            try:
+                return await asyncio.wait_for(future, timeout_s)
+            finally:
+                if future.cancelled():
+                    thread.end()  # once it comes back
+                else:
+                    self._idle.append(thread)
+
+
+class _Thread:
+    """A daemon thread that runs one function after another; starting one for each costs more than most functions."""
+
+    def __init__(self) -> None:
+        self._functions: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name="environment").start()
+
+    def run(self, function: Callable[[], Any]) -> None:
+        self._functions.put(function)
+
+    def end(self) -> None:
+        self._functions.put(None)
+
+    def _work(self) -> None:
+        while (function := self._functions.get()) is not None:
+            function()
 
 
 class Episode:
@@ -145,8 +172,8 @@ class Episode:
             raise self._error(f"reward {reward} is outside of its declared range [{low}, {high}]")
 
     def close(self) -> None:
-        """Let the environment clean up, in a thread nobody waits for."""
-        if self._env is not None:
+        """Let an environment that has something to clean up do so, in a thread nobody waits for."""
+        if self._env is not None and self._env.has_close:
             threading.Thread(target=self._env.close, daemon=True, name="environment-close").start()
 
     async def _guarded(
