@@ -1,4 +1,4 @@
-"""The commands: `python -m envs list | info | new | check | play | sandbox doctor`."""
+"""The commands: `python -m envs list | info | new | check | play | eval | profile | replay | view | sandbox`."""
 
 import sys
 from pathlib import Path
@@ -74,6 +74,69 @@ def play(
     from envs.commands.play import play_environment
 
     play_environment(console, env_id, read_options(options), seed, gold=gold)
+
+
+@app.command(name="eval")
+def evaluate(
+    env_id: Id,
+    options: Options = None,
+    url: Annotated[str, typer.Option(help="OpenAI-compatible base URL, ending in /v1.")] = "http://localhost:8000/v1",
+    model: Annotated[str, typer.Option(help="The endpoint's name of the model.")] = "",
+    tasks: Annotated[int, typer.Option("-n", "--tasks", help="How many tasks.")] = 20,
+    tries: Annotated[int, typer.Option("-k", "--tries", help="Tries at each task.")] = 1,
+    split: Annotated[str, typer.Option(help="train or heldout.")] = "heldout",
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 1024,
+    timeout_s: Annotated[float, typer.Option(help="Deadline of one reply.")] = 300.0,
+    at_once: Annotated[int, typer.Option(help="Episodes at the same time.")] = 16,
+    out: Annotated[Path | None, typer.Option(help="Save the rollouts here, as JSON lines.")] = None,
+) -> None:
+    """Let a model behind an OpenAI-compatible endpoint play: mean, pass@k, parts, outcomes. Key: OPENAI_API_KEY."""
+    from envs.commands.evaluate import Endpoint
+    from envs.commands.evaluate import evaluate as run
+
+    if not model:
+        raise typer.BadParameter("name the model with --model")
+    endpoint = Endpoint(url, model, temperature, max_tokens, timeout_s, at_once)
+    rollouts = run(
+        console, endpoint, env_id, read_options(options), split=split, num_tasks=tasks, num_tries=tries, out=out
+    )
+    if all(rollout["reward"] is None for rollout in rollouts):
+        raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    place: Annotated[Path, typer.Argument(help="Saved rollouts: a file, or a run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Every task's profile, as JSON lines.")] = None,
+) -> None:
+    """Pass rate and deviation of each task: which are too easy, too hard, or worth training on."""
+    from envs.commands.profile import print_profile
+
+    print_profile(console, place, out)
+
+
+@app.command()
+def replay(
+    place: Annotated[Path, typer.Argument(help="Saved rollouts: a file, or a run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Old and new rewards, as JSON lines.")] = None,
+) -> None:
+    """Score saved rollouts again and show what changed; exit code 1 where something did."""
+    from envs.commands.replay import replay_file
+
+    if not replay_file(console, place, out):
+        raise typer.Exit(1)
+
+
+@app.command()
+def view(
+    place: Annotated[Path, typer.Argument(help="Saved rollouts: a file, or a run folder.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("rollouts.html"),
+) -> None:
+    """Write one HTML page of rollouts: messages, tools, reward parts, tokens; with filters and search."""
+    from envs.commands.view import write_page
+
+    typer.echo(write_page(place, out))
 
 
 @sandbox.command()

@@ -223,6 +223,7 @@ def started_parts(
         parts = Parts(config, folder, learner, pool, collector, ledger, tracker, display, step)
         try:
             pool.wait_until_ready()
+            folder.save_token_texts(pool.token_texts())
             timeout_s = config.train.start_timeout_s
             precision = wait_for(learner.precision.remote(), timeout_s, "starting the learner", "train.start_timeout_s")
             display.message(precision)

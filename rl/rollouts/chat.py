@@ -139,6 +139,10 @@ class Chat:
         """Ids as readable text, control tokens included; for people and logs only."""
         return "".join(piece.text if isinstance(piece, Token) else piece for piece in self._decode(ids))
 
+    def token_texts(self) -> list[str]:
+        """The text of every token by its id, for people only: a token may be a part of a character."""
+        return [self.text((token,)) for token in range(self._tokenizer.get_vocab_size())]
+
     @cached_property
     def _line_end_ids(self) -> frozenset[int]:
         """Tokens of ordinary text that end with a line break."""

@@ -27,6 +27,12 @@ class WorkerPool:
         pids = [worker.pid.remote() for worker in self._workers]
         wait_for(pids, self._config.train.start_timeout_s, "starting the engines", "train.start_timeout_s")
 
+    def token_texts(self) -> list[str]:
+        """The text of every token by its id."""
+        timeout_s = self._config.train.start_timeout_s
+        reference = self._workers[0].token_texts.remote()
+        return wait_for(reference, timeout_s, "reading the tokenizer", "train.start_timeout_s")
+
     @property
     def num_workers(self) -> int:
         return len(self._workers)

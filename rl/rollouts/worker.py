@@ -77,5 +77,9 @@ class RolloutWorker:
         """Returns once the engine is up."""
         return os.getpid()
 
+    async def token_texts(self) -> list[str]:
+        """The text of every token by its id."""
+        return self._chat.token_texts()
+
     async def shutdown(self) -> None:
         self._engine.shutdown()

@@ -4,6 +4,7 @@ config.yaml       the whole resolved configuration
 versions.json     packages, Python, platform, git commit and environments; one entry a start
 metrics.jsonl     one line a step and an evaluation
 rollouts/         one file of JSON lines a step
+tokens.json       the text of every token by its id
 checkpoints/      see rl.runs.checkpoint
 tensorboard/      the numbers of metrics.jsonl once more
 sft/              checkpoint and metrics of the supervised stage
@@ -18,7 +19,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -139,6 +140,10 @@ class RunFolder:
     @property
     def report_file(self) -> Path:
         return self.path / "report.html"
+
+    def save_token_texts(self, texts: Sequence[str]) -> None:
+        """Keep the tokens' texts, by which pages of rollouts show what was sampled."""
+        write_atomically(self.path / "tokens.json", json.dumps(list(texts)))
 
     def rollouts_file(self, step: int, kind: Kind) -> Path:
         return self.rollouts / f"{kind}_{step:06d}.jsonl"

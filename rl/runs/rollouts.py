@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from envs.messages import Message
+from envs.rollout_file import message_object
 from rl.data_types import Group, Rollout
 from rl.runs.files import append_line, read_lines
 from rl.runs.folder import Kind
@@ -48,7 +48,7 @@ def rollout_object(rollout: Rollout) -> dict[str, Any]:
         "budget_violation": rollout.budget_violation,
         "num_attempts": rollout.num_attempts,
         "seconds": rollout.seconds,
-        "messages": [_message_object(message) for message in rollout.messages],
+        "messages": [message_object(message) for message in rollout.messages],
         "turns": [
             {
                 "prompt_ids": turn.prompt_ids,
@@ -60,15 +60,4 @@ def rollout_object(rollout: Rollout) -> dict[str, Any]:
             }
             for turn in rollout.turns
         ],
-    }
-
-
-def _message_object(message: Message) -> dict[str, Any]:
-    calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls]
-    return {
-        "role": message.role,
-        "content": message.content,
-        "reasoning": message.reasoning,
-        "tool_calls": calls,
-        "name": message.name,
     }

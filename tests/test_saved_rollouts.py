@@ -1,0 +1,287 @@
+"""What is done with rollouts outside of a trainer: playing against an endpoint, profiling, scoring again, looking."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from envs.commands import replay as replaying
+from envs.commands.evaluate import Endpoint, evaluate, openai_messages, pass_at, read_reply
+from envs.commands.profile import profile_tasks
+from envs.commands.replay import replay, replay_file
+from envs.commands.view import page, write_page
+from envs.gold import gold_conversation
+from envs.messages import Message, Reply, ToolCall
+from envs.registry import make
+from envs.rollout_file import RolloutFileError, message_from, message_object, read_rollouts
+from tests.run_makers import make_config, write_run
+
+QUIET = Console(quiet=True)
+
+
+def saved(env_id: str, seed: int, reward: float | None = 1.0, **changes: Any) -> dict[str, Any]:
+    """A rollout of gold replies as it is saved."""
+    options = {"split": "train"}
+    messages = gold_conversation(make(env_id), seed, options)
+    task = {"env_id": env_id, "seed": seed, "split": "train", "options": {}}
+    return {
+        "task": task,
+        "messages": [message_object(message) for message in messages],
+        "reward": reward,
+        "reward_parts": {},
+        "outcome": "ok",
+        "error": "",
+        **changes,
+    }
+
+
+def write(path: Path, rollouts: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(rollout) + "\n" for rollout in rollouts))
+    return path
+
+
+def test_messages_survive_being_saved() -> None:
+    message = Message("assistant", "text", "why", (ToolCall("find", {"x": [1]}),), "")
+    assert message_from(json.loads(json.dumps(message_object(message)))) == message
+
+
+def test_a_file_a_folder_and_a_run_can_be_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "some.jsonl", [saved("math/Arithmetic-v0", 0)] * 2)
+    assert len(list(read_rollouts(file))) == len(list(read_rollouts(tmp_path))) == 2
+    with file.open("a") as opened:
+        opened.write('{"torn')
+    assert len(list(read_rollouts(file))) == 2
+    run = write_run(make_config(tmp_path / "run"), num_steps=2)
+    assert {rollout["task"]["env_id"] for rollout in read_rollouts(run)} == {"math/Arithmetic-v0", "tools/Store-v0"}
+    with pytest.raises(RolloutFileError, match="is no file of rollouts and no folder with any"):
+        list(read_rollouts(tmp_path / "nowhere"))
+    with pytest.raises(RolloutFileError, match=r"line 1 is no rollout"):
+        list(read_rollouts(write(tmp_path / "other.jsonl", [{"a": 1}])))
+
+
+@pytest.mark.parametrize("env_id", ["math/Arithmetic-v0", "tools/Store-v0", "chat/Appointment-v0", "code/Repair-v0"])
+def test_replies_that_are_scored_again_earn_the_same(env_id: str) -> None:
+    for seed in range(5):
+        again = replay(saved(env_id, seed))
+        assert (again.now, again.problem, again.differs) == (1.0, "", False)
+
+
+def test_a_changed_scorer_and_a_changed_environment_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rollouts = [saved("math/Arithmetic-v0", 0), saved("math/Arithmetic-v0", 1, reward=0.0)]
+    rollouts += [saved("math/Arithmetic-v0", 2, reward=None, outcome="env_error")]
+    rollouts += [saved("math/Arithmetic-v0", 3) | {"messages": rollouts[0]["messages"]}]
+    out = tmp_path / "out.jsonl"
+    assert not replay_file(Console(width=200), write(tmp_path / "rollouts.jsonl", rollouts), out)
+    printed = capsys.readouterr().out
+    assert "seed 1: 0.000 -> 1.000" in printed
+    assert "seed 3: the environment opens this task with other messages now" in printed
+    assert "4 rollouts: 2 the same, 1 changed, 1 could not be scored" in printed
+    assert [json.loads(line)["now"] for line in out.read_text().splitlines()] == [1.0, 1.0, None, None]
+    monkeypatch.setattr(replaying, "make", lambda env_id: 1 / 0)
+    assert replay(rollouts[0]).problem.startswith("ZeroDivisionError")
+
+
+def test_calls_that_were_never_played_are_not_played_again() -> None:
+    rollout = saved("tools/Store-v0", 0)
+    malformed = [
+        message_object(Message("assistant", "<tool_call>nonsense")),
+        message_object(Message("tool", "error: tool call is not closed")),
+    ]
+    rollout["messages"][1:1] = malformed
+    assert replay(rollout).now == 1.0
+    cut_off = message_object(Message("assistant", "", "", (ToolCall("price", {"item": "tea"}),)))
+    rollout["messages"] = [*rollout["messages"][:3], cut_off]
+    assert replay(rollout).now == 0.0
+
+
+def test_tasks_are_too_easy_too_hard_or_useful() -> None:
+    rewards = {0: [1.0, 1.0], 1: [0.0, 0.0, 0.0], 2: [0.0, 1.0], 3: [1.0], 4: [0.5, 0.5], 5: [None, 1.0, 0.0]}
+    rollouts = [
+        {"task": {"env_id": "a", "seed": seed, "split": "train", "options": {}}, "reward": reward}
+        for seed, tries in rewards.items()
+        for reward in tries
+    ]
+    profiles = {one.seed: one for one in profile_tasks(rollouts)}
+    assert {seed: one.kind for seed, one in profiles.items()} == {
+        0: "too easy",
+        1: "too hard",
+        2: "useful",
+        3: "too few tries",
+        4: "too hard",
+        5: "useful",
+    }
+    assert (profiles[2].mean, profiles[2].deviation, profiles[2].pass_rate) == (0.5, 0.5, 0.5)
+
+
+def test_pass_at_k_by_hand() -> None:
+    assert pass_at(4, 1, 1) == pytest.approx(0.25)
+    assert pass_at(4, 1, 2) == pytest.approx(1 - 3 / 6)
+    assert pass_at(4, 3, 2) == 1.0
+    assert pass_at(2, 0, 2) == 0.0
+
+
+Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answer], Endpoint]]:
+    """A function that starts an OpenAI-compatible endpoint whose messages another function gives; None is a failure."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answer: Answer) -> Endpoint:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                message = answer(body)
+                data = json.dumps({"choices": [{"message": message}]}).encode()
+                self.send_response(200 if message is not None else 500)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "stub", 1.0, 64, 30.0, 4)
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def shopper(body: dict[str, Any]) -> dict[str, Any]:
+    """A model that looks the price up and multiplies, which is right for half of the store's errands."""
+    last = body["messages"][-1]
+    assert {tool["function"]["name"] for tool in body["tools"]} == {"price", "stock", "buy"}
+    asked = re.search(r"What do (\d+) (\w+) cost", body["messages"][0]["content"])
+    if asked is None:
+        return {"content": "I cannot do that.", "reasoning_content": "hard"}
+    if last["role"] == "tool":
+        assert last["tool_call_id"] == body["messages"][-2]["tool_calls"][0]["id"]
+        return {"content": str(int(asked[1]) * int(last["content"]))}
+    call = {"name": "price", "arguments": json.dumps({"item": asked[2]})}
+    return {"content": None, "tool_calls": [{"id": "x", "type": "function", "function": call}]}
+
+
+def test_a_model_behind_an_endpoint_plays_with_tools(serve: Callable[[Answer], Endpoint], tmp_path: Path) -> None:
+    out = tmp_path / "rollouts.jsonl"
+    rollouts = evaluate(QUIET, serve(shopper), "tools/Store-v0", {}, split="heldout", num_tasks=8, num_tries=2, out=out)
+    assert len(rollouts) == len(out.read_text().splitlines()) == 16
+    costs = [rollout for rollout in rollouts if "cost?" in rollout["messages"][0]["content"]]
+    assert costs and all(rollout["reward"] == 1.0 for rollout in costs)
+    assert {rollout["outcome"] for rollout in rollouts} == {"ok"}
+    assert replay_file(QUIET, out, None)
+
+
+def test_failures_of_the_endpoint_are_no_rewards(serve: Callable[[Answer], Endpoint]) -> None:
+    for answer in (lambda body: None, lambda body: {"tool_calls": [{}]}):
+        (rollout,) = evaluate(
+            QUIET, serve(answer), "math/Arithmetic-v0", {}, split="train", num_tasks=1, num_tries=1, out=None
+        )
+        assert (rollout["reward"], rollout["outcome"]) == (None, "infra_error")
+    (rollout,) = evaluate(
+        QUIET, serve(shopper), "math/Arithmetic-v0", {"level": 9}, split="train", num_tasks=1, num_tries=1, out=None
+    )
+    assert rollout["outcome"] == "env_error" and "level must be" in rollout["error"]
+
+
+def test_arguments_that_are_no_object_go_to_the_tool_as_they_are() -> None:
+    call = {"function": {"name": "f", "arguments": "[1]"}}
+    assert read_reply({"content": None, "tool_calls": [call]}) == Reply("", "", (ToolCall("f", {"arguments": "[1]"}),))
+    told = openai_messages([Message("assistant", "", "", (ToolCall("f", {}), ToolCall("g", {}))), Message("tool", "1")])
+    assert told[1]["tool_call_id"] == told[0]["tool_calls"][0]["id"]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def dom(path: Path, fragment: str = "") -> str:
+    """The page as a real browser has it after its script has run."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run([*command, f"file://{path}{fragment}"], capture_output=True, text=True, timeout=120)
+    return done.stdout
+
+
+def turn(*tokens: tuple[int, float, bool]) -> dict[str, Any]:
+    ids, logprobs, forced = zip(*tokens, strict=True)
+    return {"reply_ids": ids, "reply_logprobs": logprobs, "forced_mask": forced}
+
+
+@pytest.fixture
+def viewed(tmp_path: Path) -> Path:
+    hostile = message_object(Message("assistant", "</script><script>document.title='hacked'</script><b>x</b> needle"))
+    rollouts = [
+        saved("math/Arithmetic-v0", 0, turns=[turn((0, -0.1, False), (1, -4.0, False), (2, 0.0, True))]),
+        saved("tools/Store-v0", 1, reward=0.25, outcome="truncated"),
+        saved("tools/Store-v0", 2, reward=None, outcome="env_error", error="it broke"),
+    ]
+    rollouts[1]["messages"].append(hostile)
+    (tmp_path / "rollouts").mkdir()
+    write(tmp_path / "rollouts" / "train_000001.jsonl", rollouts)
+    (tmp_path / "tokens.json").write_text(json.dumps(["<good>", "odd", "forced"]))
+    write_page(tmp_path, tmp_path / "page.html")
+    return tmp_path / "page.html"
+
+
+def entries(html: str) -> list[str]:
+    return re.findall(r"<button[^>]*>([^<]*)", html)
+
+
+def test_the_page_shows_rollouts_and_their_tokens_in_a_browser(viewed: Path) -> None:
+    html = dom(viewed)
+    assert entries(html) == ["math/Arithmetic-v0  1.000", "tools/Store-v0  0.250", "tools/Store-v0  none"]
+    spans = re.findall(r'<span(?: class="(\w+)")? title="([^"]*)"(?: style="[^"]*")?>([^<]*)</span>', html)
+    assert spans == [
+        ("", "logprob -0.1", "&lt;good&gt;"),
+        ("", "logprob -4", "odd"),
+        ("forced", "forced by the budget, not trained", "forced"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fragment", "shown"),
+    [
+        ("#env=tools/Store-v0", 2),
+        ("#outcome=truncated", 1),
+        ("#low=0.5", 1),
+        ("#high=0.5", 1),
+        ("#search=NEEDLE", 1),
+        ("#search=nowhere", 0),
+        ("#env=tools/Store-v0&outcome=ok", 0),
+    ],
+)
+def test_the_page_filters_and_searches_in_a_browser(viewed: Path, fragment: str, shown: int) -> None:
+    html = dom(viewed, fragment)
+    assert len(entries(html)) == shown
+    assert f"{shown} of 3" in html
+
+
+def test_what_a_policy_wrote_stays_text_in_a_browser(viewed: Path) -> None:
+    html = dom(viewed, "#outcome=truncated")
+    assert "hacked" not in re.findall(r"<title>(.*?)</title>", html)[0]
+    assert "&lt;/script&gt;&lt;script&gt;" in html
+    assert "it broke" in dom(viewed, "#outcome=env_error")
+
+
+def test_the_page_fetches_nothing_and_is_cut_to_the_newest(tmp_path: Path) -> None:
+    text = page([saved("math/Arithmetic-v0", 0)], "a <title>")
+    assert "http" not in text.replace("http-equiv", "")
+    assert "<title>rollouts: a &lt;title&gt;</title>" in text
+    file = write(tmp_path / "many.jsonl", [saved("math/Arithmetic-v0", seed) for seed in range(5)])
+    assert "2 rollouts, the newest of 5" in write_page(file, tmp_path / "page.html", limit=2)
