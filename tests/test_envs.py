@@ -21,6 +21,7 @@ from envs.store import Store
 from envs.text_env import EnvironmentOptionError, in_split
 from envs.tool_class import ToolClassEnv, run_now
 from envs.tools import read_arguments
+from envs.workplace import Workplace
 
 OURS = (
     "chat/Constraints-v0",
@@ -179,6 +180,48 @@ def test_wrong_tool_calls_come_back_as_text_and_change_nothing() -> None:
     assert call("buy", item="tea", count=-1) == "error: count must be 1 to 50"
     assert call("price", item="gun").startswith("error: no item gun; items: milk, rice")
     assert env.inner._stock == stock
+
+
+def workplace(level: int = 2, seed: int = 0) -> Workplace:
+    office = Workplace()
+    office.reset(np.random.default_rng(seed), "train", level=level)
+    return office
+
+
+def test_the_workplace_compares_all_databases_with_what_the_gold_calls_leave() -> None:
+    office = workplace()
+    assert office.score(Reply("Finished.")) == {"state": 0.0}
+    for call in office._gold:
+        getattr(office, call.name)(**call.arguments)
+    assert office.score(Reply("")) == {"state": 1.0}
+    office.list_events("monday")  # looking changes nothing
+    assert office.score(Reply("")) == {"state": 1.0}
+    office.add_task("more work", "anna")
+    assert office.score(Reply("")) == {"state": 0.0}
+
+
+def test_the_workplace_has_24_tools_whose_errors_tell_what_is_allowed() -> None:
+    office = workplace()
+    assert len(ToolClassEnv(Workplace).tools) == 24
+    event = sorted(office._data["calendar"])[0]
+    for wrong, said in (
+        (lambda: office.move_event(event, "sunday", 9), "must be one of monday, "),
+        (lambda: office.move_event(event, "monday", 12), "must be one of 9, 10"),
+        (lambda: office.delete_mail("m1"), "mail has no m1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
+    assert office.search_mails("nothing of that") == "nothing found"
+
+
+def test_every_kind_of_errand_is_drawn_and_changes_something() -> None:
+    seen = set()
+    for seed in range(60):
+        office = workplace(level=3, seed=seed)
+        assert office._data != office._wanted
+        seen |= {call.name for call in office._gold}
+    assert {"move_mail", "send_mail", "move_event", "delete_event", "close_task", "assign_task"} < seen
+    assert {"move_customer", "mark_customer"} < seen
 
 
 def test_tools_are_described_by_their_methods() -> None:
