@@ -9,15 +9,22 @@ from envs.text_env import TextEnv
 
 
 class GoldError(ValueError):
-    """The environment's gold replies do not end the episode."""
+    """The environment has no gold replies, or they do not end the episode."""
 
 
 def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None = None) -> tuple[Message, ...]:
     """The whole conversation of one episode: opening messages, gold replies, and what the environment said to them.
 
     The reply of the last allowed turn is not stepped, since all it could bring is its score, and scoring may be dear.
-    Raises `GoldError` when the gold replies need more than `env.max_turns` turns.
+    Raises `GoldError` when there are none, or they need more than `env.max_turns` turns.
     """
+    try:
+        return _played(env, seed, options)
+    except NotImplementedError as error:
+        raise GoldError(f"{error}: leave the environment out of the supervised stage, or give sft.data") from None
+
+
+def _played(env: TextEnv, seed: int, options: Mapping[str, Any] | None) -> tuple[Message, ...]:
     opening, _ = settle(env.reset(seed=seed, options=dict(options or {})))
     messages = list(opening)
     for _ in range(env.max_turns - 1):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from envs.sandbox.limits import Level
 from rl.data_types import Budget
 
 Positive = Annotated[int, Field(gt=0)]
@@ -225,6 +226,9 @@ class RolloutConfig(Section):
     """Deadline of one sampled reply."""
     num_retries: NonNegative = 1
     """Fresh attempts after an outcome that is not the policy's doing, before the rollout is masked."""
+    sandbox_level: Level = "restricted"
+    """Weakest sandbox that may run what a policy wrote; the strongest that works is used, and below this nothing runs
+    (`python -m envs sandbox doctor`)."""
     num_env_threads: Positive = 16
     """Threads of a worker that environment code runs in, off the event loop."""
     lockstep_steps: NonNegative = 4

@@ -131,6 +131,12 @@ def test_a_gold_conversation_that_does_not_end_is_an_error() -> None:
         gold_conversation(ToolClassEnv(Endless), 3)
 
 
+def test_an_environment_without_gold_replies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Store, "gold_reply")
+    with pytest.raises(GoldError, match=r"Store has no gold_reply: leave the environment out of the supervised stage"):
+        gold_conversation(ToolClassEnv(Store), 0)
+
+
 def store_with(kind: str) -> Store:
     """A store whose errand is of this kind and asks to buy something, except for `cost`."""
     store = Store()

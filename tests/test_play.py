@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -199,6 +200,18 @@ class AsyncEcho(Echo):
 def test_asynchronous_environments_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = played(AsyncEcho, lambda prompt, seed: "yes", monkeypatch)
     assert (rollout.outcome, rollout.reward) == (Outcome.OK, 1.0)
+
+
+def test_an_asynchronous_close_is_waited_for_by_nobody_and_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+
+    class Closing(AsyncEcho):
+        async def close(self) -> None:  # type: ignore[override]
+            await asyncio.sleep(0.01)
+            closed.set()
+
+    assert played(Closing, lambda prompt, seed: "yes", monkeypatch).reward == 1.0
+    assert closed.wait(5.0)
 
 
 def test_a_thousand_waiting_episodes_take_as_long_as_one() -> None:

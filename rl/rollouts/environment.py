@@ -52,6 +52,19 @@ class EnvRunner:
         value = function() if is_async else await self._in_thread(function, timeout_s)
         return await self._on_loop(value, timeout_s) if inspect.isawaitable(value) else value
 
+    def leave(self, function: Callable[[], Any]) -> None:
+        """Run a function in a thread that nobody waits for; what it gives to wait for ends on the loop."""
+
+        async def wait(value: Awaitable[Any]) -> None:
+            await value
+
+        def call() -> None:
+            value = function()
+            if inspect.isawaitable(value) and self._loop is not None:
+                self._loop.submit(wait(value))
+
+        threading.Thread(target=call, daemon=True, name="environment-left").start()
+
     async def _on_loop(self, awaitable: Awaitable[Result], timeout_s: float) -> Result:
         loop = self._loop = self._loop or EnvLoop()
 
@@ -174,7 +187,7 @@ class Episode:
     def close(self) -> None:
         """Let an environment that has something to clean up do so, in a thread nobody waits for."""
         if self._env is not None and self._env.has_close:
-            threading.Thread(target=self._env.close, daemon=True, name="environment-close").start()
+            self._runner.leave(self._env.close)
 
     async def _guarded(
         self, phase: str, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False

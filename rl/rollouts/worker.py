@@ -32,6 +32,7 @@ class RolloutWorker:
     """Plays groups; takes new weights while rollouts are in flight."""
 
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
+        from envs.sandbox import require_level
         from rl.rollouts.chat import load_chat
         from rl.rollouts.engine import VllmEngine
         from rl.rollouts.environment import EnvRunner
@@ -41,6 +42,7 @@ class RolloutWorker:
         self._chat = load_chat(policy_path, config.policy.chat)
         self._engine = VllmEngine(policy_path, config, config.rollout.lockstep_steps if synchronous else 0)
         self._runner = EnvRunner(config.rollout.num_env_threads)
+        require_level(config.rollout.sandbox_level)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> list[Group]:
         """Play the groups, all rollouts at once. The rollouts' first requests enter the engine together.
