@@ -22,6 +22,10 @@ OUTCOME_COLOURS = dict(
 )
 
 
+MAX_LEVEL_LABELS = 6
+"""Names of environments that fit beside each other."""
+
+
 def smoothed(values: Sequence[float]) -> list[float]:
     """Trailing mean over a twentieth of the values, at least one."""
     window = max(1, len(values) // 20)
@@ -120,7 +124,8 @@ def before_after_figure(history: History) -> Figure | None:
         positions = [number + (place - 0.5) * 0.36 for number in range(len(env_ids))]
         colour = (GREY, COLOURS[0])[place]
         axes.bar(positions, rewards, 0.34, yerr=errors, color=colour, capsize=3, label=label, error_kw={"linewidth": 1})
-    axes.set_xticks(range(len(env_ids)), env_ids, fontsize=8)
+    slanted = {"rotation": 30, "ha": "right"} if len(env_ids) > MAX_LEVEL_LABELS else {}
+    axes.set_xticks(range(len(env_ids)), env_ids, fontsize=8, **slanted)
     axes.set_xlim(-0.6, len(env_ids) - 0.4)
     _style(axes, "held-out reward")
     axes.legend(frameon=False, fontsize=8)
