@@ -10,7 +10,7 @@ from envs.sandbox import Limits, PythonSession
 from envs.text_env import Split, choose_level, draw_in_split
 from rewards.numbers import number_correct
 
-LIMITS = Limits(cpu_s=5, wall_s=5.0, output_bytes=4096)
+LIMITS = Limits(cpu_s=5, wall_s=3.0, output_bytes=4096)
 QUESTIONS = {
     1: {
         "What is {a} * {b} + {c}?": "print({a} * {b} + {c})",
@@ -62,11 +62,14 @@ class Python:
         self._question = draw_in_split(rng, split, lambda rng: draw_question(rng, questions), lambda item: item.text)
         self.key = self._question.text
         self.close()
+        self._is_closed = False
         self._printed = ""
         return self._question.text
 
     def run(self, code: str) -> str:
         """Run Python code and give what it prints"""
+        if self._is_closed:  # a call that was running when the episode was given up
+            raise RuntimeError("the episode is over")
         self._session = self._session or PythonSession(LIMITS)
         self._printed = self._session.run(code)
         return self._printed
@@ -81,6 +84,7 @@ class Python:
         return Reply(self._printed.strip())
 
     def close(self) -> None:
+        self._is_closed = True
         if self._session is not None:
             self._session.close()
             self._session = None

@@ -2,7 +2,8 @@
 
 import re
 
-STATED = re.compile(r"(?:answer|option|choice)\s*(?:is)?\s*:?\s*\**\(?([A-Z])\)?(?![\w'])", re.IGNORECASE)
+STATED = re.compile(r"(?i:answer|option|choice)\s*(?i:is)?\s*:?\s*\**\(?([A-Z])\)?(?![\w'])")
+"""Letters are capitals: `a` is a word."""
 BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?\}?\s*\}")
 ALONE = re.compile(r"\(?([A-Z])\)?[.:]?")
 
@@ -16,7 +17,7 @@ def chosen_letter(text: str, letters: str) -> str | None:
     lines = text.strip().splitlines()
     last = ALONE.fullmatch(lines[-1].strip()) if lines else None
     for found in (BOXED.findall(text), STATED.findall(text), [last[1]] if last else []):
-        stated = {letter.upper() for letter in found} & set(letters)
+        stated = set(found) & set(letters)
         if found:
             return stated.pop() if len(stated) == 1 else None
     return None

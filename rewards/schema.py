@@ -34,7 +34,10 @@ def schema_scores(text: str, schema: Mapping[str, Any], surface: Surface = "json
         return {"parsed": 0.0, "keys": 0.0, "valid": 0.0}
     required: Sequence[str] = schema.get("required", ())
     found = [key for key in required if key in value]
-    valid = jsonschema.Draft202012Validator(schema).is_valid(value)
+    try:
+        valid = jsonschema.Draft202012Validator(schema).is_valid(value)
+    except (ArithmeticError, ValueError):  # a number that the schema's arithmetic cannot take
+        valid = False
     return {"parsed": 1.0, "keys": len(found) / len(required) if required else 1.0, "valid": float(valid)}
 
 
@@ -45,7 +48,7 @@ def read_data(text: str, schema: Mapping[str, Any], surface: Surface) -> Mapping
     fenced = FENCE.match(text)
     try:
         value = READERS[surface](fenced[1] if fenced else text, schema)
-    except (ValueError, RecursionError, yaml.YAMLError, ElementTree.ParseError) as error:
+    except (ValueError, LookupError, ArithmeticError, RecursionError, yaml.YAMLError, ElementTree.ParseError) as error:
         raise UnreadableError(f"no {surface}: {error}") from error
     if not isinstance(value, Mapping):
         raise UnreadableError(f"a {type(value).__name__} and no object")
@@ -67,8 +70,8 @@ def _read_json(text: str, _: Mapping[str, Any]) -> Any:
 
 
 def _read_yaml(text: str, _: Mapping[str, Any]) -> Any:
-    if any(isinstance(token, yaml.AnchorToken | yaml.AliasToken) for token in yaml.scan(text)):
-        raise ValueError("anchors are not allowed")
+    if any(isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken) for token in yaml.scan(text)):
+        raise ValueError("anchors and tags are not allowed")
     return yaml.safe_load(text)
 
 

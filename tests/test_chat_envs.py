@@ -40,6 +40,8 @@ SCHEMA = {
         ("name: a\ncount: two", "yaml", (1, 1, 0)),
         ("a: &x [1]\nname: *x\ncount: 2", "yaml", (0, 0, 0)),
         ("just words", "yaml", (0, 0, 0)),
+        ('name: !!timestamp "x"\ncount: 2', "yaml", (0, 0, 0)),
+        ("name: !!float ''\ncount: 2", "yaml", (0, 0, 0)),
         ("!!python/object/apply:os.system ['true']", "yaml", (0, 0, 0)),
         ("<book><name>a</name><count>2</count><tags><item>x</item></tags></book>", "xml", (1, 1, 1)),
         ("<book><name>a</name><count>two</count></book>", "xml", (1, 1, 0)),
@@ -51,6 +53,13 @@ SCHEMA = {
 )
 def test_data_is_read_strictly_and_judged_by_its_schema(text: str, surface: Any, scores: tuple[float, ...]) -> None:
     assert tuple(schema_scores(text, SCHEMA, surface).values()) == scores
+
+
+def test_numbers_that_a_schema_cannot_reckon_with_are_not_valid() -> None:
+    schema = {"type": "object", "properties": {"a": {"multipleOf": 0.01}}, "required": ["a"]}
+    for text in ('{"a": 1e400}', f'{{"a": 1{"0" * 400}}}'):
+        assert schema_scores(text, schema)["valid"] == 0.0
+    assert schema_scores("a: .nan", schema, "yaml")["valid"] == 0.0
 
 
 def test_a_schema_is_never_fetched_from_elsewhere() -> None:

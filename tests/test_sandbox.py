@@ -123,6 +123,36 @@ def test_a_program_reads_stdin_and_writes_stdout(code: str, stdin: str, status: 
     assert (result.status, result.stdout) == (status, stdout)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import threading\nthreading.Thread(target=lambda: print('late')).start()",
+        "import atexit\natexit.register(lambda: print('late'))",
+        "import io, sys\nprint('late')\nsys.stdout = io.StringIO()",
+    ],
+)
+def test_what_a_program_prints_at_its_end_is_there(code: str) -> None:
+    assert run_program(code, limits=PATIENT).stdout == "late\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\ndef f(x): os.write(4, b'{\"call\": 1}\\n'); os._exit(0)",
+        'import os\nbad = \'{"status": "ok", "value": {"complex": [1%s, 1]}}\\n\' % (\'0\' * 400)\n'
+        "def f(x): os.write(4, bad.encode() * 9)",
+        "class E(Exception):\n    def __str__(self): raise RuntimeError\ndef f(x): raise E",
+        "import sys\ndef f(x):\n    sys.stdout = 3\n    raise ValueError",
+    ],
+)
+def test_nothing_that_code_writes_or_breaks_is_a_failure_of_the_sandbox(code: str) -> None:
+    assert run(code).status == "error"
+
+
+def test_the_wall_deadline_is_for_all_calls_together() -> None:
+    assert run("import time\ndef f(x): time.sleep(0.4); return x", QUICK).status == "timeout"
+
+
 def test_what_was_printed_before_an_end_is_kept() -> None:
     result = run_program("print('before', flush=True)\nwhile True: pass", limits=QUICK)
     assert (result.status, result.stdout) == ("timeout", "before\n")
@@ -167,15 +197,20 @@ def test_forging_the_results_earns_nothing() -> None:
 
 
 def test_no_process_is_left_behind() -> None:
-    for code in ("import time\ndef f(x): time.sleep(100)", "def f(x):\n    while True: print(x)"):
-        run(code, QUICK)
+    run("def f(x): return x")
     process = jail.ZYGOTE._process
     assert process is not None
+    before = descendants(process.pid)
+    forgotten = PythonSession(QUICK)
+    forgotten.run("x = 1")
+    del forgotten
+    for code in ("import time\ndef f(x): time.sleep(100)", "def f(x):\n    while True: print(x)"):
+        run(code, QUICK)
     deadline = time.monotonic() + 10.0
-    while descendants(process.pid) and time.monotonic() < deadline:  # a jail's answer leaves before it does
+    while descendants(process.pid) - before and time.monotonic() < deadline:  # a jail's answer leaves before it does
         time.sleep(0.01)
     assert process.poll() is None
-    assert descendants(process.pid) == set()
+    assert descendants(process.pid) <= before
 
 
 def descendants(ancestor: int) -> set[int]:

@@ -89,5 +89,7 @@ def reasoning_gym(reply: Reply, row: Row) -> dict[str, float]:
     answer = tagged_answer(reply.text)
     if answer is None or not is_harmless(row["task"], answer):
         return {row["task"]: 0.0}
-    score = ask("score", row["task"], row["number"], answer) or 0.0  # none in time is wrong
+    score = ask("score", row["task"], row["number"], answer)
+    if score is None:  # the scorer's own CPU limit is shorter
+        raise ReasoningGymError(f"reasoning-gym, task {row['task']}: no score within {DEADLINE_S} s")
     return {row["task"]: min(1.0, max(0.0, score)) if row["graded"] else float(score >= 1.0)}

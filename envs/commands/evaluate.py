@@ -74,6 +74,7 @@ def evaluate(
 def play(client: httpx.Client, endpoint: Endpoint, task: Mapping[str, Any]) -> dict[str, Any]:
     """One episode. Failures of the endpoint and of the environment are told apart, and are no reward."""
     messages: list[Message] = []
+    env: TextEnv | None = None
     reward, parts, outcome, error = 0.0, {}, "truncated", ""
     try:
         env = make(task["env_id"])
@@ -89,11 +90,13 @@ def play(client: httpx.Client, endpoint: Endpoint, task: Mapping[str, Any]) -> d
             if terminated or truncated:
                 outcome = "truncated" if truncated else "ok"
                 break
-        env.close()
     except EndpointError as failure:
         outcome, error = "infra_error", str(failure)
     except Exception as failure:
         outcome, error = "env_error", f"{type(failure).__name__}: {failure}"
+    finally:
+        if env is not None:
+            settle(env.close())
     counts = outcome in ("ok", "truncated")
     return {
         "task": dict(task),

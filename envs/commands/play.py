@@ -50,7 +50,7 @@ def play_environment(
             parts = "".join(f"  {name} {value:.3g}" for name, value in info.get("reward_parts", {}).items())
             console.print(f"[bold]reward {total:.3f}[/bold]{parts}")
             break
-    env.close()
+    settle(env.close())
     return total
 
 

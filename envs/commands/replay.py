@@ -77,7 +77,7 @@ def replay(rollout: Mapping[str, Any]) -> Replayed:
         if list(opening) != messages[: len(opening)]:
             return Replayed(rollout, before, None, {}, "the environment opens this task with other messages now")
         now, parts = play_again(env, messages[len(opening) :])
-        env.close()
+        settle(env.close())
     except Exception as error:
         return Replayed(rollout, before, None, {}, f"{type(error).__name__}: {error}")
     return Replayed(rollout, before, now, parts)

@@ -33,7 +33,7 @@ def tried(announced: Announced) -> Announced:
     if announced.problem:
         return announced
     try:
-        make(announced.env_id).close()
+        settle(make(announced.env_id).close())
     except Exception as error:
         return dataclasses.replace(announced, problem=str(error))
     return announced
@@ -68,4 +68,4 @@ def show_environment(console: Console, env_id: str, options: dict[str, Any], see
         print_message(console, env.gold_reply().as_message())
     except NotImplementedError as error:
         console.print(str(error), markup=False)
-    env.close()
+    settle(env.close())

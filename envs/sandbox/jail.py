@@ -23,6 +23,8 @@ from typing import Any
 from envs.sandbox.limits import Level, Limits, SandboxError, SandboxResult, Status
 
 ZYGOTE_FILE = Path(__file__).with_name("zygote.py")
+PIPES = ("stdin", "stdout", "stderr", "requests", "answers", "status", "lifeline")
+SIGNALS = {number.value: number.name for number in signal.Signals}
 END_S = 10.0
 """How long a killed jail may take to be gone."""
 CPU_TOLERANCE = 0.9
@@ -116,11 +118,17 @@ class Jail:
         self._limits = limits
         self._selector = selectors.DefaultSelector()
         self._read = {name: bytearray() for name in ("stdout", "stderr", "answers", "status")}
-        self._unwritten = {"stdin": bytearray(stdin), "requests": bytearray()}
+        self._unwritten = {"stdin": bytearray(stdin), "requests": bytearray(), "lifeline": bytearray()}
         self._descriptors: dict[str, int] = {}
-        theirs = [self._open(name) for name in ("stdin", "stdout", "stderr", "requests", "answers", "status")]
+        self._deadline: float | None = None
+        theirs: list[int] = []
         try:
+            for name in PIPES:
+                theirs.append(self._open(name))
             ZYGOTE.submit({"level": level, "limits": dataclasses.asdict(limits)}, theirs, limits.start_s)
+        except OSError as error:
+            self._close_all()
+            raise SandboxError(f"no pipes for a jail: {error}") from error
         except BaseException:
             self._close_all()
             raise
@@ -139,16 +147,33 @@ class Jail:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one request, within the wall deadline. Raises `JailEnded`."""
+    def __del__(self) -> None:  # whoever forgets to close it must not keep what runs in it alive
+        with contextlib.suppress(Exception):
+            self._close_all()
+
+    def ask(self, request: Mapping[str, Any], may_call: bool = False) -> dict[str, Any]:
+        """The answer to one request. The wall deadline is for all requests together. Raises `JailEnded`.
+
+        An answer has a `status`; with `may_call` it may be a `call` of the candidate instead.
+        """
+        self._deadline = self._deadline or time.monotonic() + self._limits.wall_s
         self._unwritten["requests"] += json.dumps(request).encode(errors="replace") + b"\n"
         self._watch_writing("requests")
-        return self._answer(time.monotonic() + self._limits.wall_s)
+        answer = self._answer(self._deadline)
+        if isinstance(answer.get("status"), str) or (may_call and isinstance(answer.get("call"), list)):
+            return answer
+        raise JailEnded(self.result("error", "wrote something else than an answer"))
+
+    def restart_clock(self) -> None:
+        """Let the wall deadline count anew from the next request."""
+        self._deadline = None
 
     def take_stdout(self) -> str:
         """What was printed since the last time; everything printed before an answer was given is there."""
         while any(key.data == "stdout" for key, _ in self._selector.select(0)):
             self._read_some("stdout")
+            if len(self._read["stdout"]) > self._limits.output_bytes:
+                raise JailEnded(self.result("output_limit", f"more than {self._limits.output_bytes} bytes of stdout"))
         printed = self._read["stdout"].decode(errors="replace")
         self._read["stdout"].clear()
         return printed
@@ -171,8 +196,8 @@ class Jail:
 
     def close(self) -> None:
         """Kill what still runs, by closing the pipe that it lives by, and wait until all of it is gone."""
-        self._shut("requests")
-        self._shut("stdin")
+        for name in ("lifeline", "requests", "stdin"):
+            self._shut(name)
         deadline = time.monotonic() + END_S
         while self._descriptors and (left_s := deadline - time.monotonic()) > 0:
             for key, _ in self._selector.select(left_s):
@@ -222,16 +247,17 @@ class Jail:
             answer = json.loads(line)
         except (ValueError, RecursionError):
             answer = None
-        if not isinstance(answer, dict) or not ({"status", "call"} & answer.keys()):
+        if not isinstance(answer, dict):
             raise JailEnded(self.result("error", "wrote something else than an answer"))
         return answer
 
     def _move_bytes(self, deadline: float) -> None:
         """Wait until something can be read or written, and do it. Raises `JailEnded` at a limit."""
         left_s = deadline - time.monotonic()
-        if left_s <= 0:
+        ready = self._selector.select(max(0.0, left_s))
+        if not ready and left_s <= 0:  # what had come in time counts, however late this process looks
             raise JailEnded(self.result("timeout", f"not done within {self._limits.wall_s} s"))
-        for key, _ in self._selector.select(left_s):
+        for key, _ in ready:
             if key.data in self._unwritten:
                 self._write(key.data)
                 continue
@@ -271,5 +297,5 @@ class Jail:
         if code in (-signal.SIGKILL, -signal.SIGXCPU) and cpu_s >= CPU_TOLERANCE * self._limits.cpu_s:
             return self.result("timeout", f"used its {self._limits.cpu_s} s of CPU time")
         if code < 0:
-            return self.result("killed", f"killed by {signal.Signals(-code).name}")
+            return self.result("killed", f"killed by {SIGNALS.get(-code, f'signal {-code}')}")
         return self.result("ok" if code == 0 else "error", f"ended with exit status {code}")

@@ -178,6 +178,7 @@ REFUSED = {
         *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199, 133, 259),  # times, extended attributes, mknod
         *(246, 320, 175, 313, 176, 169, 167, 168, 179, 163),  # kexec, modules, reboot, swap, quota, accounting
         *(164, 227, 159, 305, 170, 171, 103, 153, 173, 172, 317),  # clocks, names, syslog, vhangup, ports, seccomp
+        *(76, 463, 466, 469),  # truncate (which Landlock 1 and 2 do not know), setxattrat, removexattrat, file_setattr
     ),
     "aarch64": (
         *(198, 200, 201, 203, 202, 242),
@@ -194,13 +195,20 @@ REFUSED = {
         *(88, 5, 6, 7, 14, 15, 16, 33),
         *(104, 294, 105, 273, 106, 142, 224, 225, 60, 89),
         *(170, 112, 171, 266, 161, 162, 116, 58, 277),
+        *(45, 463, 466, 469),
     ),
 }
 CLONE = {"x86_64": 56, "aarch64": 220}
+REFUSED_WITH = {
+    "x86_64": ((157, 0, (1,)), (72, 1, (8, 10, 15))),
+    "aarch64": ((167, 0, (1,)), (25, 1, (8, 10, 15))),
+}
+"""Calls refused for these values of one argument: prctl with PR_SET_PDEATHSIG, which would let a jail outlive its
+supervisor; fcntl with F_SETOWN, F_SETSIG and F_SETOWN_EX, by which the kernel signals others."""
 CLONE3 = 435
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
-NUMBER_AT, ARCHITECTURE_AT, FIRST_ARGUMENT_AT = 0, 4, 16
+NUMBER_AT, ARCHITECTURE_AT, FIRST_ARGUMENT_AT, ARGUMENT_BYTES = 0, 4, 16, 8
 FOREIGN_ABI = 0x40000000
 """Bit of x86-64 system call numbers in the x32 ABI."""
 
@@ -225,6 +233,14 @@ def seccomp_program() -> bytes:
         (RETURN, 0, 0, ALLOW),
         refuse,
     ]
+    for number, argument, values in REFUSED_WITH[MACHINE]:
+        checks = [step for value in values for step in ((EQUAL, 0, 1, value), refuse)]
+        program += [
+            (EQUAL, 0, len(checks) + 2, number),
+            (LOAD, 0, 0, FIRST_ARGUMENT_AT + argument * ARGUMENT_BYTES),
+            *checks,
+            (RETURN, 0, 0, ALLOW),
+        ]
     for number in REFUSED[MACHINE]:
         program += [(EQUAL, 0, 1, number), refuse]
     program.append((RETURN, 0, 0, ALLOW))

@@ -259,6 +259,22 @@ PROBES = (
         _SYSTEM_CALL + "print('ESCAPED' if call(0x40000000 + 39, 0x40000000 + 172) > 0 else '')",
     ),
     Probe(
+        "holds on to its own pipes",
+        "import os, time\nfor n in range(6):\n    try: os.open(f'/proc/self/fd/{n}', os.O_WRONLY)\n"
+        "    except OSError: pass\ntime.sleep(10**6)",
+        "process",
+        _ENDLESS,
+    ),
+    Probe(
+        "outlives its supervisor",
+        _SYSTEM_CALL + "print('ESCAPED' if libc.prctl(1, 0, 0, 0, 0) == 0 else '')",
+    ),
+    Probe(
+        "has the kernel send signals",
+        "import fcntl\nfcntl.fcntl(1, 8, $victim)\nprint('ESCAPED')",
+    ),
+    Probe("truncates outside", "import os\nos.truncate('$secret_file', 0)\nprint('ESCAPED')"),
+    Probe(
         "a value that equals everything",
         "class Any(int):\n    def __eq__(self, other): return True\ndef f(x): return Any(7)",
         "process",

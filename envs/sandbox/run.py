@@ -45,7 +45,7 @@ def run_function(
 
     The result's value is the tuple of what the calls returned. Arguments and values are None, truth values, numbers,
     text, bytes, and lists, tuples, sets and dicts of them, by exact type; another value is an `error`, as is any
-    exception. The wall deadline is for each call. Raises `SandboxError`.
+    exception. The wall deadline is for all calls together. Raises `SandboxError`.
     """
     if too_long := _too_long(code, level):
         return too_long
@@ -91,10 +91,10 @@ def run_tests(
             defined = candidate.ask({"do": "define", "code": code})
             if defined["status"] != "ok":
                 return _from_answer(candidate, defined)
-            answer = tester.ask({"do": "tests", "name": name, "code": tests})
+            answer = tester.ask({"do": "tests", "name": name, "code": tests}, may_call=True)
             while "call" in answer:
                 called = candidate.ask({"do": "call", "name": name, "arguments": answer["call"]})
-                answer = tester.ask(called)
+                answer = tester.ask(called, may_call=True)
         except JailEnded as ended:
             return _without_answer(ended)
         return _from_answer(candidate, answer)
@@ -111,12 +111,13 @@ class PythonSession:
     def run(self, code: str) -> str:
         """What the code printed, or what was wrong; after a failure that ended it, the next call starts afresh."""
         self._jail = self._jail or Jail(self._level, self._limits)
+        self._jail.restart_clock()
         try:
             answer = self._jail.ask({"do": "define", "code": code})
+            printed = self._jail.take_stdout()
         except JailEnded as ended:
             self.close()
             return f"{ended.result.stdout}error: {ended.result.status}: {ended.result.detail}; all names are lost"
-        printed = self._jail.take_stdout()
         return printed if answer["status"] == "ok" else f"{printed}error: {answer.get('detail', '')}"
 
     def close(self) -> None:
@@ -145,5 +146,5 @@ def _from_answer(jail: Jail, answer: dict[str, Any], values: Sequence[Any] = ())
         return jail.result(status, detail)
     try:
         return jail.result("ok", value=tuple(unpack(value) for value in values))
-    except (ValueError, TypeError, RecursionError) as error:
+    except Exception as error:  # the code may have written anything
         return jail.result("error", f"wrote something else than an answer: {error}")

@@ -6,22 +6,27 @@ same process as code that nobody trusts: whoever reads the answers must believe 
 produce them.
 """
 
+import atexit
 import base64
 import contextlib
 import io
 import json
 import os
 import sys
+import threading
 import types
 from typing import Any
 
 REQUESTS, ANSWERS = 3, 4
+STREAMS: list = []
+"""stdout and stderr as they were, whatever the code puts in their places."""
 MAX_DEPTH = 50
 
 
 def serve() -> int:
     """Answer requests until there are no more; the exit status is that of the last program."""
-    sys.stdin, sys.stdout, sys.stderr = text_stream(0, "r"), text_stream(1, "w"), text_stream(2, "w")
+    sys.stdin, *STREAMS[:] = text_stream(0, "r"), text_stream(1, "w"), text_stream(2, "w")
+    sys.stdout, sys.stderr = STREAMS
     os.environ.clear()
     requests = io.BufferedReader(io.FileIO(REQUESTS, closefd=False))
     answer({"status": "ready"})
@@ -60,13 +65,16 @@ def answer(result: dict) -> None:
 
 
 def flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed or replaced by the code
+    for stream in (sys.stdout, sys.stderr, *STREAMS):
+        with contextlib.suppress(BaseException):  # closed or replaced by the code
             stream.flush()
 
 
 def described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    try:
+        return f"{type(error).__name__}: {error}"[:500]
+    except BaseException:  # its text is code too
+        return type(error).__name__
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -97,7 +105,11 @@ def program(request: dict, _: types.ModuleType, __: object) -> dict:
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     sys.argv = ["program"]
-    exec(compile(request["code"], "program", "exec"), main.__dict__)
+    try:
+        exec(compile(request["code"], "program", "exec"), main.__dict__)
+    finally:  # as the interpreter does at its end
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        atexit._run_exitfuncs()
     return {"status": "ok"}
 
 

@@ -1,8 +1,9 @@
 """The process that jails are forked from: started once as `python -I -S`, so that a jail costs a fork and no start-up.
 
-One job a message on the socket given as the only argument: JSON and six descriptors. Each job gets a supervisor, which
-applies the namespaces, forks the jailed process, waits for it and writes how it ended. The jail dies when the other end
-of its request pipe closes, so with whoever asked for it. This process ends when its socket closes.
+One job a message on the socket given as the only argument: JSON and seven descriptors. Each job gets a supervisor,
+which applies the namespaces, forks the jailed process, waits for it and writes how it ended. The jail dies when the
+other end of its lifeline closes, so with whoever asked for it; the jail itself never has the lifeline. This process
+ends when its socket closes, and leaves running jails alone.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ PRELOADED = (
     *("textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata", "uuid", "zlib"),
 )
 SCRATCH = "/tmp"
-NUM_JOB_DESCRIPTORS = 6
+NUM_JOB_DESCRIPTORS = 7
 STATUS = 5
 FIRST_FREE, FIRST_MOVED = 6, 500
 """The jail keeps descriptors 0 to 5; 500 is above all that the zygote has open."""
@@ -72,9 +73,14 @@ def main() -> None:
         message, descriptors, _, _ = socket.recv_fds(jobs, 65_536, NUM_JOB_DESCRIPTORS)
         if not message:
             os._exit(0)
-        if os.fork() == 0:
-            jobs.close()
-            supervise(json.loads(message), descriptors, readable, program)
+        try:
+            child = os.fork()
+        except OSError as error:
+            tell(descriptors[STATUS], {"failed": f"no process could be forked: {error}"})
+        else:
+            if child == 0:
+                jobs.close()
+                supervise(json.loads(message), descriptors, readable, program)
         for descriptor in descriptors:
             os.close(descriptor)
         with contextlib.suppress(ChildProcessError):
@@ -97,23 +103,21 @@ def open_standard_library() -> list[tuple[int, bool]]:
 
 def supervise(job: dict, descriptors: list[int], readable: list[tuple[int, bool]], program: bytes) -> None:
     """Run one job to its end and write how it ended to the status pipe. Never returns."""
-    standard_input, standard_output, standard_error, requests, answers, status = descriptors
+    *for_jail, status, lifeline = descriptors
     isolated = job["level"] == "isolated"
     child = 0
     try:
-        layers.die_with_parent()
         if isolated:
             layers.enter_namespaces(SCRATCH, job["limits"]["file_bytes"])
         child = os.fork()
         if child == 0:
-            standard = (standard_input, standard_output, standard_error)
-            jailed(job, (*standard, requests, answers), status, readable, program)
+            jailed(job, for_jail, status, readable, program)
     except BaseException as error:
         tell(status, {"failed": f"{type(error).__name__}: {error}"})
         os._exit(0)
-    for descriptor in (standard_input, standard_output, standard_error, answers):
+    for descriptor in for_jail:
         os.close(descriptor)
-    wait_for(child, requests)
+    wait_for(child, lifeline)
     _, wait_status, usage = os.wait4(child, 0)
     cpu_s = usage.ru_utime + usage.ru_stime
     tell(
@@ -123,12 +127,12 @@ def supervise(job: dict, descriptors: list[int], readable: list[tuple[int, bool]
     os._exit(0)
 
 
-def wait_for(child: int, requests: int) -> None:
-    """Return when the child has ended; kill it when nobody holds the other end of the request pipe any more."""
+def wait_for(child: int, lifeline: int) -> None:
+    """Return when the child has ended; kill it when nobody holds the other end of the lifeline any more."""
     handle = os.pidfd_open(child)
     poll = select.poll()
     poll.register(handle, select.POLLIN)
-    poll.register(requests, 0)  # reports only that the other end has closed
+    poll.register(lifeline, 0)  # reports only that the other end has closed
     ready = {descriptor for descriptor, _ in poll.poll()}
     if handle not in ready:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -139,16 +143,14 @@ def tell(status: int, report: dict) -> None:
         os.write(status, json.dumps(report).encode() + b"\n")
 
 
-def jailed(
-    job: dict, descriptors: tuple[int, ...], status: int, readable: list[tuple[int, bool]], program: bytes
-) -> None:
+def jailed(job: dict, descriptors: list[int], status: int, readable: list[tuple[int, bool]], program: bytes) -> None:
     """Put on every layer of the job's level, then serve requests. Never returns."""
     limits, isolated = job["limits"], job["level"] == "isolated"
     try:
-        layers.die_with_parent()
         os.setsid()
         if job["level"] == "process":
             layers.drop_root()
+        layers.die_with_parent()  # after changes of the user, which clear it
         os.chdir(SCRATCH if isolated else "/")
         if job["level"] != "process":
             layers.restrict_files(readable, SCRATCH if isolated else None)
@@ -165,7 +167,11 @@ def jailed(
         tell(status, {"failed": f"{type(error).__name__}: {error}"})
         os._exit(1)
     os.close(STATUS)
-    os._exit(runner.serve())
+    try:
+        code = runner.serve()
+    except BaseException:  # whatever the code broke in this process, it did not end well
+        code = 1
+    os._exit(code)
 
 
 if __name__ == "__main__":
