@@ -30,6 +30,7 @@ def open_task(task: str, **options: Any) -> Any:
     return env
 
 
+@pytest.mark.slow
 def test_every_generator_of_reasoning_gym_gives_its_own_gold_a_full_score() -> None:
     pytest.importorskip("reasoning_gym", reason="make adapters installs it")
     assert len(tasks()) == 105
@@ -79,6 +80,7 @@ def test_an_unknown_generator_is_named_and_several_are_drawn_from() -> None:
     assert tasks == {"chain_sum", "leg_counting"}
 
 
+@pytest.mark.slow
 def test_the_adapter_of_reasoning_gym_keeps_the_contract() -> None:
     pytest.importorskip("reasoning_gym", reason="make adapters installs it")
     assert failures("other/ReasoningGym-v0") == []

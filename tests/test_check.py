@@ -209,6 +209,7 @@ def test_a_sound_environment_passes_and_every_check_says_what_it_means_and_how_t
     assert {result.detail for result in results if result.status == "skipped"} == {"there are no tools"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "name"),
     [

@@ -51,6 +51,7 @@ NEED_A_JUDGE = {"chat/Judged-v0", "chat/Compared-v0"}
 """Checked with a stub in tests/test_judge.py."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", sorted({*environment_ids()} - NEED_A_JUDGE))
 def test_every_registered_environment_keeps_the_contract(env_id: str) -> None:
     assert failures(env_id, {}, num_seeds=8) == []

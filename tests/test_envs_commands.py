@@ -50,6 +50,7 @@ def test_broken_plugins_are_listed_with_their_problem(tmp_path: Path) -> None:
     assert "No module named 'numpyy'" in tried["bad 1.0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["function", "tools", "full"])
 def test_a_new_package_passes_its_own_check_as_it_is_written(kind: str, tmp_path: Path) -> None:
     write_package("WordGame", kind, tmp_path)

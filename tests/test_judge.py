@@ -180,6 +180,7 @@ def test_a_judge_is_asked_for_before_anything_is_played(monkeypatch: pytest.Monk
             env.reset(seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["chat/Judged-v0", "chat/Compared-v0"])
 def test_judged_environments_keep_the_contract(env_id: str, judge: Judge) -> None:
     results = check_environment(env_id, num_seeds=4)

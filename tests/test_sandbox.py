@@ -37,6 +37,7 @@ def run(code: str, limits: Limits = PATIENT) -> SandboxResult:
     return run_function(code, "f", INPUTS, limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
 def test_no_probe_escapes_from_the_level_that_must_hold_it(probe: Probe, level: Level) -> None:
@@ -45,6 +46,7 @@ def test_no_probe_escapes_from_the_level_that_must_hold_it(probe: Probe, level: 
     assert result.is_expected(level), result.detail
 
 
+@pytest.mark.slow
 def test_the_probes_are_real_attempts() -> None:
     """The same probes get through where a layer is missing: without Landlock and seccomp many must escape."""
     with target() as aim:
