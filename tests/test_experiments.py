@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.check import check_environment
 from rl.cluster.cluster import reserved
 from rl.config_file import load_config
 from rl.preflight import preflight
@@ -44,6 +45,22 @@ def test_every_command_that_the_readme_names_exists() -> None:
             [sys.executable, "-m", package, command, "--help"], cwd=ROOT, capture_output=True, check=False, timeout=60
         )
         assert done.returncode == 0, (package, command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "envs/README.md"])
+def test_the_documents_environments_keep_the_contract(
+    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    assert examples
+    for number, code in enumerate(examples):
+        module = f"example_{document.replace('/', '_').removesuffix('.md')}_{number}"
+        (tmp_path / f"{module}.py").write_text(code)
+        name = re.findall(r"^(?:class|def) (\w+)", code, re.MULTILINE)[0]
+        results = check_environment(f"{module}:{name}", num_seeds=6)
+        assert [f"{result.name}: {result.detail}" for result in results if result.status == "failed"] == []
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "check", "lock"])
