@@ -8,7 +8,6 @@ import pytest
 
 from envs.check import CHECKS, check_environment
 from envs.messages import Message, Reply
-from envs.registry import make
 from envs.text_env import TextEnv, draw_in_split
 
 WORDS = ("sun", "moon", "star", "sea", "wind", "rain", "snow", "tree", "leaf", "bird", "stone", "hill")
@@ -248,7 +247,3 @@ def test_tools_and_gold_are_checked_where_there_are_some() -> None:
 def test_an_environment_that_cannot_be_made_fails_with_the_reason() -> None:
     results = check_environment("tests.test_check:Nowhere", num_seeds=1)
     assert all(result.status == "failed" and "Nowhere" in result.detail for result in results)
-
-
-def test_what_is_made_is_checked_under_its_own_options() -> None:
-    assert type(make("tests.test_check:Sound")) is Sound

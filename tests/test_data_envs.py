@@ -132,7 +132,7 @@ def test_the_python_tool_keeps_its_names() -> None:
     env.close()
 
 
-def test_every_data_package_is_pinned() -> None:
+def test_every_data_package_is_installed() -> None:
     for env_id in ("math/Competition-v0", "code/HumanEval-v0", "math/GradeSchool-v0"):
         make(env_id).reset(seed=0)
 
