@@ -1,5 +1,5 @@
 # make demo: install and run the main job.   make test: install and run all tests.   make check: format, lint, types,
-# layers and fast tests.   make adapters: packages that environments from elsewhere need.   make lock: new pinned lists.
+# layers and fast tests.   make adapters: what environments from elsewhere need.   make lock: new pinned lists.
 # make clean: remove the environment.
 SHELL := /bin/bash
 PYTHON ?= python3.11
@@ -29,7 +29,8 @@ demo: install
 adapters: $(VENV)/adapters
 
 # Optional: without a C compiler one of the packages cannot be built, and the tests of its adapter are skipped.
-$(VENV)/adapters: requirements/adapters.txt | install
+$(VENV)/adapters: requirements/adapters.txt requirements/foreign.txt | install
+	-$(PIP) --ignore-requires-python --upgrade --target $(VENV)/foreign -r requirements/foreign.txt
 	-$(PIP) -r requirements/adapters.txt && touch $@
 
 test: install adapters

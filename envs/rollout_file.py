@@ -4,11 +4,11 @@ A line has `task` (`env_id`, `seed`, `split`, `options`), `messages`, `reward`, 
 where a trainer wrote it, `turns` with the sampled tokens.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from envs.json_lines import read_lines
 from envs.messages import Message, ToolCall
 
 
@@ -46,16 +46,12 @@ def rollout_paths(place: Path) -> list[Path]:
 
 
 def read_rollouts(place: Path) -> Iterator[dict[str, Any]]:
-    """Every rollout of a file or run folder; a torn last line is left out. Raises `RolloutFileError`."""
+    """Every rollout of a file or run folder; a torn last line is left out.
+
+    Raises `RolloutFileError` for what is no rollout, `JsonLineError` for a damaged line.
+    """
     for path in rollout_paths(place):
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    rollout = json.loads(line)
-                except ValueError as error:
-                    if not line.endswith("\n"):
-                        break
-                    raise RolloutFileError(f"{path}, line {number} is not JSON: {error}") from None
-                if not isinstance(rollout, dict) or not {"task", "messages"} <= rollout.keys():
-                    raise RolloutFileError(f"{path}, line {number} is no rollout: it has no task and messages")
-                yield rollout
+        for number, rollout in enumerate(read_lines(path), start=1):
+            if not {"task", "messages"} <= rollout.keys():
+                raise RolloutFileError(f"{path}, line {number} is no rollout: it has no task and messages")
+            yield rollout

@@ -24,11 +24,11 @@ class WorkerError(RuntimeError):
 
 
 class WorkerPool:
-    """At most `num` processes of `script`; `hint` says what to try when one does not start."""
+    """At most `num` processes of `script`, run by `python`; `hint` says what to try when one does not start."""
 
-    def __init__(self, script: Path, num: int, hint: str) -> None:
+    def __init__(self, script: Path, num: int, hint: str, python: str = sys.executable) -> None:
         self.script = script
-        self._hint = hint
+        self._start = lambda: _Worker(python, script, hint)
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         for _ in range(num):
             self._idle.put(None)  # a place for a worker that has not been started
@@ -37,7 +37,7 @@ class WorkerPool:
         """The answer, or None when there is none within `deadline_s`. Raises `WorkerError`."""
         worker, answer = self._idle.get(), None
         try:
-            worker = worker or _Worker(self.script, self._hint)
+            worker = worker or self._start()
             answer = worker.ask(question, deadline_s)
         finally:
             if worker and answer is None:  # it may still be busy with this question
@@ -47,10 +47,10 @@ class WorkerPool:
 
 
 class _Worker:
-    def __init__(self, script: Path, hint: str) -> None:
+    def __init__(self, python: str, script: Path, hint: str) -> None:
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(script)],
+                [python, "-P", str(script)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

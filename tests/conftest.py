@@ -141,6 +141,6 @@ def make_group(rewards: Sequence[float | None], ordinal: int = 0, **task_options
     return Group(f"0-{ordinal}", task, rollouts)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def repo() -> Path:
     return Path(__file__).parent.parent

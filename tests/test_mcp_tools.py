@@ -9,8 +9,8 @@ import pytest
 
 from envs.adapters.mcp_tools import McpTools
 from envs.event_loop import settle
+from envs.json_lines import JsonLineError
 from envs.messages import Message, Reply, ToolCall
-from envs.scored import RowError
 from envs.text_env import EnvironmentOptionError
 
 SERVER = '''
@@ -81,5 +81,5 @@ def test_what_is_missing_is_named(options: dict[str, Any], tmp_path: Path) -> No
     with pytest.raises(Exception, match="no/such/server"):
         settle(McpTools().reset(seed=0, options={**options, "command": ["/no/such/server"]}))
     (tmp_path / "bad.jsonl").write_text('{"prompt": "?"}\n')
-    with pytest.raises(RowError, match=r"bad.jsonl, line 1 must have a prompt and an answer"):
+    with pytest.raises(JsonLineError, match=r"bad.jsonl, line 1 must have answer"):
         settle(McpTools().reset(seed=0, options={**options, "rows": str(tmp_path / "bad.jsonl")}))

@@ -10,14 +10,15 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from envs.json_lines import JsonLineError, read_lines
+from envs.rollout_file import read_rollouts
 from rl.config_file import load_config
 from rl.data_types import Outcome, Rollout
 from rl.runs.checkpoint import save_checkpoint
 from rl.runs.display import Display, moving_mean, sparkline
-from rl.runs.files import TornFileError, append_line, read_lines
+from rl.runs.files import append_line
 from rl.runs.folder import RunFolder, RunFolderError
 from rl.runs.inspect import NothingToShowError, show_rollouts
-from rl.runs.rollouts import read_rollouts
 from rl.runs.tracking import Tracker, step_metrics
 from tests.run_makers import (
     ARITHMETIC,
@@ -166,7 +167,7 @@ def test_a_torn_last_line_is_left_out_and_a_torn_middle_line_is_an_error(tmp_pat
     path.write_text('{"a": 1}\n{"a": ')
     assert list(read_lines(path)) == [{"a": 1}]
     path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
-    with pytest.raises(TornFileError, match=r"lines.jsonl, line 2 is not JSON"):
+    with pytest.raises(JsonLineError, match=r"lines.jsonl, line 2 is not JSON"):
         list(read_lines(path))
 
 

@@ -1,16 +1,15 @@
 """The tools of an MCP server as an environment: questions from a file, answered with the server's help."""
 
 import asyncio
-import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from envs.json_lines import read_rows
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from envs.package_data import DataPackageError
-from envs.scored import Row, RowError
-from envs.text_env import EnvironmentOptionError, TextEnv, in_split
+from envs.scored import RowTable
+from envs.text_env import EnvironmentOptionError, TextEnv
 from rewards.exact import text_correct
 
 CALL_DEADLINE_S = 30.0
@@ -65,19 +64,7 @@ class McpSession:
                 self._ready.set_exception(error)
 
 
-@functools.cache
-def read_rows(path: str) -> tuple[Row, ...]:
-    """The rows of a JSONL file. Raises `RowError` naming the line."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RowError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not {"prompt", "answer"} <= row.keys():
-            raise RowError(f"{path}, line {number} must have a prompt and an answer")
-        rows.append(row)
-    return tuple(rows)
+ROWS = RowTable(lambda path="": read_rows(Path(path), "prompt", "answer"))
 
 
 class McpTools(TextEnv):
@@ -100,9 +87,7 @@ class McpTools(TextEnv):
             raise EnvironmentOptionError(
                 "give the options command (a list that starts an MCP server) and rows (a file)"
             )
-        rows = [row for row in read_rows(str(chosen["rows"])) if in_split(row["prompt"], split)]
-        if not rows:
-            raise EnvironmentOptionError(f"{chosen['rows']} has no row in split {split!r}; give it more rows")
+        rows = ROWS.of_split(split, {"path": chosen["rows"]})
         self.max_turns = chosen["turns"]  # type: ignore[misc]
         self._row = rows[int(self.np_random.integers(len(rows)))]
         self._num_called = 0

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from envs.check.subject import Check, Skipped, Subject, play, require, saying
+from envs.event_loop import settle
 from envs.messages import Reply, ToolCall
 
 HOSTILE = ("\0", "x" * 100_000, "\ud800", "9" * 5000, "((((" * 500, "\\frac{" * 200, "<|im_end|></think>", "💥" * 50)
@@ -27,6 +28,7 @@ def wrong_tool_calls_come_back_as_text(subject: Subject) -> None:
     """An unknown tool, missing, additional and nonsensical arguments do not raise and do not end the episode.
     To mend: raise `ValueError` with words for the policy; it becomes the tool's answer."""
     env = subject.make()
+    subject.reset(env, 0)
     if not env.tools:
         raise Skipped("there are no tools")
     calls = [ToolCall("no_such_tool", {})]
@@ -73,7 +75,8 @@ def nothing_is_left_behind(subject: Subject) -> None:
             env = subject.make()
             subject.reset(env, seed)
             play(subject, env, saying("hello"))
-            env.close()
+            settle(env.close())
+        subject.made.clear()
 
     episodes(3)  # what is made once a process
     before = held()
@@ -88,12 +91,10 @@ def nothing_is_left_behind(subject: Subject) -> None:
 def close_may_be_called_twice(subject: Subject) -> None:
     """Closing twice, and without a reset, raises nothing.
     To mend: let `close` look what there is to close."""
-    env = subject.make()
-    env.close()
-    env.close()
-    subject.reset(env := subject.make(), 0)
-    env.close()
-    env.close()
+    fresh, played = subject.make(), subject.make()
+    subject.reset(played, 0)
+    for env in (fresh, fresh, played, played):
+        settle(env.close())
 
 
 BEHAVIOUR_CHECKS: tuple[Check, ...] = (

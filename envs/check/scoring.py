@@ -68,6 +68,7 @@ def calling_tools_forever_earns_nothing(subject: Subject) -> None:
     """A policy that only calls tools, with arguments that mean nothing, earns nothing.
     To mend: pay for the end, not for calls; check the final state together with the answer."""
     env = subject.make()
+    subject.reset(env, 0)
     if not env.tools:
         raise Skipped("there are no tools")
     totals = []

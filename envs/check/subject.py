@@ -45,9 +45,17 @@ class Subject:
     options: Mapping[str, Any]
     num_seeds: int
     latencies: dict[str, list[float]] = field(default_factory=lambda: {"reset": [], "step": []})
+    made: list[TextEnv] = field(default_factory=list)
 
     def make(self) -> TextEnv:
-        return make(self.env_id)
+        """A new instance, closed when the check is over."""
+        self.made.append(make(self.env_id))
+        return self.made[-1]
+
+    def close_all(self) -> None:
+        for env in self.made:
+            settle(env.close(), CALL_DEADLINE_S)
+        self.made.clear()
 
     def reset(self, env: TextEnv, seed: int, split: str = "train") -> tuple[tuple[Message, ...], dict[str, Any]]:
         options = {**self.options, "split": split}
@@ -73,7 +81,10 @@ def run_check(check: Check, subject: Subject) -> CheckResult:
     started = time.perf_counter()
     status, detail = "passed", ""
     try:
-        check(subject)
+        try:
+            check(subject)
+        finally:
+            subject.close_all()
     except Skipped as reason:
         status, detail = "skipped", str(reason)
     except ContractError as error:

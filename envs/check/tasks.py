@@ -41,7 +41,8 @@ def another_process_draws_the_same_task(subject: Subject) -> None:
     command = [sys.executable, "-c", code, json.dumps([subject.env_id, dict(subject.options)])]
     drawn = []
     for hash_seed in ("1", "2"):
-        settings = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
+        settings = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
         done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=PROCESS_DEADLINE_S)
         require(done.returncode == 0, f"it cannot be played in a process of its own: {done.stderr[-500:]}")
         drawn.append(done.stdout)

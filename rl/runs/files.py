@@ -1,19 +1,17 @@
 """How are a run's files written so that a kill at any moment leaves them whole?
 
-Lines of JSON are appended and flushed one by one: a kill can only tear the last one, which readers leave out.
-Everything else is written beside its place and renamed into it.
+Lines of JSON are appended and flushed one by one: a kill can only tear the last one, which readers
+leave out (`envs.json_lines`). Everything else is written beside its place and renamed into it.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-
-class TornFileError(ValueError):
-    """A line in the middle of a file of JSON lines cannot be read."""
+from envs.json_lines import read_lines
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -43,25 +41,6 @@ def append_line(file: TextIO, line: Mapping[str, Any]) -> None:
         text = json.dumps(_finite(line), default=str)
     file.write(text + "\n")
     file.flush()
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file of JSON lines; a torn last line is left out, a missing file has none.
-
-    Raises `TornFileError` naming file and line when another line cannot be read.
-    """
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            try:
-                line = json.loads(text)
-            except ValueError as error:
-                if not text.endswith("\n"):
-                    return
-                message = f"{path}, line {number} is not JSON: {error}. Delete that line to read the others"
-                raise TornFileError(message) from None
-            yield line
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

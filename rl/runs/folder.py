@@ -26,11 +26,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+from envs.json_lines import read_lines
 from envs.registry import environment_version
 from rl.config import ExperimentConfig
 from rl.config_file import dump_config, load_config
 from rl.runs.checkpoint import latest_checkpoint
-from rl.runs.files import keep_lines, read_lines, write_atomically
+from rl.runs.files import keep_lines, write_atomically
 
 Kind = Literal["train", "evaluation"]
 PACKAGES = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.runs.files import read_lines
+from envs.json_lines import read_lines
 from rl.runs.folder import RunFolder
 
 Line = Mapping[str, Any]
@@ -50,7 +50,7 @@ class NoRunError(FileNotFoundError):
 
 
 def read_history(run_dir: Path) -> History:
-    """Raises `NoRunError` when there is no such folder, `TornFileError` for a damaged metrics file."""
+    """Raises `NoRunError` when there is no such folder, `JsonLineError` for a damaged metrics file."""
     if not run_dir.is_dir():
         raise NoRunError(f"there is no run folder {run_dir}; name the run_dir of an experiment")
     run = RunFolder(run_dir)

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from envs.rollout_file import read_rollouts
 from rl.data_types import Outcome
 from rl.runs.folder import RunFolder
 from rl.runs.report import call_text
-from rl.runs.rollouts import read_rollouts
 
 ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 

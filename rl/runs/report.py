@@ -8,12 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from envs.rollout_file import read_rollouts
 from rl.data_types import Outcome
 from rl.runs.figures import FIGURES, budget_figure
 from rl.runs.files import write_atomically
 from rl.runs.folder import RunFolder
 from rl.runs.history import History, Line, read_history
-from rl.runs.rollouts import read_rollouts
 
 NUM_SAMPLE_FILES = 3  # newest files that sample rollouts are chosen from
 DOTS_PER_INCH = 130

@@ -1,16 +1,15 @@
-"""How are rollouts written as JSON lines, and read again?
+"""How are rollouts written as JSON lines? `envs.rollout_file` reads them.
 
 One line a rollout: `step`, `kind` (`train` or `evaluation`) and every field of `rl.data_types.Rollout`, its task, turns
 and messages as objects.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from envs.rollout_file import message_object
 from rl.data_types import Group, Rollout
-from rl.runs.files import append_line, read_lines
+from rl.runs.files import append_line
 from rl.runs.folder import Kind
 
 
@@ -19,11 +18,6 @@ def write_rollouts(file: TextIO, step: int, kind: Kind, groups: Sequence[Group])
     for group in groups:
         for rollout in group.rollouts:
             append_line(file, {"step": step, "kind": kind, **rollout_object(rollout)})
-
-
-def read_rollouts(path: Path) -> Iterator[dict[str, Any]]:
-    """The saved rollouts of one file, in order. Raises `TornFileError` where a line other than the last is damaged."""
-    yield from read_lines(path)
 
 
 def rollout_object(rollout: Rollout) -> dict[str, Any]:

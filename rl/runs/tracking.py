@@ -28,8 +28,9 @@ from types import TracebackType
 
 from tensorboard.summary import Writer
 
+from envs.json_lines import read_lines
 from rl.data_types import Group, Outcome, Rollout, Update
-from rl.runs.files import append_line, read_lines
+from rl.runs.files import append_line
 from rl.runs.folder import Kind, RunFolder
 from rl.runs.rollouts import write_rollouts
 

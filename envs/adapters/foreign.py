@@ -1,0 +1,17 @@
+"""What do adapters of foreign environments have in common? Failures, what can be sent, and the scale of rewards."""
+
+
+class ForeignError(RuntimeError):
+    """The other side failed, or gave what its interface does not allow. Never the policy's doing."""
+
+
+def sendable(text: str) -> str:
+    """The text without lone surrogates, which JSON can hold but UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def in_unit_range(total: float, lowest: float, highest: float) -> float:
+    """`total` brought from lowest..highest to 0..1. Raises `ForeignError` where it lies outside."""
+    if not lowest - 1e-6 <= total <= highest + 1e-6:
+        raise ForeignError(f"a sum of rewards of {total} is outside of {lowest} to {highest}: set lowest and highest")
+    return min(1.0, max(0.0, (total - lowest) / (highest - lowest)))

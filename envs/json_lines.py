@@ -1,0 +1,49 @@
+"""How are files of JSON lines read? One object a line; a kill while one is written can only tear the last."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class JsonLineError(ValueError):
+    """A line that is no JSON object, or lacks what is needed."""
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file that a run writes; a torn last line is left out, a missing file has none.
+
+    Raises `JsonLineError` naming file and line when another line cannot be read.
+    """
+    if path.is_file():
+        yield from _objects(path, may_be_torn=True)
+
+
+def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """The objects in a file that somebody gives as data, each with the keys that are needed.
+
+    Raises `JsonLineError` naming file and line, `OSError` for a file that cannot be read.
+    """
+    rows = []
+    for number, row in enumerate(_objects(path, may_be_torn=False), start=1):
+        missing = [key for key in needed if key not in row]
+        if missing:
+            raise JsonLineError(f"{path}, line {number} must have {' and '.join(missing)}")
+        rows.append(row)
+    return rows
+
+
+def _objects(path: Path, *, may_be_torn: bool) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                if may_be_torn and not text.endswith("\n"):
+                    return
+                raise JsonLineError(
+                    f"{path}, line {number} is not JSON: {error}. Delete that line to read the others"
+                ) from None
+            if not isinstance(line, dict):
+                raise JsonLineError(f"{path}, line {number} must be an object, got {text.strip()!r:.100}")
+            yield line
