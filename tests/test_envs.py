@@ -10,6 +10,7 @@ import pytest
 from envs.arithmetic import Sum, arithmetic
 from envs.check import check_environment
 from envs.constraints import Constraints
+from envs.countdown import countdown
 from envs.functions import Functions
 from envs.gold import GoldError, gold_conversation
 from envs.grade_school import GradeSchool
@@ -27,6 +28,7 @@ OURS = (
     "chat/Constraints-v0",
     "code/Functions-v0",
     "math/Arithmetic-v0",
+    "math/Countdown-v0",
     "math/GradeSchool-v0",
     "math/RunningTotal-v0",
     "tools/Store-v0",
@@ -47,12 +49,19 @@ def failures(env_id: str, options: dict[str, Any], num_seeds: int) -> list[str]:
     return [f"{result.name}: {result.detail}" for result in results if result.status == "failed"]
 
 
-NEED_A_JUDGE = {"chat/Judged-v0", "chat/Compared-v0"}
-"""Checked with a stub in tests/test_judge.py."""
+ELSEWHERE = {
+    "chat/Judged-v0": "test_judge.py",
+    "chat/Compared-v0": "test_judge.py",
+    "other/Mcp-v0": "test_mcp_tools.py",
+    "other/NemoGym-v0": "test_foreign.py",
+    "other/OpenEnv-v0": "test_foreign.py",
+    "other/Verifiers-v0": "test_foreign.py",
+}
+"""Those that need a server or an endpoint, and where they are checked with one."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", sorted({*environment_ids()} - NEED_A_JUDGE))
+@pytest.mark.parametrize("env_id", sorted({*environment_ids()} - ELSEWHERE.keys()))
 def test_every_registered_environment_keeps_the_contract(env_id: str) -> None:
     assert failures(env_id, {}, num_seeds=8) == []
 
@@ -104,6 +113,26 @@ def test_running_totals_by_hand() -> None:
     env.row = {**env.row, "gold": "one"}
     assert env.step(Reply(" One\n"))[1] == 1.0
     assert env.step(Reply("one or two"))[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("3*(7+1)", 1.0),
+        ("I try.\n(7+1)*3 = 24", 1.0),
+        ("3×8", 1.0),  # noqa: RUF001 - as people write it
+        ("8*3\nThat is it.", 0.0),
+        ("24", 0.0),
+        ("8+8+8", 0.0),
+        ("3*8*1/1", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_countdown_takes_any_solution_of_the_given_numbers(text: str, reward: float) -> None:
+    env = countdown()
+    env.reset(seed=0)
+    env.row = {**env.row, "numbers": [1, 3, 7, 8], "target": 24}
+    assert env.step(Reply(text))[1] == reward
 
 
 def test_a_gold_conversation_has_openings_replies_and_tool_results_in_order() -> None:

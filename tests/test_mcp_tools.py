@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from envs.adapters.mcp_tools import McpTools
+from envs.check import check_environment
 from envs.event_loop import settle
 from envs.json_lines import JsonLineError
 from envs.messages import Message, Reply, ToolCall
@@ -64,6 +65,12 @@ def test_the_servers_tools_are_called_and_each_rollout_has_its_own_state(options
     for env in (left, right):
         settle(env.close())
         settle(env.close())
+
+
+@pytest.mark.slow
+def test_the_server_keeps_the_contract(options: dict[str, Any]) -> None:
+    results = check_environment("other/Mcp-v0", options, num_seeds=2)
+    assert [f"{result.name}: {result.detail}" for result in results if result.status == "failed"] == []
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 
+from rewards.expression import read_expression
 from rewards.math_answer import answer_correct, number_decides, verify_symbolically
 from rewards.numbers import final_answer, last_boxed, number_correct, parse_number
 from rewards.worker_pool import WorkerError, WorkerPool
@@ -111,3 +112,24 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(tmp_path) -> None
     for _ in range(2):
         with pytest.raises(WorkerError, match=r"broken_worker.py did not start; is it installed\?"):
             pool.ask("3*4", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("(25-19)*16+14", (Fraction(110), [25, 19, 16, 14])),
+        (" 1/3 + 2 ", (Fraction(7, 3), [1, 3, 2])),
+        ("8÷2−1", (Fraction(3), [8, 2, 1])),  # noqa: RUF001 - as people write it
+        ("1/0", None),
+        ("2**9", None),
+        ("-3", None),
+        ("1.5+1", None),
+        ("True+1", None),
+        ("__import__('os')", None),
+        ("", None),
+        ("(" * 150, None),
+        ("1+" * 150 + "1", None),
+    ],
+)
+def test_an_expression_is_read_exactly_and_never_run(text: str, read: tuple[Fraction, list[int]] | None) -> None:
+    assert read_expression(text) == read
