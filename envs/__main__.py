@@ -82,6 +82,10 @@ def evaluate(
     options: Options = None,
     url: Annotated[str, typer.Option(help="OpenAI-compatible base URL, ending in /v1.")] = "http://localhost:8000/v1",
     model: Annotated[str, typer.Option(help="The endpoint's name of the model.")] = "",
+    policy: Annotated[
+        Path | None, typer.Option(help="In place of an endpoint: a checkpoint's folder, for vLLM.")
+    ] = None,
+    chat: Annotated[str, typer.Option(help="The checkpoint's chat: nemotron, or template (its own).")] = "nemotron",
     tasks: Annotated[int, typer.Option("-n", "--tasks", help="How many tasks.")] = 20,
     tries: Annotated[int, typer.Option("-k", "--tries", help="Tries at each task.")] = 1,
     split: Annotated[str, typer.Option(help="train or heldout.")] = "heldout",
@@ -91,16 +95,22 @@ def evaluate(
     at_once: Annotated[int, typer.Option(help="Episodes at the same time.")] = 16,
     out: Annotated[Path | None, typer.Option(help="Save the rollouts here, as JSON lines.")] = None,
 ) -> None:
-    """Let a model behind an OpenAI-compatible endpoint play: mean, pass@k, parts, outcomes. Key: OPENAI_API_KEY."""
+    """Let a model play: mean, pass@k, parts, outcomes. Behind an endpoint (key: OPENAI_API_KEY), or a checkpoint."""
     from envs.commands.evaluate import Endpoint
     from envs.commands.evaluate import evaluate as run
+    from envs.commands.evaluate_local import evaluate_local
 
-    if not model:
-        raise typer.BadParameter("name the model with --model")
-    endpoint = Endpoint(url, model, temperature, max_tokens, timeout_s, at_once)
-    rollouts = run(
-        console, endpoint, env_id, read_options(options), split=split, num_tasks=tasks, num_tries=tries, out=out
-    )
+    given = read_options(options)
+    if policy is not None:
+        rollouts = evaluate_local(
+            console, policy, env_id, given, chat=chat, split=split, num_tasks=tasks, num_tries=tries, out=out,
+            temperature=temperature, max_tokens=max_tokens, timeout_s=timeout_s, at_once=at_once,
+        )  # fmt: skip
+    elif not model:
+        raise typer.BadParameter("name the endpoint's model with --model, or a checkpoint's folder with --policy")
+    else:
+        endpoint = Endpoint(url, model, temperature, max_tokens, timeout_s, at_once)
+        rollouts = run(console, endpoint, env_id, given, split=split, num_tasks=tasks, num_tries=tries, out=out)
     if all(rollout["reward"] is None for rollout in rollouts):
         raise typer.Exit(1)
 

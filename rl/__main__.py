@@ -43,6 +43,7 @@ def evaluate(
     budgets: Annotated[
         str, typer.Option(help="Thinking budgets to play every task with, such as off,32,64,unlimited.")
     ] = "",
+    split: Annotated[str, typer.Option(help="heldout, or train, to profile training tasks.")] = "heldout",
 ) -> None:
     """Play held-out tasks and print reward and accuracy by environment; also written to RUN/evaluation.json.
 
@@ -56,7 +57,9 @@ def evaluate(
         weights = "{" + ", ".join(f"{budget}: 1" for budget in given) + "}"
         replaced = [f"environments.{env_id}.budget={weights}" for env_id in config.environments]
         config = load_config(yaml, [*(overrides or []), *replaced])
-    evaluate_policy(config, policy, [read_budget(budget) for budget in given])
+    if split not in ("train", "heldout"):
+        raise typer.BadParameter(f"--split must be train or heldout, got {split}")
+    evaluate_policy(config, policy, [read_budget(budget) for budget in given], split)
 
 
 @app.command()

@@ -136,6 +136,21 @@ class PrecisionConfig(Section):
         return "float32" if self.format == "float32" else "bfloat16"
 
 
+class CurriculumConfig(Section):
+    """Training tasks from easy to hard, in place of new ones: those of a profile, by how often they were passed."""
+
+    profile: Path
+    """What `python -m envs profile ROLLOUTS --out FILE` wrote; it must stay as it is while a run goes on."""
+    num_steps: Positive
+    """Steps over which the mean pass rate of the drawn tasks falls."""
+    first_pass_rate: Share = 0.8
+    """Mean pass rate of the tasks drawn at first."""
+    last_pass_rate: Share = 0.2
+    """Mean pass rate of the tasks drawn from step `num_steps` on."""
+    spread: Annotated[float, Field(gt=0)] = 0.15
+    """Standard deviation of the drawn tasks' pass rates around that mean."""
+
+
 class EnvironmentConfig(Section):
     """One environment of the mixture."""
 
@@ -146,6 +161,8 @@ class EnvironmentConfig(Section):
     weights, such as `{off: 1, 32: 2, unlimited: 1}`, from which each task draws one."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The environment's own options, such as difficulty; see the environment's README entry."""
+    curriculum: CurriculumConfig | None = None
+    """Where training tasks come from, if not drawn anew; they keep the options they were profiled with."""
 
     @field_validator("budget", mode="before")
     @classmethod

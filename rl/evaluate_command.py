@@ -1,4 +1,4 @@
-"""`python -m rl evaluate`: play held-out tasks with a policy folder or a run's newest checkpoint."""
+"""`python -m rl evaluate`: play tasks with a policy folder or a run's newest checkpoint."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from envs.text_env import Split
 from rl.cluster.cluster import ActorDied, ClusterError, cluster, start_actor, stop_actor, wait_for
 from rl.config import ExperimentConfig
 from rl.config_file import ConfigError
@@ -21,15 +22,16 @@ from rl.runs.checkpoint import latest_checkpoint
 from rl.runs.files import write_atomically
 from rl.runs.folder import RunFolder
 from rl.runs.report import write_budget_figure
+from rl.runs.rollouts import write_rollouts
 from rl.stop import handled_signals
 from rl.tasks.ledger import Ledger
-from rl.tasks.stream import TaskStream, heldout_tasks
+from rl.tasks.stream import TaskStream, evaluation_tasks
 
 
 def evaluate_policy(
-    config: ExperimentConfig, policy: Path | None, budgets: Sequence[Budget] = ()
+    config: ExperimentConfig, policy: Path | None, budgets: Sequence[Budget] = (), split: Split = "heldout"
 ) -> dict[str, dict[str, float]]:
-    """Metrics by environment, printed as a table and written to `<run_dir>/evaluation.json`.
+    """Metrics by environment, printed as a table and written to `<run_dir>/evaluation.json`; rollouts beside it.
 
     With `budgets`, every task is played with each of them; the metrics are by budget, else under the one key `own`.
     """
@@ -43,21 +45,25 @@ def evaluate_policy(
             pool.wait_until_ready()
             if config.precision.is_quantised:
                 serve_quantised(config, policy, pool)
-            collector = Collector(config, pool, TaskStream(config.environments, config.seed), Ledger())
-            tasks = heldout_tasks(config.environments, config.evaluation.num_tasks)
-            metrics = {"own": evaluation_metrics(collector.evaluate(tasks))} if not budgets else {}
+            collector = Collector(
+                config, pool, TaskStream(config.environments, config.seed, config.train.num_prompts), Ledger()
+            )
+            tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks, split)
+            played = {"own": collector.evaluate(tasks)} if not budgets else {}
             for budget in budgets:
-                groups = collector.evaluate([dataclasses.replace(task, budget=budget) for task in tasks])
-                metrics[str(budget)] = evaluation_metrics(groups)
+                played[str(budget)] = collector.evaluate([dataclasses.replace(task, budget=budget) for task in tasks])
         except ActorDied as error:
             raise ClusterError(f"an engine or the learner failed to start: {error}") from error
         finally:
             pool.shutdown()
     run = RunFolder(config.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
+    with run.evaluation_rollouts_file.open("w", encoding="utf-8") as file:
+        write_rollouts(file, 0, "evaluation", [group for groups in played.values() for group in groups])
+    metrics = {budget: evaluation_metrics(groups) for budget, groups in played.items()}
     write_atomically(run.evaluation_file, json.dumps({"policy": str(policy), "budgets": metrics}, indent=2) + "\n")
     for budget, values in metrics.items():
-        print_table(f"held-out tasks, {policy}" + (f", thinking budget {budget}" if budgets else ""), values)
+        print_table(f"{split} tasks, {policy}" + (f", thinking budget {budget}" if budgets else ""), values)
     if budgets:
         write_budget_figure(run)
     return metrics

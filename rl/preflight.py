@@ -4,6 +4,7 @@ from envs.event_loop import settle
 from envs.registry import make
 from rl.config import ExperimentConfig
 from rl.config_file import ConfigError, check_references
+from rl.tasks.curriculum import Curriculum, CurriculumError
 
 
 def preflight(config: ExperimentConfig) -> None:
@@ -11,6 +12,11 @@ def preflight(config: ExperimentConfig) -> None:
     check_references(config)
     problems = []
     for env_id, environment in config.environments.items():
+        if environment.curriculum is not None:
+            try:
+                Curriculum(env_id, environment.curriculum)
+            except CurriculumError as error:
+                problems.append(f"environments.{env_id}.curriculum.profile: {error}")
         for split in ("train", "heldout"):
             try:
                 env = make(env_id)
@@ -26,6 +32,6 @@ def preflight(config: ExperimentConfig) -> None:
                         f"environments.{env_id}: {env_id} has tools, which policy.chat template cannot express; use"
                         " chat: nemotron, or leave the environment out"
                     )
-                env.close()
+                settle(env.close())
     if problems:
         raise ConfigError("\n".join(problems))

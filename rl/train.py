@@ -33,7 +33,7 @@ from rl.runs.report import write_report
 from rl.runs.tracking import Tracker, step_metrics
 from rl.stop import POLL_S, StopRequested, deferred_stop, end_with_parent, handled_signals, raise_if_requested
 from rl.tasks.ledger import Ledger
-from rl.tasks.stream import TaskStream, heldout_tasks
+from rl.tasks.stream import TaskStream, evaluation_tasks
 
 
 @dataclass(slots=True)
@@ -115,7 +115,7 @@ def evaluate(parts: Parts, label: str) -> None:
     """Play the held-out tasks with the policy that is served now."""
     config = parts.config
     with parts.phase("evaluate"):
-        groups = parts.collector.evaluate(heldout_tasks(config.environments, config.evaluation.num_tasks))
+        groups = parts.collector.evaluate(evaluation_tasks(config.environments, config.evaluation.num_tasks))
     metrics = evaluation_metrics(groups)
     parts.tracker.track_evaluation(parts.step, label, metrics)
     parts.tracker.save_rollouts(parts.step, "evaluation", groups)
@@ -217,7 +217,7 @@ def started_parts(
     )
     pool = WorkerPool(config, policy_path)
     try:
-        stream = TaskStream(config.environments, config.seed)
+        stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
         collector = Collector(config, pool, stream, ledger)
         step = saved.step if saved else 0
         parts = Parts(config, folder, learner, pool, collector, ledger, tracker, display, step)

@@ -58,7 +58,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_collector(pool: FakePool, max_staleness: int = 0, ledger: Ledger | None = None) -> Collector:
     train = {"num_steps": 9, "num_prompts": 4, "group_size": 2, "max_staleness": max_staleness}
     config = make_config(train=train, evaluation={"num_tasks": 3})
-    return Collector(config, pool, TaskStream(config.environments, 0), ledger or Ledger())  # type: ignore[arg-type]
+    return Collector(config, pool, TaskStream(config.environments, 0, 8), ledger or Ledger())  # type: ignore[arg-type]
 
 
 def ordinals(groups: Sequence[Group]) -> list[int]:
@@ -92,7 +92,7 @@ def test_every_worker_gets_a_share_of_every_environment() -> None:
         environments={"math/Arithmetic-v0": {}, "tools/Store-v0": {}},
         train={"num_steps": 1, "num_prompts": 4, "group_size": 2},
     )
-    stream = TaskStream(config.environments, 0)
+    stream = TaskStream(config.environments, 0, 8)
     Collector(config, pool, stream, Ledger()).collect()  # type: ignore[arg-type]
     for _, members in pool.calls:
         assert {stream.task(ordinal).env_id for ordinal in members} == set(config.environments)

@@ -56,7 +56,9 @@ class OpenEnv(TextEnv):
     async def step(self, action: Reply) -> Any:  # type: ignore[override]
         self._num_turns += 1
         chosen = self._action(action)
-        answer = await self._ask("step", chosen) if isinstance(chosen, dict) else {"invalid": chosen}
+        answer: dict[str, Any] = {"invalid": chosen}
+        if isinstance(chosen, dict):
+            answer = await self._ask("step", chosen)
         self._return += answer.get("reward") or 0.0
         self._was_rewarded |= answer.get("reward") is not None
         if answer.get("done") or self._num_turns == self.max_turns:

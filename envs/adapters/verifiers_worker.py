@@ -3,6 +3,7 @@
 The worker's Python may be another environment's, so nothing of polygym is imported. Run by path; see
 `rewards.worker_pool` for the protocol.
 """
+# pyright: reportMissingImports=false
 
 import asyncio
 import functools

@@ -1,4 +1,7 @@
-"""`python -m envs profile`: which tasks are too easy, too hard, or worth training on?"""
+"""`python -m envs profile`: which tasks are too easy, too hard, or worth training on?
+
+What it writes is read by curricula (`environments.ID.curriculum.profile` of an experiment).
+"""
 
 import json
 import statistics

@@ -50,11 +50,12 @@ class Collector:
         return sorted(groups, key=lambda group: group.task.ordinal)
 
     def evaluate(self, tasks: Sequence[Task]) -> list[Group]:
-        """Held-out groups in the order of `tasks`, played beside whatever is in flight."""
+        """Evaluation's groups in the order of `tasks`, played beside whatever is in flight."""
         evaluation = self._config.evaluation
         deadline = time.monotonic() + self._config.train.collect_timeout_s
         specs = [
-            GroupSpec(f"heldout-{task.ordinal}", task, evaluation.num_samples, evaluation.temperature) for task in tasks
+            GroupSpec(f"evaluation-{task.ordinal}", task, evaluation.num_samples, evaluation.temperature)
+            for task in tasks
         ]
         calls = [self._submit(worker, share) for worker, share in self._deal(specs)]
         groups = [group for call in calls for group in self._finish(call, deadline)]

@@ -139,6 +139,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def evaluation_rollouts_file(self) -> Path:
+        """Rollouts of the last `rl evaluate`."""
+        return self.path / "evaluation_rollouts.jsonl"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
 

@@ -8,8 +8,10 @@ import hashlib
 import random
 from collections.abc import Mapping
 
+from envs.text_env import Split
 from rl.config import EnvironmentConfig
 from rl.data_types import Budget, Task
+from rl.tasks.curriculum import Curriculum
 
 
 def derive_seed(*parts: object) -> int:
@@ -27,9 +29,16 @@ def draw_budget(weights: Mapping[Budget, float], seed: int) -> Budget:
 class TaskStream:
     """The endless stream of training tasks of one run; `task(n)` depends on nothing but the configuration and n."""
 
-    def __init__(self, environments: Mapping[str, EnvironmentConfig], seed: int) -> None:
+    def __init__(self, environments: Mapping[str, EnvironmentConfig], seed: int, num_prompts: int) -> None:
+        """`num_prompts` is how many make a step. Raises `CurriculumError`."""
         self._environments = environments
         self._seed = seed
+        self._num_prompts = num_prompts
+        self._curricula = {
+            env_id: Curriculum(env_id, environment.curriculum)
+            for env_id, environment in environments.items()
+            if environment.curriculum is not None
+        }
         total = sum(environment.weight for environment in environments.values())
         self._shares = {env_id: environment.weight / total for env_id, environment in environments.items()}
         self._counts = dict.fromkeys(environments, 0)
@@ -42,7 +51,10 @@ class TaskStream:
         environment = self._environments[env_id]
         seed = derive_seed("train", self._seed, ordinal)
         budget = draw_budget(environment.budget, derive_seed("budget", self._seed, ordinal))
-        return Task(ordinal, env_id, seed, "train", budget, environment.options)
+        if (curriculum := self._curricula.get(env_id)) is None:
+            return Task(ordinal, env_id, seed, "train", budget, environment.options)
+        drawn = curriculum.draw(ordinal // self._num_prompts, seed)
+        return Task(ordinal, env_id, drawn.seed, "train", budget, drawn.options)
 
     def _most_behind(self) -> str:
         """The environment whose count lags its share most; the first named wins a tie."""
@@ -52,12 +64,14 @@ class TaskStream:
         return env_id
 
 
-def heldout_tasks(environments: Mapping[str, EnvironmentConfig], num_tasks: int) -> list[Task]:
-    """The evaluation set: `num_tasks` held-out tasks an environment, the same for every run seed."""
+def evaluation_tasks(
+    environments: Mapping[str, EnvironmentConfig], num_tasks: int, split: Split = "heldout"
+) -> list[Task]:
+    """The evaluation set: `num_tasks` tasks of the split an environment, the same for every run seed."""
     tasks: list[Task] = []
     for env_id, environment in environments.items():
         for index in range(num_tasks):
-            seed = derive_seed("heldout", env_id, index)
-            budget = draw_budget(environment.budget, derive_seed("heldout budget", env_id, index))
-            tasks.append(Task(len(tasks), env_id, seed, "heldout", budget, environment.options))
+            seed = derive_seed(split, env_id, index)
+            budget = draw_budget(environment.budget, derive_seed(f"{split} budget", env_id, index))
+            tasks.append(Task(len(tasks), env_id, seed, split, budget, environment.options))
     return tasks

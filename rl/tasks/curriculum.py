@@ -1,0 +1,66 @@
+"""Which of an environment's profiled tasks comes next? From easy to hard, by how often a policy passed them.
+
+`python -m envs profile ... --out FILE` says how often. Tasks that were always passed teach nothing and are left out; of
+the others each is drawn with a weight that is a Gaussian of its pass rate, around a mean that falls linearly over the
+run (Nemotron 3 Nano, section 3.2, which names the shape and no numbers).
+"""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.json_lines import JsonLineError, read_rows
+from rl.config import CurriculumConfig
+
+
+class CurriculumError(ValueError):
+    """A profile that no curriculum can be made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledTask:
+    seed: int
+    options: Mapping[str, Any]
+    pass_rate: float
+
+
+class Curriculum:
+    """Draws tasks of one environment; a function of the configuration, the profile, the step and a seed."""
+
+    def __init__(self, env_id: str, config: CurriculumConfig) -> None:
+        """Raises `CurriculumError` for a profile without tasks to learn from."""
+        self._config = config
+        self.tasks = read_profile(config.profile, env_id)
+
+    def draw(self, step: int, seed: int) -> ProfiledTask:
+        mean = self.mean_pass_rate(step)
+        weights = [math.exp(-0.5 * ((task.pass_rate - mean) / self._config.spread) ** 2) for task in self.tasks]
+        if not any(weights):  # nothing lies near: the nearest
+            return min(self.tasks, key=lambda task: abs(task.pass_rate - mean))
+        (task,) = random.Random(seed).choices(self.tasks, weights)
+        return task
+
+    def mean_pass_rate(self, step: int) -> float:
+        """Around which the tasks of this step lie."""
+        first, last = self._config.first_pass_rate, self._config.last_pass_rate
+        return first + (last - first) * min(1.0, step / self._config.num_steps)
+
+
+def read_profile(path: Path, env_id: str) -> list[ProfiledTask]:
+    """The environment's training tasks that were not always passed, as the file orders them."""
+    try:
+        rows = read_rows(path, "env_id", "seed", "split", "options", "pass_rate", "kind")
+    except (JsonLineError, OSError) as error:
+        raise CurriculumError(f"{error}; write one with: python -m envs profile ROLLOUTS --out {path}") from error
+    trained = (row for row in rows if row["env_id"] == env_id and row["split"] == "train")
+    own = [row for row in trained if row["kind"] != "too few tries"]
+    tasks = [ProfiledTask(row["seed"], row["options"], row["pass_rate"]) for row in own if row["pass_rate"] < 1.0]
+    if not tasks:
+        raise CurriculumError(
+            f"{path} has {len(own)} training tasks of {env_id} with several tries, and none that was not always passed;"
+            " profile more tasks (envs eval --split train), or harder ones"
+        )
+    return tasks
