@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from envs.commands.new import write_package
 from envs.messages import Message, Reply, ToolSpec
 from rl.config import BudgetConfig, ExperimentConfig
 from rl.data_types import Budget, Finish, Group, Outcome, Rollout, Task, Turn
@@ -139,6 +140,13 @@ def make_group(rewards: Sequence[float | None], ordinal: int = 0, **task_options
     task = make_task(ordinal, **task_options)
     rollouts = tuple(make_rollout(reward, task=task, member=member) for member, reward in enumerate(rewards))
     return Group(f"0-{ordinal}", task, rollouts)
+
+
+@pytest.fixture
+def new_package(tmp_path: Path) -> Path:
+    """The folder of a package as `envs new` writes it; it announces my/WordGame-v0."""
+    write_package("WordGame", "function", tmp_path)
+    return tmp_path / "polygym-word-game"
 
 
 @pytest.fixture(scope="session")

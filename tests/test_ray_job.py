@@ -1,5 +1,6 @@
 """`ray job submit --working-dir .` against a cluster on this machine runs the same command."""
 
+import json
 import os
 import subprocess
 import sys
@@ -55,17 +56,24 @@ def submitted(command: list[str]) -> "subprocess.CompletedProcess[str]":
     return done
 
 
-def test_a_submitted_job_trains_and_its_results_lie_in_run_dir(dashboard: str, repo: Path, tmp_path: Path) -> None:
+def test_a_submitted_job_trains_and_its_results_lie_in_run_dir(
+    dashboard: str, repo: Path, tmp_path: Path, new_package: Path
+) -> None:
+    """The plugin is installed by Ray for this job alone, on every machine that it runs on."""
     policy, run_dir = tmp_path / "policy", tmp_path / "run"
     build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, policy, 0)
     yaml = tmp_path / "experiment.yaml"
     yaml.write_text(
-        f"run_dir: {run_dir}\nseed: 0\npolicy: {{path: {policy}}}\nenvironments: {{math/Arithmetic-v0: {{}}}}\n"
+        f"run_dir: {run_dir}\nseed: 0\npolicy: {{path: {policy}}}\n"
+        "environments: {math/Arithmetic-v0: {}, my/WordGame-v0: {}}\n"
         "train: {num_steps: 1, num_prompts: 2, group_size: 2}\nevaluation: {num_tasks: 2}\n"
         "rollout: {kv_cache_gib: 0.1, max_in_flight: 4, max_reply_tokens: 16}\n"
     )
-    command = [*RAY, "job", "submit", "--address", dashboard, "--working-dir", str(repo), "--"]
-    done = submitted([*command, sys.executable, "-m", "rl", "train", str(yaml)])
+    pip = {"packages": [str(new_package)], "pip_install_options": ["--no-deps", "--no-build-isolation"]}
+    command = [*RAY, "job", "submit", "--address", dashboard, "--working-dir", str(repo)]
+    runtime_env = ["--runtime-env-json", json.dumps({"pip": pip})]
+    done = submitted([*command, *runtime_env, "--", "python", "-m", "rl", "train", str(yaml)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "step 1/1" in done.stdout
+    assert "my/WordGame-v0" in done.stdout
     assert (run_dir / "report.html").exists()

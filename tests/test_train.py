@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -191,3 +192,40 @@ def test_a_quantised_policy_trains_with_thinking_budgets(yaml: Path, tmp_path: P
         assert 0 < line["update/codes_changed"] < 0.5
         assert line["update/mismatch"] < 1.05
     assert steps(run_dir)[0]["outcome/budget_hit"] + steps(run_dir)[1]["outcome/budget_hit"] > 0
+
+
+def python(*arguments: Any, **settings: str) -> None:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=2 * START_TIMEOUT_S, env={**os.environ, **settings}
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+def test_a_new_package_trains_beside_tasks_that_a_profile_of_the_policy_chose(
+    yaml: Path, tmp_path: Path, new_package: Path
+) -> None:
+    site, played, profile = tmp_path / "site", tmp_path / "played.jsonl", tmp_path / "profile.jsonl"
+    python("pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site, new_package)
+    policy = yaml.parent / "run" / "sft"
+    sizes = ("-n", 6, "-k", 4, "--max-tokens", 48)
+    python("envs", "eval", "math/Arithmetic-v0", "--policy", policy, "--split", "train", *sizes, "--out", played)
+    python("envs", "profile", played, "--out", profile)
+    profiled = [json.loads(line) for line in profile.read_text().splitlines()]
+    assert {task["num_tries"] for task in profiled} == {4} and len(profiled) == 6
+    environments = {
+        "math/Arithmetic-v0": {"curriculum": {"profile": str(profile), "num_steps": 2}},
+        "my/WordGame-v0": {},
+    }
+    run_dir = tmp_path / "run"
+    overrides = [
+        "train.num_steps=2",
+        "train.num_prompts=3",
+        f"environments={json.dumps(environments)}",
+        f"run_dir={run_dir}",
+    ]
+    python("rl", "train", yaml, *overrides, PYTHONPATH=str(site))
+    assert all("reward/my/WordGame-v0" in step for step in steps(run_dir))
+    trained = [json.loads(line) for path in (run_dir / "rollouts").glob("train_*") for line in path.open()]
+    chosen = {one["task"]["seed"] for one in trained if one["task"]["env_id"] == "math/Arithmetic-v0"}
+    assert chosen and chosen <= {task["seed"] for task in profiled if task["pass_rate"] < 1}
