@@ -101,6 +101,8 @@ def evaluate(
     from envs.commands.evaluate_local import evaluate_local
 
     given = read_options(options)
+    if split not in ("train", "heldout"):
+        raise typer.BadParameter(f"--split must be train or heldout, got {split}")
     if policy is not None:
         rollouts = evaluate_local(
             console, policy, env_id, given, chat=chat, split=split, num_tasks=tasks, num_tries=tries, out=out,

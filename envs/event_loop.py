@@ -7,8 +7,8 @@ import asyncio
 import concurrent.futures
 import inspect
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 
@@ -24,11 +24,50 @@ class EnvLoop:
         """Start the coroutine there; the future can be waited for from any thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def start(self, awaitable: Awaitable[Result]) -> "Started[Result]":
+        """Wait for it there; `future` belongs to the loop that this is called on. Cheaper than `submit`."""
+        started = Started(awaitable, asyncio.get_running_loop(), self._loop)
+        self._loop.call_soon_threadsafe(started.begin)
+        return started
+
     def answers(self, within_s: float) -> bool:
         """Whether the loop still turns: code that blocks it starves everything else on it."""
         turned = threading.Event()
         self._loop.call_soon_threadsafe(turned.set)
         return turned.wait(within_s)
+
+
+class Started(Generic[Result]):
+    """Something that one loop waits for and that ends on another."""
+
+    def __init__(
+        self, awaitable: Awaitable[Result], here: asyncio.AbstractEventLoop, there: asyncio.AbstractEventLoop
+    ) -> None:
+        self.future: asyncio.Future[Result] = here.create_future()
+        self._awaitable, self._here, self._there = awaitable, here, there
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """On the loop where it ends."""
+        self._task = self._there.create_task(self._wait())
+
+    def cancel(self) -> None:
+        """From the loop that waits, which has given up."""
+        self._there.call_soon_threadsafe(lambda: self._task.cancel() if self._task else None)
+
+    async def _wait(self) -> None:
+        try:
+            result = await self._awaitable
+        except asyncio.CancelledError:
+            self._deliver(self.future.cancel)
+        except BaseException as error:
+            self._deliver(self.future.set_exception, error)
+        else:
+            self._deliver(self.future.set_result, result)
+
+    def _deliver(self, settle: Callable[..., Any], *value: Any) -> None:
+        if not self._here.is_closed():
+            self._here.call_soon_threadsafe(lambda: None if self.future.done() else settle(*value))
 
 
 _shared: EnvLoop | None = None

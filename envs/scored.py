@@ -39,10 +39,12 @@ def scored(
 
     The score function may be asynchronous. Give `rows` or `draw`; `draw(rng, **options)` must depend on nothing else.
     """
-    if (rows is None) == (draw is None):
-        raise TypeError("give either rows or draw")
+    if (rows is None) == (draw is None) or (inspect.isfunction(rows) and not draw and takes_a_reply(rows)):
+        raise TypeError("give either rows or draw: @scored(rows=...) or @scored(draw=...)")
 
     def make(score: Callable[[Reply, Row], Any]) -> type[TextEnv]:
+        if len(inspect.signature(score).parameters) != 2:
+            raise TypeError(f"{score.__name__} must take a reply and a row: def {score.__name__}(reply, row)")
         load = loader_of(rows or ())
         options = options_of(draw, 1) if draw else {"row": None, **options_of(load, 0)}
         names = {
@@ -59,6 +61,11 @@ def scored(
         return type(score.__name__, (ScoredEnv,), names)
 
     return make
+
+
+def takes_a_reply(function: Callable[..., Any]) -> bool:
+    """Whether this is the score function itself, decorated without brackets."""
+    return list(inspect.signature(function).parameters)[:1] == ["reply"]
 
 
 def loader_of(rows: Sequence[Row] | Callable[..., Sequence[Row]]) -> Callable[..., Sequence[Row]]:
@@ -87,7 +94,7 @@ class RowTable:
         with self._lock:
             rows = self._load(hashable)[split]
         if not rows:
-            raise EnvironmentOptionError(f"no row is in split {split!r}: give rows a 'split', or more of them")
+            raise EnvironmentOptionError(f"no row is in split {split!r}: give more rows, or each a 'split'")
         return rows
 
     @staticmethod

@@ -54,7 +54,7 @@ class ToolClassEnv(TextEnv):
         self.tools = tool_specs(plain)
         self.max_turns = getattr(plain, "max_turns", MAX_TURNS)  # type: ignore[misc]
         self.reward_range = getattr(plain, "reward_range", (0.0, 1.0))  # type: ignore[misc]
-        self.OPTIONS = options_of(plain.reset, 3)  # type: ignore[misc]
+        self.OPTIONS = class_options(plain)  # type: ignore[misc]
         used = [*self._methods.values(), self.inner.reset, self.inner.score]
         self.is_async = any(map(inspect.iscoroutinefunction, used))
         self.scores_groups = hasattr(plain, "score_group")
@@ -126,6 +126,12 @@ def run_now(coroutine: Coroutine[Any, Any, Result]) -> Result:
     except StopIteration as done:
         return done.value
     raise AssertionError("it waited")
+
+
+@functools.cache
+def class_options(plain: type) -> dict[str, Any]:
+    """The options that `reset` takes, with their defaults; read once, since an instance is made for every rollout."""
+    return options_of(plain.reset, 3)
 
 
 @functools.cache

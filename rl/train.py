@@ -226,7 +226,8 @@ def started_parts(
             folder.save_token_texts(pool.token_texts())
             timeout_s = config.train.start_timeout_s
             precision = wait_for(learner.precision.remote(), timeout_s, "starting the learner", "train.start_timeout_s")
-            display.message(precision)
+            for told in (precision, *stream.described()):
+                display.message(told)
             if step > 0 or config.precision.is_quantised:  # engines start with the policy that the run started from
                 publish(parts)
         except ActorDied as error:

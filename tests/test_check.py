@@ -5,9 +5,11 @@ import time
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from envs.check import CHECKS, check_environment
-from envs.messages import Message, Reply
+from envs.commands.check import print_checks
+from envs.messages import Message, Reply, ToolCall
 from envs.text_env import TextEnv, draw_in_split
 
 WORDS = ("sun", "moon", "star", "sea", "wind", "rain", "snow", "tree", "leaf", "bird", "stone", "hill")
@@ -192,6 +194,64 @@ class CloseOnce(Sound):
         del self.word
 
 
+class RememberedInTheClass:
+    """Switch on one lamp. Option: `level`."""
+
+    lit: set[int] = set()
+    max_turns = 3
+
+    def reset(self, rng: Any, split: str, level: int = 1) -> str:
+        self.wanted = draw_in_split(rng, split, lambda rng: int(rng.integers(10_000)), key=str)
+        self.lit.clear()
+        return f"Switch on lamp {self.wanted}, then say so."
+
+    def switch(self, lamp: int) -> str:
+        """Switch a lamp on."""
+        self.lit.add(lamp)
+        return "on"
+
+    def score(self, reply: Reply) -> float:
+        return float(self.lit == {self.wanted} and reply.text != "")
+
+    def gold_reply(self) -> Reply:
+        return Reply("done") if self.lit else Reply("", "", (ToolCall("switch", {"lamp": self.wanted}),))
+
+
+class GoldEarnsMoreOrLess(Sound):
+    """Rewards the right word by the clock. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return self.pay((1.0 - (time.monotonic_ns() % 1000) * 1e-6) * (action.text == self.word[::-1]))
+
+
+class PaysTooMuch(Sound):
+    """Pays ten. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return self.pay(10.0 * (action.text == self.word[::-1]))
+
+
+class ForgetsAMember(Sound):
+    """Scores a group, all but one. Option: `level`."""
+
+    def score_group(self, conversations: Any) -> Any:
+        return [0.5] * (len(conversations) - 1)
+
+
+class ToolThatIsNone(RememberedInTheClass):
+    """Has a helper that is no tool. Option: `level`."""
+
+    def solution(self) -> int:
+        return self.wanted
+
+
+class MissesAKey(Sound):
+    """Looks for what is not there. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return self.pay(float({}["answer"]))
+
+
 def broken_by(env: type) -> set[str]:
     return {
         result.name
@@ -205,7 +265,10 @@ def test_a_sound_environment_passes_and_every_check_says_what_it_means_and_how_t
     assert len(results) == len(CHECKS) >= 20
     assert [result.detail for result in results if result.status == "failed"] == []
     assert all(result.meaning and result.remedy for result in results)
-    assert {result.detail for result in results if result.status == "skipped"} == {"there are no tools"}
+    assert {result.detail for result in results if result.status == "skipped"} == {
+        "there are no tools",
+        "it does not score groups",
+    }
 
 
 @pytest.mark.slow
@@ -223,6 +286,11 @@ def test_a_sound_environment_passes_and_every_check_says_what_it_means_and_how_t
         (NoSplit, "splits share no task"),
         (Leaks, "prompts do not hold the answer"),
         (SharesState, "members of a group share no state"),
+        (RememberedInTheClass, "members of a group share no state"),
+        (GoldEarnsMoreOrLess, "the same replies earn the same"),
+        (PaysTooMuch, "rewards are finite and parts add up"),
+        (ForgetsAMember, "a group is scored member by member"),
+        (ToolThatIsNone, "tools have valid schemas"),
         (GoldIsWrong, "gold replies earn the highest reward"),
         (PaysSilence, "empty replies earn nothing"),
         (PaysAnEcho, "an echo of the prompt earns nothing"),
@@ -240,10 +308,19 @@ def test_each_clause_finds_the_environment_that_breaks_it(env: type, name: str) 
 
 
 def test_tools_and_gold_are_checked_where_there_are_some() -> None:
-    statuses = {result.name: result.status for result in check_environment("tools/Store-v0", num_seeds=3)}
-    assert set(statuses.values()) == {"passed"}
+    results = check_environment("tools/Store-v0", num_seeds=3)
+    assert [result.name for result in results if result.status != "passed"] == ["a group is scored member by member"]
 
 
 def test_an_environment_that_cannot_be_made_fails_with_the_reason() -> None:
-    results = check_environment("tests.test_check:Nowhere", num_seeds=1)
-    assert all(result.status == "failed" and "Nowhere" in result.detail for result in results)
+    opened, *others = check_environment("tests.test_check:Nowhere", num_seeds=1)
+    assert opened.status == "failed" and "Nowhere" in opened.detail
+    assert {(result.status, result.detail) for result in others} == {("skipped", "it cannot be opened")}
+
+
+def test_what_the_environment_raises_is_told_with_its_own_line_and_printed_once(capsys: pytest.CaptureFixture) -> None:
+    assert not print_checks(Console(width=200), "tests.test_check:MissesAKey", {}, 2, None)
+    told = capsys.readouterr().out
+    assert told.count("KeyError: 'answer' (") == 1 and "tests/test_check.py:" in told
+    assert "the same as: " in told and "mend the line that is named" in told
+    assert " failed, 4 skipped" in told

@@ -91,6 +91,11 @@ def test_a_changed_scorer_and_a_changed_environment_are_told(
     assert replay(rollouts[0]).problem.startswith("ZeroDivisionError")
 
 
+def test_what_a_comparison_of_the_group_paid_is_not_scored_again_alone() -> None:
+    again = replay(saved("tests.test_check:ForgetsAMember", 0))
+    assert again.now is None and again.problem.startswith("its reward came from comparing a group")
+
+
 def test_calls_that_were_never_played_are_not_played_again() -> None:
     rollout = saved("tools/Store-v0", 0)
     malformed = [

@@ -81,7 +81,7 @@ def test_a_row_that_cannot_be_played_is_named(rows: Any, wrong: str) -> None:
 
 
 def test_a_split_without_rows_says_what_to_do() -> None:
-    with pytest.raises(EnvironmentOptionError, match="no row is in split 'heldout': give rows a 'split'"):
+    with pytest.raises(EnvironmentOptionError, match="no row is in split 'heldout': give more rows, or each a 'split'"):
         scored(rows=CAPITALS[:2])(text_correct)().reset(seed=0, options={"split": "heldout"})
 
 

@@ -71,6 +71,7 @@ def test_the_mean_of_a_curriculum_falls_linearly_and_then_stays(tmp_path: Path) 
     curriculum = Curriculum("a", write_profile(tmp_path / "profile.jsonl", [0.5]))
     assert [round(curriculum.mean_pass_rate(step), 6) for step in (0, 5, 10, 20)] == [0.8, 0.5, 0.2, 0.2]
     assert curriculum.draw(0, 1).seed == 0
+    assert str(curriculum) == "1 tasks, passed 50% to 50% of the time, with the profile's options"
 
 
 @pytest.mark.parametrize(

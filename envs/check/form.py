@@ -11,6 +11,13 @@ from envs.messages import Message
 from envs.text_env import EnvironmentOptionError
 
 
+def can_be_made_and_opened(subject: Subject) -> None:
+    """The environment can be made, and opens a task of each split. Where it cannot, nothing else is checked.
+    To mend: mend the error; `python -m envs info ID` shows it too."""
+    for split in ("train", "heldout"):
+        subject.reset(subject.make(), 0, split)
+
+
 def follows_gymnasium(subject: Subject) -> None:
     """gymnasium's own `check_env` finds no error.
     To mend: read what it says; `reset` must call `super().reset(seed=seed)` and give (messages, info)."""
@@ -67,7 +74,7 @@ def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
 
 def tools_have_valid_schemas(subject: Subject) -> None:
     """Each tool has a name of its own, a description, and parameters that are a JSON Schema object.
-    To mend: give every tool method type hints and a docstring."""
+    To mend: give every tool method type hints and a docstring, and what is no tool a name that begins with `_`."""
     env = subject.make()
     subject.reset(env, 0)
     tools = env.tools
@@ -75,7 +82,9 @@ def tools_have_valid_schemas(subject: Subject) -> None:
         raise Skipped("there are no tools")
     require(len({tool.name for tool in tools}) == len(tools), "two tools have one name")
     for tool in tools:
-        require(bool(tool.description.strip()), f"tool {tool.name} has no description")
+        require(
+            bool(tool.description.strip()), f"tool {tool.name} has no description; no tool? then name it _{tool.name}"
+        )
         require(tool.parameters.get("type") == "object", f"tool {tool.name}: parameters must be an object")
         jsonschema.Draft202012Validator.check_schema(dict(tool.parameters))
 
@@ -107,6 +116,7 @@ def a_pickled_copy_plays_on(subject: Subject) -> None:
 
 
 FORM_CHECKS: tuple[Check, ...] = (
+    can_be_made_and_opened,
     follows_gymnasium,
     an_unknown_option_is_refused,
     an_opening_is_a_conversation_that_waits_for_a_reply,

@@ -4,7 +4,7 @@ import math
 
 from envs.check.subject import Check, Choose, Skipped, Subject, floor, gold, play, require, saying
 from envs.messages import Reply, ToolCall
-from envs.text_env import TextEnv
+from envs.text_env import TextEnv, read_score
 
 CANARIES = (
     *(
@@ -30,6 +30,8 @@ def gold_replies_earn_the_highest_reward(subject: Subject) -> None:
     """Gold replies earn the top of `reward_range` in both splits, and asking for one twice gives the same.
     To mend: play the episode yourself (`python -m envs play ID --gold`) and see which part is not full."""
     env = subject.make()
+    if env.scores_groups:
+        raise Skipped("what a reply earns depends on the group's others")
     for split in ("train", "heldout"):
         for seed in range(subject.num_seeds):
             subject.reset(env, seed, split)
@@ -109,7 +111,7 @@ def rewards_are_finite_and_parts_add_up(subject: Subject) -> None:
     To mend: build the reward from its parts (`rewards.rubric`), and declare `reward_range`."""
     env = subject.make()
     env.action_space.seed(0)
-    choices: list[Choose] = [saying(""), lambda env: Reply(env.action_space.sample().text)]
+    choices: list[Choose] = [saying(""), random_reply, *gold_where_there_is(subject)]
     low, high = env.reward_range
     for seed in range(subject.num_seeds):
         for choose in choices:
@@ -121,16 +123,56 @@ def rewards_are_finite_and_parts_add_up(subject: Subject) -> None:
 
 
 def the_same_replies_earn_the_same(subject: Subject) -> None:
-    """Playing the same replies to the same task twice gives the same reward and parts.
+    """Playing the same replies to the same task twice, random ones and gold, gives the same reward and parts.
     To mend: take chance, time and the order of sets out of the scorer."""
     env = subject.make()
     for seed in range(subject.num_seeds):
-        earned = []
-        for _ in range(2):
-            env.action_space.seed(seed)
-            subject.reset(env, seed)
-            earned.append(play(subject, env, lambda env: Reply(env.action_space.sample().text)))
-        require(earned[0] == earned[1], f"seed {seed}: earned {earned[0]} and then {earned[1]}")
+        for choose in (random_reply, *gold_where_there_is(subject)):
+            earned = []
+            for _ in range(2):
+                env.action_space.seed(seed)
+                subject.reset(env, seed)
+                earned.append(play(subject, env, choose))
+            require(earned[0] == earned[1], f"seed {seed}: earned {earned[0]} and then {earned[1]}")
+
+
+def a_group_is_scored_member_by_member(subject: Subject) -> None:
+    """`score_group` gives a finite score for each conversation of a group, in order, the same when asked again.
+    To mend: it is given the whole conversations (tuples of messages, replies among them as the assistant's)."""
+    env = subject.make()
+    if not env.scores_groups:
+        raise Skipped("it does not score groups")
+    conversations = []
+    for choose in (saying("hello"), saying(""), *gold_where_there_is(subject)):
+        opening, _ = subject.reset(env, 0)
+        messages = list(opening)
+        for _ in range(env.max_turns):
+            reply = choose(env)
+            following, _, terminated, truncated, _ = subject.step(env, reply)
+            messages += [reply.as_message(), *following]
+            if terminated or truncated:
+                break
+        conversations.append(tuple(messages))
+    asked = [list(subject.timed("step", lambda: env.score_group(conversations))) for _ in range(2)]
+    require(len(asked[0]) == len(conversations), f"{len(asked[0])} scores for {len(conversations)} members")
+    totals = [read_score(score)[0] for score in asked[0]]
+    low, high = env.reward_range
+    require(all(low <= total <= high for total in totals), f"scores {totals} are not in {low}..{high}")
+    require(asked[0] == asked[1], f"the group earned {asked[0]} and then {asked[1]}")
+
+
+def random_reply(env: TextEnv) -> Reply:
+    return Reply(env.action_space.sample().text)
+
+
+def gold_where_there_is(subject: Subject) -> tuple[Choose, ...]:
+    env = subject.make()
+    subject.reset(env, 0)
+    try:
+        gold(env)
+    except Skipped:
+        return ()
+    return (gold,)
 
 
 SCORING_CHECKS: tuple[Check, ...] = (
@@ -141,4 +183,5 @@ SCORING_CHECKS: tuple[Check, ...] = (
     canary_texts_earn_nothing,
     rewards_are_finite_and_parts_add_up,
     the_same_replies_earn_the_same,
+    a_group_is_scored_member_by_member,
 )

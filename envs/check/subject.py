@@ -1,17 +1,29 @@
 """What is checked, and how a check is run: the parts that all checks share."""
 
 import inspect
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+import gymnasium
 
 from envs.event_loop import settle
 from envs.messages import Message, Reply
 from envs.registry import make
 from envs.text_env import StepResult, TextEnv
 
+OURS = Path(__file__).parents[1]
+NOT_THE_AUTHORS = (
+    *(str(OURS / name) for name in ("check", "registry", "text_env", "scored", "tool_class", "tools.py", "event_loop")),
+    *(str(Path(module.__file__ or "").parents[up]) for module, up in ((os, 0), (gymnasium, 1))),
+    "<",
+)
+"""Where code lies that the author of an environment did not write: the machinery, Python's library, packages."""
+RAISED = "mend the line that is named; what raised is no answer to the question above"
 CALL_DEADLINE_S = 20.0
 """How long one reset or step may take before a check gives up on it."""
 
@@ -76,8 +88,7 @@ Choose = Callable[[TextEnv], Reply]
 
 
 def run_check(check: Check, subject: Subject) -> CheckResult:
-    name = check.__name__.replace("_", " ")
-    meaning, _, remedy = " ".join((inspect.getdoc(check) or "").split()).partition(" To mend: ")
+    name, meaning, remedy = told_of(check)
     started = time.perf_counter()
     status, detail = "passed", ""
     try:
@@ -90,9 +101,30 @@ def run_check(check: Check, subject: Subject) -> CheckResult:
     except ContractError as error:
         status, detail = "failed", str(error)
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        status, detail = "failed", f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        status, detail, remedy = "failed", f"{type(error).__name__}: {error}{place_of(error)}", RAISED
     return CheckResult(name, status, meaning, remedy, detail, time.perf_counter() - started)
+
+
+def skipped(check: Check, reason: str) -> CheckResult:
+    name, meaning, remedy = told_of(check)
+    return CheckResult(name, "skipped", meaning, remedy, reason)
+
+
+def told_of(check: Check) -> tuple[str, str, str]:
+    """A check's name, what it means and how to mend what it finds, from its name and docstring."""
+    meaning, _, remedy = " ".join((inspect.getdoc(check) or "").split()).partition(" To mend: ")
+    return check.__name__.replace("_", " "), meaning, remedy
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost line of the author's code that led to the error, where there is one."""
+    frames: list[traceback.FrameSummary] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        frames += traceback.extract_tb(cause.__traceback__)
+        cause = cause.__cause__
+    own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_AUTHORS)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def require(condition: bool, message: str) -> None:
@@ -120,8 +152,7 @@ def play(subject: Subject, env: TextEnv, choose: Choose) -> tuple[float, dict[st
         require(isinstance(messages, tuple), f"step gave messages of type {type(messages).__name__}, not a tuple")
         total += reward
         if terminated or truncated:
-            require("reward_parts" in info, "the last step's info has no reward_parts")
-            return total, info["reward_parts"]
+            return total, info.get("reward_parts", {"reward": total})
     raise ContractError(f"the episode was not over after max_turns ({env.max_turns}) replies")
 
 

@@ -9,15 +9,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from envs.check.subject import Check, Subject, gold, play, require
+from envs.check.subject import Check, Subject, floor, gold, play, require, saying
 from envs.messages import Reply
 from envs.text_env import TextEnv
 
 MAX_LEAKED_SHARE = 0.5  # short answers stand in some prompts by chance
-NUM_MEMBERS = 4
 NUM_SPLIT_SEEDS = 300
 NUM_PROCESS_SEEDS = 5
 PROCESS_DEADLINE_S = 120.0
+MEMBERS = ((0, gold), (0, saying("hello")), (1, gold), (0, gold), (0, saying("")))
+"""Seeds and policies of instances that are played in turns."""
 
 
 def one_seed_is_one_task(subject: Subject) -> None:
@@ -72,7 +73,7 @@ def splits_share_no_task(subject: Subject) -> None:
 
 
 def prompts_do_not_hold_the_answer(subject: Subject) -> None:
-    """The last gold reply's text stands in the opening messages of at most half of the tasks.
+    """The last gold reply's text stands in the opening messages of at most half of the tasks, or earns nothing at once.
     To mend: leave the answer out of the prompt; for answers of one letter or digit, use longer ones."""
     env = subject.make()
     num_leaked = 0
@@ -86,7 +87,9 @@ def prompts_do_not_hold_the_answer(subject: Subject) -> None:
 
         play(subject, env, choose)
         told = "\n".join(message.content for message in opening)
-        num_leaked += bool(replies[-1]) and bool(re.search(rf"(?<!\w){re.escape(replies[-1])}(?!\w)", told))
+        if replies[-1] and re.search(rf"(?<!\w){re.escape(replies[-1])}(?!\w)", told):
+            subject.reset(env, seed)  # saying "done" is no answer where tools have to be called first
+            num_leaked += play(subject, env, saying(replies[-1]))[0] > floor(env)
     require(num_leaked <= MAX_LEAKED_SHARE * subject.num_seeds, f"{num_leaked} of {subject.num_seeds} prompts hold it")
 
 
@@ -102,19 +105,24 @@ def what_was_said_does_not_change(subject: Subject) -> None:
 
 
 def members_of_a_group_share_no_state(subject: Subject) -> None:
-    """Several instances of one task, played in turns, each earn what the gold replies earn alone.
-    To mend: keep state in the instance, none in the module or class."""
-    envs = [subject.make() for _ in range(NUM_MEMBERS)]
-    for env in envs:
-        subject.reset(env, 0)
+    """Instances of one task and of another, some played by gold replies and some not, each earn when they are played in
+    turns what they earn alone. To mend: keep state in the instance, none in the module or class."""
+    alone = []
+    for seed, choose in MEMBERS:
+        env = subject.make()
+        subject.reset(env, seed)
+        alone.append(play(subject, env, choose)[0])
+    envs = [subject.make() for _ in MEMBERS]
+    for env, (seed, _) in zip(envs, MEMBERS, strict=True):
+        subject.reset(env, seed)
     totals, over = [0.0] * len(envs), [False] * len(envs)
     for _ in range(envs[0].max_turns):
-        for place, env in enumerate(envs):
+        for place, (env, (_, choose)) in enumerate(zip(envs, MEMBERS, strict=True)):
             if not over[place]:
-                _, reward, terminated, truncated, _ = subject.step(env, gold(env))
+                _, reward, terminated, truncated, _ = subject.step(env, choose(env))
                 totals[place] += reward
                 over[place] = terminated or truncated
-    require(totals == [envs[0].reward_range[1]] * len(envs), f"members played in turns earned {totals}")
+    require(totals == alone, f"members played in turns earned {totals}, and each alone {alone}")
 
 
 def episodes_at_once_do_not_meet(subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,20 @@ def print_checks(console: Console, env_id: str, options: dict[str, Any], num_see
     """Run every check, print what failed with how to mend it, and say whether all is well."""
     with console.status(f"{len(CHECKS)} checks, {num_seeds} seeds"):
         results = check_environment(env_id, options, num_seeds)
+    told: dict[str, str] = {}
     for result in results:
         console.print(f"{MARKS[result.status]} {result.name}", highlight=False)
-        if result.status == "failed":
+        if result.status == "failed" and told.setdefault(result.detail, result.name) != result.name:
+            console.print(f"        the same as: {told[result.detail]}", markup=False)
+        elif result.status == "failed":
             console.print(f"        {result.detail}", style="bold", markup=False)
             console.print(f"        It asks: {result.meaning}", markup=False)
             console.print(f"        To mend: {result.remedy}", markup=False)
         elif result.status == "skipped":
             console.print(f"        {result.detail}", style="dim", markup=False)
-    failed = sum(result.status == "failed" for result in results)
-    console.print(f"{env_id}: {len(results)} checks, {failed} failed")
+    counts = Counter(result.status for result in results)
+    console.print(f"{env_id}: {len(results)} checks, {counts['failed']} failed, {counts['skipped']} skipped")
     if report is not None:
         rows = [dataclasses.asdict(result) for result in results]
         report.write_text(json.dumps({"env_id": env_id, "options": options, "checks": rows}, indent=2) + "\n")
-    return not failed
+    return not counts["failed"]

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from envs.commands.evaluate import print_summary
+from envs.registry import make
 from envs.rollout_file import read_rollouts
 
 CONTEXT_REPLIES = 4
@@ -42,6 +43,8 @@ def evaluate_local(
     out: Path | None,
 ) -> list[dict[str, Any]]:
     """Play `num_tasks` tasks, each so many times; print and give the rollouts. Raises `LocalEvaluationError`."""
+    env = make(env_id)
+    env.read_options({**options, "split": split})
     context = min(context_tokens(policy), CONTEXT_REPLIES * max_tokens)
     with tempfile.TemporaryDirectory(prefix="polygym_eval_") as folder:
         experiment = {

@@ -14,7 +14,7 @@ from envs.registry import make
 from envs.text_env import TextEnv
 
 STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
-HELP = "Write your reply and end it with an empty line. A line `!tool name=value ...` calls a tool; Ctrl-D gives up."
+HELP = "Write your reply, then an empty line. A line `!NAME argument=value ...` calls the tool NAME; Ctrl-D gives up."
 
 
 def play_environment(

@@ -3,6 +3,7 @@
 What it writes is read by curricula (`environments.ID.curriculum.profile` of an experiment).
 """
 
+import functools
 import json
 import statistics
 from collections import defaultdict
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from envs.registry import UnknownEnvironmentError, make
 from envs.rollout_file import read_rollouts
 
 Kind = Literal["too easy", "too hard", "useful", "too few tries"]
@@ -33,27 +35,33 @@ class TaskProfile:
     deviation: float
     """Population standard deviation: 0 means that the group teaches nothing."""
     pass_rate: float
-    """Share of tries with the highest reward that any try of the environment got."""
+    """Share of tries with the full reward, as in `envs eval` and `rl evaluate`."""
     kind: Kind
 
 
 def profile_tasks(rollouts: Sequence[Mapping[str, Any]]) -> list[TaskProfile]:
     """One profile a task, from the tries that count, by environment and mean reward."""
     tries: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    best: dict[str, float] = {}
     for rollout in rollouts:
         if rollout.get("reward") is not None:
             task = {key: rollout["task"][key] for key in ("env_id", "seed", "split", "options")}
             tries[json.dumps(task, sort_keys=True)].append(rollout)
-            best[task["env_id"]] = max(rollout["reward"], best.get(task["env_id"], rollout["reward"]))
-    profiles = [profile(json.loads(key), found, best) for key, found in tries.items()]
+    profiles = [profile(json.loads(key), found) for key, found in tries.items()]
     return sorted(profiles, key=lambda one: (one.env_id, one.mean))
 
 
-def profile(task: Mapping[str, Any], tries: Sequence[Mapping[str, Any]], best: Mapping[str, float]) -> TaskProfile:
+@functools.cache
+def full_reward(env_id: str) -> float:
+    """The top of the environment's range, or 1 where it is not installed here."""
+    try:
+        return make(env_id).reward_range[1]
+    except UnknownEnvironmentError:
+        return 1.0
+
+
+def profile(task: Mapping[str, Any], tries: Sequence[Mapping[str, Any]]) -> TaskProfile:
     rewards = [rollout["reward"] for rollout in tries]
-    top = best[task["env_id"]]
-    pass_rate = sum(reward >= top - 1e-9 and reward > 0 for reward in rewards) / len(rewards)
+    pass_rate = sum(reward >= full_reward(task["env_id"]) - 1e-9 for reward in rewards) / len(rewards)
     deviation = statistics.pstdev(rewards)
     kind: Kind = "useful"
     if len(rewards) < MIN_TRIES:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,11 @@ def replay_file(console: Console, place: Path, out: Path | None) -> bool:
         what = one.problem or f"{one.before:.3f} -> {one.now:.3f}  {parts}"
         console.print(f"{task['env_id']} seed {task['seed']}: {what}", markup=False, highlight=False)
     total = f"{counts['same']} the same, {counts['changed']} changed, {counts['problem']} could not be scored"
+    scored = [one for one in replayed if one.before is not None and one.now is not None]
     console.print(f"{len(replayed)} rollouts: {total}")
+    if scored:
+        means = [statistics.fmean(getattr(one, when) for one in scored) for when in ("before", "now")]
+        console.print(f"mean reward {means[0]:.3f} -> {means[1]:.3f}")
     if out is not None:
         out.write_text("".join(json.dumps(as_line(one)) + "\n" for one in replayed))
     return counts["same"] == len(replayed)
@@ -73,6 +78,8 @@ def replay(rollout: Mapping[str, Any]) -> Replayed:
         return Replayed(rollout, None, None, {})
     try:
         env = make(task["env_id"])
+        if env.scores_groups:
+            return Replayed(rollout, before, None, {}, "its reward came from comparing a group: play it again (eval)")
         opening, _ = settle(env.reset(seed=task["seed"], options={**task["options"], "split": task["split"]}))
         if list(opening) != messages[: len(opening)]:
             return Replayed(rollout, before, None, {}, "the environment opens this task with other messages now")

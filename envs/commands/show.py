@@ -22,10 +22,13 @@ def list_environments(console: Console, *, as_json: bool = False, try_them: bool
         return
     table = Table("id", "package", "class", "state")
     for announced in found:
-        state = f"[red]broken: {announced.problem}" if announced.problem else "ok"
+        state = f"[red]broken: {announced.problem}" if announced.problem else "ok" if try_them else "announced"
         table.add_row(announced.env_id, announced.package, announced.target, state)
     console.print(table)
-    console.print("python -m envs info ID tells more; module:Class in a YAML names a class that no package announces.")
+    console.print(
+        "python -m envs list --try imports each, info ID tells more; module:Class in a YAML names a class that no"
+        " package announces."
+    )
 
 
 def tried(announced: Announced) -> Announced:

@@ -41,7 +41,9 @@ class EnvRunner:
 
     def __init__(self, num_threads: int) -> None:
         self._slots = asyncio.Semaphore(num_threads)
-        self._idle: list[_Thread] = []
+        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._num_threads = 0  # that take calls; an abandoned one does not
+        self._num_running = 0
         self._loop: EnvLoop | None = None
 
     async def run(self, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False) -> Any:
@@ -67,66 +69,75 @@ class EnvRunner:
 
     async def _on_loop(self, awaitable: Awaitable[Result], timeout_s: float) -> Result:
         loop = self._loop = self._loop or EnvLoop()
-
-        async def wait() -> Result:
-            return await awaitable
-
+        started = loop.start(awaitable)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(loop.submit(wait())), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await started.future
         except TimeoutError:
             if self._loop is loop and not await asyncio.to_thread(loop.answers, LOOP_TURN_S):
                 self._loop = None
             raise
+        finally:
+            if started.future.cancelled():
+                started.cancel()
 
     async def _in_thread(self, function: Callable[[], Result], timeout_s: float) -> Result:
         async with self._slots:
             loop = asyncio.get_running_loop()
-            future: asyncio.Future[Result] = loop.create_future()
-
-            def deliver(set_result: Callable[[Any], None], value: Any) -> None:
-                if not future.done():
-                    set_result(value)
-
-            def call() -> None:
-                try:
-                    value = function()
-                except BaseException as error:  # SystemExit included: it must not end the worker
-                    wrapped = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
-                    report(future.set_exception, wrapped)
-                else:
-                    report(future.set_result, value)
-
-            def report(set_result: Callable[[Any], None], value: Any) -> None:
-                if not loop.is_closed():  # an abandoned thread may end after the worker
-                    loop.call_soon_threadsafe(deliver, set_result, value)
-
-            thread = self._idle.pop() if self._idle else _Thread()
-            thread.run(call)
+            call = _Call(function, loop)
+            self._num_running += 1
+            if self._num_threads < self._num_running:
+                self._num_threads += 1
+                threading.Thread(target=_run_calls, args=(self._calls,), daemon=True, name="environment").start()
+            self._calls.put(call)
             try:
-                return await asyncio.wait_for(future, timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    return await call.future
             finally:
-                if future.cancelled():
-                    thread.end()  # once it comes back
-                else:
-                    self._idle.append(thread)
+                self._num_running -= 1
+                if call.future.cancelled() and call.has_begun:
+                    call.is_abandoned = True
+                    self._num_threads -= 1
 
 
-class _Thread:
-    """A daemon thread that runs one function after another; starting one for each costs more than most functions."""
+class _Call:
+    """A function for a thread, and the future of its result."""
 
-    def __init__(self) -> None:
-        self._functions: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, daemon=True, name="environment").start()
+    def __init__(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._function = function
+        self._loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.has_begun = False
+        self.is_abandoned = False
 
-    def run(self, function: Callable[[], Any]) -> None:
-        self._functions.put(function)
+    def run(self) -> None:
+        if self.future.cancelled():
+            return
+        self.has_begun = True
+        try:
+            value = self._function()
+        except BaseException as error:  # SystemExit included: it must not end the worker
+            wrapped = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
+            self._report(self.future.set_exception, wrapped)
+        else:
+            self._report(self.future.set_result, value)
 
-    def end(self) -> None:
-        self._functions.put(None)
+    def _report(self, set_result: Callable[[Any], None], value: Any) -> None:
+        if not self._loop.is_closed():  # an abandoned thread may end after the worker
+            self._loop.call_soon_threadsafe(self._deliver, set_result, value)
 
-    def _work(self) -> None:
-        while (function := self._functions.get()) is not None:
-            function()
+    def _deliver(self, set_result: Callable[[Any], None], value: Any) -> None:
+        if not self.future.done():
+            set_result(value)
+
+
+def _run_calls(calls: "queue.SimpleQueue[_Call]") -> None:
+    """What each thread does: one call after another, whoever waits for it, until one of them was abandoned."""
+    while True:
+        call = calls.get()
+        call.run()
+        if call.is_abandoned:
+            return
 
 
 class Episode:

@@ -131,7 +131,8 @@ class _Table:
             stop_ids=self._player.chat.stop_ids,
             thinking=limit,
         )
-        turn = await asyncio.wait_for(lane.sample(prompt_ids, params), rollout.reply_timeout_s)
+        async with asyncio.timeout(rollout.reply_timeout_s):
+            turn = await lane.sample(prompt_ids, params)
         if turn.finish == "abort":
             raise EngineError("the engine gave up the reply")
         self.budget_violation = self.budget_violation or violation(turn, limit)

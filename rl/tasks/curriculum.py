@@ -43,6 +43,12 @@ class Curriculum:
         (task,) = random.Random(seed).choices(self.tasks, weights)
         return task
 
+    def __str__(self) -> str:
+        rates = [task.pass_rate for task in self.tasks]
+        return (
+            f"{len(rates)} tasks, passed {min(rates):.0%} to {max(rates):.0%} of the time, with the profile's options"
+        )
+
     def mean_pass_rate(self, step: int) -> float:
         """Around which the tasks of this step lie."""
         first, last = self._config.first_pass_rate, self._config.last_pass_rate

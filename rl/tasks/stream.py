@@ -56,6 +56,10 @@ class TaskStream:
         drawn = curriculum.draw(ordinal // self._num_prompts, seed)
         return Task(ordinal, env_id, drawn.seed, "train", budget, drawn.options)
 
+    def described(self) -> list[str]:
+        """A line for each environment whose tasks come from a profile."""
+        return [f"curriculum of {env_id}: {curriculum}" for env_id, curriculum in self._curricula.items()]
+
     def _most_behind(self) -> str:
         """The environment whose count lags its share most; the first named wins a tie."""
         position = len(self._env_ids) + 1
