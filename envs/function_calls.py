@@ -1,9 +1,9 @@
 """Can the policy call the right function with the right arguments? The Berkeley leaderboard's single-turn questions."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from envs.json_lines import read_rows
 from envs.messages import Reply, ToolCall, ToolSpec
 from envs.package_data import package_file
 from envs.scored import Row, scored
@@ -24,10 +24,10 @@ def load_rows(source: str | Sequence[str] = ("simple_python", "multiple", "paral
 
 
 def read_source(name: str) -> list[Row]:
-    questions = read_lines(f"data/BFCL_v4_{name}.json")
+    questions = lines_of(f"BFCL_v4_{name}.json")
     answers: dict[str, Any] = {}
     if name != "irrelevance":
-        answers = {line["id"]: line["ground_truth"] for line in read_lines(f"data/possible_answer/BFCL_v4_{name}.json")}
+        answers = {line["id"]: line["ground_truth"] for line in lines_of(f"possible_answer/BFCL_v4_{name}.json")}
     rows = [make_row(question, answers.get(question["id"], [])) for question in questions if question["function"]]
     return [row for row in rows if judge_calls(as_pairs(row["gold_calls"]), row["wanted"]) == "right"]
 
@@ -36,9 +36,8 @@ def as_pairs(calls: Sequence[ToolCall]) -> list[tuple[str, Mapping[str, Any]]]:
     return [(call.name, call.arguments) for call in calls]
 
 
-def read_lines(path: str) -> list[dict[str, Any]]:
-    file = package_file("bfcl_eval", path, "bfcl-eval==2026.3.23")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def lines_of(path: str) -> list[dict[str, Any]]:
+    return read_rows(package_file("bfcl_eval", f"data/{path}", "bfcl-eval==2026.3.23"), "id")
 
 
 def make_row(question: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Row:

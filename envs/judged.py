@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from envs.judge_client import ask_judge, judge_endpoint
+from envs.judge_client import ask_judge, find_judge
 from envs.messages import Message, Reply
 from envs.scored import Row, scored
 from envs.text_env import StepResult, TextEnv, draw_in_split
@@ -38,9 +38,10 @@ def draw_request(rng: np.random.Generator) -> str:
     return f"Write {rng.choice(KINDS)} about {rng.choice(SUBJECTS)}."
 
 
-def draw_row(rng: np.random.Generator, url: str = "", model: str = "") -> Row:
-    url, model = judge_endpoint(url, model)
-    return {"prompt": draw_request(rng), "url": url, "model": model}
+def draw_row(
+    rng: np.random.Generator, url: str = "", model: str = "", timeout_s: float = 60.0, at_once: int = 32
+) -> Row:
+    return {"prompt": draw_request(rng), "judge": find_judge(url, model, timeout_s, at_once)}
 
 
 @scored(draw=draw_row)
@@ -50,12 +51,13 @@ async def judged(reply: Reply, row: Row) -> dict[str, float]:
     A reply that says nothing earns 0 without a judge. A judge that does not answer, or whose verdict cannot be read, is
     an error of the environment and no reward.
 
-    Options: `url` and `model` name the judge; else POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL do.
+    Options: `url` and `model` name the judge; else POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL do. `timeout_s` is the
+    deadline of an answer (three must fit into rollout.step_timeout_s), `at_once` the questions of a worker at once.
     Reward parts: `task` 0.5, `clear` 0.25, `complete` 0.25.
     """
     if not says_something(reply.text):
         return RUBRIC(dict.fromkeys(CRITERIA, 0.0))
-    answer = await ask_judge(rubric_question(row["prompt"], reply.text, CRITERIA), row["url"], row["model"])
+    answer = await ask_judge(rubric_question(row["prompt"], reply.text, CRITERIA), row["judge"])
     return RUBRIC(read_rubric_verdict(answer, list(CRITERIA)))
 
 
@@ -66,18 +68,19 @@ class Compared(TextEnv):
     RLHF stage of Nemotron 3 (`rewards.judge.circular_rewards`). A reply that says nothing earns 0 and is not compared;
     one that is left alone earns 0.5. Needs an OpenAI-compatible endpoint.
 
-    Options: `url` and `model` name the judge; else POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL do.
+    Options: `url` and `model` name the judge; else POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL do. `timeout_s` is the
+    deadline of an answer (three must fit into rollout.step_timeout_s), `at_once` the questions of a worker at once.
     Reward parts: `compared`, the whole reward, given once all members of the group have ended.
     """
 
-    OPTIONS: ClassVar = {"url": "", "model": ""}
+    OPTIONS: ClassVar = {"url": "", "model": "", "timeout_s": 60.0, "at_once": 32}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[tuple[Message, ...], dict[str, Any]]:
         super().reset(seed=seed)
         split, chosen = self.read_options(options)
-        self._judge = judge_endpoint(**chosen)
+        self._judge = find_judge(**chosen)
         self._request = draw_in_split(self.np_random, split, draw_request, str)
         return (Message("user", self._request),), {"key": self._request}
 
@@ -91,7 +94,7 @@ class Compared(TextEnv):
             comparison_question(self._request, texts[told[left]], texts[told[right]])
             for left, right in circular_pairs(len(told))
         ]
-        answers = await asyncio.gather(*(ask_judge(question, *self._judge) for question in questions))
+        answers = await asyncio.gather(*(ask_judge(question, self._judge) for question in questions))
         rewards = circular_rewards([read_comparison(answer) for answer in answers]) if answers else [0.5] * len(told)
         by_place = dict(zip(told, rewards, strict=True))
         return [{"compared": by_place.get(place, 0.0)} for place in range(len(texts))]

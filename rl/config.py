@@ -241,6 +241,8 @@ class RolloutConfig(Section):
     """Deadline of one environment step, scoring included."""
     reply_timeout_s: Seconds = 300.0
     """Deadline of one sampled reply."""
+    max_message_characters: Positive = 1_000_000
+    """Longest message that an environment may say; a longer one is an error of the environment."""
     num_retries: NonNegative = 1
     """Fresh attempts after an outcome that is not the policy's doing, before the rollout is masked."""
     sandbox_level: Level = "restricted"

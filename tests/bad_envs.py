@@ -1,0 +1,78 @@
+"""Environments that do what none should, each in its own way; played in a real run by tests/test_train.py."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.messages import Reply
+
+
+class Sound:
+    """Any text is right. The others are like it, but for one thing."""
+
+    max_turns = 2
+
+    def reset(self, rng: np.random.Generator, split: str, marker: str = "") -> str:
+        self.marker = marker
+        return f"Say something about {rng.integers(1000)}."
+
+    def score(self, reply: Reply) -> Any:
+        return 1.0
+
+    def gold_reply(self) -> Reply:
+        return Reply("something")
+
+
+class Crashes(Sound):
+    def score(self, reply: Reply) -> Any:
+        raise KeyError("answer")
+
+
+class Exits(Sound):
+    def score(self, reply: Reply) -> Any:
+        raise SystemExit(1)
+
+
+class Hangs(Sound):
+    def score(self, reply: Reply) -> Any:
+        time.sleep(1000)
+
+
+class LeaksThreads(Sound):
+    def score(self, reply: Reply) -> Any:
+        for _ in range(20):
+            threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        return 1.0
+
+
+class FloodsMessages(Sound):
+    def reset(self, rng: np.random.Generator, split: str, marker: str = "") -> str:
+        return super().reset(rng, split) + "x" * 50_000_000
+
+
+class FloodsOutput(Sound):
+    def score(self, reply: Reply) -> Any:
+        for _ in range(200):
+            print("y" * 50_000)
+        return 1.0
+
+
+class WrongTypes(Sound):
+    def score(self, reply: Reply) -> Any:
+        return "1.0"
+
+
+class KillsItsWorker(Sound):
+    """The first time only, which `marker` remembers."""
+
+    def score(self, reply: Reply) -> Any:
+        marker = Path(self.marker)
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1.0
