@@ -113,8 +113,9 @@ def polygym_environment() -> Callable[[], float]:
     return lambda: asyncio_ms(one, EnvRunner)
 
 
-def skyrl_gym() -> Callable[[], float]:
-    """The environment's side alone, each call in a thread pool, as SkyRL's generator makes them."""
+def skyrl() -> Callable[[], float]:
+    """The environment's side alone, made in place and called in a thread pool, as SkyRL's generator does."""
+    import skyrl_gym
     from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput
     from skyrl_gym.tools.core import ToolGroup, tool
 
@@ -141,12 +142,13 @@ def skyrl_gym() -> Callable[[], float]:
                 return BaseTextEnvStepOutput(observations=said, reward=0.0, done=False, metadata={})
             return BaseTextEnvStepOutput(observations=[], reward=1.0, done=True, metadata={})
 
+    skyrl_gym.register(id="look_around", entry_point=Env)
     call = f"<tool_call>{json.dumps({'name': 'look', 'arguments': CALLED})}</tool_call>"
 
     async def one(_: int, slots: asyncio.Semaphore, pool: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         async with slots:
-            env = await loop.run_in_executor(pool, Env)
+            env = skyrl_gym.make("look_around")
             await loop.run_in_executor(pool, env.init, [{"role": "user", "content": PROMPT}])
             await loop.run_in_executor(pool, env.step, call)
             last = await loop.run_in_executor(pool, env.step, ENDED)
@@ -233,7 +235,7 @@ def tiny_policy() -> Path:
     return folder
 
 
-SIDES = {side.__name__: side for side in (polygym, trl, polygym_environment, skyrl_gym)}
+SIDES = {side.__name__: side for side in (polygym, trl, polygym_environment, skyrl)}
 
 if __name__ == "__main__":
     measure = SIDES[sys.argv[1]]()

@@ -43,7 +43,7 @@ def main(out: Annotated[Path, typer.Option(help="JSON file to write.")]) -> None
     summary = {
         **{f"{side}_ms": round(value, 3) for side, value in medians.items()},
         "polygym_by_trl": round(medians["polygym"] / medians["trl"], 3),
-        "polygym_environment_by_skyrl_gym": round(medians["polygym_environment"] / medians["skyrl_gym"], 3),
+        "polygym_environment_by_skyrl": round(medians["polygym_environment"] / medians["skyrl"], 3),
     }
     machine = {"cpus": os.cpu_count(), "machine": platform.machine()}
     out.write_text(json.dumps({"summary": summary, "machine": machine, "raw": raw}, indent=2) + "\n")

@@ -58,8 +58,8 @@ class Started(Generic[Result]):
     async def _wait(self) -> None:
         try:
             result = await self._awaitable
-        except asyncio.CancelledError:
-            self._deliver(self.future.cancel)
+        except asyncio.CancelledError:  # not ours: whoever gave up no longer looks at the future
+            self._deliver(self.future.set_exception, RuntimeError("the environment cancelled itself"))
         except BaseException as error:
             self._deliver(self.future.set_exception, error)
         else:

@@ -35,7 +35,7 @@ class EnvironmentOptionError(ValueError):
 
 
 class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
-    """Base of all environments. Subclasses write `reset`, `step` and `gold_reply`; all three may be `async`.
+    """Base of all environments. Subclasses write `reset`, `step` and `gold_reply`; the first two may be `async`.
 
     `max_turns` bounds the replies of an episode; `reward_range` bounds the sum of its rewards, and a reward outside of
     it is an error of the environment. `info["reward_parts"]` of the last step names what the reward consists of.

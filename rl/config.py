@@ -162,7 +162,7 @@ class EnvironmentConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """The environment's own options, such as difficulty; see the environment's README entry."""
     curriculum: CurriculumConfig | None = None
-    """Where training tasks come from, if not drawn anew; they keep the options they were profiled with."""
+    """Where training tasks come from, if not drawn anew; they keep the options and budgets they were profiled with."""
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from envs.text_env import Split
 from rl.cluster.cluster import ActorDied, ClusterError, cluster, start_actor, stop_actor, wait_for
 from rl.config import ExperimentConfig
 from rl.config_file import ConfigError
-from rl.data_types import Budget
+from rl.data_types import Budget, Group, Task
 from rl.evaluate import evaluation_metrics
 from rl.learner.actor import LearnerActor
 from rl.preflight import preflight
@@ -31,14 +32,17 @@ from rl.tasks.stream import TaskStream, evaluation_tasks
 def evaluate_policy(
     config: ExperimentConfig, policy: Path | None, budgets: Sequence[Budget] = (), split: Split = "heldout"
 ) -> dict[str, dict[str, float]]:
-    """Metrics by environment, printed as a table and written to `<run_dir>/evaluation.json`; rollouts beside it.
+    """Metrics by environment, printed as a table; of held-out tasks also written to `<run_dir>/evaluation.json`.
 
     With `budgets`, every task is played with each of them; the metrics are by budget, else under the one key `own`.
+    Rollouts go to `<run_dir>/evaluation/rollouts.jsonl` while they are played.
     """
+    config = without_curricula(config)
     preflight(config)
     policy = policy or newest_policy(config)
     if not (policy / "config.json").is_file():
         raise ConfigError(f"--policy: {policy} is no folder of a Hugging Face checkpoint (it has no config.json)")
+    run = RunFolder(config.run_dir)
     with cluster(config), handled_signals():
         pool = WorkerPool(config, policy)
         try:
@@ -49,24 +53,45 @@ def evaluate_policy(
                 config, pool, TaskStream(config.environments, config.seed, config.train.num_prompts), Ledger()
             )
             tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks, split)
-            played = {"own": collector.evaluate(tasks)} if not budgets else {}
-            for budget in budgets:
-                played[str(budget)] = collector.evaluate([dataclasses.replace(task, budget=budget) for task in tasks])
+            asked = {str(budget): [dataclasses.replace(task, budget=budget) for task in tasks] for budget in budgets}
+            played = play_all(config, collector, run, asked or {"own": tasks})
         except ActorDied as error:
             raise ClusterError(f"an engine or the learner failed to start: {error}") from error
         finally:
             pool.shutdown()
-    run = RunFolder(config.run_dir)
-    run.path.mkdir(parents=True, exist_ok=True)
-    with run.evaluation_rollouts_file.open("w", encoding="utf-8") as file:
-        write_rollouts(file, 0, "evaluation", [group for groups in played.values() for group in groups])
     metrics = {budget: evaluation_metrics(groups) for budget, groups in played.items()}
-    write_atomically(run.evaluation_file, json.dumps({"policy": str(policy), "budgets": metrics}, indent=2) + "\n")
+    if split == "heldout":
+        write_atomically(run.evaluation_file, json.dumps({"policy": str(policy), "budgets": metrics}, indent=2) + "\n")
     for budget, values in metrics.items():
         print_table(f"{split} tasks, {policy}" + (f", thinking budget {budget}" if budgets else ""), values)
-    if budgets:
+    if budgets and split == "heldout":
         write_budget_figure(run)
     return metrics
+
+
+def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment as it is evaluated: tasks are drawn anew, which is also what a profile is made of."""
+    plain = {env_id: one.model_copy(update={"curriculum": None}) for env_id, one in config.environments.items()}
+    return config.model_copy(update={"environments": plain})
+
+
+def play_all(
+    config: ExperimentConfig, collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[Task]]
+) -> dict[str, list[Group]]:
+    """The groups of all tasks by name, played in rounds that the engines can sample at once: each has its deadlines."""
+    rollout, num_samples = config.rollout, config.evaluation.num_samples
+    num_at_once = max(1, rollout.max_in_flight * rollout.num_workers // num_samples)
+    played: dict[str, list[Group]] = {name: [] for name in asked}
+    run.evaluation_rollouts_file.parent.mkdir(parents=True, exist_ok=True)
+    with run.evaluation_rollouts_file.open("w", encoding="utf-8") as file, Progress(transient=True) as progress:
+        bar = progress.add_task("evaluating", total=sum(map(len, asked.values())))
+        for name, tasks in asked.items():
+            for first in range(0, len(tasks), num_at_once):
+                groups = collector.evaluate(tasks[first : first + num_at_once])
+                write_rollouts(file, 0, "evaluation", groups)
+                played[name] += groups
+                progress.advance(bar, len(groups))
+    return played
 
 
 def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool) -> None:

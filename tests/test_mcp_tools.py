@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from envs.adapters.mcp_tools import McpTools
-from envs.check import check_environment
+from envs.check.behaviour import close_may_be_called_twice, wrong_tool_calls_come_back_as_text
+from envs.check.form import FORM_CHECKS
+from envs.check.subject import Subject, run_check
 from envs.event_loop import settle
 from envs.json_lines import JsonLineError
 from envs.messages import Message, Reply, ToolCall
@@ -57,6 +59,8 @@ def test_the_servers_tools_are_called_and_each_rollout_has_its_own_state(options
     assert left.tools[0].parameters["properties"]["number"]["type"] == "integer"
     assert call(left, number=40) == Message("tool", "the counter is 40", name="add")
     assert call(right, number=1).content == "the counter is 1"
+    unknown = settle(left.step(Reply("", "", (ToolCall("subtract", {}),))))[0][0]
+    assert unknown.content == "error: there is no tool subtract"
     for wrong in (101, "x"):
         assert call(left, number=wrong).content.startswith("error:")
     assert call(left, number=2).content == "the counter is 42"
@@ -69,7 +73,9 @@ def test_the_servers_tools_are_called_and_each_rollout_has_its_own_state(options
 
 @pytest.mark.slow
 def test_the_server_keeps_the_contract(options: dict[str, Any]) -> None:
-    results = check_environment("other/Mcp-v0", options, num_seeds=2)
+    """Those checks that a few server processes suffice for."""
+    checks = (*FORM_CHECKS, wrong_tool_calls_come_back_as_text, close_may_be_called_twice)
+    results = [run_check(check, Subject("other/Mcp-v0", options, num_seeds=1)) for check in checks]
     assert [f"{result.name}: {result.detail}" for result in results if result.status == "failed"] == []
 
 

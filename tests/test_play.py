@@ -228,6 +228,22 @@ def test_a_thousand_waiting_episodes_take_as_long_as_one() -> None:
     assert asyncio.run(run()) == list(range(1000))
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_environment_that_cancels_itself_does_not_cancel_the_rollout(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def step(self: Any, action: Reply) -> Any:
+        raise asyncio.CancelledError
+
+    def fail() -> Any:
+        raise asyncio.CancelledError
+
+    env = type("Cancelling", (Echo,), {"step": step}) if waits else failing("step", fail)
+    rollout = played(env, lambda *_: "hm", monkeypatch)
+    assert (rollout.outcome, rollout.reward) == (Outcome.ENV_ERROR, None)
+    assert "ancelled" in rollout.error
+
+
 def test_asynchronous_code_that_blocks_its_loop_is_left_behind() -> None:
     async def run() -> Any:
         runner = EnvRunner(1)

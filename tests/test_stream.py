@@ -1,4 +1,5 @@
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -71,7 +72,22 @@ def test_the_mean_of_a_curriculum_falls_linearly_and_then_stays(tmp_path: Path) 
     curriculum = Curriculum("a", write_profile(tmp_path / "profile.jsonl", [0.5]))
     assert [round(curriculum.mean_pass_rate(step), 6) for step in (0, 5, 10, 20)] == [0.8, 0.5, 0.2, 0.2]
     assert curriculum.draw(0, 1).seed == 0
-    assert str(curriculum) == "1 tasks, passed 50% to 50% of the time, with the profile's options"
+    assert str(curriculum) == "1 tasks, passed 50% to 50% of the time, with the profile's options and budgets"
+
+
+def test_pass_rates_are_drawn_as_the_gaussian_says_however_many_tasks_have_each(tmp_path: Path) -> None:
+    curriculum = Curriculum("a", write_profile(tmp_path / "profile.jsonl", [0.0] * 900 + [n / 10 for n in range(10)]))
+    rates = [curriculum.draw(10, seed).pass_rate for seed in range(2000)]
+    weights = {n / 10: math.exp(-0.5 * ((n / 10 - 0.2) / 0.15) ** 2) for n in range(10)}
+    for rate, weight in weights.items():
+        assert rates.count(rate) / len(rates) == pytest.approx(weight / sum(weights.values()), abs=0.03)
+
+
+def test_a_profiled_task_keeps_its_budget(tmp_path: Path) -> None:
+    for budget, drawn in ((32, 32), (None, "unlimited")):
+        config = write_profile(tmp_path / "profile.jsonl", [0.5], budget=budget)
+        stream = TaskStream({"a": EnvironmentConfig(curriculum=config)}, 0, 8)
+        assert {stream.task(n).budget for n in range(8)} == {drawn}
 
 
 @pytest.mark.parametrize(

@@ -103,13 +103,19 @@ class McpTools(TextEnv):
         assert self._session is not None
         if action.tool_calls:
             self._num_called += len(action.tool_calls)
-            texts = [await self._session.call(call.name, call.arguments) for call in action.tool_calls]
+            texts = [await self._called(call) for call in action.tool_calls]
             results = [
                 Message("tool", text, name=call.name) for text, call in zip(texts, action.tool_calls, strict=True)
             ]
             return tuple(results), 0.0, False, False, {}
         reward = text_correct(action.text, str(self._row["answer"]))
         return (), reward, True, False, {"reward_parts": {"answer": reward}}
+
+    async def _called(self, call: ToolCall) -> str:
+        assert self._session is not None
+        if call.name not in {tool.name for tool in self.tools}:
+            return f"error: there is no tool {call.name}"
+        return await self._session.call(call.name, call.arguments)
 
     def gold_reply(self) -> Reply:
         calls = self._row.get("gold_calls", ())

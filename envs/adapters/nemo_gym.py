@@ -20,6 +20,8 @@ from envs.scored import Row, RowError, RowTable
 from envs.text_env import EnvironmentOptionError, TextEnv
 
 REQUEST = "responses_create_params"
+BAD_GATEWAY = (502, 503, 504)
+"""What says that the server was not there; other failures of a tool are the tool's answer, as in NeMo Gym's agents."""
 
 
 class NemoGym(TextEnv):
@@ -133,7 +135,7 @@ class NemoGym(TextEnv):
                 text = await response.text()
         except aiohttp.ClientError as error:
             raise ForeignError(f"{address} cannot be asked: {error}") from error
-        if must_succeed and (response.status != 200 or not text.startswith("{")):
+        if response.status in BAD_GATEWAY or (must_succeed and (response.status != 200 or not text.startswith("{"))):
             raise ForeignError(f"{address} answered {response.status}: {text[:300]}")
         return text
 

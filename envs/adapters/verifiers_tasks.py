@@ -11,7 +11,8 @@ from envs.scored import Row, scored
 from envs.text_env import EnvironmentOptionError
 from rewards.worker_pool import WorkerPool
 
-LOAD_DEADLINE_S, SCORE_DEADLINE_S = 120.0, 60.0
+DEADLINE_S = 180.0
+"""Of a question to a worker, the first of which loads the taskset; rollouts have their own, shorter deadlines."""
 NUM_WORKERS = 2
 
 
@@ -21,11 +22,11 @@ def workers(python: str) -> WorkerPool:
     return WorkerPool(Path(__file__).with_name("verifiers_worker.py"), NUM_WORKERS, hint, python)
 
 
-def ask(python: str, what: str, *arguments: Any, deadline_s: float) -> Any:
+def ask(python: str, what: str, *arguments: Any) -> Any:
     """Raises `WorkerError` where verifiers is not installed, `ForeignError` where the taskset fails or hangs."""
-    answer = workers(python).ask([what, arguments], deadline_s)
+    answer = workers(python).ask([what, arguments], DEADLINE_S)
     if answer is None:
-        raise ForeignError(f"taskset {arguments[0]}: no {what} within {deadline_s} s")
+        raise ForeignError(f"taskset {arguments[0]}: no {what} within {DEADLINE_S} s")
     if isinstance(answer, dict) and "error" in answer:
         raise ForeignError(f"taskset {arguments[0]}: {answer['error']}")
     return answer
@@ -37,7 +38,7 @@ def load_rows(
     if not taskset:
         raise EnvironmentOptionError("give the option taskset (the id of an installed taskset of verifiers)")
     told = {"taskset": taskset, "config": config, "python": python, "range": (lowest, highest)}
-    rows = ask(python, "rows", taskset, config, deadline_s=LOAD_DEADLINE_S)
+    rows = ask(python, "rows", taskset, config)
     return [{**row, **told, "number": number} for number, row in enumerate(rows)]
 
 
@@ -46,7 +47,8 @@ def verifiers_tasks(reply: Reply, row: Row) -> dict[str, float]:
     """Answer the tasks of a taskset of verifiers (v1), scored by its own rewards.
 
     Tasks of one reply whose rewards need nothing but the conversation are covered; those with tools, a runtime or a
-    user are refused. The taskset's code runs in worker processes that can be killed, outside of the sandbox.
+    user are refused. Loading and judging may take longer than `rollout.reset_timeout_s` and `step_timeout_s` allow by
+    default. The taskset's code runs in worker processes that can be killed, outside of the sandbox.
 
     Options: `taskset` is its id, `config` its configuration as JSON text, `python` the interpreter that has it
     installed; `lowest` and `highest` bound the sum of its rewards, which is brought to 0..1.
@@ -60,5 +62,5 @@ def verifiers_tasks(reply: Reply, row: Row) -> dict[str, float]:
 
 
 def ask_score(reply: Reply, row: Row) -> dict[str, float]:
-    arguments = row["taskset"], row["config"], row["number"], reply.text, reply.reasoning
-    return ask(row["python"], "score", *arguments, deadline_s=SCORE_DEADLINE_S)
+    arguments = row["taskset"], row["config"], row["number"], row["key"], reply.text, reply.reasoning
+    return ask(row["python"], "score", *arguments)

@@ -28,7 +28,7 @@ def tasks(name: str, config: str) -> list[Any]:
     of_kind: Any = concrete_type(made_by, TasksetConfig, origin=Taskset) or TasksetConfig
     taskset = made_by(of_kind.model_validate({**json.loads(config), "id": name}))
     found = list(taskset.take(LIMITED_TO))
-    for task in found[:1]:
+    for task in found:
         kind = type(task)
         overridden = [hook for hook in ("setup", "finalize") if getattr(kind, hook) is not getattr(Task, hook)]
         scorers = [*task.hooks("reward"), *(judge.score for judge in task.plugged_judges())]
@@ -55,7 +55,7 @@ def opening(data: Any) -> list[dict[str, str]]:
     return [{"role": role, "content": content_text(content)} for role, content in said]
 
 
-def score(name: str, config: str, number: int, text: str, reasoning: str) -> dict[str, Any]:
+def score(name: str, config: str, number: int, key: str, text: str, reasoning: str) -> dict[str, Any]:
     """Each reward times its weight, by name."""
     import verifiers.v1 as vf
     from verifiers.v1.configs.agent import AgentConfig
@@ -63,6 +63,8 @@ def score(name: str, config: str, number: int, text: str, reasoning: str) -> dic
     from verifiers.v1.trace import AgentInfo, TraceTask
 
     task = tasks(name, config)[number]
+    if task.key != key:
+        raise ValueError(f"task {number} is another one in another process: the taskset loads in no fixed order")
     kinds = {"system": vf.SystemMessage, "user": vf.UserMessage, "assistant": vf.AssistantMessage}
     messages: list[Any] = [kinds[one["role"]](content=one["content"]) for one in opening(task.data)]
     messages.append(vf.AssistantMessage(content=text, reasoning_content=reasoning or None))
@@ -75,10 +77,10 @@ def score(name: str, config: str, number: int, text: str, reasoning: str) -> dic
         ],
     )
     asyncio.run(task.score(trace))
-    missing = [key for key, reward in trace.rewards.items() if reward is None]
-    if missing:
-        raise ValueError(f"reward {missing[0]} was not given")
-    return {key: reward.value for key, reward in trace.rewards.items()}
+    missing = [part for part, reward in trace.rewards.items() if reward is None]
+    if missing or not trace.rewards:
+        raise ValueError(f"reward {missing[0]} was not given" if missing else "there are no rewards")
+    return {part: reward.value for part, reward in trace.rewards.items()}
 
 
 def main() -> None:

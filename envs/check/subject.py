@@ -65,9 +65,8 @@ class Subject:
         return self.made[-1]
 
     def close_all(self) -> None:
-        for env in self.made:
-            settle(env.close(), CALL_DEADLINE_S)
-        self.made.clear()
+        while self.made:
+            settle(self.made.pop().close(), CALL_DEADLINE_S)
 
     def reset(self, env: TextEnv, seed: int, split: str = "train") -> tuple[tuple[Message, ...], dict[str, Any]]:
         options = {**self.options, "split": split}

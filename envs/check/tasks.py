@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,7 @@ from envs.text_env import TextEnv
 
 MAX_LEAKED_SHARE = 0.5  # short answers stand in some prompts by chance
 NUM_SPLIT_SEEDS = 300
+SPLIT_SECONDS = 30.0
 NUM_PROCESS_SEEDS = 5
 PROCESS_DEADLINE_S = 120.0
 MEMBERS = ((0, gold), (0, saying("hello")), (1, gold), (0, gold), (0, saying("")))
@@ -60,14 +62,17 @@ def seeds_give_different_tasks(subject: Subject) -> None:
 
 
 def splits_share_no_task(subject: Subject) -> None:
-    """Over 300 seeds no opening occurs in both splits, nor a key where `info` has one.
+    """Over 300 seeds, or half a minute, no opening occurs in both splits, nor a key where `info` has one.
     To mend: draw with `draw_in_split`, and give variants of one problem the same key."""
     env = subject.make()
     tasks: dict[str, set[Any]] = {"train": set(), "heldout": set()}
-    for split, seen in tasks.items():
-        for seed in range(NUM_SPLIT_SEEDS):
+    deadline = time.monotonic() + SPLIT_SECONDS
+    for seed in range(NUM_SPLIT_SEEDS):
+        for split, seen in tasks.items():
             opening, info = subject.reset(env, seed, split)
             seen.add(info.get("key", opening))
+        if time.monotonic() > deadline:
+            break
     both = tasks["train"] & tasks["heldout"]
     require(not both, f"{len(both)} tasks are in both splits, one of them {next(iter(both), None)!r:.200}")
 

@@ -18,8 +18,8 @@ from envs.commands.evaluate import print_summary
 from envs.registry import make
 from envs.rollout_file import read_rollouts
 
-CONTEXT_REPLIES = 4
-"""How many replies of the greatest length a conversation may hold, where the checkpoint allows as many tokens."""
+CONTEXT_TOKENS = 4096
+"""Longest conversation, where the checkpoint allows as much and replies are not longer still."""
 
 
 class LocalEvaluationError(RuntimeError):
@@ -45,7 +45,7 @@ def evaluate_local(
     """Play `num_tasks` tasks, each so many times; print and give the rollouts. Raises `LocalEvaluationError`."""
     env = make(env_id)
     env.read_options({**options, "split": split})
-    context = min(context_tokens(policy), CONTEXT_REPLIES * max_tokens)
+    context = min(context_tokens(policy), max(CONTEXT_TOKENS, 2 * max_tokens))
     with tempfile.TemporaryDirectory(prefix="polygym_eval_") as folder:
         experiment = {
             "run_dir": folder,
@@ -71,7 +71,7 @@ def evaluate_local(
         )
         if done.returncode:
             raise LocalEvaluationError(f"{policy} could not be evaluated (exit code {done.returncode}); see above")
-        saved = Path(folder) / "evaluation_rollouts.jsonl"
+        saved = Path(folder) / "evaluation" / "rollouts.jsonl"
         if out is not None:
             shutil.copyfile(saved, out)
         rollouts = list(read_rollouts(saved))

@@ -30,6 +30,8 @@ class TaskProfile:
     seed: int
     split: str
     options: Mapping[str, Any]
+    budget: Any
+    """The thinking budget, where the rollouts tell one: with another it is another task."""
     num_tries: int
     mean: float
     deviation: float
@@ -44,7 +46,7 @@ def profile_tasks(rollouts: Sequence[Mapping[str, Any]]) -> list[TaskProfile]:
     tries: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for rollout in rollouts:
         if rollout.get("reward") is not None:
-            task = {key: rollout["task"][key] for key in ("env_id", "seed", "split", "options")}
+            task = {key: rollout["task"].get(key) for key in ("env_id", "seed", "split", "options", "budget")}
             tries[json.dumps(task, sort_keys=True)].append(rollout)
     profiles = [profile(json.loads(key), found) for key, found in tries.items()]
     return sorted(profiles, key=lambda one: (one.env_id, one.mean))

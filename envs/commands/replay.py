@@ -76,6 +76,7 @@ def replay(rollout: Mapping[str, Any]) -> Replayed:
     messages = [message_from(message) for message in rollout["messages"]]
     if before is None:
         return Replayed(rollout, None, None, {})
+    env: TextEnv | None = None
     try:
         env = make(task["env_id"])
         if env.scores_groups:
@@ -84,9 +85,11 @@ def replay(rollout: Mapping[str, Any]) -> Replayed:
         if list(opening) != messages[: len(opening)]:
             return Replayed(rollout, before, None, {}, "the environment opens this task with other messages now")
         now, parts = play_again(env, messages[len(opening) :])
-        settle(env.close())
     except Exception as error:
         return Replayed(rollout, before, None, {}, f"{type(error).__name__}: {error}")
+    finally:
+        if env is not None:
+            settle(env.close())
     return Replayed(rollout, before, now, parts)
 
 

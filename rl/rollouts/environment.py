@@ -111,13 +111,14 @@ class _Call:
         self.is_abandoned = False
 
     def run(self) -> None:
+        self.has_begun = True  # before looking, so that whoever cancels now knows that this thread is taken
         if self.future.cancelled():
             return
-        self.has_begun = True
         try:
             value = self._function()
         except BaseException as error:  # SystemExit included: it must not end the worker
-            wrapped = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
+            is_control = isinstance(error, StopIteration | asyncio.CancelledError)  # these would end what waits
+            wrapped = RuntimeError(f"{type(error).__name__}: {error}") if is_control else error
             self._report(self.future.set_exception, wrapped)
         else:
             self._report(self.future.set_result, value)

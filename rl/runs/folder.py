@@ -141,7 +141,7 @@ class RunFolder:
     @property
     def evaluation_rollouts_file(self) -> Path:
         """Rollouts of the last `rl evaluate`."""
-        return self.path / "evaluation_rollouts.jsonl"
+        return self.path / "evaluation" / "rollouts.jsonl"
 
     @property
     def report_file(self) -> Path:

@@ -1,12 +1,13 @@
 """Which of an environment's profiled tasks comes next? From easy to hard, by how often a policy passed them.
 
-`python -m envs profile ... --out FILE` says how often. Tasks that were always passed teach nothing and are left out; of
-the others each is drawn with a weight that is a Gaussian of its pass rate, around a mean that falls linearly over the
-run (Nemotron 3 Nano, section 3.2, which names the shape and no numbers).
+`python -m envs profile ... --out FILE` says how often. Tasks that were always passed teach nothing and are left out.
+The pass rates of the others are drawn from a Gaussian, however many tasks have each, around a mean that falls linearly
+over the run (Nemotron 3 Nano, section 3.2, which names the shape and no numbers).
 """
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from envs.json_lines import JsonLineError, read_rows
 from rl.config import CurriculumConfig
+from rl.data_types import Budget
 
 
 class CurriculumError(ValueError):
@@ -24,6 +26,8 @@ class CurriculumError(ValueError):
 class ProfiledTask:
     seed: int
     options: Mapping[str, Any]
+    budget: Budget | None
+    """The thinking budget that it was profiled with, where one is told."""
     pass_rate: float
 
 
@@ -34,10 +38,14 @@ class Curriculum:
         """Raises `CurriculumError` for a profile without tasks to learn from."""
         self._config = config
         self.tasks = read_profile(config.profile, env_id)
+        self._num_by_rate = Counter(task.pass_rate for task in self.tasks)
 
     def draw(self, step: int, seed: int) -> ProfiledTask:
         mean = self.mean_pass_rate(step)
-        weights = [math.exp(-0.5 * ((task.pass_rate - mean) / self._config.spread) ** 2) for task in self.tasks]
+        distances = [(task.pass_rate - mean) / self._config.spread for task in self.tasks]
+        # however many tasks have one pass rate, that rate is drawn as often as the Gaussian says
+        num_alike = [self._num_by_rate[task.pass_rate] for task in self.tasks]
+        weights = [math.exp(-0.5 * distance**2) / num for distance, num in zip(distances, num_alike, strict=True)]
         if not any(weights):  # nothing lies near: the nearest
             return min(self.tasks, key=lambda task: abs(task.pass_rate - mean))
         (task,) = random.Random(seed).choices(self.tasks, weights)
@@ -45,9 +53,8 @@ class Curriculum:
 
     def __str__(self) -> str:
         rates = [task.pass_rate for task in self.tasks]
-        return (
-            f"{len(rates)} tasks, passed {min(rates):.0%} to {max(rates):.0%} of the time, with the profile's options"
-        )
+        told = f"{len(rates)} tasks, passed {min(rates):.0%} to {max(rates):.0%} of the time"
+        return f"{told}, with the profile's options and budgets"
 
     def mean_pass_rate(self, step: int) -> float:
         """Around which the tasks of this step lie."""
@@ -63,7 +70,11 @@ def read_profile(path: Path, env_id: str) -> list[ProfiledTask]:
         raise CurriculumError(f"{error}; write one with: python -m envs profile ROLLOUTS --out {path}") from error
     trained = (row for row in rows if row["env_id"] == env_id and row["split"] == "train")
     own = [row for row in trained if row["kind"] != "too few tries"]
-    tasks = [ProfiledTask(row["seed"], row["options"], row["pass_rate"]) for row in own if row["pass_rate"] < 1.0]
+    tasks = [
+        ProfiledTask(row["seed"], row["options"], row.get("budget"), row["pass_rate"])
+        for row in own
+        if row["pass_rate"] < 1.0
+    ]
     if not tasks:
         raise CurriculumError(
             f"{path} has {len(own)} training tasks of {env_id} with several tries, and none that was not always passed;"

@@ -54,7 +54,7 @@ class TaskStream:
         if (curriculum := self._curricula.get(env_id)) is None:
             return Task(ordinal, env_id, seed, "train", budget, environment.options)
         drawn = curriculum.draw(ordinal // self._num_prompts, seed)
-        return Task(ordinal, env_id, drawn.seed, "train", budget, drawn.options)
+        return Task(ordinal, env_id, drawn.seed, "train", drawn.budget or budget, drawn.options)
 
     def described(self) -> list[str]:
         """A line for each environment whose tasks come from a profile."""
