@@ -13,7 +13,7 @@ from rl.data_types import Group, Outcome
 from rl.rollouts.collector import Collector
 from rl.rollouts.worker import GroupSpec
 from rl.tasks.ledger import Ledger
-from rl.tasks.stream import TaskStream
+from rl.tasks.stream import TaskStream, evaluation_tasks
 from tests.conftest import make_config, make_rollout
 
 
@@ -129,6 +129,13 @@ def test_evaluation_does_not_touch_the_ledger_and_keeps_the_tasks_order() -> Non
     random.Random(0).shuffle(tasks)
     assert ordinals(collector.evaluate(tasks)) == [0, 1, 2, 3, 4]
     assert ledger.state()["num_started"] == 0
+
+
+def test_a_held_out_task_is_sampled_with_the_same_seed_in_every_version() -> None:
+    """A group's id seeds its replies: another id would move every published evaluation."""
+    collector = make_collector(FakePool())
+    tasks = evaluation_tasks(make_config().environments, 3)
+    assert [group.group_id for group in collector.evaluate(tasks)] == ["heldout-0", "heldout-1", "heldout-2"]
 
 
 def test_after_a_restart_the_oldest_tasks_in_flight_come_first() -> None:

@@ -54,7 +54,7 @@ class Collector:
         evaluation = self._config.evaluation
         deadline = time.monotonic() + self._config.train.collect_timeout_s
         specs = [
-            GroupSpec(f"evaluation-{task.ordinal}-{task.budget}", task, evaluation.num_samples, evaluation.temperature)
+            GroupSpec(f"{task.split}-{task.ordinal}", task, evaluation.num_samples, evaluation.temperature)
             for task in tasks
         ]
         calls = [self._submit(worker, share) for worker, share in self._deal(specs)]
