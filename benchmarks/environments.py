@@ -28,7 +28,7 @@ from envs.messages import Message, Reply, ToolCall
 from envs.sandbox import level_here, run_program
 from envs.text_env import TextEnv
 from rewards.math_answer import answer_correct
-from rl.rollouts.environment import EnvRunner
+from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
 from tests.conftest import CharacterChat, ScriptedEngine, make_config, make_task
 

@@ -60,9 +60,9 @@ class LookAroundForTrl(Place):
 def polygym() -> Callable[[], float]:
     """Whole episodes: chat, tokens, environment, records of every token."""
     from envs.messages import Reply, ToolCall
+    from rl.chat.chat import load_chat
     from rl.data_types import Turn
-    from rl.rollouts.chat import load_chat
-    from rl.rollouts.environment import EnvRunner
+    from rl.rollouts.env_runner import EnvRunner
     from rl.rollouts.play import Player, play
     from tests.conftest import make_config, make_task
 
@@ -96,14 +96,15 @@ def polygym() -> Callable[[], float]:
 def polygym_environment() -> Callable[[], float]:
     """The environment's side alone: made, reset and stepped with deadlines, results checked."""
     from envs.messages import Reply, ToolCall
-    from rl.rollouts.environment import EnvRunner, Episode
+    from rl.rollouts.env_runner import EnvRunner
+    from rl.rollouts.env_session import EnvSession
     from tests.conftest import make_config, make_task
 
     config = make_config().rollout
 
     async def one(seed: int, slots: asyncio.Semaphore, runner: EnvRunner) -> None:
         async with slots:
-            episode = Episode(make_task(seed, "benchmarks.episode_sides:LookAround"), runner, config)
+            episode = EnvSession(make_task(seed, "benchmarks.episode_sides:LookAround"), runner, config)
             await episode.reset()
             await episode.step(Reply("", "", (ToolCall("look", CALLED),)))
             if not (await episode.step(Reply(ENDED)))[1] or episode.reward != 1.0:
@@ -226,7 +227,7 @@ def asyncio_ms(one: Callable[..., Any], make_threads: Callable[[int], Any]) -> f
 
 def tiny_policy() -> Path:
     """A folder with the tokenizer of the tiny policy, the same on every side."""
-    from rl.config import TinyHybrid
+    from rl.config.experiment import TinyHybrid
     from rl.policies import build_policy
 
     folder = Path(tempfile.mkdtemp()) / "policy"

@@ -22,9 +22,9 @@ import torch
 import typer
 
 from envs.registry import make
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Turn
-from rl.rollouts.protocol import SamplingParams
+from rl.engine.protocol import SamplingParams
 
 NUM_PROMPTS = 16
 NUM_REPLIES = 2
@@ -47,9 +47,9 @@ def main(
 
 def compare(policy: Path, chat: str, keep: tuple[str, ...] | None) -> dict[str, Any]:
     """Both mismatches of the three pairs of engine and learner."""
+    from rl.engine.vllm_core import VllmEngine
     from rl.learner.learner import Learner
-    from rl.rollouts.engine import VllmEngine
-    from rl.weights.checkpoint import checkpoint_tensors
+    from rl.weights.names import checkpoint_tensors
     from rl.weights.shared_memory import remove_weights, write_weights
 
     config = experiment(policy, chat, keep)
@@ -96,7 +96,7 @@ def experiment(policy: Path, chat: str, keep: tuple[str, ...] | None) -> Experim
 
 
 async def sample(engine: Any, config: ExperimentConfig) -> list[Turn]:
-    from rl.rollouts.chat import load_chat
+    from rl.chat.chat import load_chat
 
     assert config.policy.path is not None
     chat = load_chat(config.policy.path, config.policy.chat)
@@ -113,8 +113,8 @@ async def sample(engine: Any, config: ExperimentConfig) -> list[Turn]:
 
 
 def mismatch(model: Any, turns: Sequence[Turn]) -> dict[str, float]:
+    from rl.algorithms.corrections import k3
     from rl.learner.batching import make_batches
-    from rl.learner.correction import k3
     from rl.learner.forward import policy_logprobs
 
     samples = [

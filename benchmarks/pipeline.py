@@ -22,10 +22,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from rl.config import ExperimentConfig
-from rl.config_file import load_config
-from rl.rollouts.budget import ThinkingLimit
-from rl.rollouts.protocol import SamplingParams, WeightSource
+from rl.chat.budget import ThinkingLimit
+from rl.config.experiment import ExperimentConfig
+from rl.config.read import load_config
+from rl.engine.protocol import SamplingParams
+from rl.weights.source import WeightSource
 
 NUM_IN_FLIGHT = 64
 NUM_REPLY_TOKENS = 96
@@ -64,7 +65,7 @@ async def engine(config: ExperimentConfig) -> dict[str, Any]:
     """Sampled tokens/s with 64 in flight, and seconds to publish the policy's weights."""
     from transformers import AutoModelForCausalLM
 
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
     policy = config.run_dir / "sft"
     served = VllmEngine(policy, config, lockstep_steps=0)
@@ -100,7 +101,7 @@ async def sample(served: Any, config: ExperimentConfig, repeat: int, limit: Thin
 
 async def publish(served: Any, model: Any, version: int) -> dict[str, float]:
     """Seconds to write a version, to load it, and to copy the same bytes from memory to memory."""
-    from rl.weights.checkpoint import checkpoint_tensors
+    from rl.weights.names import checkpoint_tensors
     from rl.weights.shared_memory import remove_weights, write_weights
 
     started = time.perf_counter()

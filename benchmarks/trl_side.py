@@ -18,9 +18,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from envs.messages import Reply
 from envs.registry import make
-from rl.config import ExperimentConfig
-from rl.config_file import load_config
-from rl.rollouts.chat import load_chat
+from rl.chat.chat import load_chat
+from rl.config.experiment import ExperimentConfig
+from rl.config.read import load_config
 from rl.tasks.stream import TaskStream
 
 

@@ -1,6 +1,6 @@
 """What is said in an episode: messages, the policy's reply, tools and calls.
 
-These types belong to the environments; how they become text and token ids is the business of `rl.rollouts.chat`.
+These types belong to the environments; how they become text and token ids is the business of `rl.chat.chat`.
 """
 
 from collections.abc import Mapping

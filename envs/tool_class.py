@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from envs.scored import opening, options_of
 from envs.text_env import TextEnv, read_score
-from envs.tools import read_arguments, tool_spec
+from envs.tool_specs import read_arguments, tool_spec
 
 OWN_METHODS = {"reset", "score", "gold_reply", "score_group", "close"}
 MAX_TURNS = 6

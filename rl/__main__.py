@@ -9,11 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
-from rl.config import read_budget
-from rl.config_error import ConfigError
-from rl.config_file import load_config
-from rl.errors import is_told
-from rl.explain import explain
+from rl.config.errors import ConfigError
+from rl.config.experiment import read_budget
+from rl.config.explain import explain
+from rl.config.read import load_config
+from rl.errors import is_ours
 from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -49,7 +49,7 @@ def evaluate(
 
     With --budgets, accuracy against budget is drawn too, and shown in the run's report.
     """
-    from rl.evaluate_command import evaluate_policy
+    from rl.evaluate import evaluate_policy
 
     config = load_config(yaml, overrides or [])
     given = [budget.strip() for budget in budgets.split(",") if budget.strip()]
@@ -113,7 +113,7 @@ def main() -> int:
         typer.echo(f"stopped by {stop}; go on with --resume", err=True)
         return stop.exit_code
     except Exception as error:
-        if not is_told(error):
+        if not is_ours(error):
             raise
         typer.echo(f"error: {error}", err=True)
         return 1

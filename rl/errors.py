@@ -3,7 +3,7 @@
 OURS = frozenset({"rl", "sft", "envs", "rewards"})
 
 
-def is_told(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether the error is one of polygym's own types, whose message says what was wrong and how to mend it.
 
     Ray wraps an actor's error in a type that inherits from it, so all bases are looked at.

@@ -1,34 +1,130 @@
-"""How good is the policy on held-out tasks, by environment?"""
+"""`python -m rl evaluate`: play tasks with a policy folder or a run's newest checkpoint."""
 
-import statistics
-from collections.abc import Sequence
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from rl.data_types import Group
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
-FULL_REWARD = 1 - 1e-9
+from envs.text_env import Split
+from rl.cluster.cluster import ActorDied, ClusterError, cluster, start_actor, stop_actor, wait_for
+from rl.config.experiment import ExperimentConfig
+from rl.config.read import ConfigError
+from rl.data_types import Budget, Group, Task
+from rl.learner.actor import LearnerActor
+from rl.preflight import preflight
+from rl.rollouts.collector import Collector
+from rl.rollouts.pool import WorkerPool
+from rl.runs.checkpoint import latest_checkpoint
+from rl.runs.evaluation import evaluation_metrics
+from rl.runs.files import write_atomically
+from rl.runs.folder import RunFolder
+from rl.runs.report import write_budget_figure
+from rl.runs.saved_rollouts import write_rollouts
+from rl.stop import handled_signals
+from rl.tasks.ledger import Ledger
+from rl.tasks.stream import TaskStream, evaluation_tasks
 
 
-def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean reward, its standard error, accuracy (share of full rewards), reply tokens and counts by environment.
+def evaluate_policy(
+    config: ExperimentConfig, policy: Path | None, budgets: Sequence[Budget] = (), split: Split = "heldout"
+) -> dict[str, dict[str, float]]:
+    """Metrics by environment, printed as a table; of held-out tasks also written to `<run_dir>/evaluation.json`.
 
-    Rollouts that do not count are left out and counted as `failed/ENV`.
+    With `budgets`, every task is played with each of them; the metrics are by budget, else under the one key `own`.
+    Rollouts go to `<run_dir>/evaluation/rollouts.jsonl` while they are played.
     """
-    metrics: dict[str, float] = {}
-    for env_id in dict.fromkeys(group.task.env_id for group in groups):
-        rollouts = [rollout for group in groups if group.task.env_id == env_id for rollout in group.rollouts]
-        valid = [rollout for rollout in rollouts if rollout.reward is not None]
-        rewards = [rollout.reward for rollout in valid if rollout.reward is not None]
-        metrics[f"num/{env_id}"] = len(rewards)
-        metrics[f"failed/{env_id}"] = len(rollouts) - len(rewards)
-        if not rewards:
-            continue
-        metrics[f"reward/{env_id}"] = statistics.fmean(rewards)
-        metrics[f"stderr/{env_id}"] = statistics.stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else 0.0
-        metrics[f"accuracy/{env_id}"] = statistics.fmean(reward >= FULL_REWARD for reward in rewards)
-        metrics[f"reply_tokens/{env_id}"] = statistics.fmean(
-            sum(len(turn.reply_ids) for turn in rollout.turns) for rollout in valid
-        )
-    rewards_by_env = [value for name, value in metrics.items() if name.startswith("reward/")]
-    if rewards_by_env:
-        metrics["reward/mean"] = statistics.fmean(rewards_by_env)
+    config = without_curricula(config)
+    preflight(config)
+    policy = policy or newest_policy(config)
+    if not (policy / "config.json").is_file():
+        raise ConfigError(f"--policy: {policy} is no folder of a Hugging Face checkpoint (it has no config.json)")
+    run = RunFolder(config.run_dir)
+    with cluster(config), handled_signals():
+        pool = WorkerPool(config, policy)
+        try:
+            pool.wait_until_ready()
+            if config.precision.is_quantised:
+                serve_quantised(config, policy, pool)
+            collector = Collector(
+                config, pool, TaskStream(config.environments, config.seed, config.train.num_prompts), Ledger()
+            )
+            tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks, split)
+            asked = {str(budget): [dataclasses.replace(task, budget=budget) for task in tasks] for budget in budgets}
+            played = play_all(config, collector, run, asked or {"own": tasks})
+        except ActorDied as error:
+            raise ClusterError(f"an engine or the learner failed to start: {error}") from error
+        finally:
+            pool.shutdown()
+    metrics = {budget: evaluation_metrics(groups) for budget, groups in played.items()}
+    if split == "heldout":
+        write_atomically(run.evaluation_file, json.dumps({"policy": str(policy), "budgets": metrics}, indent=2) + "\n")
+    for budget, values in metrics.items():
+        print_table(f"{split} tasks, {policy}" + (f", thinking budget {budget}" if budgets else ""), values)
+    if budgets and split == "heldout":
+        write_budget_figure(run)
     return metrics
+
+
+def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment as it is evaluated: tasks are drawn anew, which is also what a profile is made of."""
+    plain = {env_id: one.model_copy(update={"curriculum": None}) for env_id, one in config.environments.items()}
+    return config.model_copy(update={"environments": plain})
+
+
+def play_all(
+    config: ExperimentConfig, collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[Task]]
+) -> dict[str, list[Group]]:
+    """The groups of all tasks by name, played in rounds that the engines can sample at once: each has its deadlines."""
+    rollout, num_samples = config.rollout, config.evaluation.num_samples
+    num_at_once = max(1, rollout.max_in_flight * rollout.num_workers // num_samples)
+    played: dict[str, list[Group]] = {name: [] for name in asked}
+    run.evaluation_rollouts_file.parent.mkdir(parents=True, exist_ok=True)
+    with run.evaluation_rollouts_file.open("w", encoding="utf-8") as file, Progress(transient=True) as progress:
+        bar = progress.add_task("evaluating", total=sum(map(len, asked.values())))
+        for name, tasks in asked.items():
+            for first in range(0, len(tasks), num_at_once):
+                groups = collector.evaluate(tasks[first : first + num_at_once])
+                write_rollouts(file, 0, "evaluation", groups)
+                played[name] += groups
+                progress.advance(bar, len(groups))
+    return played
+
+
+def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool) -> None:
+    """Bring what the learner would publish of this checkpoint to the engines."""
+    timeout_s = config.train.start_timeout_s
+    learner = start_actor(LearnerActor, config.learner.cpus, config.learner.gpus, config, policy, None)
+    try:
+        pool.load_weights(wait_for(learner.publish.remote(), timeout_s, "quantising", "train.start_timeout_s"))
+    finally:
+        stop_actor(learner)
+
+
+def newest_policy(config: ExperimentConfig) -> Path:
+    """The run's newest checkpoint, else its supervised policy, else `policy.path`."""
+    checkpoint = latest_checkpoint(config.run_dir / "checkpoints")
+    candidates = [checkpoint.learner / "model" if checkpoint else None, config.run_dir / "sft", config.policy.path]
+    for candidate in candidates:
+        if candidate is not None and candidate.exists():
+            return candidate
+    raise ConfigError(f"run_dir: {config.run_dir} holds no policy yet; train first, or name one with --policy")
+
+
+def print_table(title: str, metrics: dict[str, float]) -> None:
+    table = Table(title=title)
+    for column in ("environment", "reward", "+-", "accuracy", "reply tokens", "rollouts", "failed"):
+        table.add_column(column, justify="left" if column == "environment" else "right")
+    for name in [name.removeprefix("num/") for name in metrics if name.startswith("num/")]:
+        row = [metrics.get(f"{part}/{name}", float("nan")) for part in ("reward", "stderr", "accuracy", "reply_tokens")]
+        table.add_row(
+            name,
+            *(f"{value:.3f}" for value in row[:3]),
+            f"{row[3]:.1f}",
+            f"{metrics[f'num/{name}']:.0f}",
+            f"{metrics[f'failed/{name}']:.0f}",
+        )
+    Console().print(table)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl.config import TinyHybrid
-from rl.rollouts.formats import IM_END, NEMOTRON_TOKENS
+from rl.chat.formats.nemotron import IM_END, NEMOTRON_TOKENS
+from rl.config.experiment import TinyHybrid
 
 if TYPE_CHECKING:
     import torch

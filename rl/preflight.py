@@ -2,8 +2,8 @@
 
 from envs.event_loop import settle
 from envs.registry import make
-from rl.config import ExperimentConfig
-from rl.config_file import ConfigError, check_references
+from rl.config.experiment import ExperimentConfig
+from rl.config.read import ConfigError, check_references
 from rl.tasks.curriculum import Curriculum, CurriculumError
 
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl.algorithms.corrections import NonFiniteError
 from rl.cluster.cluster import ActorDied, ClusterError, check_cluster, cluster, start_actor, stop_actor, wait_for
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
-from rl.evaluate import evaluation_metrics
 from rl.learner.actor import LearnerActor
-from rl.learner.correction import NonFiniteError
 from rl.learner.samples import make_samples
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
@@ -28,6 +27,7 @@ from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import CanaryStop, check_canaries
 from rl.runs.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rl.runs.display import Display
+from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.report import write_report
 from rl.runs.tracking import Tracker, step_metrics

@@ -9,8 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
-from rl.config_error import ConfigError
-from rl.errors import is_told
+from rl.config.errors import ConfigError
+from rl.errors import is_ours
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -21,7 +21,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")] = None,
 ) -> None:
     """Run an experiment's supervised stage alone and print the checkpoint's folder, RUN/sft."""
-    from rl.config_file import load_config
+    from rl.config.read import load_config
 
     config = load_config(yaml, overrides or [])
     from sft.train import run  # takes ten seconds to import: mistakes in the YAML are told before
@@ -46,7 +46,7 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except Exception as error:
-        if not is_told(error):
+        if not is_ours(error):
             raise
         sys.exit(f"error: {error}")
 

@@ -13,11 +13,11 @@ from envs.gold import gold_conversation
 from envs.messages import Message, Reply, Role, ToolCall, ToolSpec
 from envs.registry import make
 from envs.text_env import TextEnv
-from rl.config import ExperimentConfig
+from rl.chat.chat import Chat
+from rl.chat.format import ChatError
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Budget
-from rl.rollouts.chat import Chat
-from rl.rollouts.formats import ChatError
-from rl.tasks.stream import draw_budget
+from rl.tasks.seeds import draw_budget
 
 IGNORED_LABEL = -100  # what torch's cross-entropy leaves out
 GIVING_UP = "I do not know."

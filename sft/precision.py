@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from rl.precision.weights import FoldedWeights
+from rl.precision.folded import FoldedWeights
 
 
 class FoldedSteps(TrainerCallback):

@@ -1,6 +1,6 @@
 """The supervised stage: next-token training on conversations with trl's `SFTTrainer`, the assistant's tokens only.
 
-Rows come tokenised from `rl.rollouts.chat`, so that training sees the ids that rollouts will see. Micro-batches hold
+Rows come tokenised from `rl.chat.chat`, so that training sees the ids that rollouts will see. Micro-batches hold
 rows of like length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
 """
 
@@ -17,11 +17,11 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from rl.config import ExperimentConfig
+from rl.chat.chat import load_chat
+from rl.chat.formats.nemotron import conversation_text
+from rl.config.experiment import ExperimentConfig
 from rl.policies import build_policy
-from rl.precision.weights import FoldedWeights
-from rl.rollouts.chat import load_chat
-from rl.rollouts.formats import conversation_text
+from rl.precision.folded import FoldedWeights
 from sft.data import Conversation, Row, gold_conversations, read_conversations, token_rows, training_order
 from sft.precision import FoldedSteps
 from sft.progress import StepMetrics
@@ -33,7 +33,7 @@ def run(config: ExperimentConfig) -> Path:
     """Train as `config.sft` says and give the checkpoint's folder, `<run_dir>/sft`.
 
     The folder appears at once and complete. With `policy.build`, the random policy is first written to
-    `<run_dir>/policy`. Raises `sft.data.SftDataError` and `rl.rollouts.formats.ChatError`.
+    `<run_dir>/policy`. Raises `sft.data.SftDataError` and `rl.chat.formats.nemotron.ChatError`.
     """
     if config.sft is None:
         raise ValueError("the experiment has no `sft` section: add one, such as `sft: {num_steps: 300}`")

@@ -13,10 +13,11 @@ import pytest
 
 from envs.commands.new import write_package
 from envs.messages import Message, Reply, ToolSpec
-from rl.config import BudgetConfig, ExperimentConfig
+from rl.chat.budget import ThinkingLimit
+from rl.config.experiment import BudgetConfig, ExperimentConfig
 from rl.data_types import Budget, Finish, Group, Outcome, Rollout, Task, Turn
-from rl.rollouts.budget import ThinkingLimit
-from rl.rollouts.protocol import EngineHealth, SamplingParams, WeightSource
+from rl.engine.protocol import EngineHealth, SamplingParams
+from rl.weights.source import WeightSource
 
 END = 0  # the stop token of CharacterChat
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.messages import Message, ToolCall
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout, Task, Turn, Update
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import Tracker, step_metrics

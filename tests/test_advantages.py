@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.config import LossConfig
-from rl.learner.advantages import GroupStatistics, RewardError, group_advantages, group_statistics
+from rl.algorithms.advantages import GroupStatistics, RewardError, group_advantages, group_statistics
+from rl.config.experiment import LossConfig
 from tests.conftest import make_group
 
 MEAN = LossConfig(baseline="mean")

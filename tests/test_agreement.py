@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from rl.config import TinyHybrid
+from rl.config.experiment import TinyHybrid
 from rl.data_types import Sample, Turn
 from rl.learner.batching import make_batches
 from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
 from rl.learner.samples import rollout_samples
 from rl.policies import build_policy
-from rl.weights.checkpoint import checkpoint_tensors
+from rl.weights.names import checkpoint_tensors
 from rl.weights.shared_memory import write_weights
 from tests.conftest import make_config, make_rollout
 from tests.test_engine import sample_many
 
 if TYPE_CHECKING:
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
 pytestmark = pytest.mark.slow
 MAX_TOKENS = 256
@@ -30,7 +30,7 @@ NUM_ROLLOUTS = 40
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Learner, "VllmEngine", Path]]:
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
     folder = tmp_path_factory.mktemp("policy")
     build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder, 0)

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.messages import Message, Reply
-from rl.config import BudgetConfig, ExperimentConfig
+from rl.chat.budget import ThinkingLimit, violation
+from rl.chat.format import ChatError
+from rl.config.experiment import BudgetConfig, ExperimentConfig
 from rl.data_types import Turn
 from rl.learner.samples import rollout_samples
-from rl.rollouts.budget import ThinkingLimit, violation
-from rl.rollouts.formats import ChatError
-from rl.tasks.stream import TaskStream, draw_budget
+from rl.tasks.seeds import draw_budget
+from rl.tasks.stream import TaskStream
 from tests.conftest import make_config, make_rollout
 from tests.test_chat import CHAT
 
@@ -82,7 +83,7 @@ def play(limits: list[ThinkingLimit | None], seed: int, num_steps: int) -> list[
     from vllm import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-    from rl.rollouts.engine_budget import ThinkingBudget, as_argument
+    from rl.engine.budget_processor import ThinkingBudget, as_argument
 
     processor, policy = ThinkingBudget(None, torch.device("cpu"), False), Policy(seed)
     replies: list[list[int]] = [[] for _ in limits]

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from rl.config import CanaryConfig
+from rl.config.experiment import CanaryConfig
 from rl.runs.canaries import CanaryStop, check_canaries
 from tests.conftest import make_group
 from tests.run_makers import make_update

@@ -7,18 +7,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
-from rl.rollouts.chat import Chat, load_chat
-from rl.rollouts.formats import (
-    CALL,
-    CALL_END,
-    NEMOTRON_TOKENS,
-    THINK_END,
-    ChatError,
-    NemotronFormat,
-    conversation_text,
-    plain_text,
-)
-from rl.rollouts.template_format import TemplateFormat
+from rl.chat.chat import Chat, load_chat
+from rl.chat.format import ChatError, plain_text
+from rl.chat.formats.nemotron import CALL, CALL_END, NEMOTRON_TOKENS, THINK_END, NemotronFormat, conversation_text
+from rl.chat.formats.template import TemplateFormat
 
 STORE = ToolSpec(
     "stock",

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from envs.abstention import abstention
-from envs.appointment import Appointment
+from envs.chat.abstention import abstention
+from envs.chat.appointment import Appointment
+from envs.chat.structured import structured
 from envs.messages import Reply
-from envs.structured import structured
 from rewards.schema import schema_scores
 
 SCHEMA = {

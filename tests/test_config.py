@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from rl.config import ExperimentConfig
-from rl.config_error import ConfigError
-from rl.config_file import check_references, dump_config, load_config
-from rl.explain import all_keys, explain
+from rl.config.errors import ConfigError
+from rl.config.experiment import ExperimentConfig
+from rl.config.explain import all_keys, explain
+from rl.config.read import check_references, dump_config, load_config
 
 SMALL = """
 run_dir: runs/small

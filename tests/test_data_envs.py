@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 
 from envs import package_data
-from envs.competition import competition, latex
-from envs.function_calls import function_calls, json_schema, read_source
-from envs.human_eval import human_eval, load_rows
+from envs.code.human_eval import human_eval, load_rows
+from envs.code.programs import programs
+from envs.code.repair import Repair
+from envs.math.competition import competition, latex
+from envs.math.multiple_choice import multiple_choice
 from envs.messages import Message, Reply, ToolCall
-from envs.multiple_choice import multiple_choice
-from envs.programs import programs
-from envs.python_tool import Python
 from envs.registry import make
-from envs.repair import Repair
 from envs.sandbox import run_tests
 from envs.tool_class import ToolClassEnv
+from envs.tool_use.function_calls import function_calls, json_schema, read_source
+from envs.tool_use.python_tool import Python
 
 
 def wrong_solution(row: Any) -> str:

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from rl.data_types import Turn
-from rl.rollouts.protocol import EngineError, Lane, SamplingParams, WeightSource
+from rl.engine.protocol import EngineError, Lane, SamplingParams
 from rl.weights.shared_memory import remove_weights, write_weights
+from rl.weights.source import WeightSource
 from tests.conftest import make_config
 
 if TYPE_CHECKING:
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
 VOCAB_SIZE = 256
 MAX_TOKENS = 256
@@ -58,7 +59,7 @@ def random_policy(folder: Path, seed: int) -> Any:
 
 
 def start_engine(folder: Path) -> "VllmEngine":
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
     config = make_config(
         policy={"path": folder, "max_tokens": MAX_TOKENS}, rollout={"max_in_flight": 12, "kv_cache_gib": 0.25}
@@ -76,7 +77,7 @@ class Served:
         self.version = 0
 
     def publish(self) -> WeightSource:
-        from rl.weights.checkpoint import checkpoint_tensors
+        from rl.weights.names import checkpoint_tensors
 
         self.version += 1
         return write_weights(checkpoint_tensors(self.model, "float32"), self.version, self.folder / "published")
@@ -271,7 +272,7 @@ async def test_prompts_that_do_not_fit_are_refused_and_long_replies_capped(serve
 @pytest.mark.slow
 async def test_weights_that_leave_out_an_expert_end_the_engine(served: Served) -> None:
     """The last test of this engine."""
-    from rl.weights.checkpoint import checkpoint_tensors
+    from rl.weights.names import checkpoint_tensors
 
     tensors = [entry for entry in checkpoint_tensors(served.model, "float32") if ".experts.3.up_proj" not in entry[0]]
     source = write_weights(tensors, served.version + 1, served.folder / "published")

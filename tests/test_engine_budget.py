@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rl.chat.budget import ThinkingLimit, violation
 from rl.data_types import Turn
-from rl.rollouts.budget import ThinkingLimit, violation
-from rl.rollouts.protocol import Lane, SamplingParams
+from rl.engine.protocol import Lane, SamplingParams
 from tests.conftest import make_config
 from tests.test_engine import MAX_TOKENS, Served, prompt
 
 if TYPE_CHECKING:
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
 pytestmark = pytest.mark.slow
 END, STOP = 2, 7
@@ -23,7 +23,7 @@ NUM_RANDOM = 5000
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
     def start(folder: object) -> "VllmEngine":
         config = make_config(

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from rl.data_types import Turn
-from rl.rollouts.engine_clock import Clock
-from rl.rollouts.engine_thread import Sampled, ThreadedEngine
-from rl.rollouts.protocol import EngineError, SamplingParams, WeightSource
+from rl.engine.clock import Clock
+from rl.engine.protocol import EngineError, SamplingParams
+from rl.engine.thread import Sampled, ThreadedEngine
+from rl.weights.source import WeightSource
 
 PARAMS = SamplingParams(max_reply_tokens=8, temperature=1.0, top_p=1.0, seed=0, stop_ids=())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rl.data_types import Turn
-from rl.rollouts.protocol import SamplingParams
+from rl.engine.protocol import SamplingParams
 from rl.weights.shared_memory import write_weights
 from tests.conftest import make_config
 
@@ -16,8 +16,8 @@ from tests.conftest import make_config
 async def test_a_tied_head_follows_the_embedding(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from rl.rollouts.engine import VllmEngine
-    from rl.weights.checkpoint import checkpoint_tensors
+    from rl.engine.vllm_core import VllmEngine
+    from rl.weights.names import checkpoint_tensors
 
     torch.manual_seed(0)
     config = LlamaConfig(

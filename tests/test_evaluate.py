@@ -1,6 +1,6 @@
 import pytest
 
-from rl.evaluate import evaluation_metrics
+from rl.runs.evaluation import evaluation_metrics
 from tests.conftest import make_group
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from envs.check import check_environment
 from rl.cluster.cluster import reserved
-from rl.config_file import load_config
+from rl.config.read import load_config
 from rl.preflight import preflight
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.instructions import DRAWS, draw_row, instructions
+from envs.chat.instructions import DRAWS, draw_row, instructions
 from envs.messages import Reply
 from envs.text_env import EnvironmentOptionError
 from rewards.instructions import CHECKS, Instruction, follows_loosely, follows_strictly, language_of, sentences_of

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from envs import judge_client
+from envs.chat.judged import CRITERIA, Compared, judged
 from envs.check import check_environment
 from envs.event_loop import settle
-from envs.judged import CRITERIA, Compared, judged
 from envs.messages import Message, Reply
 from envs.text_env import EnvironmentOptionError
 from rewards.judge import (

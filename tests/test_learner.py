@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, NemotronHConfig, NemotronHForCausalLM
 
+from rl.algorithms.corrections import NonFiniteError
 from rl.data_types import Sample
 from rl.learner.batching import make_batches
-from rl.learner.correction import NonFiniteError
 from rl.learner.forward import UnsupportedHeadError, check_head, policy_logprobs
-from rl.learner.learner import CheckpointError, Learner, LearnerStateError
+from rl.learner.learner import IncompleteCheckpointError, Learner, LearnerStateError
 from rl.learner.optimizer import learning_rate
 from rl.learner.router import RouterBalancer, UnsupportedRouterError
 from tests.conftest import make_config
@@ -391,5 +391,5 @@ def test_a_checkpoint_with_missing_weights_is_refused(hybrid_path, tmp_path):
     del tensors[missing]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((hybrid_path / "config.json").read_text())
-    with pytest.raises(CheckpointError, match="1 weights are missing"):
+    with pytest.raises(IncompleteCheckpointError, match="1 weights are missing"):
         Learner(tmp_path, config_with())

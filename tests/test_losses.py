@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rl.config import LossConfig
+from rl.algorithms.corrections import NonFiniteError, k3, sequence_mismatch
+from rl.algorithms.grpo import LossSums, grpo_loss
+from rl.config.experiment import LossConfig
 from rl.data_types import Batch
-from rl.learner.correction import NonFiniteError, k3, sequence_mismatch
 from rl.learner.logprobs import token_logprobs
-from rl.learner.losses import LossSums, grpo_loss
 
 DEFAULTS = LossConfig()
 

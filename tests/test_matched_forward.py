@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 
+from rl.algorithms.corrections import k3
 from rl.data_types import Turn
-from rl.learner.correction import k3
-from rl.precision.weights import FoldedWeights
-from rl.rollouts.protocol import EngineError
-from rl.weights.checkpoint import checkpoint_tensors
+from rl.engine.protocol import EngineError
+from rl.precision.folded import FoldedWeights
+from rl.weights.names import checkpoint_tensors
 from rl.weights.shared_memory import write_weights
 from tests.conftest import make_config
 from tests.test_agreement import as_sample, differences
 from tests.test_engine import MAX_TOKENS, random_policy, sample_many
 
 if TYPE_CHECKING:
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
 pytestmark = pytest.mark.slow
 NUM_ROLLOUTS = 300
@@ -39,7 +39,7 @@ def mismatch(model: Any, turns: Sequence[Turn]) -> Mismatch:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, "VllmEngine", Path]]:
-    from rl.rollouts.engine import VllmEngine
+    from rl.engine.vllm_core import VllmEngine
 
     folder = tmp_path_factory.mktemp("policy")
     model = random_policy(folder, seed=0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rl.config import PrecisionConfig
+from rl.config.experiment import PrecisionConfig
 from rl.precision.nvfp4 import (
     MAGNITUDES,
     PrecisionError,

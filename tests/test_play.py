@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-import rl.rollouts.environment as environment_module
+import rl.rollouts.env_session as environment_module
 from envs.messages import Message, Reply
 from envs.text_env import TextEnv
 from rl.data_types import Outcome, Rollout
+from rl.engine.protocol import EngineError
 from rl.rollouts import group_score
-from rl.rollouts.environment import EnvRunner
+from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
-from rl.rollouts.protocol import EngineError
 from tests.conftest import CharacterChat, ScriptedEngine, make_config, make_task
 from tests.run_makers import make_rollout
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rl.config import TinyHybrid
+from rl.chat.chat import load_chat
+from rl.config.experiment import TinyHybrid
 from rl.policies import PolicyError, build_policy, convert_smollm2
-from rl.rollouts.chat import load_chat
 
 SMALL = TinyHybrid(
     pattern="M*E-", hidden_size=32, num_heads=1, num_experts=4, latent_size=16, expert_size=16, shared_expert_size=32,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from rl.config import PrecisionConfig
+from rl.config.experiment import PrecisionConfig
+from rl.precision.folded import FoldedWeights, quantised_names, shared_amax
 from rl.precision.nvfp4 import PrecisionError, dequantise, fake_quantise, quantise
-from rl.precision.weights import FoldedWeights, quantised_names, shared_amax
-from rl.weights.checkpoint import checkpoint_tensors, restored_tensors
+from rl.weights.names import checkpoint_tensors, restored_tensors
 from rl.weights.shared_memory import read_weights, write_weights
 from tests.test_engine import random_policy
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from envs.arithmetic import arithmetic
+from envs.math.arithmetic import arithmetic
 from envs.registry import (
     EnvironmentPluginError,
     UnknownEnvironmentError,
@@ -44,14 +44,14 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_our_environments_are_announced_and_made_by_id() -> None:
     assert {"math/Arithmetic-v0", "tools/Store-v0"} <= set(environment_ids())
     assert isinstance(make("math/Arithmetic-v0"), arithmetic)
-    assert isinstance(make("envs.arithmetic:arithmetic"), arithmetic)
+    assert isinstance(make("envs.math.arithmetic:arithmetic"), arithmetic)
 
 
 def test_listing_imports_no_environment() -> None:
     code = "import sys, envs.registry as r; r.environment_ids(); r.register_gymnasium(); print([*sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "envs.registry" in done.stdout
-    assert "envs.arithmetic" not in done.stdout
+    assert "envs.math.arithmetic" not in done.stdout
 
 
 def test_an_unknown_id_names_the_nearest_known_ones() -> None:
@@ -65,7 +65,7 @@ def test_an_id_like_no_other_names_all_of_them() -> None:
 
 
 def test_a_plugin_is_found_and_its_version_told(packages) -> None:
-    code = "from envs.arithmetic import arithmetic\nclass Mine(arithmetic):\n    pass\n"
+    code = "from envs.math.arithmetic import arithmetic\nclass Mine(arithmetic):\n    pass\n"
     packages("my-plugin", "me/Mine-v0", "my_plugin_envs:Mine", code)
     assert type(make("me/Mine-v0")).__name__ == "Mine"
     assert environment_version("me/Mine-v0") == "my-plugin 1.2"
@@ -79,8 +79,8 @@ def test_a_plugin_that_cannot_be_imported_is_named_with_the_original_error(packa
 
 
 def test_two_packages_with_one_id_are_both_named(packages) -> None:
-    packages("plugin-one", "me/Twice-v0", "envs.arithmetic:arithmetic")
-    packages("plugin-two", "me/Twice-v0", "envs.store:Store")
+    packages("plugin-one", "me/Twice-v0", "envs.math.arithmetic:arithmetic")
+    packages("plugin-two", "me/Twice-v0", "envs.tool_use.store:Store")
     with pytest.raises(EnvironmentPluginError, match=r"plugin-(one|two) .* and plugin-(one|two) "):
         make("me/Twice-v0")
 
@@ -101,4 +101,4 @@ def test_gymnasium_makes_our_environments() -> None:
 
 def test_a_module_and_class_has_its_top_modules_version() -> None:
     assert environment_version("gymnasium.envs:None").startswith("gymnasium 1.")
-    assert environment_version("envs.arithmetic:arithmetic") == "envs unversioned"
+    assert environment_version("envs.math.arithmetic:arithmetic") == "envs unversioned"

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from envs.json_lines import JsonLineError, read_lines
 from envs.rollout_file import read_rollouts
-from rl.config_file import load_config
+from rl.config.read import load_config
 from rl.data_types import Outcome, Rollout
 from rl.runs.checkpoint import save_checkpoint
 from rl.runs.display import Display, moving_mean, sparkline

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.config import LossConfig
+from rl.config.experiment import LossConfig
 from rl.data_types import Group, Turn
 from rl.learner.samples import TurnError, make_samples, rollout_samples
 from tests import conftest

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from envs.functions import Functions
+from envs.code.functions import Functions
 from envs.messages import Reply
 from envs.sandbox import (
     LEVELS,

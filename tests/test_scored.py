@@ -12,7 +12,7 @@ from envs.messages import Message, Reply, ToolCall
 from envs.scored import RowError, scored
 from envs.text_env import EnvironmentOptionError, TextEnv
 from envs.tool_class import ToolClassEnv
-from envs.tools import tool_spec
+from envs.tool_specs import tool_spec
 from rewards.exact import text_correct
 
 CAPITALS = [

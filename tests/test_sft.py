@@ -6,12 +6,12 @@ from transformers import AutoModelForCausalLM
 
 from envs.messages import Message, Reply, ToolCall
 from envs.text_env import TextEnv
-from rl.config import ExperimentConfig, PrecisionConfig
+from rl.chat.chat import load_chat
+from rl.chat.formats.nemotron import conversation_text
+from rl.config.experiment import ExperimentConfig, PrecisionConfig
 from rl.policies import build_policy
+from rl.precision.folded import FoldedWeights
 from rl.precision.nvfp4 import dequantise, quantise
-from rl.precision.weights import FoldedWeights
-from rl.rollouts.chat import load_chat
-from rl.rollouts.formats import conversation_text
 from sft.data import (
     Conversation,
     Row,

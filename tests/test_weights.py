@@ -9,9 +9,9 @@ import pytest
 import torch
 import xxhash
 
-from rl.rollouts.protocol import WeightSource
 from rl.weights import shared_memory
-from rl.weights.shared_memory import WeightsError, read_weights, remove_weights, write_weights
+from rl.weights.shared_memory import read_weights, remove_weights, write_weights
+from rl.weights.source import WeightsError, WeightSource
 
 
 def some_tensors() -> list[tuple[str, torch.Tensor]]:
@@ -117,7 +117,7 @@ def test_weights_of_a_killed_process_are_removed_by_the_next_and_those_of_a_livi
 def test_checkpoint_tensors_are_what_is_saved_without_copies(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from rl.weights.checkpoint import checkpoint_tensors
+    from rl.weights.names import checkpoint_tensors
     from tests.test_engine import random_policy
 
     model = random_policy(tmp_path, seed=0)
@@ -130,7 +130,7 @@ def test_checkpoint_tensors_are_what_is_saved_without_copies(tmp_path: Path) -> 
 
 
 def test_rounding_to_bfloat16_spares_vectors_and_routers(tmp_path: Path) -> None:
-    from rl.weights.checkpoint import checkpoint_tensors
+    from rl.weights.names import checkpoint_tensors
     from tests.test_engine import random_policy
 
     tensors = dict(checkpoint_tensors(random_policy(tmp_path, seed=0), "bfloat16"))

@@ -13,7 +13,7 @@ import ray
 from ray._private.utils import read_ray_address
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.stop import POLL_S, raise_if_requested
 
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

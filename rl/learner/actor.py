@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ray
 
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
-from rl.rollouts.protocol import WeightSource
+from rl.weights.source import WeightSource
 
 CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
 
@@ -37,7 +37,7 @@ class LearnerActor:
 
     def publish(self) -> WeightSource:
         """Put the current weights where engines can read them; older versions are removed when it is safe to."""
-        from rl.weights.checkpoint import checkpoint_tensors
+        from rl.weights.names import checkpoint_tensors
         from rl.weights.shared_memory import remove_weights, write_weights
 
         learner = self._learner

@@ -12,20 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rl.config import ExperimentConfig
+from rl.algorithms.corrections import NonFiniteError
+from rl.algorithms.grpo import LossSums, grpo_loss
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Batch, Sample, Update
 from rl.learner.batching import make_batches
-from rl.learner.correction import NonFiniteError
 from rl.learner.forward import check_head, policy_logprobs
-from rl.learner.losses import LossSums, grpo_loss
 from rl.learner.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from rl.learner.router import RouterBalancer
-from rl.precision.weights import FoldedWeights
+from rl.precision.folded import FoldedWeights
 
 STATE_FORMAT = 1
 
 
-class CheckpointError(ValueError):
+class IncompleteCheckpointError(ValueError):
     """A checkpoint lacks weights of the policy."""
 
 
@@ -182,7 +182,7 @@ def _load_model(path: Path, device: torch.device) -> PreTrainedModel:
     )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(
+        raise IncompleteCheckpointError(
             f"{path}: {len(missing)} weights are missing, first {missing[0]!r}; transformers would make them up."
             " Point policy.path to a complete checkpoint"
         )

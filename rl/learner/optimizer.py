@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

@@ -8,9 +8,9 @@ example dropped old reasoning), a new row begins.
 import math
 from collections.abc import Iterable, Sequence
 
-from rl.config import LossConfig
+from rl.algorithms.advantages import group_advantages
+from rl.config.experiment import LossConfig
 from rl.data_types import Group, Rollout, Sample, Turn
-from rl.learner.advantages import group_advantages
 
 
 class TurnError(ValueError):
@@ -25,7 +25,7 @@ def make_samples(groups: Iterable[Group], loss: LossConfig) -> list[Sample]:
 def group_samples(group: Group, loss: LossConfig) -> list[Sample]:
     """The training rows of one group; rollouts that do not count give none.
 
-    Raises `RewardError` (`rl.learner.advantages`) and `TurnError`.
+    Raises `RewardError` (`rl.algorithms.advantages`) and `TurnError`.
     """
     advantages = group_advantages(group, loss)
     return [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl.config import PrecisionConfig
+from rl.config.experiment import PrecisionConfig
 
 BLOCK = 16
 """Numbers that share a block scale."""

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl.cluster.cluster import ActorDied, wait_for
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout, Task
+from rl.engine.protocol import EngineError
 from rl.rollouts.pool import WorkerPool
-from rl.rollouts.protocol import EngineError
 from rl.rollouts.worker import GroupSpec
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from envs.registry import make
 from rl.data_types import Rollout, Task
-from rl.rollouts.environment import Episode, EpisodeError
+from rl.rollouts.env_session import EnvSession, EnvSessionError
 from rl.rollouts.play import Player
 
 
@@ -20,13 +20,13 @@ async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollo
     if not counted or not compares(task.env_id):
         return tuple(rollouts)
     for num_left in range(player.config.rollout.num_retries, -1, -1):
-        episode = Episode(task, player.runner, player.config.rollout)
+        episode = EnvSession(task, player.runner, player.config.rollout)
         try:
             await episode.reset()
             scores = await episode.score_group([rollout.messages for rollout in counted])
             added = {id(rollout): add(episode, rollout, *score) for rollout, score in zip(counted, scores, strict=True)}
             return tuple(added.get(id(rollout), rollout) for rollout in rollouts)
-        except EpisodeError as failure:
+        except EnvSessionError as failure:
             if not num_left:
                 return tuple(failed(rollout, failure) if rollout.outcome.counts else rollout for rollout in rollouts)
         finally:
@@ -40,13 +40,13 @@ def compares(env_id: str) -> bool:
     return make(env_id).scores_groups
 
 
-def add(episode: Episode, rollout: Rollout, score: float, parts: dict[str, float]) -> Rollout:
-    """The rollout with the score added. Raises `EpisodeError` where the sum is out of the declared range."""
+def add(episode: EnvSession, rollout: Rollout, score: float, parts: dict[str, float]) -> Rollout:
+    """The rollout with the score added. Raises `EnvSessionError` where the sum is out of the declared range."""
     assert rollout.reward is not None
     reward = rollout.reward + score
     episode.check_range(reward)
     return dataclasses.replace(rollout, reward=reward, reward_parts={**rollout.reward_parts, **parts})
 
 
-def failed(rollout: Rollout, failure: EpisodeError) -> Rollout:
+def failed(rollout: Rollout, failure: EnvSessionError) -> Rollout:
     return dataclasses.replace(rollout, reward=None, reward_parts={}, outcome=failure.outcome, error=str(failure))

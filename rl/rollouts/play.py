@@ -8,14 +8,15 @@ import time
 from dataclasses import dataclass
 
 from envs.messages import Message
-from rl.config import ExperimentConfig
+from rl.chat.budget import violation
+from rl.chat.chat import Chat
+from rl.chat.format import ChatError
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Outcome, Rollout, Task, Turn
-from rl.rollouts.budget import violation
-from rl.rollouts.chat import Chat
-from rl.rollouts.environment import EnvRunner, Episode, EpisodeError
-from rl.rollouts.formats import ChatError
-from rl.rollouts.protocol import Engine, EngineError, Lane, SamplingParams
-from rl.tasks.stream import derive_seed
+from rl.engine.protocol import Engine, EngineError, Lane, SamplingParams
+from rl.rollouts.env_runner import EnvRunner
+from rl.rollouts.env_session import EnvSession, EnvSessionError
+from rl.tasks.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,12 @@ async def play(player: Player, task: Task, group_id: str, member: int, lane: Lan
 
 async def _attempt(player: Player, task: Task, group_id: str, member: int, lane: Lane, number: int) -> Rollout:
     started = time.monotonic()
-    episode = Episode(task, player.runner, player.config.rollout)
+    episode = EnvSession(task, player.runner, player.config.rollout)
     table = _Table(player, task, group_id, member)
     error = ""
     try:
         outcome = await table.converse(episode, lane)
-    except EpisodeError as failure:
+    except EnvSessionError as failure:
         outcome, error = failure.outcome, str(failure)
     except (EngineError, TimeoutError) as failure:
         outcome, error = Outcome.INFRA_ERROR, f"{type(failure).__name__}: {failure}"
@@ -85,8 +86,8 @@ class _Table:
         self.num_malformed_calls = 0
         self.budget_violation = ""
 
-    async def converse(self, episode: Episode, lane: Lane) -> Outcome:
-        """Play until the episode ends. Raises `EpisodeError` and `EngineError`."""
+    async def converse(self, episode: EnvSession, lane: Lane) -> Outcome:
+        """Play until the episode ends. Raises `EnvSessionError` and `EngineError`."""
         opening = await episode.reset()
         self.messages += opening
         chat, budget, tools = self._player.chat, self._task.budget, episode.env.tools
@@ -145,7 +146,7 @@ class _Table:
     def _check_opening(self, prompt_ids: tuple[int, ...]) -> None:
         room = self._player.config.policy.max_tokens - len(prompt_ids)
         if room < 1:
-            raise EpisodeError(
+            raise EnvSessionError(
                 Outcome.ENV_ERROR,
                 f"{self._task.env_id} (seed {self._task.seed}): the opening has {len(prompt_ids)} tokens and"
                 f" policy.max_tokens is {self._player.config.policy.max_tokens}; raise it or shorten the task",

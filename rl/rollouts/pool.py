@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from rl.cluster.cluster import ActorDied, ClusterError, start_actor, stop_actor, wait_for
-from rl.config import ExperimentConfig
-from rl.rollouts.protocol import EngineError, EngineHealth, WeightSource
+from rl.config.experiment import ExperimentConfig
+from rl.engine.protocol import EngineError, EngineHealth
 from rl.rollouts.worker import GroupSpec, RolloutWorker
+from rl.weights.source import WeightSource
 
 
 class WeightHashError(RuntimeError):

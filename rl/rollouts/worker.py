@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
-from rl.rollouts.protocol import EngineHealth, WeightSource
+from rl.engine.protocol import EngineHealth
+from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
-    from rl.rollouts.protocol import Lane
+    from rl.engine.protocol import Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class RolloutWorker:
 
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
         from envs.sandbox import require_level
-        from rl.rollouts.chat import load_chat
-        from rl.rollouts.engine import VllmEngine
-        from rl.rollouts.environment import EnvRunner
+        from rl.chat.chat import load_chat
+        from rl.engine.vllm_core import VllmEngine
+        from rl.rollouts.env_runner import EnvRunner
 
         synchronous = config.train.max_staleness == 0
         self._config = config

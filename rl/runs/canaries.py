@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from rl.config import CanaryConfig
+from rl.config.experiment import CanaryConfig
 from rl.data_types import Group, Update
 
 

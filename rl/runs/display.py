@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from rl.config import ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Outcome
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -76,7 +76,7 @@ class Display:
             self._say(step_line(step, self._config, metrics))
 
     def evaluation(self, label: str, metrics: Mapping[str, float]) -> None:
-        """Show the metrics of an evaluation, by the names of `rl.evaluate`."""
+        """Show the metrics of an evaluation, by the names of `rl.runs.evaluation`."""
         rewards = [
             f"{env_id} {metrics[f'reward/{env_id}']:.3f}"
             for env_id in self._config.environments

@@ -28,8 +28,8 @@ from typing import Any, Literal
 
 from envs.json_lines import read_lines
 from envs.registry import environment_version
-from rl.config import ExperimentConfig
-from rl.config_file import dump_config, load_config
+from rl.config.experiment import ExperimentConfig
+from rl.config.read import dump_config, load_config
 from rl.runs.checkpoint import latest_checkpoint
 from rl.runs.files import keep_lines, write_atomically
 

@@ -32,7 +32,7 @@ from envs.json_lines import read_lines
 from rl.data_types import Group, Outcome, Rollout, Update
 from rl.runs.files import append_line
 from rl.runs.folder import Kind, RunFolder
-from rl.runs.rollouts import write_rollouts
+from rl.runs.saved_rollouts import write_rollouts
 
 NOT_METRICS = ("kind", "step", "time", "label")
 

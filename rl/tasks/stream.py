@@ -4,26 +4,13 @@ The mixture is exact: after any number of tasks, each environment's count differ
 (stride scheduling), so no window of steps starves an environment.
 """
 
-import hashlib
-import random
 from collections.abc import Mapping
 
 from envs.text_env import Split
-from rl.config import EnvironmentConfig
-from rl.data_types import Budget, Task
+from rl.config.experiment import EnvironmentConfig
+from rl.data_types import Task
 from rl.tasks.curriculum import Curriculum
-
-
-def derive_seed(*parts: object) -> int:
-    """A 31-bit seed from anything that prints, the same on every machine."""
-    digest = hashlib.sha256("|".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
-
-
-def draw_budget(weights: Mapping[Budget, float], seed: int) -> Budget:
-    """One of the budgets, by their weights; a function of the seed."""
-    (budget,) = random.Random(seed).choices(list(weights), list(weights.values()))
-    return budget
+from rl.tasks.seeds import derive_seed, draw_budget
 
 
 class TaskStream:

@@ -19,17 +19,13 @@ from typing import NamedTuple
 import torch
 import xxhash
 
-from rl.rollouts.protocol import WeightSource
+from rl.weights.source import WeightsError, WeightSource
 
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
 _CHUNK_BYTES = 1 << 20
 """Small enough that the hash reads what the copy has just brought into the cache."""
 _FOLDER_PREFIX = "polygym-weights-"
-
-
-class WeightsError(ValueError):
-    """A published file of weights is not what it should be."""
 
 
 class ReadWeights(NamedTuple):

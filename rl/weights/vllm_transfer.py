@@ -18,9 +18,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from rl.rollouts.protocol import WeightSource
-from rl.weights.checkpoint import restored_tensors
+from rl.weights.names import restored_tensors
 from rl.weights.shared_memory import read_weights
+from rl.weights.source import WeightSource
 
 
 class SupportsLoading(Protocol):
@@ -40,7 +40,7 @@ class SharedMemoryInit(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    """The fields of `rl.rollouts.protocol.WeightSource`."""
+    """The fields of `rl.engine.protocol.WeightSource`."""
 
     version: int
     path: str
@@ -48,7 +48,7 @@ class SharedMemoryUpdate(WeightTransferUpdateInfo):
 
 
 class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """Registered with vLLM's factory by `rl.rollouts.vllm_plugin`; one file is one whole update."""
+    """Registered with vLLM's factory by `rl.engine.vllm_plugin`; one file is one whole update."""
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
@@ -72,7 +72,7 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
         if layers := _incomplete_layers(self.model):
             raise IncompleteWeightsError(
                 f"version {update_info.version} leaves {len(layers)} layers without all their weights, such as"
-                f" {layers[0]}; publish every tensor of the checkpoint (rl.weights.checkpoint.checkpoint_tensors)"
+                f" {layers[0]}; publish every tensor of the checkpoint (rl.weights.names.checkpoint_tensors)"
             )
         self.loaded_hash = weights.hash
 

@@ -1,0 +1,463 @@
+"""What can be configured? The whole experiment tree, with every default in this one place.
+
+Reading YAML, overrides and error messages is in `rl/config/read.py`; `python -m rl explain KEY` prints what is said
+here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+
+from envs.sandbox.limits import Level
+from rl.data_types import Budget
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is a truth value, which this key does not take")
+        return value
+
+
+ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's attention takes on CPUs."""
+
+
+class TinyHybrid(Section):
+    """A random NemotronH policy, built with its own tokenizer trained on gold conversations of the environments."""
+
+    pattern: str = Field("M*ME", pattern=r"^[ME*-]+$")
+    """Layers in order: M Mamba-2, E LatentMoE, * attention, - MLP."""
+    hidden_size: Positive = 128
+    """Width of the residual stream."""
+    num_heads: Positive = 4
+    """Attention heads; `hidden_size` must be a multiple of it."""
+    num_experts: Positive = 8
+    """Routed experts a MoE layer."""
+    num_experts_per_token: Positive = 2
+    """Experts each token is sent to."""
+    latent_size: Positive = 64
+    """Width that routed experts work in (LatentMoE)."""
+    expert_size: Positive = 128
+    """Hidden width of a routed expert."""
+    shared_expert_size: Positive = 256
+    """Hidden width of the shared expert."""
+    vocab_size: Annotated[int, Field(ge=384)] = 768
+    """Tokens of the trained byte-level BPE, special tokens included."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TinyHybrid":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
+        head_size = self.hidden_size // self.num_heads
+        if "*" in self.pattern and head_size not in ATTENTION_HEAD_SIZES:
+            raise ValueError(
+                f"attention heads would be {head_size} wide (hidden_size / num_heads); vLLM on CPUs takes"
+                f" {', '.join(map(str, ATTENTION_HEAD_SIZES))}"
+            )
+        if self.num_experts_per_token > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts})"
+            )
+        return self
+
+
+class PolicyConfig(Section):
+    """The policy to train: a Hugging Face folder, or a tiny hybrid that is built."""
+
+    path: Path | None = None
+    """Folder of a Hugging Face checkpoint. Give this or `build`."""
+    build: TinyHybrid | None = None
+    """Sizes of a policy to build; `build: {}` takes the defaults."""
+    chat: Literal["nemotron", "template"] = "nemotron"
+    """How conversations become tokens: the Nemotron format, or the checkpoint's own chat template."""
+    max_tokens: Positive = 512
+    """Longest sequence, in tokens: prompts, replies and tool results of one rollout together."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PolicyConfig":
+        if self.path is None and self.build is None:
+            raise ValueError(
+                "neither path (a Hugging Face folder) nor build (a policy to build) is given; `build: {}` will do"
+            )
+        if self.path is not None and self.build is not None:
+            raise ValueError("both path and build are given; keep one and set the other to null")
+        return self
+
+
+class PrecisionConfig(Section):
+    """Number formats of the policy. `precision: nvfp4` is short for `precision: {format: nvfp4}`."""
+
+    format: Literal["float32", "bf16", "nvfp4"] = "float32"
+    """What the engine serves and the learner computes with: float32, bfloat16, or bfloat16 with most matrices' weights
+    in 4 bits (NVFP4). Master weights are always float32."""
+    keep: tuple[str, ...] = (
+        "*lm_head*",
+        "*embed*",
+        "*[qkvo]_proj.*",
+        "*in_proj.*",
+        "*out_proj.*",
+        "*latent_proj*",
+    )
+    """Patterns of the weights that stay bfloat16 with `nvfp4`: by default embeddings, head, attention, Mamba's
+    projections and the latent ones. Vectors, convolutions and routers stay so in any case."""
+    block: Literal["1x16", "16x16"] = "1x16"
+    """What shares a block scale in NVFP4: 16 numbers of a row, or a tile of 16 rows and 16 columns."""
+    tensor_scale: Literal["float32", "power_of_two"] = "power_of_two"
+    """NVFP4's scale of a matrix: amax / 2688, or that rounded up to a power of two, which makes every value exact in
+    bfloat16."""
+    four_over_six: Literal["mse", "mae"] | None = None
+    """Try to map a block's largest magnitude to 4 as well as to 6, and keep what has the smaller error of this kind."""
+    four_over_six_scale_max: Literal[256, 448] = 256
+    """Largest block scale that four-over-six starts from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"format": value} if isinstance(value, str) else value
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.format == "nvfp4"
+
+    @property
+    def arithmetic(self) -> Literal["float32", "bfloat16"]:
+        """torch's name of the type that forward passes compute in."""
+        return "float32" if self.format == "float32" else "bfloat16"
+
+
+class CurriculumConfig(Section):
+    """Training tasks from easy to hard, in place of new ones: those of a profile, by how often they were passed."""
+
+    profile: Path
+    """What `python -m envs profile ROLLOUTS --out FILE` wrote; it must stay as it is while a run goes on."""
+    num_steps: Positive
+    """Steps over which the mean pass rate of the drawn tasks falls."""
+    first_pass_rate: Share = 0.8
+    """Mean pass rate of the tasks drawn at first."""
+    last_pass_rate: Share = 0.2
+    """Mean pass rate of the tasks drawn from step `num_steps` on."""
+    spread: Annotated[float, Field(gt=0)] = 0.15
+    """Standard deviation of the drawn tasks' pass rates around that mean."""
+
+
+class EnvironmentConfig(Section):
+    """One environment of the mixture."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of the training tasks, relative to the other environments."""
+    budget: dict[Budget, Annotated[float, Field(gt=0)]] = Field(default={"unlimited": 1.0}, min_length=1)
+    """How much the policy may think in each reply: `off`, `unlimited` or a number of tokens; or several with their
+    weights, such as `{off: 1, 32: 2, unlimited: 1}`, from which each task draws one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The environment's own options, such as difficulty; see the environment's README entry."""
+    curriculum: CurriculumConfig | None = None
+    """Where training tasks come from, if not drawn anew; they keep the options and budgets they were profiled with."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _one_budget_or_several(cls, value: Any) -> Any:
+        budgets = value if isinstance(value, dict) else {value: 1.0}
+        return {read_budget(budget): weight for budget, weight in budgets.items()}
+
+
+def read_budget(budget: Any) -> Budget:
+    """A budget as YAML and command lines give it: a word, or a number that may be text. Raises `ValueError`."""
+    if budget == "off" or budget == "unlimited":
+        return budget
+    number = int(budget) if isinstance(budget, str) and budget.removeprefix("-").isdigit() else budget
+    if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+        return number
+    raise ValueError(f"a thinking budget is off, unlimited or a number of tokens above 0, not {budget!r}")
+
+
+class BudgetConfig(Section):
+    """How a budget in tokens is enforced."""
+
+    grace_tokens: NonNegative = 16
+    """When the budget is used up, reasoning ends with the next line, or after so many more tokens."""
+    answer_tokens: Positive = 32
+    """Tokens of a reply that are kept for the answer: reasoning ends early where it would leave fewer."""
+    closing_text: str = "\n"
+    """What the engine writes before `</think>` when it ends the reasoning."""
+
+
+class SftConfig(Section):
+    """The supervised stage: next-token training on gold conversations, assistant tokens only."""
+
+    num_steps: Positive = 300
+    """Optimiser steps."""
+    num_conversations: Positive = 20_000
+    """Gold conversations drawn from the environments' training split, by their weights."""
+    data: Path | None = None
+    """A JSONL file or a `datasets` folder of conversations to train on instead of gold ones."""
+    batch_size: Positive = 32
+    """Conversations an optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Peak of the cosine schedule."""
+    warmup_steps: NonNegative = 20
+    """Steps over which the learning rate rises linearly from 0."""
+    no_thinking_share: Share = 0.1
+    """Share of gold conversations whose reasoning is removed and whose prompt turns thinking off."""
+    truncated_share: Share = 0.0
+    """Share of gold conversations whose reasoning is cut at a random budget, which the prompt tells, answer kept."""
+    giving_up_share: Share = 0.0
+    """Share of gold conversations in which the assistant gives up at once, as imperfect demonstrations do; a habit for
+    reinforcement learning to undo."""
+
+
+class RolloutConfig(Section):
+    """How rollouts are sampled and played."""
+
+    num_workers: Positive = 1
+    """Ray actors that play rollouts, each with an engine of its own."""
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
+    """Ray CPUs each worker reserves; fractions allowed."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """Ray GPUs each worker reserves; fractions allowed."""
+    max_in_flight: Positive = 64
+    """Rollouts that one engine samples at the same time; more wait inside the engine."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 0.5
+    """Memory of the engine's cache for attention and Mamba states, in GiB (CPU engines)."""
+    max_reply_tokens: Positive = 96
+    """Longest reply of one turn, in tokens, reasoning included."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature; logprobs are those of the distribution after it."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; below 1 the learner cannot reproduce the sampler's logprobs exactly."""
+    reset_timeout_s: Seconds = 10.0
+    """Deadline of an environment's reset."""
+    step_timeout_s: Seconds = 20.0
+    """Deadline of one environment step, scoring included."""
+    reply_timeout_s: Seconds = 300.0
+    """Deadline of one sampled reply."""
+    max_message_characters: Positive = 1_000_000
+    """Longest message that an environment may say; a longer one is an error of the environment."""
+    num_retries: NonNegative = 1
+    """Fresh attempts after an outcome that is not the policy's doing, before the rollout is masked."""
+    sandbox_level: Level = "restricted"
+    """Weakest sandbox that may run what a policy wrote; the strongest that works is used, and below this nothing runs
+    (`python -m envs sandbox doctor`)."""
+    num_env_threads: Positive = 16
+    """Threads of a worker that environment code runs in, off the event loop."""
+    lockstep_steps: NonNegative = 4
+    """Engine steps after which a rollout's next request is admitted, whatever the environment's speed; this makes
+    synchronous runs reproducible bit by bit. 0 admits at once. Asynchronous runs always admit at once."""
+
+
+class LossConfig(Section):
+    """GRPO: advantages within a group, a token-level policy-gradient loss, and what corrects for off-policy tokens."""
+
+    baseline: Literal["leave_one_out", "mean"] = "leave_one_out"
+    """What a reward is compared with: the mean of the group's other valid rewards, or of all of them."""
+    scale_by_std: bool = False
+    """Divide advantages by the group's standard deviation."""
+    importance_weight_max: Annotated[float, Field(gt=0)] = 2.0
+    """Upper bound of the importance weight between learner and sampler (truncated importance sampling)."""
+    sequence_mismatch_max: Annotated[float, Field(gt=1)] = 2.0
+    """Sequences whose mean exp|delta logp| between learner and sampler is above this leave the loss."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """PPO clipping below 1 - clip_low; none trains strictly on the current policy's gradient."""
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    """PPO clipping above 1 + clip_high; set together with clip_low."""
+    reference_kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL penalty (k3) to the policy that training started from; 0 keeps no reference in memory."""
+
+    @model_validator(mode="after")
+    def _clip_both_sides(self) -> "LossConfig":
+        if (self.clip_low is None) != (self.clip_high is None):
+            raise ValueError("set clip_low and clip_high together, or neither")
+        return self
+
+
+class LearnerConfig(Section):
+    """The process that updates the policy."""
+
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    """Ray CPUs the learner reserves."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Ray GPUs the learner reserves."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate of AdamW."""
+    warmup_steps: NonNegative = 5
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warmup; linear and cosine end at 0 at the last step."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW, decay of the gradient's mean."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW, decay of the squared gradient's mean."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this L2 norm."""
+    tokens_per_micro_batch: Positive = 4096
+    """Padded tokens of one forward pass; rows are sorted by length first."""
+    logprob_chunk_tokens: Positive = 1024
+    """Tokens whose logits over the vocabulary exist at the same time."""
+    freeze_router: bool = True
+    """Keep the MoE routers' weights as they are; expert biases go on balancing the load."""
+    expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
+    """Step by which the bias of an overloaded expert falls and of an underloaded one rises, each update."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    num_steps: Positive
+    """Optimiser steps."""
+    num_prompts: Positive = 8
+    """P: groups a step."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """G: rollouts a group."""
+    max_staleness: NonNegative = 0
+    """Updates that may lie between a group's start and its training; 0 is strictly synchronous."""
+    checkpoint_every: Positive = 20
+    """Steps between checkpoints; one is always written at the end and when the run is stopped."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that are kept."""
+    collect_timeout_s: Seconds = 900.0
+    """Deadline of collecting one step's groups."""
+    update_timeout_s: Seconds = 900.0
+    """Deadline of one update."""
+    publish_timeout_s: Seconds = 120.0
+    """Deadline of bringing new weights to all engines."""
+    start_timeout_s: Seconds = 300.0
+    """Deadline of starting Ray, the learner and the engines."""
+
+    def checkpoint_due(self, step: int) -> bool:
+        return step % self.checkpoint_every == 0
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation, before and after training."""
+
+    num_tasks: Positive = 64
+    """Held-out tasks an environment."""
+    num_samples: Positive = 1
+    """Rollouts a task."""
+    every: NonNegative = 0
+    """Steps between evaluations during training; 0 evaluates before and after only."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature of evaluation."""
+
+    def due(self, step: int) -> bool:
+        return self.every > 0 and step > 0 and step % self.every == 0
+
+
+class CanaryConfig(Section):
+    """Thresholds that speak up or stop the run before it trains the wrong thing."""
+
+    mismatch_warn: Annotated[float, Field(gt=1)] = 1.05
+    """Warn when the mean exp|delta logp| of a step is above this."""
+    mismatch_stop: Annotated[float, Field(gt=1)] = 2.0
+    """Stop the run when it is above this."""
+    masked_rows_stop: Share = 0.5
+    """Stop when more than this share of a step's rollouts did not count."""
+
+
+class RayConfig(Section):
+    """The Ray cluster."""
+
+    address: str = "auto"
+    """`auto` joins the running cluster and starts a local one where there is none; `local` always starts one."""
+    local_cpus: Positive | None = None
+    """CPUs of a cluster that is started here; none takes what the learner and the workers reserve."""
+    object_store_mib: Annotated[int, Field(ge=80)] = 128
+    """Object store of a cluster that is started here, in MiB."""
+
+
+class Places(dict[tuple[str, ...], str]):
+    """Where each key was written. Configurations that say the same are equal wherever it stands, so all places are."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class ExperimentConfig(Section):
+    """One experiment. `policy`, `environments`, `seed`, `run_dir` and `train.num_steps` have no default."""
+
+    run_dir: Path
+    """Folder that everything of the run is written to."""
+    seed: NonNegative
+    """Everything random derives from it."""
+    policy: PolicyConfig
+    precision: PrecisionConfig = PrecisionConfig()
+    environments: dict[str, EnvironmentConfig] = Field(min_length=1)
+    """The mixture, by environment id."""
+    sft: SftConfig | None = None
+    """A supervised stage before reinforcement learning; none starts from the policy as it is."""
+    budget: BudgetConfig = BudgetConfig()
+    train: TrainConfig
+    loss: LossConfig = LossConfig()
+    learner: LearnerConfig = LearnerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    canaries: CanaryConfig = CanaryConfig()
+    ray: RayConfig = RayConfig()
+    _places: Places = PrivateAttr(default_factory=lambda: Places())
+
+    def place(self, *path: str) -> str:
+        """File and line where the key at this path, or the nearest above it, was written; empty when unknown."""
+        found = (self._places.get(path[:end], "") for end in range(len(path), 0, -1))
+        return next(filter(None, found), "")
+
+    @model_validator(mode="after")
+    def _built_policies_are_taught(self) -> "ExperimentConfig":
+        if self.policy.build is not None and self.sft is None:
+            raise ValueError("policy.build makes a random policy: add an sft section, or give policy.path")
+        return self
+
+    @model_validator(mode="after")
+    def _cluster_holds_the_run(self) -> "ExperimentConfig":
+        needed = self.learner.cpus + self.rollout.num_workers * self.rollout.cpus_per_worker
+        if self.ray.local_cpus is not None and self.ray.local_cpus < needed:
+            raise ValueError(
+                f"ray.local_cpus ({self.ray.local_cpus}) is less than learner.cpus and the workers' cpus_per_worker"
+                f" together ({needed:g})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budgets_fit(self) -> "ExperimentConfig":
+        for env_id, environment in self.environments.items():
+            if self.policy.chat == "template" and set(environment.budget) != {"unlimited"}:
+                raise ValueError(
+                    f"environments.{env_id}.budget: policy.chat template has no think block, so no budget can be kept;"
+                    " use chat: nemotron, or leave the budget out"
+                )
+            most = max((budget for budget in environment.budget if isinstance(budget, int)), default=0)
+            needed = most + self.budget.grace_tokens + self.budget.answer_tokens
+            if most and needed > self.rollout.max_reply_tokens:
+                raise ValueError(
+                    f"environments.{env_id}.budget: {most} tokens of reasoning, {self.budget.grace_tokens} of grace and"
+                    f" {self.budget.answer_tokens} for the answer (section budget) do not fit"
+                    f" rollout.max_reply_tokens ({self.rollout.max_reply_tokens})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ExperimentConfig":
+        if self.rollout.max_reply_tokens >= self.policy.max_tokens:
+            raise ValueError(
+                f"rollout.max_reply_tokens ({self.rollout.max_reply_tokens}) must be smaller than policy.max_tokens"
+                f" ({self.policy.max_tokens}), which holds the prompt too"
+            )
+        if self.learner.tokens_per_micro_batch < self.policy.max_tokens:
+            raise ValueError(
+                f"learner.tokens_per_micro_batch ({self.learner.tokens_per_micro_batch}) must hold one sequence of"
+                f" policy.max_tokens ({self.policy.max_tokens})"
+            )
+        return self

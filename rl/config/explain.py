@@ -1,0 +1,196 @@
+"""What does a configuration key mean, and which known key is nearest to a misspelt one?
+
+Everything said here is read from `rl.config.experiment`: attribute docstrings, types, constraints and defaults.
+"""
+
+import difflib
+import json
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import annotated_types
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rl.config.errors import ConfigError, Problem
+from rl.config.experiment import ExperimentConfig, Section
+
+ANY_NAME = "*"
+"""Stands for a name that the user chooses, such as an environment id."""
+UNITS = {"_s": "seconds", "_gib": "GiB", "_mib": "MiB", "_tokens": "tokens", "_steps": "optimiser steps"}
+TEXT_WIDTH = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the tree. `section` is what lies below it, None for a value."""
+
+    name: str
+    field: FieldInfo | None
+    section: type[Section] | None
+
+
+def explain(key: str = "") -> str:
+    """What the dotted key means, as text for a terminal; the empty key lists the whole tree's top level.
+
+    The name of an environment may be written out or as `*`. Raises `ConfigError` naming the nearest known keys.
+    """
+    found = find_key(tuple(key.split(".")) if key else ())
+    if found is None:
+        near = nearest(key)
+        fix = f"did you mean {' or '.join(near)}?" if near else "`python -m rl explain` lists the sections"
+        raise ConfigError([Problem("", key, "there is no such key", fix)])
+    return _explain_section(found) if found.section else _explain_value(found)
+
+
+def find_key(path: Sequence[str]) -> Key | None:
+    """The key at this path from the root, or None. Any name is found where the user chooses the names."""
+    here = Key("", None, ExperimentConfig)
+    for depth, name in enumerate(path):
+        below = {key.name: key for key in _keys_below(here)}
+        if name not in below and ANY_NAME not in below:
+            return None
+        entry = below.get(name) or below[ANY_NAME]
+        here = Key(".".join(path[: depth + 1]), entry.field, entry.section)
+    return here
+
+
+def keys_below(path: Sequence[str]) -> list[str]:
+    """The names that may stand under this path."""
+    here = find_key(path)
+    return [key.name for key in _keys_below(here)] if here else []
+
+
+def all_keys() -> list[str]:
+    """Every dotted key of the tree, sections included."""
+
+    def walk(prefix: str, key: Key) -> Iterator[str]:
+        for below in _keys_below(key):
+            yield prefix + below.name
+            yield from walk(f"{prefix}{below.name}.", below)
+
+    return list(walk("", Key("", None, ExperimentConfig)))
+
+
+def nearest(key: str) -> list[str]:
+    """Up to three known dotted keys that `key` may have meant: spelt alike, or with the same last name elsewhere."""
+    known = all_keys()
+    last = key.rpartition(".")[2]
+    parent = key.rpartition(".")[0]
+    names = keys_below(parent.split(".") if parent else ())
+    siblings = [
+        f"{parent}.{name}" if parent else name for name in difflib.get_close_matches(last, names, n=1, cutoff=0.6)
+    ]
+    elsewhere = [other for other in known if other.rpartition(".")[2] == last]
+    alike = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    return list(dict.fromkeys(elsewhere[:3] or siblings or alike))
+
+
+def type_text(field: FieldInfo) -> str:
+    """What may be written for a field, in words: `whole number, more than 0`."""
+    return _type_words(field.annotation, field.metadata)
+
+
+def _keys_below(key: Key) -> list[Key]:
+    if key.section is None:
+        if key.field is not None and (inner := _dict_of_sections(key.field.annotation)):
+            return [Key(ANY_NAME, None, inner)]
+        return []
+    return [Key(name, field, _section_in(field.annotation)) for name, field in key.section.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate if typing.get_origin(annotation) is not dict else None
+    return None
+
+
+def _dict_of_sections(annotation: Any) -> type[Section] | None:
+    if typing.get_origin(annotation) is dict:
+        inner = typing.get_args(annotation)[1]
+        return inner if isinstance(inner, type) and issubclass(inner, Section) else None
+    return None
+
+
+def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        inner = [part for extra in arguments[1:] for part in getattr(extra, "metadata", [extra])]
+        return _type_words(arguments[0], [*inner, *metadata])
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in arguments)
+    if origin in (typing.Union, types.UnionType):
+        words = [_type_words(part, metadata) for part in arguments if part is not type(None)]
+        return " or ".join([*words, "null"])
+    if origin is tuple:
+        return f"list of {_type_words(arguments[0])}"
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    name = names.get(annotation) or ("mapping" if origin is dict or annotation is dict else "path")
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        name = "section"
+    return ", ".join([name, *filter(None, map(_constraint_words, metadata))])
+
+
+def _constraint_words(constraint: Any) -> str:
+    words = {
+        annotated_types.Gt: ("gt", "more than"),
+        annotated_types.Ge: ("ge", "at least"),
+        annotated_types.Lt: ("lt", "less than"),
+        annotated_types.Le: ("le", "at most"),
+        annotated_types.MinLen: ("min_length", "entries at least"),
+    }
+    for kind, (attribute, text) in words.items():
+        if isinstance(constraint, kind):
+            return f"{text} {getattr(constraint, attribute)}"
+    pattern = getattr(constraint, "pattern", None)
+    return f"matching {pattern}" if pattern else ""
+
+
+def _default_words(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        return "none; it must be given"
+    if isinstance(default, Section):
+        return "its keys' own defaults"
+    is_plain = not isinstance(default, str) or default.isprintable()
+    if default is None or isinstance(default, bool | dict | list | tuple) or not is_plain:
+        return json.dumps(default)
+    return str(default)
+
+
+def _explain_value(key: Key) -> str:
+    assert key.field is not None
+    lines = [key.name, f"  {_one_line(key.field.description or '')}", f"  type:    {type_text(key.field)}"]
+    unit = next((unit for suffix, unit in UNITS.items() if key.name.endswith(suffix)), None)
+    if unit:
+        lines.append(f"  unit:    {unit}")
+    lines.append(f"  default: {_default_words(key.field)}")
+    below = [f"{key.name}.{name.name}" for name in _keys_below(key)]
+    if below:
+        lines.append(f"  below:   {', '.join(below)} (`python -m rl explain {below[0]}`)")
+    return "\n".join(lines)
+
+
+def _explain_section(key: Key) -> str:
+    assert key.section is not None
+    lines = [key.name or "the whole configuration", f"  {_one_line(key.section.__doc__ or '')}"]
+    if key.field is not None and key.field.description:
+        lines.append(f"  {_one_line(key.field.description)}")
+    if key.field is not None:
+        lines.append(f"  default: {_default_words(key.field)}")
+    width = max(len(name) for name in key.section.model_fields)
+    for name, field in key.section.model_fields.items():
+        section = _section_in(field.annotation)
+        text = _one_line(field.description or (section.__doc__ if section else "") or "").split(". ")[0]
+        text = textwrap.shorten(text.rstrip("."), TEXT_WIDTH, placeholder=" ...")
+        lines.append(f"  {name:<{width}}  {text} [{_default_words(field)}]")
+    return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,279 @@
+"""How does an experiment's YAML become the configuration tree, and what is said when it cannot?
+
+Read in this order, later over earlier: the `base:` file (one, beside the YAML, without a base of its own), the YAML,
+the `key=value` overrides. Interpolations (`${seed}`, `${oc.env:HOME}`) are resolved after that. Every mistake found is
+one `Problem`; all of them are raised together as one `ConfigError`.
+"""
+
+import difflib
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from pydantic import ValidationError
+
+from rl.config.errors import ConfigError, Problem
+from rl.config.experiment import ExperimentConfig, Places
+from rl.config.explain import all_keys, find_key, keys_below, nearest, type_text
+from rl.config.yaml_text import KeyPath, YamlMistake, dump_yaml, read_value, read_yaml
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(slots=True)
+class _Source:
+    """A tree as written, and where each of its keys stands."""
+
+    tree: dict[str, Any]
+    places: dict[KeyPath, str]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The validated configuration of an experiment file with `key=value` overrides on top.
+
+    Raises `ConfigError` that lists every problem. Whether environments, the policy's folder and data exist is the
+    business of `check_references`.
+    """
+    source = _read_with_base(Path(path))
+    _apply_overrides(source, overrides)
+    return _validate(_resolve(source), source.places, str(path))
+
+
+def dump_config(config: ExperimentConfig) -> str:
+    """The whole resolved tree as YAML; `load_config` of it gives an equal configuration."""
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def check_references(config: ExperimentConfig) -> None:
+    """Check what the configuration names: environments and their options, the policy's folder, the supervised data.
+
+    Environments are imported and made for this. Raises `ConfigError` that lists everything missing.
+    """
+    problems = [problem for env_id in config.environments if (problem := _environment_problem(config, env_id))]
+    path = config.policy.path
+    if path is not None and not (path / "config.json").is_file():
+        wrong = f"{path} has no config.json" if path.is_dir() else f"there is no folder {path}"
+        fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
+        problems.append(Problem(config.place("policy", "path"), "policy.path", wrong, fix))
+    if config.sft is not None and config.sft.data is not None and not config.sft.data.exists():
+        fix = "give a JSONL file or a `datasets` folder, or leave it out to train on gold conversations"
+        problems.append(
+            Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {config.sft.data}", fix)
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | None:
+    # Imported here because a configuration can be read where no environment is installed.
+    from envs.registry import UnknownEnvironmentError, environment_ids, make
+    from envs.text_env import EnvironmentOptionError
+
+    key, place = f"environments.{env_id}", config.place("environments", env_id)
+    try:
+        make(env_id).read_options(config.environments[env_id].options)
+    except UnknownEnvironmentError as error:
+        known = environment_ids()
+        near = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
+        fix = f"write {near[0]}" if near else "install the package it comes from"
+        return Problem(place, key, str(error), f"{fix}; installed environments: {', '.join(known) or 'none'}")
+    except EnvironmentOptionError as error:
+        place = config.place("environments", env_id, "options")
+        return Problem(place, f"{key}.options", str(error), "write the environment's own option, or leave it out")
+    except ValueError as error:
+        return Problem(place, key, str(error), "mend the package it comes from, or leave the environment out")
+    return None
+
+
+def _read_with_base(path: Path) -> _Source:
+    source = _read(path, "give the path of an experiment's YAML file")
+    if "base" not in source.tree:
+        return source
+    name = source.tree.pop("base")
+    place = source.places.pop(("base",))
+    if not isinstance(name, str):
+        raise ConfigError([Problem(place, "base", f"{name!r} is not a path", "give one path relative to this file")])
+    base = _read(path.parent / name, f"mend `base:` in {place}; the path is relative to that file")
+    if "base" in base.tree:
+        fix = f"merge the two by hand: the base of {path} may not have a base of its own"
+        raise ConfigError([Problem(base.places[("base",)], "base", "a base file has a base", fix)])
+    return _Source(_merge(base.tree, source.tree), base.places | source.places)
+
+
+def _read(path: Path, fix: str) -> _Source:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        wrong = f"there is no file {path}" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise ConfigError([Problem(str(path), "", wrong, fix)]) from None
+    try:
+        tree, lines = read_yaml(text)
+    except YamlMistake as error:
+        raise ConfigError(
+            [Problem(f"{path}, line {line}", "", wrong, fix) for line, wrong, fix in error.found]
+        ) from None
+    return _Source(tree, {key: f"{path}, line {line}" for key, line in lines.items()})
+
+
+def _apply_overrides(source: _Source, overrides: Sequence[str]) -> None:
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        keys = _split_key(key, source.tree)
+        if not equals or not all(keys) or any(name != name.strip() for name in keys):
+            fix = "write overrides as key=value without blanks, such as train.num_steps=100"
+            problems.append(Problem(COMMAND_LINE, "", f"override {override!r} is not of the form key=value", fix))
+            continue
+        if keys == ("base",):
+            fix = "write `base:` in the experiment's file"
+            problems.append(Problem(COMMAND_LINE, "base", "the base file cannot be overridden", fix))
+            continue
+        try:
+            value = read_value(text)
+        except YamlMistake as error:
+            fix = f"write the value as YAML and quote it for the shell: '{key}=...'"
+            problems.append(Problem(COMMAND_LINE, key, f"value {text!r} is not YAML: {error.found[0][1]}", fix))
+            continue
+        nested: Any = value
+        for name in reversed(keys):
+            nested = {name: nested}
+        source.tree = _merge(source.tree, nested)
+        for stale in [place for place in source.places if place[: len(keys)] == keys]:
+            source.places[stale] = f"{COMMAND_LINE}, {override}"
+        source.places[keys] = f"{COMMAND_LINE}, {override}"
+    if problems:
+        raise ConfigError(problems)
+
+
+def _split_key(key: str, tree: Mapping[str, Any]) -> KeyPath:
+    """The names of a dotted key. A name that is already in the tree may have dots, such as a module's class."""
+    for name, value in tree.items():
+        if "." in name and (key == name or key.startswith(f"{name}.")):
+            rest = key[len(name) + 1 :]
+            return (name, *_split_key(rest, value if isinstance(value, Mapping) else {})) if rest else (name,)
+    name, dot, rest = key.partition(".")
+    below = tree.get(name)
+    return (name, *_split_key(rest, below if isinstance(below, Mapping) else {})) if dot else (name,)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _resolve(source: _Source) -> dict[str, Any]:
+    problems: list[Problem] = []
+
+    def plain(node: Any, path: KeyPath) -> Any:
+        if isinstance(node, DictConfig):
+            return {key: plain_item(node, key, (*path, str(key))) for key in list(node)}
+        if isinstance(node, ListConfig):
+            return [plain_item(node, index, (*path, str(index))) for index in range(len(node))]
+        return node
+
+    def plain_item(node: Any, key: Any, path: KeyPath) -> Any:
+        try:
+            return plain(node[key], path)
+        except OmegaConfBaseException as error:
+            place = _place(source.places, path, "")
+            problems.append(_interpolation_problem(place, path, error, source.tree))
+            return None
+
+    try:
+        resolved = plain(OmegaConf.create(source.tree), ())
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        path = tuple(key.split("."))
+        fix = "write interpolations as ${section.key} or ${oc.env:NAME}; a literal one as \\${"
+        problems.append(Problem(_place(source.places, path, ""), key, f"cannot be read: {_first_line(error)}", fix))
+        resolved = {}
+    if problems:
+        raise ConfigError(problems)
+    return resolved
+
+
+def _interpolation_problem(place: str, path: KeyPath, error: Exception, tree: Mapping[str, Any]) -> Problem:
+    key = ".".join(path)
+    raw: Any = tree
+    for name in path:
+        raw = raw[int(name)] if isinstance(raw, list) else raw[name]
+    if isinstance(error, InterpolationKeyError):
+        missing = str(error).split("'")[1]
+        written = [name for name, _ in _flatten(tree)]
+        near = difflib.get_close_matches(missing, written, n=1, cutoff=0.5)
+        fix = f"did you mean ${{{near[0]}}}? " if near else ""
+        default = ", which is a default: write its value here" if missing in all_keys() else ""
+        fix += "Only keys that the YAML, its base or an override gives can be referred to"
+        return Problem(place, key, f"{raw!r} refers to {missing}, which is not given{default}", fix)
+    fix = "write interpolations as ${section.key} or ${oc.env:NAME}"
+    return Problem(place, key, f"{raw!r} cannot be resolved: {_first_line(error)}", fix)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
+
+
+def _place(places: Mapping[KeyPath, str], path: KeyPath, file: str) -> str:
+    """Where the key stands, or the nearest key above it."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in places:
+            return places[path[:end]]
+    return file
+
+
+def _validate(tree: Mapping[str, Any], places: Mapping[KeyPath, str], file: str) -> ExperimentConfig:
+    try:
+        config = ExperimentConfig.model_validate(tree)
+        config._places = Places(places)
+        return config
+    except ValidationError as error:
+        problems = []
+        for detail in error.errors():
+            path = tuple(str(part) for part in detail["loc"] if part != "[key]")
+            place = file if detail["type"] == "missing" else _place(places, path, file)
+            wrong, fix = _in_words(detail, path)
+            problems.append(Problem(place, ".".join(path), wrong, fix))
+        raise ConfigError(problems) from None
+
+
+def _in_words(detail: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
+    """What is wrong and the fix, for one of pydantic's errors."""
+    key, value, kind = ".".join(path), detail["input"], detail["type"]
+    explain = f"`python -m rl explain {key}`" if key else "`python -m rl explain`"
+    if kind == "extra_forbidden":
+        near = nearest(key)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        return "there is no such key", f"{meant}Keys here: {', '.join(keys_below(path[:-1]))}"
+    known = find_key(path)
+    meaning = type_text(known.field) if known and known.field else "a section"
+    if kind == "missing":
+        return f"is missing and has no default; it takes: {meaning}", f"add it; {explain} says what it means"
+    if kind == "value_error":
+        return str(detail["ctx"]["error"]), f"change the keys named; {explain} says what they mean"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        below = ", ".join(keys_below(path))
+        return f"{_shown(value)} is not a section of keys", f"write keys below it ({below}), or leave it out"
+    return f"{_shown(value)} does not fit; it takes: {meaning}", f"give such a value; {explain} says more"
+
+
+def _shown(value: Any) -> str:
+    text = (
+        dump_yaml({"value": value}).removeprefix("value: ").strip()
+        if not isinstance(value, dict | list)
+        else str(value)
+    )
+    return textwrap.shorten(text, 60, placeholder=" ...")

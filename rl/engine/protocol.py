@@ -1,0 +1,73 @@
+"""What the rest of polygym needs from an engine: sample a reply, take new weights, say how it is.
+
+`rl.engine.vllm_core.VllmEngine` is the engine; tests of what stands above it use a scripted one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rl.chat.budget import ThinkingLimit
+from rl.data_types import Turn
+from rl.weights.source import WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one reply is sampled. `seed` makes it a function of the prompt, the weights and the batch it ran in."""
+
+    max_reply_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop_ids: tuple[int, ...]
+    thinking: ThinkingLimit | None = None
+    """How long the reply may reason; the engine enforces it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """A snapshot: requests in the engine, tokens sampled since start, seconds spent in engine steps, version served."""
+
+    num_running: int
+    num_sampled_tokens: int
+    busy_seconds: float
+    policy_version: int
+
+
+class Lane(Protocol):
+    """One rollout's place in the engine, from its first turn to its last.
+
+    An engine with `lockstep_steps` > 0 runs on logical time: what a lane asks next is admitted a fixed number of engine
+    steps after its last reply, however long the environment took, so that the batch a token was sampled in, and with it
+    every bit of its logprob, does not depend on timing. A lane must therefore be closed when the rollout is over.
+    """
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Turn:
+        """Sample one reply. Raises `EngineError` when the engine failed or the prompt does not fit."""
+        ...
+
+    def close(self) -> None:
+        """Say that nothing more will be asked. Idempotent."""
+        ...
+
+
+class Engine(Protocol):
+    def open_lanes(self, num: int) -> Sequence[Lane]:
+        """Open lanes at one logical moment; with lockstep, the engine waits for the first request of each."""
+        ...
+
+    async def load_weights(self, source: WeightSource) -> str:
+        """Take the weights of `source.version` between two engine steps, requests in flight included.
+
+        Returns the hash of the bytes that were loaded. Raises `EngineError` when the version is not newer.
+        """
+        ...
+
+    def health(self) -> EngineHealth: ...
+
+    def shutdown(self) -> None: ...
+
+
+class EngineError(RuntimeError):
+    """The engine could not do what was asked. An infrastructure failure, never the policy's doing."""

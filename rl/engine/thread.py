@@ -1,0 +1,338 @@
+"""How do many coroutines share one engine? A thread steps it; coroutines hand in requests and await their replies."""
+
+import asyncio
+import atexit
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from rl.data_types import Finish, Turn
+from rl.engine.clock import Clock, Place
+from rl.engine.protocol import EngineError, EngineHealth, SamplingParams
+from rl.weights.source import WeightSource
+
+SHUTDOWN_TIMEOUT_S = 30.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What one step added to one request."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    finish: str | None
+    """None while the request goes on."""
+
+
+class Core(Protocol):
+    """An engine that is stepped; all calls come from one thread, never two at once."""
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise `EngineError` when the request cannot be served. The only call from other threads."""
+        ...
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def step(self) -> list[Sampled]: ...
+
+    def load(self, source: WeightSource) -> str:
+        """Take new weights and return the hash of the loaded bytes. `EngineError` says that the old ones are whole."""
+        ...
+
+    def shutdown(self) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    request_id: str
+    place: Place
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    future: "Future[Turn]" = field(default_factory=Future)
+    reply_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What the thread does next, outside the lock."""
+
+    load: "tuple[WeightSource, Future[str]] | None" = None
+    withdrawn: list[str] = field(default_factory=list)
+    admitted: list[_Request] = field(default_factory=list)
+
+
+class ThreadedLane:
+    """A `rl.engine.protocol.Lane`."""
+
+    def __init__(self, engine: "ThreadedEngine", place: Place) -> None:
+        self._engine = engine
+        self._place = place
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Turn:
+        """Sample one reply; cancelling the coroutine withdraws the request. Raises `EngineError`."""
+        return await self._engine.sample(self._place, prompt_ids, params)
+
+    def close(self) -> None:
+        self._engine.close_lane(self._place)
+
+
+class ThreadedEngine:
+    """A `rl.engine.protocol.Engine` around a core, which lives in the thread from its construction on.
+
+    After an exception from the core the engine is dead: all requests, and `health`, raise `EngineError` with its text.
+    """
+
+    def __init__(
+        self, make_core: Callable[[], Core], lockstep_steps: int, lane_timeout_s: float, version: int = 0
+    ) -> None:
+        """`lane_timeout_s` bounds each wait for the lanes that the next step needs; see `rl.engine.clock`.
+        `version` is that of the policy which the core starts with; below 0 nothing can be sampled.
+
+        Returns when the core is up; raises what `make_core` raises.
+        """
+        self._lane_timeout_s = lane_timeout_s
+        self._clock = Clock(lockstep_steps)
+        self._changed = threading.Condition()
+        self._waiting_since: float | None = None
+        self._asked: dict[Place, _Request] = {}
+        self._running: dict[str, _Request] = {}
+        self._withdrawn: list[str] = []
+        self._loads: list[tuple[WeightSource, Future[str]]] = []
+        self._failure: str | None = None
+        self._is_stopping = False
+        self._num_requests = 0
+        self._health = EngineHealth(num_running=0, num_sampled_tokens=0, busy_seconds=0.0, policy_version=version)
+        started: Future[Core] = Future()
+        self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
+        self._thread.start()
+        self._core = started.result()
+        atexit.register(self.shutdown)  # a thread inside C++ code must not see the interpreter go
+
+    def open_lanes(self, num: int) -> list[ThreadedLane]:
+        with self._changed:
+            return [ThreadedLane(self, place) for place in self._clock.open(num)]
+
+    async def sample(self, place: Place, prompt_ids: Sequence[int], params: SamplingParams) -> Turn:
+        """What lanes call."""
+        self._core.check(prompt_ids, params)
+        with self._changed:
+            self._raise_failure()
+            if self._health.policy_version < 0:
+                raise EngineError("nothing was published yet, and the checkpoint is not what is to be served")
+            try:
+                self._clock.ask(place)
+            except ValueError as error:
+                raise EngineError(str(error)) from error
+            request = _Request(f"{place.number}-{self._num_requests}", place, tuple(prompt_ids), params)
+            self._num_requests += 1
+            self._asked[place] = request
+            self._changed.notify()
+        try:
+            return await asyncio.wrap_future(request.future)
+        except asyncio.CancelledError:
+            self._withdraw(request)
+            raise
+
+    def close_lane(self, place: Place) -> None:
+        """What lanes call."""
+        with self._changed:
+            self._clock.close(place)
+            if request := self._asked.pop(place, None):
+                _fail([request.future], "the lane was closed")
+            self._changed.notify()
+
+    async def load_weights(self, source: WeightSource) -> str:
+        future: Future[str] = Future()
+        with self._changed:
+            self._raise_failure()
+            self._loads.append((source, future))
+            self._changed.notify()
+        return await asyncio.wrap_future(future)
+
+    def health(self) -> EngineHealth:
+        """Raises `EngineError` when the engine is dead."""
+        with self._changed:
+            self._raise_failure()
+            return replace(self._health, num_running=len(self._running) + len(self._asked))
+
+    def shutdown(self) -> None:
+        """End the thread and free the core; requests in flight get `EngineError`. Idempotent, bounded in time."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        self._thread.join(SHUTDOWN_TIMEOUT_S)
+        atexit.unregister(self.shutdown)
+        if self._thread.is_alive():
+            _log.warning("the engine did not finish its step in %.0f s; it ends with the process", SHUTDOWN_TIMEOUT_S)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise EngineError(self._failure)
+
+    def _run(self, make_core: Callable[[], Core], started: "Future[Core]") -> None:
+        try:
+            self._core = make_core()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(self._core)
+        try:
+            while (work := self._next_work()) is not None:
+                self._do(work)
+        except Exception as error:
+            _log.exception("the engine failed")
+            failure = f"the engine failed: {type(error).__name__}: {error}"
+        else:
+            failure = "the engine was shut down"
+        with self._changed:
+            self._failure = failure
+            requests = (*self._asked.values(), *self._running.values())
+            _fail([*(request.future for request in requests), *(future for _, future in self._loads)], failure)
+        self._core.shutdown()
+
+    def _next_work(self) -> _Work | None:
+        """Wait until there is something to do; None ends the thread."""
+        with self._changed:
+            while not self._is_stopping:
+                if self._loads:
+                    return _Work(load=self._loads.pop(0))
+                if self._withdrawn:
+                    work, self._withdrawn = _Work(withdrawn=self._withdrawn), []
+                    return work
+                admitted = [self._asked.pop(place) for place in self._clock.admit(is_busy=bool(self._running))]
+                self._running |= {request.request_id: request for request in admitted}
+                is_held_up = bool(self._clock.overdue())
+                if admitted or (self._running and not is_held_up):
+                    self._waiting_since = None
+                    return _Work(admitted=admitted)
+                self._wait(is_held_up)
+            return None
+
+    def _wait(self, is_held_up: bool) -> None:
+        if not is_held_up:
+            self._changed.wait()
+            return
+        self._waiting_since = self._waiting_since or time.monotonic()
+        left_s = self._waiting_since + self._lane_timeout_s - time.monotonic()
+        if left_s > 0:
+            self._changed.wait(left_s)
+            return
+        late = self._clock.give_up()
+        _log.warning(
+            "%d rollouts neither asked nor closed their lane within %.0f s; the engine goes on without them, and this"
+            " run cannot be repeated bit by bit",
+            len(late),
+            self._lane_timeout_s,
+        )
+
+    def _do(self, work: _Work) -> None:
+        if work.load is not None:
+            self._load(*work.load)
+            return
+        if work.withdrawn:
+            for request_id in work.withdrawn:
+                self._core.abort(request_id)
+            return
+        for request in work.admitted:
+            self._core.add(request.request_id, request.prompt_ids, request.params)
+        self._step()
+
+    def _step(self) -> None:
+        started = time.monotonic()
+        outputs = self._core.step()
+        seconds = time.monotonic() - started
+        with self._changed:
+            self._clock.step += 1
+            self._health = replace(
+                self._health,
+                num_sampled_tokens=self._health.num_sampled_tokens + sum(len(output.token_ids) for output in outputs),
+                busy_seconds=self._health.busy_seconds + seconds,
+            )
+            for output in outputs:
+                self._take(output)
+
+    def _take(self, output: Sampled) -> None:
+        request = self._running.get(output.request_id)
+        if request is None:  # withdrawn
+            return
+        request.reply_ids += output.token_ids
+        request.logprobs += output.logprobs
+        request.versions += [self._health.policy_version] * len(output.token_ids)
+        if not all(map(math.isfinite, output.logprobs)):
+            if output.finish is None:
+                self._core.abort(output.request_id)
+            self._finish(
+                request, EngineError("a sampled token has a logprob that is not finite: the weights are broken")
+            )
+        elif output.finish is not None:
+            self._finish(request, _turn(request, output.finish))
+
+    def _finish(self, request: _Request, result: Turn | EngineError) -> None:
+        del self._running[request.request_id]
+        self._clock.finish(request.place)
+        if request.future.set_running_or_notify_cancel():
+            if isinstance(result, EngineError):
+                request.future.set_exception(result)
+            else:
+                request.future.set_result(result)
+
+    def _withdraw(self, request: _Request) -> None:
+        with self._changed:
+            if self._asked.get(request.place) is request:
+                del self._asked[request.place]
+            elif self._running.pop(request.request_id, None) is not None:
+                self._withdrawn.append(request.request_id)
+            else:  # it has just been replied to
+                return
+            self._clock.finish(request.place)
+            self._changed.notify()
+
+    def _load(self, source: WeightSource, future: "Future[str]") -> None:
+        served = self._health.policy_version
+        try:
+            if source.version <= served:
+                raise EngineError(
+                    f"version {source.version} of the weights is not newer than {served}, which is served"
+                )
+            digest = self._core.load(source)
+        except EngineError as error:
+            future.set_exception(error)
+            return
+        except Exception as error:
+            _fail([future], f"loading version {source.version} of the weights failed half-way: {error}")
+            raise
+        with self._changed:
+            self._health = replace(self._health, policy_version=source.version)
+        future.set_result(digest)
+
+
+def _turn(request: _Request, finish: str) -> Turn | EngineError:
+    known: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
+    if finish not in known:
+        return EngineError(f"the engine ended a reply with {finish!r}")
+    limit = request.params.thinking
+    return Turn(
+        prompt_ids=request.prompt_ids,
+        reply_ids=tuple(request.reply_ids),
+        reply_logprobs=tuple(request.logprobs),
+        forced_mask=limit.forced_mask(request.reply_ids) if limit else (False,) * len(request.reply_ids),
+        policy_versions=tuple(request.versions),
+        finish=known[finish],
+    )
+
+
+def _fail(futures: "Sequence[Future[Turn] | Future[str]]", text: str) -> None:
+    for future in futures:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(EngineError(text))

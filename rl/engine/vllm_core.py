@@ -1,0 +1,172 @@
+"""How is a reply sampled? vLLM inside this process, on CPUs and GPUs alike, stepped by one thread."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rl.config.experiment import ExperimentConfig
+from rl.engine.protocol import EngineError, SamplingParams
+from rl.engine.thread import Sampled, ThreadedEngine
+from rl.engine.vllm_plugin import BACKEND, register
+from rl.weights.source import WeightsError, WeightSource
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine
+
+
+MAX_TOKENS_PER_STEP = 8192
+"""Tokens of one engine step, prompts included; vLLM's default on GPUs."""
+UNPUBLISHED = -1
+"""The version of an engine that must not sample yet."""
+
+
+class VllmEngine(ThreadedEngine):
+    """The engine of `rl.engine.protocol`. It serves the checkpoint at `model_path` as policy version 0.
+
+    A policy whose precision is quantised has to be published before anything is sampled, as version 0 too: only the
+    learner says what the checkpoint's weights are quantised to. Until then the version is `UNPUBLISHED`.
+
+    Made for a process of its own, whose environment variables and random state vLLM changes. On CPUs torch's compiler
+    is switched off in that process.
+    """
+
+    def __init__(self, model_path: Path, config: ExperimentConfig, lockstep_steps: int) -> None:
+        """For `lockstep_steps` see `rl.engine.clock`. Raises `EngineError` when vLLM cannot serve that."""
+        lane_timeout_s = config.rollout.reset_timeout_s + config.rollout.step_timeout_s
+        version = UNPUBLISHED if config.precision.is_quantised else 0
+        try:
+            super().__init__(lambda: VllmCore(model_path, config), lockstep_steps, lane_timeout_s, version)
+        except Exception as error:
+            raise EngineError(f"vLLM cannot serve {model_path}: {type(error).__name__}: {error}") from error
+
+
+class VllmCore:
+    """vLLM's synchronous engine as a `rl.engine.thread.Core`."""
+
+    def __init__(self, model_path: Path, config: ExperimentConfig) -> None:
+        self._max_tokens = config.policy.max_tokens
+        preload = os.environ.get("LD_PRELOAD")
+        _set_environment()
+        self._llm = _start(model_path, config)
+        # vLLM sets it for workers it would start; processes that environments start must not inherit it.
+        os.environ.pop("LD_PRELOAD", None) if preload is None else os.environ.update(LD_PRELOAD=preload)
+        self._vocab_size = self._llm.model_config.get_vocab_size()
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        if not prompt_ids or len(prompt_ids) + 1 > self._max_tokens:
+            raise EngineError(
+                f"a prompt of {len(prompt_ids)} tokens and one token of reply do not fit policy.max_tokens"
+                f" ({self._max_tokens})"
+            )
+        if min(prompt_ids) < 0 or max(prompt_ids) >= self._vocab_size:
+            raise EngineError(f"the prompt has token ids outside the policy's vocabulary of {self._vocab_size}")
+        if params.max_reply_tokens < 1 or params.temperature <= 0:
+            raise EngineError(f"a reply needs at least one token and a temperature above 0: {params}")
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        import vllm
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        from rl.engine.budget_processor import as_argument
+
+        sampling = vllm.SamplingParams(
+            max_tokens=min(params.max_reply_tokens, self._max_tokens - len(prompt_ids)),
+            temperature=params.temperature,
+            top_p=params.top_p,
+            seed=params.seed,
+            stop_token_ids=list(params.stop_ids),
+            ignore_eos=True,  # the checkpoint's own end token stops only if it is among stop_ids
+            logprobs=0,  # of the sampled token only
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=as_argument(params.thinking) if params.thinking else None,
+        )
+        self._llm.add_request(request_id, tokens_input(list(prompt_ids)), sampling)
+
+    def abort(self, request_id: str) -> None:
+        self._llm.abort_request([request_id])
+
+    def step(self) -> list[Sampled]:
+        from vllm import RequestOutput
+
+        sampled = []
+        for output in self._llm.step():
+            assert isinstance(output, RequestOutput)
+            (reply,) = output.outputs
+            token_ids, entries = list(reply.token_ids), list(reply.logprobs or ())
+            logprobs = [entry[token].logprob for token, entry in zip(token_ids, entries, strict=True) if entry]
+            sampled.append(Sampled(output.request_id, token_ids, logprobs, reply.finish_reason))
+        return sampled
+
+    def load(self, source: WeightSource) -> str:
+        """vLLM's own sequence of calls. The transfer verifies the file before it touches the model."""
+        self._llm.collective_rpc("start_weight_update")
+        try:
+            self._llm.collective_rpc("update_weights", kwargs={"update_info": asdict(source)})
+        except WeightsError as error:
+            raise EngineError(str(error)) from error
+        self._llm.collective_rpc("finish_weight_update")
+        self._llm.set_weight_version(str(source.version))
+        (digest,) = self._llm.collective_rpc(_loaded_hash)
+        return digest
+
+    def shutdown(self) -> None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+
+
+def _set_environment() -> None:
+    """Must come before vLLM is imported."""
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind")
+    # With more threads than one, small policies run several times slower.
+    defaults = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _start(model_path: Path, config: ExperimentConfig) -> "LLMEngine":
+    from vllm import EngineArgs, LLMEngine
+    from vllm.config.weight_transfer import WeightTransferConfig
+    from vllm.platforms import current_platform
+
+    policy, rollout = config.policy, config.rollout
+    register()  # also where VLLM_PLUGINS leaves our entry point out
+    arguments: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        # vLLM compiles one helper of its sampler even in eager mode: 15 s and a C++ compiler for nothing.
+        torch.compiler.set_stance("force_eager")
+        arguments = {"enforce_eager": True, "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=str(model_path),
+            dtype=config.precision.arithmetic,
+            seed=config.seed,
+            max_model_len=policy.max_tokens,
+            max_num_seqs=rollout.max_in_flight,
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # no sampling defaults from the checkpoint
+            logprobs_mode="processed_logprobs",
+            enable_chunked_prefill=False,  # a prompt cut in two rewinds its generator, which CPU generators cannot
+            max_num_batched_tokens=max(policy.max_tokens, MAX_TOKENS_PER_STEP),
+            enable_prefix_caching=False,  # cached states would belong to older weights
+            mamba_ssm_cache_dtype="float32",
+            async_scheduling=False,  # else tokens of a step come back after the next one, under another version
+            logits_processors=["rl.engine.budget_processor:ThinkingBudget"],
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **arguments,
+        )
+    )
+
+
+def _loaded_hash(worker: Any) -> str:
+    return worker.weight_transfer_engine.loaded_hash

@@ -1,0 +1,90 @@
+"""What does vLLM need to know before it can serve our policies?
+
+`register` is the entry point of `vllm.general_plugins`, so vLLM calls it in every process of its own, whatever model
+is served there. On any platform it adds the weight transfer through shared memory. On CPUs it also initialises AMX,
+without which BF16 attention can die of SIGILL, and adds experts without a gate (relu2, as in NemotronH), which vLLM's
+CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are made to follow weight updates.
+"""
+
+import logging
+from typing import Any
+
+import torch
+
+BACKEND = "shared_memory"
+"""Name of the weight transfer in `WeightTransferConfig.backend`."""
+_log = logging.getLogger(__name__)
+_done: set[str] = set()
+
+
+def register() -> None:
+    """Add what this module's docstring lists. Idempotent; a vLLM it does not fit is left as it is, with a warning."""
+    from vllm.platforms import current_platform
+
+    steps = [_add_weight_transfer]
+    if current_platform.is_cpu():
+        steps += [_initialise_amx, _add_experts_without_gate, _pack_updated_experts]
+    for step in steps:
+        if step.__name__ in _done:
+            continue
+        try:
+            step()
+        except (ImportError, AttributeError) as error:
+            _log.warning("polygym's vLLM plugin does not fit this vLLM, %s is left out: %s", step.__name__, error)
+        _done.add(step.__name__)
+
+
+def _add_weight_transfer() -> None:
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+    WeightTransferEngineFactory.register_engine(BACKEND, "rl.weights.vllm_transfer", "SharedMemoryTransfer")
+
+
+def _initialise_amx() -> None:
+    initialise = getattr(torch.cpu, "_init_amx", None)
+    if initialise is not None:
+        initialise()
+
+
+def _add_experts_without_gate() -> None:
+    """Let vLLM's choice of expert kernels on CPUs end with `rl.engine.experts`, after its own kernels."""
+    from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+    from vllm.model_executor.layers.fused_moe.oracle import unquantized
+
+    check_config = FusedMoEConfig.__post_init__
+    list_kernels = unquantized.backend_to_kernel_cls
+
+    def check_config_with_ours(self: FusedMoEConfig) -> None:
+        try:
+            check_config(self)
+        except NotImplementedError:
+            # The refusal of experts without a gate is the last statement: all fields are set when it is raised.
+            if self.is_act_and_mul:
+                raise
+
+    def list_kernels_with_ours(backend: unquantized.UnquantizedMoeBackend) -> list[type[Any]]:
+        kernels = list(list_kernels(backend))
+        if backend is unquantized.UnquantizedMoeBackend.CPU:
+            from rl.engine.experts import CpuExpertsWithoutGate
+
+            kernels.append(CpuExpertsWithoutGate)
+        return kernels
+
+    FusedMoEConfig.__post_init__ = check_config_with_ours
+    unquantized.backend_to_kernel_cls = list_kernels_with_ours
+
+
+def _pack_updated_experts() -> None:
+    """Let CPU kernels pack updated expert weights as they packed the first ones, which vLLM 0.32 leaves out."""
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    set_up = UnquantizedFusedMoEMethod._setup_kernel
+
+    def set_up_and_pack(self: UnquantizedFusedMoEMethod, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:
+        is_update = self.moe_kernel is not None
+        set_up(self, layer, w13, w2)
+        if is_update:
+            assert self.moe_kernel is not None
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    UnquantizedFusedMoEMethod._setup_kernel = set_up_and_pack

@@ -1,0 +1,127 @@
+"""How does environment code run? Off the engine's event loop, each call with a deadline.
+
+Ordinary methods run in a thread of their own each, asynchronous ones together on another event loop. Neither can be
+killed: a thread that misses its deadline is abandoned and its place given to the next call, and so is a loop that code
+blocks. So a hanging environment costs its own rollouts only. Every failure leaves here as an `EnvSessionError` with its
+outcome.
+"""
+
+import asyncio
+import inspect
+import queue
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from envs.event_loop import EnvLoop
+
+Result = TypeVar("Result")
+
+
+LOOP_TURN_S = 1.0
+"""A loop on which nothing happens for so long is blocked."""
+
+
+class EnvRunner:
+    """Bounded threads and an event loop for environment code."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._slots = asyncio.Semaphore(num_threads)
+        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._num_threads = 0  # that take calls; an abandoned one does not
+        self._num_running = 0
+        self._loop: EnvLoop | None = None
+
+    async def run(self, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False) -> Any:
+        """What the function gives, waited for where it is awaitable.
+
+        Raises `TimeoutError` after `timeout_s`, and whatever the function raises.
+        """
+        value = function() if is_async else await self._in_thread(function, timeout_s)
+        return await self._on_loop(value, timeout_s) if inspect.isawaitable(value) else value
+
+    def leave(self, function: Callable[[], Any]) -> None:
+        """Run a function in a thread that nobody waits for; what it gives to wait for ends on the loop."""
+
+        async def wait(value: Awaitable[Any]) -> None:
+            await value
+
+        def call() -> None:
+            value = function()
+            if inspect.isawaitable(value) and self._loop is not None:
+                self._loop.submit(wait(value))
+
+        threading.Thread(target=call, daemon=True, name="environment-left").start()
+
+    async def _on_loop(self, awaitable: Awaitable[Result], timeout_s: float) -> Result:
+        loop = self._loop = self._loop or EnvLoop()
+        started = loop.start(awaitable)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await started.future
+        except TimeoutError:
+            if self._loop is loop and not await asyncio.to_thread(loop.answers, LOOP_TURN_S):
+                self._loop = None
+            raise
+        finally:
+            if started.future.cancelled():
+                started.cancel()
+
+    async def _in_thread(self, function: Callable[[], Result], timeout_s: float) -> Result:
+        async with self._slots:
+            loop = asyncio.get_running_loop()
+            call = _Call(function, loop)
+            self._num_running += 1
+            if self._num_threads < self._num_running:
+                self._num_threads += 1
+                threading.Thread(target=_run_calls, args=(self._calls,), daemon=True, name="environment").start()
+            self._calls.put(call)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await call.future
+            finally:
+                self._num_running -= 1
+                if call.future.cancelled() and call.has_begun:
+                    call.is_abandoned = True
+                    self._num_threads -= 1
+
+
+class _Call:
+    """A function for a thread, and the future of its result."""
+
+    def __init__(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._function = function
+        self._loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.has_begun = False
+        self.is_abandoned = False
+
+    def run(self) -> None:
+        self.has_begun = True  # before looking, so that whoever cancels now knows that this thread is taken
+        if self.future.cancelled():
+            return
+        try:
+            value = self._function()
+        except BaseException as error:  # SystemExit included: it must not end the worker
+            is_control = isinstance(error, StopIteration | asyncio.CancelledError)  # these would end what waits
+            wrapped = RuntimeError(f"{type(error).__name__}: {error}") if is_control else error
+            self._report(self.future.set_exception, wrapped)
+        else:
+            self._report(self.future.set_result, value)
+
+    def _report(self, set_result: Callable[[Any], None], value: Any) -> None:
+        if not self._loop.is_closed():  # an abandoned thread may end after the worker
+            self._loop.call_soon_threadsafe(self._deliver, set_result, value)
+
+    def _deliver(self, set_result: Callable[[Any], None], value: Any) -> None:
+        if not self.future.done():
+            set_result(value)
+
+
+def _run_calls(calls: "queue.SimpleQueue[_Call]") -> None:
+    """What each thread does: one call after another, whoever waits for it, until one of them was abandoned."""
+    while True:
+        call = calls.get()
+        call.run()
+        if call.is_abandoned:
+            return

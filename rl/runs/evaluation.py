@@ -1,0 +1,34 @@
+"""How good is the policy on held-out tasks, by environment?"""
+
+import statistics
+from collections.abc import Sequence
+
+from rl.data_types import Group
+
+FULL_REWARD = 1 - 1e-9
+
+
+def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean reward, its standard error, accuracy (share of full rewards), reply tokens and counts by environment.
+
+    Rollouts that do not count are left out and counted as `failed/ENV`.
+    """
+    metrics: dict[str, float] = {}
+    for env_id in dict.fromkeys(group.task.env_id for group in groups):
+        rollouts = [rollout for group in groups if group.task.env_id == env_id for rollout in group.rollouts]
+        valid = [rollout for rollout in rollouts if rollout.reward is not None]
+        rewards = [rollout.reward for rollout in valid if rollout.reward is not None]
+        metrics[f"num/{env_id}"] = len(rewards)
+        metrics[f"failed/{env_id}"] = len(rollouts) - len(rewards)
+        if not rewards:
+            continue
+        metrics[f"reward/{env_id}"] = statistics.fmean(rewards)
+        metrics[f"stderr/{env_id}"] = statistics.stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else 0.0
+        metrics[f"accuracy/{env_id}"] = statistics.fmean(reward >= FULL_REWARD for reward in rewards)
+        metrics[f"reply_tokens/{env_id}"] = statistics.fmean(
+            sum(len(turn.reply_ids) for turn in rollout.turns) for rollout in valid
+        )
+    rewards_by_env = [value for name, value in metrics.items() if name.startswith("reward/")]
+    if rewards_by_env:
+        metrics["reward/mean"] = statistics.fmean(rewards_by_env)
+    return metrics
