@@ -227,7 +227,7 @@ def asyncio_ms(one: Callable[..., Any], make_threads: Callable[[int], Any]) -> f
 
 def tiny_policy() -> Path:
     """A folder with the tokenizer of the tiny policy, the same on every side."""
-    from rl.config.experiment import TinyHybrid
+    from rl.config.policy import TinyHybrid
     from rl.policies import build_policy
 
     folder = Path(tempfile.mkdtemp()) / "policy"

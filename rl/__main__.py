@@ -9,8 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
+from rl.config.environments import read_budget
 from rl.config.errors import ConfigError
-from rl.config.experiment import read_budget
 from rl.config.explain import explain
 from rl.config.read import load_config
 from rl.errors import is_ours

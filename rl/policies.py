@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.chat.formats.nemotron import IM_END, NEMOTRON_TOKENS
-from rl.config.experiment import TinyHybrid
+from rl.config.policy import TinyHybrid
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,8 @@ import pytest
 from envs.commands.new import write_package
 from envs.messages import Message, Reply, ToolSpec
 from rl.chat.budget import ThinkingLimit
-from rl.config.experiment import BudgetConfig, ExperimentConfig
+from rl.config.environments import BudgetConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Budget, Finish, Group, Outcome, Rollout, Task, Turn
 from rl.engine.protocol import EngineHealth, SamplingParams
 from rl.weights.source import WeightSource

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from rl.config.experiment import TinyHybrid
+from rl.config.policy import TinyHybrid
 from rl.data_types import Sample, Turn
 from rl.learner.batching import make_batches
 from rl.learner.forward import policy_logprobs

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from envs.messages import Message, Reply
 from rl.chat.budget import ThinkingLimit, violation
 from rl.chat.format import ChatError
-from rl.config.experiment import BudgetConfig, ExperimentConfig
+from rl.config.environments import BudgetConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Turn
 from rl.learner.samples import rollout_samples
 from rl.tasks.seeds import draw_budget

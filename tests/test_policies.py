@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rl.chat.chat import load_chat
-from rl.config.experiment import TinyHybrid
+from rl.config.policy import TinyHybrid
 from rl.policies import PolicyError, build_policy, convert_smollm2
 
 SMALL = TinyHybrid(

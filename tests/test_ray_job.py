@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.experiment import TinyHybrid
+from rl.config.policy import TinyHybrid
 from rl.policies import build_policy
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.experiment import CurriculumConfig, EnvironmentConfig
+from rl.config.environments import CurriculumConfig, EnvironmentConfig
 from rl.tasks.curriculum import Curriculum, CurriculumError
 from rl.tasks.stream import TaskStream, evaluation_tasks
 

@@ -19,7 +19,7 @@ from rl.chat.budget import ThinkingLimit
 from rl.chat.format import ChatError, Format, Pieces, Token
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.chat.formats.template import TemplateFormat
-from rl.config.experiment import BudgetConfig
+from rl.config.environments import BudgetConfig
 from rl.data_types import Budget
 
 if TYPE_CHECKING:

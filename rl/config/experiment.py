@@ -7,92 +7,12 @@ here.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from envs.sandbox.limits import Level
-from rl.data_types import Budget
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} is a truth value, which this key does not take")
-        return value
-
-
-ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM's attention takes on CPUs."""
-
-
-class TinyHybrid(Section):
-    """A random NemotronH policy, built with its own tokenizer trained on gold conversations of the environments."""
-
-    pattern: str = Field("M*ME", pattern=r"^[ME*-]+$")
-    """Layers in order: M Mamba-2, E LatentMoE, * attention, - MLP."""
-    hidden_size: Positive = 128
-    """Width of the residual stream."""
-    num_heads: Positive = 4
-    """Attention heads; `hidden_size` must be a multiple of it."""
-    num_experts: Positive = 8
-    """Routed experts a MoE layer."""
-    num_experts_per_token: Positive = 2
-    """Experts each token is sent to."""
-    latent_size: Positive = 64
-    """Width that routed experts work in (LatentMoE)."""
-    expert_size: Positive = 128
-    """Hidden width of a routed expert."""
-    shared_expert_size: Positive = 256
-    """Hidden width of the shared expert."""
-    vocab_size: Annotated[int, Field(ge=384)] = 768
-    """Tokens of the trained byte-level BPE, special tokens included."""
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "TinyHybrid":
-        if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
-        head_size = self.hidden_size // self.num_heads
-        if "*" in self.pattern and head_size not in ATTENTION_HEAD_SIZES:
-            raise ValueError(
-                f"attention heads would be {head_size} wide (hidden_size / num_heads); vLLM on CPUs takes"
-                f" {', '.join(map(str, ATTENTION_HEAD_SIZES))}"
-            )
-        if self.num_experts_per_token > self.num_experts:
-            raise ValueError(
-                f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts})"
-            )
-        return self
-
-
-class PolicyConfig(Section):
-    """The policy to train: a Hugging Face folder, or a tiny hybrid that is built."""
-
-    path: Path | None = None
-    """Folder of a Hugging Face checkpoint. Give this or `build`."""
-    build: TinyHybrid | None = None
-    """Sizes of a policy to build; `build: {}` takes the defaults."""
-    chat: Literal["nemotron", "template"] = "nemotron"
-    """How conversations become tokens: the Nemotron format, or the checkpoint's own chat template."""
-    max_tokens: Positive = 512
-    """Longest sequence, in tokens: prompts, replies and tool results of one rollout together."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "PolicyConfig":
-        if self.path is None and self.build is None:
-            raise ValueError(
-                "neither path (a Hugging Face folder) nor build (a policy to build) is given; `build: {}` will do"
-            )
-        if self.path is not None and self.build is not None:
-            raise ValueError("both path and build are given; keep one and set the other to null")
-        return self
+from rl.config.environments import BudgetConfig, EnvironmentConfig
+from rl.config.policy import PolicyConfig
+from rl.config.section import NonNegative, Positive, Seconds, Section, Share
 
 
 class PrecisionConfig(Section):
@@ -134,62 +54,6 @@ class PrecisionConfig(Section):
     def arithmetic(self) -> Literal["float32", "bfloat16"]:
         """torch's name of the type that forward passes compute in."""
         return "float32" if self.format == "float32" else "bfloat16"
-
-
-class CurriculumConfig(Section):
-    """Training tasks from easy to hard, in place of new ones: those of a profile, by how often they were passed."""
-
-    profile: Path
-    """What `python -m envs profile ROLLOUTS --out FILE` wrote; it must stay as it is while a run goes on."""
-    num_steps: Positive
-    """Steps over which the mean pass rate of the drawn tasks falls."""
-    first_pass_rate: Share = 0.8
-    """Mean pass rate of the tasks drawn at first."""
-    last_pass_rate: Share = 0.2
-    """Mean pass rate of the tasks drawn from step `num_steps` on."""
-    spread: Annotated[float, Field(gt=0)] = 0.15
-    """Standard deviation of the drawn tasks' pass rates around that mean."""
-
-
-class EnvironmentConfig(Section):
-    """One environment of the mixture."""
-
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Its share of the training tasks, relative to the other environments."""
-    budget: dict[Budget, Annotated[float, Field(gt=0)]] = Field(default={"unlimited": 1.0}, min_length=1)
-    """How much the policy may think in each reply: `off`, `unlimited` or a number of tokens; or several with their
-    weights, such as `{off: 1, 32: 2, unlimited: 1}`, from which each task draws one."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """The environment's own options, such as difficulty; see the environment's README entry."""
-    curriculum: CurriculumConfig | None = None
-    """Where training tasks come from, if not drawn anew; they keep the options and budgets they were profiled with."""
-
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _one_budget_or_several(cls, value: Any) -> Any:
-        budgets = value if isinstance(value, dict) else {value: 1.0}
-        return {read_budget(budget): weight for budget, weight in budgets.items()}
-
-
-def read_budget(budget: Any) -> Budget:
-    """A budget as YAML and command lines give it: a word, or a number that may be text. Raises `ValueError`."""
-    if budget == "off" or budget == "unlimited":
-        return budget
-    number = int(budget) if isinstance(budget, str) and budget.removeprefix("-").isdigit() else budget
-    if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-        return number
-    raise ValueError(f"a thinking budget is off, unlimited or a number of tokens above 0, not {budget!r}")
-
-
-class BudgetConfig(Section):
-    """How a budget in tokens is enforced."""
-
-    grace_tokens: NonNegative = 16
-    """When the budget is used up, reasoning ends with the next line, or after so many more tokens."""
-    answer_tokens: Positive = 32
-    """Tokens of a reply that are kept for the answer: reasoning ends early where it would leave fewer."""
-    closing_text: str = "\n"
-    """What the engine writes before `</think>` when it ends the reasoning."""
 
 
 class SftConfig(Section):

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rl.config.errors import ConfigError, Problem
-from rl.config.experiment import ExperimentConfig, Section
+from rl.config.experiment import ExperimentConfig
+from rl.config.section import NameOf, OneOf, Section
 
 ANY_NAME = "*"
 """Stands for a name that the user chooses, such as an environment id."""
@@ -27,11 +28,16 @@ TEXT_WIDTH = 90
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of the tree. `section` is what lies below it, None for a value."""
+    """One key of the tree. `sections` is what may lie below it: none for a value, several where a kind is chosen."""
 
     name: str
     field: FieldInfo | None
-    section: type[Section] | None
+    sections: tuple[type[Section], ...] = ()
+
+    @property
+    def fields(self) -> dict[str, FieldInfo]:
+        """The keys below, of all kinds together."""
+        return {name: field for section in reversed(self.sections) for name, field in section.model_fields.items()}
 
 
 def explain(key: str = "") -> str:
@@ -44,18 +50,18 @@ def explain(key: str = "") -> str:
         near = nearest(key)
         fix = f"did you mean {' or '.join(near)}?" if near else "`python -m rl explain` lists the sections"
         raise ConfigError([Problem("", key, "there is no such key", fix)])
-    return _explain_section(found) if found.section else _explain_value(found)
+    return _explain_section(found) if found.sections else _explain_value(found)
 
 
 def find_key(path: Sequence[str]) -> Key | None:
     """The key at this path from the root, or None. Any name is found where the user chooses the names."""
-    here = Key("", None, ExperimentConfig)
+    here = Key("", None, (ExperimentConfig,))
     for depth, name in enumerate(path):
         below = {key.name: key for key in _keys_below(here)}
         if name not in below and ANY_NAME not in below:
             return None
         entry = below.get(name) or below[ANY_NAME]
-        here = Key(".".join(path[: depth + 1]), entry.field, entry.section)
+        here = Key(".".join(path[: depth + 1]), entry.field, entry.sections)
     return here
 
 
@@ -73,7 +79,7 @@ def all_keys() -> list[str]:
             yield prefix + below.name
             yield from walk(f"{prefix}{below.name}.", below)
 
-    return list(walk("", Key("", None, ExperimentConfig)))
+    return list(walk("", Key("", None, (ExperimentConfig,))))
 
 
 def nearest(key: str) -> list[str]:
@@ -95,19 +101,37 @@ def type_text(field: FieldInfo) -> str:
     return _type_words(field.annotation, field.metadata)
 
 
-def _keys_below(key: Key) -> list[Key]:
-    if key.section is None:
-        if key.field is not None and (inner := _dict_of_sections(key.field.annotation)):
-            return [Key(ANY_NAME, None, inner)]
+def kinds_with(path: Sequence[str]) -> list[str]:
+    """The kinds of the section above that have this key; empty where no kind is chosen."""
+    above = find_key(path[:-1])
+    if above is None or len(above.sections) < 2 or (kind := _one_of(above.field)) is None:
         return []
-    return [Key(name, field, _section_in(field.annotation)) for name, field in key.section.model_fields.items()]
+    return [name for name, section in kind.kinds.items() if path[-1] in section.model_fields]
 
 
-def _section_in(annotation: Any) -> type[Section] | None:
-    for candidate in (annotation, *typing.get_args(annotation)):
+def _keys_below(key: Key) -> list[Key]:
+    if not key.sections:
+        if key.field is not None and (inner := _dict_of_sections(key.field.annotation)):
+            return [Key(ANY_NAME, None, (inner,))]
+        return []
+    return [Key(name, field, _sections_in(field)) for name, field in key.fields.items()]
+
+
+def _sections_in(field: FieldInfo) -> tuple[type[Section], ...]:
+    if kind := _one_of(field):
+        return tuple(kind.kinds.values())
+    for candidate in (field.annotation, *typing.get_args(field.annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate if typing.get_origin(annotation) is not dict else None
-    return None
+            return (candidate,) if typing.get_origin(field.annotation) is not dict else ()
+    return ()
+
+
+def _one_of(field: FieldInfo | None) -> OneOf | None:
+    """The choice of kinds that the field is annotated with, also inside of `X | None` and of a tuple."""
+    if field is None:
+        return None
+    extras = [extra for part in typing.get_args(field.annotation) for extra in getattr(part, "__metadata__", ())]
+    return next((extra for extra in (*field.metadata, *extras) if isinstance(extra, OneOf)), None)
 
 
 def _dict_of_sections(annotation: Any) -> type[Section] | None:
@@ -119,6 +143,11 @@ def _dict_of_sections(annotation: Any) -> type[Section] | None:
 
 def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    for extra in metadata:
+        if isinstance(extra, OneOf):
+            return f"a section with {extra.key}: {' or '.join(extra.kinds)}"
+        if isinstance(extra, NameOf):
+            return "one of " + ", ".join(extra.names)
     if origin is typing.Annotated:
         inner = [part for extra in arguments[1:] for part in getattr(extra, "metadata", [extra])]
         return _type_words(arguments[0], [*inner, *metadata])
@@ -177,18 +206,23 @@ def _explain_value(key: Key) -> str:
 
 
 def _explain_section(key: Key) -> str:
-    assert key.section is not None
-    lines = [key.name or "the whole configuration", f"  {_one_line(key.section.__doc__ or '')}"]
+    lines = [key.name or "the whole configuration"]
+    if kind := _one_of(key.field):
+        lines += [f"  {kind.key}: {name:<12} {_one_line(one.__doc__ or '')}" for name, one in kind.kinds.items()]
+    else:
+        lines.append(f"  {_one_line(key.sections[0].__doc__ or '')}")
     if key.field is not None and key.field.description:
         lines.append(f"  {_one_line(key.field.description)}")
     if key.field is not None:
         lines.append(f"  default: {_default_words(key.field)}")
-    width = max(len(name) for name in key.section.model_fields)
-    for name, field in key.section.model_fields.items():
-        section = _section_in(field.annotation)
-        text = _one_line(field.description or (section.__doc__ if section else "") or "").split(". ")[0]
-        text = textwrap.shorten(text.rstrip("."), TEXT_WIDTH, placeholder=" ...")
-        lines.append(f"  {name:<{width}}  {text} [{_default_words(field)}]")
+    width = max(len(name) for name in key.fields)
+    for below in _keys_below(key):
+        assert below.field is not None
+        text = _one_line(below.field.description or (below.sections[0].__doc__ if below.sections else "") or "")
+        text = textwrap.shorten(text.split(". ")[0].rstrip("."), TEXT_WIDTH, placeholder=" ...")
+        owners = [name for name, one in kind.kinds.items() if below.name in one.model_fields] if kind else []
+        owned = f" ({', '.join(owners)} only)" if kind and len(owners) < len(kind.kinds) else ""
+        lines.append(f"  {below.name:<{width}}  {text}{owned} [{_default_words(below.field)}]")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig, Places
-from rl.config.explain import all_keys, find_key, keys_below, nearest, type_text
+from rl.config.explain import all_keys, find_key, keys_below, kinds_with, nearest, type_text
 from rl.config.yaml_text import KeyPath, YamlMistake, dump_yaml, read_value, read_yaml
 
 COMMAND_LINE = "command line"
@@ -254,6 +254,9 @@ def _in_words(detail: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
     """What is wrong and the fix, for one of pydantic's errors."""
     key, value, kind = ".".join(path), detail["input"], detail["type"]
     explain = f"`python -m rl explain {key}`" if key else "`python -m rl explain`"
+    if kind == "extra_forbidden" and (owners := kinds_with(path)):
+        chosen = f"{'.'.join(path[:-1])} of the kind that is chosen"
+        return f"{chosen} has no such key", f"take it out, or choose {' or '.join(owners)}, which has it"
     if kind == "extra_forbidden":
         near = nearest(key)
         meant = f"did you mean {' or '.join(near)}? " if near else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.json_lines import JsonLineError, read_rows
-from rl.config.experiment import CurriculumConfig
+from rl.config.environments import CurriculumConfig
 from rl.data_types import Budget
 
 

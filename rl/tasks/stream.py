@@ -7,7 +7,7 @@ The mixture is exact: after any number of tasks, each environment's count differ
 from collections.abc import Mapping
 
 from envs.text_env import Split
-from rl.config.experiment import EnvironmentConfig
+from rl.config.environments import EnvironmentConfig
 from rl.data_types import Task
 from rl.tasks.curriculum import Curriculum
 from rl.tasks.seeds import derive_seed, draw_budget

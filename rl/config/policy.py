@@ -1,0 +1,73 @@
+"""Which policy is trained?"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rl.config.section import Positive, Section
+
+ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's attention takes on CPUs."""
+
+
+class TinyHybrid(Section):
+    """A random NemotronH policy, built with its own tokenizer trained on gold conversations of the environments."""
+
+    pattern: str = Field("M*ME", pattern=r"^[ME*-]+$")
+    """Layers in order: M Mamba-2, E LatentMoE, * attention, - MLP."""
+    hidden_size: Positive = 128
+    """Width of the residual stream."""
+    num_heads: Positive = 4
+    """Attention heads; `hidden_size` must be a multiple of it."""
+    num_experts: Positive = 8
+    """Routed experts a MoE layer."""
+    num_experts_per_token: Positive = 2
+    """Experts each token is sent to."""
+    latent_size: Positive = 64
+    """Width that routed experts work in (LatentMoE)."""
+    expert_size: Positive = 128
+    """Hidden width of a routed expert."""
+    shared_expert_size: Positive = 256
+    """Hidden width of the shared expert."""
+    vocab_size: Annotated[int, Field(ge=384)] = 768
+    """Tokens of the trained byte-level BPE, special tokens included."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TinyHybrid":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})")
+        head_size = self.hidden_size // self.num_heads
+        if "*" in self.pattern and head_size not in ATTENTION_HEAD_SIZES:
+            raise ValueError(
+                f"attention heads would be {head_size} wide (hidden_size / num_heads); vLLM on CPUs takes"
+                f" {', '.join(map(str, ATTENTION_HEAD_SIZES))}"
+            )
+        if self.num_experts_per_token > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_token ({self.num_experts_per_token}) exceeds num_experts ({self.num_experts})"
+            )
+        return self
+
+
+class PolicyConfig(Section):
+    """The policy to train: a Hugging Face folder, or a tiny hybrid that is built."""
+
+    path: Path | None = None
+    """Folder of a Hugging Face checkpoint. Give this or `build`."""
+    build: TinyHybrid | None = None
+    """Sizes of a policy to build; `build: {}` takes the defaults."""
+    chat: Literal["nemotron", "template"] = "nemotron"
+    """How conversations become tokens: the Nemotron format, or the checkpoint's own chat template."""
+    max_tokens: Positive = 512
+    """Longest sequence, in tokens: prompts, replies and tool results of one rollout together."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PolicyConfig":
+        if self.path is None and self.build is None:
+            raise ValueError(
+                "neither path (a Hugging Face folder) nor build (a policy to build) is given; `build: {}` will do"
+            )
+        if self.path is not None and self.build is not None:
+            raise ValueError("both path and build are given; keep one and set the other to null")
+        return self

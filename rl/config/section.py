@@ -1,0 +1,77 @@
+"""What is a section of the configuration, and a section that is one of several kinds?
+
+A seam (algorithm, number format, sink, ...) has a dict of implementations. Each implementation is a section: its keys
+and what it does stand in one file. `OneOf` reads the section of the kind that the YAML names. It looks at the dict when
+a configuration is read, so an entry added to the dict is all that a new kind needs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationInfo, field_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is a truth value, which this key does not take")
+        return value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OneOf:
+    """Annotates a field that holds a section of one of `kinds`. The section's `key` names the kind.
+
+    A text alone is short for `{key: text}`; without the key, the kind is `default`.
+    """
+
+    kinds: Mapping[str, type[Section]]
+    key: str
+    default: str
+
+    def read(self, value: Any) -> Section:
+        """The section, from what the YAML gives for it. Raises `ValidationError` with places inside of it."""
+        if isinstance(value, Section):
+            return value
+        tree = {self.key: value} if isinstance(value, str) else value
+        if not isinstance(tree, Mapping):
+            raise PydanticCustomError("dict_type", "not a section of keys")
+        kind = tree.get(self.key, self.default)
+        if not isinstance(kind, str) or kind not in self.kinds:
+            raise PydanticCustomError(
+                "unknown_kind", "{key} is not one of {kinds}", {"key": self.key, "kinds": ", ".join(self.kinds)}
+            )
+        return self.kinds[kind].model_validate({**tree, self.key: kind})
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+        def dump(value: Section, info: SerializationInfo) -> dict[str, Any]:
+            return value.model_dump(mode=info.mode)
+
+        written = core_schema.plain_serializer_function_ser_schema(dump, info_arg=True)
+        return core_schema.no_info_plain_validator_function(self.read, serialization=written)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NameOf:
+    """Annotates a text field that holds one of the names of a dict."""
+
+    names: Mapping[str, Any]
+
+    def read(self, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.names:
+            raise PydanticCustomError("unknown_name", "not one of {names}", {"names": ", ".join(self.names)})
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.read)
