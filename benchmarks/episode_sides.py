@@ -61,9 +61,10 @@ def polygym() -> Callable[[], float]:
     """Whole episodes: chat, tokens, environment, records of every token."""
     from envs.messages import Reply, ToolCall
     from rl.chat.chat import load_chat
-    from rl.data_types import Turn
+    from rl.engine.protocol import SampledReply
     from rl.rollouts.env_runner import EnvRunner
     from rl.rollouts.play import Player, play
+    from rl.tokens import Tokens
     from tests.conftest import make_config, make_task
 
     chat = load_chat(tiny_policy(), "nemotron")
@@ -74,10 +75,11 @@ def polygym() -> Callable[[], float]:
         def __init__(self) -> None:
             self.replies = [end, call]
 
-        async def sample(self, prompt_ids: Any, params: Any) -> Turn:
+        async def sample(self, prompt_ids: Any, params: Any) -> SampledReply:
             ids = self.replies.pop()
             num = len(ids)
-            return Turn(tuple(prompt_ids), ids, (-0.5,) * num, (False,) * num, (0,) * num, "stop")
+            columns = {"logprob": [-0.5] * num, "version": [0] * num}
+            return SampledReply(Tokens.make(ids, [True] * num, columns), "stop")
 
         def close(self) -> None:
             pass

@@ -23,8 +23,9 @@ import typer
 
 from envs.registry import make
 from rl.config.experiment import ExperimentConfig
-from rl.data_types import Sample, Turn
+from rl.data_types import Sample
 from rl.engine.protocol import SamplingParams
+from rl.tokens import Tokens
 
 NUM_PROMPTS = 16
 NUM_REPLIES = 2
@@ -56,7 +57,7 @@ def compare(policy: Path, chat: str, keep: tuple[str, ...] | None) -> dict[str, 
     learner = Learner(policy, config)
     engine = VllmEngine(policy, config, lockstep_steps=0)
 
-    def sample_with(version: int, quantised: bool) -> list[Turn]:
+    def sample_with(version: int, quantised: bool) -> list[Tokens]:
         weights = learner.folded.quantised if quantised else None
         source = write_weights(checkpoint_tensors(learner.model, "bfloat16", weights), version)
         asyncio.run(engine.load_weights(source))
@@ -65,12 +66,12 @@ def compare(policy: Path, chat: str, keep: tuple[str, ...] | None) -> dict[str, 
 
     try:
         bfloat16 = mismatch(learner.model, sample_with(0, quantised=False))
-        turns = sample_with(1, quantised=True)
+        rows = sample_with(1, quantised=True)
     finally:
         engine.shutdown()
-    unmatched = mismatch(learner.model, turns)
+    unmatched = mismatch(learner.model, rows)
     with learner.folded.in_place():
-        matched = mismatch(learner.model, turns)
+        matched = mismatch(learner.model, rows)
     return {
         "weights": learner.folded.describe(),
         "bfloat16": bfloat16,
@@ -95,7 +96,8 @@ def experiment(policy: Path, chat: str, keep: tuple[str, ...] | None) -> Experim
     return ExperimentConfig.model_validate(tree)
 
 
-async def sample(engine: Any, config: ExperimentConfig) -> list[Turn]:
+async def sample(engine: Any, config: ExperimentConfig) -> list[Tokens]:
+    """Prompts and replies as whole rows."""
     from rl.chat.chat import load_chat
 
     assert config.policy.path is not None
@@ -107,32 +109,25 @@ async def sample(engine: Any, config: ExperimentConfig) -> list[Turn]:
         prompts += [chat.open(messages, (), "unlimited")] * NUM_REPLIES
     lanes = engine.open_lanes(len(prompts))
     params = [SamplingParams(NUM_REPLY_TOKENS, 1.0, 1.0, seed, chat.stop_ids) for seed in range(len(prompts))]
-    return await asyncio.gather(
+    replies = await asyncio.gather(
         *(lane.sample(prompt, how) for lane, prompt, how in zip(lanes, prompts, params, strict=True))
     )
+    return [
+        Tokens.joined([Tokens.unsampled(prompt), reply.tokens]) for prompt, reply in zip(prompts, replies, strict=True)
+    ]
 
 
-def mismatch(model: Any, turns: Sequence[Turn]) -> dict[str, float]:
+def mismatch(model: Any, rows: Sequence[Tokens]) -> dict[str, float]:
     from rl.algorithms.corrections import k3
     from rl.learner.batching import make_batches
     from rl.learner.forward import policy_logprobs
 
-    samples = [
-        Sample(
-            env_id="math/GradeSchool-v0",
-            token_ids=(*turn.prompt_ids, *turn.reply_ids),
-            loss_mask=(False,) * len(turn.prompt_ids) + (True,) * len(turn.reply_ids),
-            sampler_logprobs=(0.0,) * len(turn.prompt_ids) + turn.reply_logprobs,
-            policy_versions=(-1,) * len(turn.prompt_ids) + turn.policy_versions,
-            advantage=0.0,
-        )
-        for turn in turns
-    ]
+    samples = [Sample("math/GradeSchool-v0", row, advantage=0.0) for row in rows]
     deltas = []
     for batch in make_batches(samples, 2048, 0):
         with torch.no_grad():
             logprobs_BT, _ = policy_logprobs(model, batch, torch.bfloat16, 1.0, 512)
-        deltas.append((logprobs_BT - batch.sampler_logprobs_BT)[batch.loss_mask_BT])
+        deltas.append((logprobs_BT - batch.columns["logprob"])[batch.loss_mask_BT])
     delta = torch.cat(deltas).double()
     return {
         "tokens": len(delta),

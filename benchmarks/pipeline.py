@@ -92,11 +92,11 @@ async def sample(served: Any, config: ExperimentConfig, repeat: int, limit: Thin
     ]
     lanes = served.open_lanes(NUM_IN_FLIGHT)
     started = time.perf_counter()
-    turns = await asyncio.gather(*(lane.sample(range(5, 35), one) for lane, one in zip(lanes, params, strict=True)))
+    replies = await asyncio.gather(*(lane.sample(range(5, 35), one) for lane, one in zip(lanes, params, strict=True)))
     seconds = time.perf_counter() - started
     for lane in lanes:
         lane.close()
-    return sum(len(turn.reply_ids) for turn in turns) / seconds
+    return sum(len(reply.tokens) for reply in replies) / seconds
 
 
 async def publish(served: Any, model: Any, version: int) -> dict[str, float]:

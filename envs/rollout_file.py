@@ -1,12 +1,16 @@
 """How are rollouts kept as JSON lines, for people, for scoring again, and for pages? One rollout a line.
 
-A line has `task` (`env_id`, `seed`, `split`, `options`), `messages`, `reward`, `reward_parts`, `outcome`, `error`, and
-where a trainer wrote it, `turns` with the sampled tokens.
+A line has `task` (`env_id`, `seed`, `split`, `options`), `messages`, `reward`, `reward_parts`, `outcome`, `error`. If a
+trainer wrote it, it also has `turns`, each with the tokens of `prompt` (those new since the last reply) and `reply`:
+`ids`, `sampled` and columns such as `logprob` and `version`, as arrays that `array_from` reads.
 """
 
+import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from envs.json_lines import read_lines
 from envs.messages import Message, ToolCall
@@ -32,6 +36,17 @@ def message_from(saved: Mapping[str, Any]) -> Message:
     """The inverse of `message_object`."""
     calls = tuple(ToolCall(call["name"], call["arguments"]) for call in saved.get("tool_calls", ()))
     return Message(saved["role"], saved["content"], saved.get("reasoning", ""), calls, saved.get("name", ""))
+
+
+def array_object(array: np.ndarray) -> dict[str, Any]:
+    """An array as JSON can hold it: its type, its shape and its bytes. Digits would take five times the room."""
+    data = base64.b64encode(array.tobytes()).decode("ascii")
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "base64": data}
+
+
+def array_from(saved: Mapping[str, Any]) -> np.ndarray:
+    """The inverse of `array_object`."""
+    return np.frombuffer(base64.b64decode(saved["base64"]), saved["dtype"]).reshape(saved["shape"])
 
 
 def rollout_paths(place: Path) -> list[Path]:

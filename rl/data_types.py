@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from envs.messages import Message
+from rl.tokens import Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -52,17 +53,19 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One reply of the policy as the engine sampled it. All but `prompt_ids` have the length of `reply_ids`."""
+    """One reply of the policy, and the tokens between it and the reply before."""
 
-    prompt_ids: tuple[int, ...]
-    reply_ids: tuple[int, ...]
-    reply_logprobs: tuple[float, ...]
-    """Nats, of the distribution that was sampled from (after temperature)."""
-    forced_mask: tuple[bool, ...]
-    """True where the token was forced by the budget and not sampled; such tokens never enter the loss."""
-    policy_versions: tuple[int, ...]
-    """The policy version that sampled each token."""
+    prompt: Tokens
+    """The tokens of the prompt that are new since the last reply; the whole prompt where `is_start`."""
+    reply: Tokens
     finish: Finish
+    is_start: bool
+    """Whether the context begins with this turn's prompt, rather than with the turns before it."""
+
+    @property
+    def num_forced(self) -> int:
+        """Tokens of the reply that the thinking budget forced."""
+        return len(self.reply) - int(self.reply.sampled.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +101,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training row; every sequence has length T."""
+    """One training row: the tokens of a context, all with the advantage of their rollout."""
 
     env_id: str
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[bool, ...]
-    """True where the policy sampled the token."""
-    sampler_logprobs: tuple[float, ...]
-    """Nats; 0 where `loss_mask` is False."""
-    policy_versions: tuple[int, ...]
-    """The version that sampled each token; -1 where `loss_mask` is False."""
+    tokens: Tokens
     advantage: float
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One forward pass. Rows are padded on the right; padding is False in both masks."""
+    """One forward pass. Rows are padded on the right; padding is False in both masks and 0 in every column."""
 
     token_ids_BT: "torch.Tensor"
     """int64"""
@@ -121,17 +118,24 @@ class Batch:
     """bool"""
     loss_mask_BT: "torch.Tensor"
     """bool"""
-    sampler_logprobs_BT: "torch.Tensor"
-    """float32, nats"""
+    columns: Mapping[str, "torch.Tensor"]
+    """[B, T, ...] by name, in the types of `Tokens.columns`."""
     advantages_BT: "torch.Tensor"
     """float32"""
+    env_ids: tuple[str, ...]
+    """The environment of each row; it says which algorithm trains the row."""
     num_loss_tokens: int
     """Loss tokens of the whole step (all micro-batches, all learners): the denominator of the loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one optimiser step did. Mismatch is between the learner's and the sampler's logprobs of the same tokens."""
+    """What one optimiser step did.
+
+    Mismatch compares the logprobs of learner and engine for the same tokens. Fresh tokens were sampled by the version
+    that was trained; for them it says whether both compute the same policy. For stale tokens it says how far the policy
+    has moved since as well.
+    """
 
     policy_version: int
     """The version after the step."""
@@ -139,23 +143,19 @@ class Update:
     grad_norm: float
     """L2 norm over all trained parameters before clipping."""
     learning_rate: float
-    mismatch: float
-    """mean exp|delta logp| over loss tokens; 1.0 is perfect agreement."""
+    mismatch: float | None
+    """mean exp|delta logp| over fresh loss tokens; 1.0 is perfect agreement. None without such tokens."""
+    mismatch_stale: float | None
+    """The same over stale loss tokens."""
     mismatch_kl: float
-    """k3 estimate of KL(sampler || learner) a token, nats."""
-    masked_fraction: float
-    """Share of sequences masked because their own mismatch was above the threshold."""
-    truncated_weight_fraction: float
-    """Share of loss tokens whose importance weight was truncated."""
-    clip_fraction: float
-    """Share of loss tokens where the clipped objective was active; 0 where clipping is off."""
+    """k3 estimate of KL(engine || learner) a loss token, nats."""
     entropy: float
     """Mean over loss tokens, nats."""
-    reference_kl: float
-    """k3 estimate of KL(policy || reference) a token, nats; 0 without a reference."""
     codes_changed: float
     """Share of the quantised weights' codes that the step changed; 0 where nothing is quantised."""
     num_loss_tokens: int
     num_tokens: int
     """Tokens that went through the model, prompts included, padding not."""
     seconds: float
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the algorithms measured, by the names that they give; see their `token_loss`."""

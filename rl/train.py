@@ -71,7 +71,7 @@ def run_loop(parts: Parts) -> None:
             groups = parts.collector.collect()
         with deferred_stop():
             with parts.phase("update"):
-                update = update_policy(parts, make_samples(groups, parts.config.loss))
+                update = update_policy(parts, make_samples(groups, parts.config.algorithm_of))
             with parts.phase("publish"):
                 publish(parts)
             parts.step += 1

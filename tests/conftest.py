@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from rl.chat.budget import ThinkingLimit
 from rl.config.environments import BudgetConfig
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Budget, Finish, Group, Outcome, Rollout, Task, Turn
-from rl.engine.protocol import EngineHealth, SamplingParams
+from rl.engine.protocol import Lane, SampledReply, SamplingParams
+from rl.tokens import Tokens
 from rl.weights.source import WeightSource
 
 END = 0  # the stop token of CharacterChat
@@ -53,7 +55,7 @@ class ScriptedLane:
         self._engine = engine
         self.is_closed = False
 
-    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Turn:
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
         await asyncio.sleep(0)
         reply = self._engine.script(tuple(prompt_ids), params)
         if isinstance(reply, Exception):
@@ -62,12 +64,31 @@ class ScriptedLane:
         finish: Finish = "stop"
         if len(ids) > params.max_reply_tokens:
             ids, finish = ids[: params.max_reply_tokens], "length"
-        version = self._engine.version
-        num = len(ids)
-        return Turn(tuple(prompt_ids), ids, (-0.5,) * num, (False,) * num, (version,) * num, finish)
+        return SampledReply(make_reply(ids, [self._engine.version] * len(ids)), finish)
 
     def close(self) -> None:
         self.is_closed = True
+
+
+@dataclass(frozen=True)
+class SampledTurn:
+    """A prompt and what an engine replied to it, as plain tuples."""
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+    reply_logprobs: tuple[float, ...]
+    forced_mask: tuple[bool, ...]
+    policy_versions: tuple[int, ...]
+    finish: Finish
+    tokens: Tokens
+
+
+async def sample_turn(lane: Lane, prompt_ids: Sequence[int], params: SamplingParams) -> SampledTurn:
+    reply = await lane.sample(prompt_ids, params)
+    tokens = reply.tokens
+    columns = [tokens.ids, tokens.columns["logprob"], ~tokens.sampled, tokens.columns["version"]]
+    ids, logprobs, forced, versions = (tuple(column.tolist()) for column in columns)
+    return SampledTurn(tuple(prompt_ids), ids, logprobs, forced, versions, reply.finish, tokens)
 
 
 class ScriptedEngine:
@@ -87,8 +108,11 @@ class ScriptedEngine:
         self.version = source.version
         return source.hash
 
-    def health(self) -> EngineHealth:
-        return EngineHealth(0, 0, 0.0, self.version)
+    def check_alive(self) -> None:
+        pass
+
+    def notes(self) -> list[str]:
+        return []
 
     def shutdown(self) -> None:
         pass
@@ -133,9 +157,14 @@ def make_rollout(
 def make_turn(
     prompt_ids: Sequence[int] = (1, 2), reply_ids: Sequence[int] = (3, 4), versions: Sequence[int] | None = None
 ) -> Turn:
-    num = len(reply_ids)
-    versions = tuple(versions) if versions is not None else (0,) * num
-    return Turn(tuple(prompt_ids), tuple(reply_ids), (-0.5,) * num, (False,) * num, versions, "stop")
+    versions = [0] * len(reply_ids) if versions is None else versions
+    return Turn(Tokens.unsampled(prompt_ids), make_reply(reply_ids, versions), "stop", is_start=True)
+
+
+def make_reply(ids: Sequence[int], versions: Sequence[int], forced: Sequence[int] = ()) -> Tokens:
+    """A reply whose tokens at the places `forced` were not sampled."""
+    sampled = [place not in forced for place in range(len(ids))]
+    return Tokens.make(ids, sampled, {"logprob": [-0.5] * len(ids), "version": versions})
 
 
 def make_group(rewards: Sequence[float | None], ordinal: int = 0, **task_options: Any) -> Group:

@@ -10,6 +10,8 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout, Task, Turn, Update
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import Tracker, step_metrics
+from rl.tokens import Tokens
+from tests.conftest import make_reply
 
 ARITHMETIC, STORE = "math/Arithmetic-v0", "tools/Store-v0"
 
@@ -26,9 +28,9 @@ def make_config(run_dir: Path, **sections: Any) -> ExperimentConfig:
 
 
 def make_turn(num_tokens: int = 3, version: int = 0, num_forced: int = 0) -> Turn:
-    forced = (False,) * (num_tokens - num_forced) + (True,) * num_forced
-    ids = tuple(range(10, 10 + num_tokens))
-    return Turn((1, 2), ids, (-0.5,) * num_tokens, forced, (version,) * num_tokens, "stop")
+    forced = range(num_tokens - num_forced, num_tokens)
+    reply = make_reply(range(10, 10 + num_tokens), [version] * num_tokens, forced)
+    return Turn(Tokens.unsampled([1, 2]), reply, "stop", is_start=True)
 
 
 def make_rollout(reward: float | None = 1.0, outcome: str = "ok", env_id: str = ARITHMETIC, **changes: Any) -> Rollout:
@@ -60,7 +62,7 @@ def make_group(*rollouts: Rollout) -> Group:
     return Group("train-0", rollouts[0].task, rollouts)
 
 
-def make_update(version: int = 1, **changes: float) -> Update:
+def make_update(version: int = 1, **changes: Any) -> Update:
     fields: dict[str, Any] = {
         "policy_version": version,
         "loss": 0.1,
@@ -68,15 +70,13 @@ def make_update(version: int = 1, **changes: float) -> Update:
         "learning_rate": 1e-3,
         "mismatch": 1.001,
         "mismatch_kl": 1e-5,
-        "masked_fraction": 0.0,
-        "truncated_weight_fraction": 0.0,
-        "clip_fraction": 0.0,
+        "mismatch_stale": None,
         "entropy": 1.2,
-        "reference_kl": 0.0,
         "codes_changed": 0.0,
         "num_loss_tokens": 30,
         "num_tokens": 50,
         "seconds": 2.0,
+        "measures": {"masked_fraction": 0.0, "clip_fraction": 0.0},
     }
     return Update(**{**fields, **changes})
 

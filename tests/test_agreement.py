@@ -15,9 +15,10 @@ from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
 from rl.learner.samples import rollout_samples
 from rl.policies import build_policy
+from rl.tokens import Tokens
 from rl.weights.names import checkpoint_tensors
 from rl.weights.shared_memory import write_weights
-from tests.conftest import make_config, make_rollout
+from tests.conftest import SampledTurn, make_config, make_rollout
 from tests.test_engine import sample_many
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Learner, "V
     engine.shutdown()
 
 
-def as_sample(turn: Turn, advantage: float) -> Sample:
-    (sample,) = rollout_samples(make_rollout(turns=(turn,)), advantage)
+def as_sample(turn: SampledTurn, advantage: float) -> Sample:
+    whole = Turn(Tokens.unsampled(turn.prompt_ids), turn.tokens, turn.finish, is_start=True)
+    (sample,) = rollout_samples(make_rollout(turns=(whole,)), advantage)
     return sample
 
 
@@ -55,7 +57,7 @@ def differences(model: Any, samples: list[Sample], dtype: torch.dtype = torch.fl
     for batch in make_batches(samples, 4096, 0):
         with torch.no_grad():
             logprobs_BT, _ = policy_logprobs(model, batch, dtype, 1.0, 1024)
-        deltas.append((logprobs_BT - batch.sampler_logprobs_BT)[batch.loss_mask_BT])
+        deltas.append((logprobs_BT - batch.columns["logprob"])[batch.loss_mask_BT])
     return torch.cat(deltas)
 
 

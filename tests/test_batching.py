@@ -7,19 +7,16 @@ from hypothesis import strategies as st
 
 from rl.data_types import Sample
 from rl.learner.batching import SampleTooLongError, make_batches
+from rl.tokens import Tokens
 
 PAD = 99
 
 
 def make_sample(num_tokens, first=0, advantage=1.0):
-    return Sample(
-        env_id="math/Arithmetic-v0",
-        token_ids=tuple(range(first, first + num_tokens)),
-        loss_mask=(False,) + (True,) * (num_tokens - 1),
-        sampler_logprobs=(0.0,) + (-0.5,) * (num_tokens - 1),
-        policy_versions=(-1,) + (0,) * (num_tokens - 1),
-        advantage=advantage,
-    )
+    num_replied = num_tokens - 1
+    columns = {"logprob": [-0.5] * num_replied, "version": [3] * num_replied}
+    reply = Tokens.make(range(first + 1, first + num_tokens), [True] * num_replied, columns)
+    return Sample("math/Arithmetic-v0", Tokens.joined([Tokens.unsampled([first]), reply]), advantage)
 
 
 def test_rows_are_sorted_padded_on_the_right_and_share_one_denominator():
@@ -28,7 +25,9 @@ def test_rows_are_sorted_padded_on_the_right_and_share_one_denominator():
     assert first.token_ids_BT.tolist() == [[10, 11, 12, 13], [0, 1, 2, PAD]]
     assert first.attention_mask_BT.tolist() == [[True] * 4, [True, True, True, False]]
     assert first.loss_mask_BT.tolist() == [[False, True, True, True], [False, True, True, False]]
-    assert first.sampler_logprobs_BT.tolist() == [[0.0, -0.5, -0.5, -0.5], [0.0, -0.5, -0.5, 0.0]]
+    assert first.columns["logprob"].tolist() == [[0.0, -0.5, -0.5, -0.5], [0.0, -0.5, -0.5, 0.0]]
+    assert first.columns["version"].tolist() == [[0, 3, 3, 3], [0, 3, 3, 0]]
+    assert first.env_ids == ("math/Arithmetic-v0",) * 2
     assert first.advantages_BT.tolist() == [[-2.0] * 4, [1.0, 1.0, 1.0, 0.0]]
     assert second.token_ids_BT.tolist() == [[0, 1]]
     assert first.num_loss_tokens == second.num_loss_tokens == 3 + 2 + 1
@@ -38,7 +37,7 @@ def test_types_are_those_of_the_contract():
     (batch,) = make_batches([make_sample(3)], 8, PAD)
     assert batch.token_ids_BT.dtype == torch.int64
     assert batch.attention_mask_BT.dtype == batch.loss_mask_BT.dtype == torch.bool
-    assert batch.sampler_logprobs_BT.dtype == batch.advantages_BT.dtype == torch.float32
+    assert batch.columns["logprob"].dtype == batch.advantages_BT.dtype == torch.float32
 
 
 def test_equally_long_rows_keep_their_order():
@@ -65,5 +64,5 @@ def test_every_row_is_in_exactly_one_batch_and_no_batch_is_too_big(lengths, toke
         for token_ids, attention_mask in zip(batch.token_ids_BT, batch.attention_mask_BT, strict=True):
             rows.append(tuple(token_ids[attention_mask].tolist()))
             assert (token_ids[~attention_mask] == -1).all()
-    assert sorted(rows) == sorted(sample.token_ids for sample in samples)
+    assert sorted(rows) == sorted(tuple(sample.tokens.ids.tolist()) for sample in samples)
     assert sum(int(batch.loss_mask_BT.sum()) for batch in batches) == sum(length - 1 for length in lengths)

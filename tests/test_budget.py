@@ -1,6 +1,7 @@
 """The rule that ends reasoning by its budget, by hand and against random replies; how it is told, marked and masked."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,8 @@ from rl.data_types import Turn
 from rl.learner.samples import rollout_samples
 from rl.tasks.seeds import draw_budget
 from rl.tasks.stream import TaskStream
-from tests.conftest import make_config, make_rollout
+from rl.tokens import Tokens
+from tests.conftest import make_config, make_reply, make_rollout
 from tests.test_chat import CHAT
 
 LINE, END, STOP = 10, 2, 3
@@ -53,19 +55,17 @@ def test_gold_reasoning_is_cut_and_its_answer_kept() -> None:
     assert LIMIT.cut((5, 6, END, 8, STOP)) == (5, 6, END, 8, STOP)
 
 
-def turn(reply_ids: tuple[int, ...], forced: tuple[int, ...] = ()) -> Turn:
-    num = len(reply_ids)
-    mask = tuple(place in forced for place in range(num))
-    return Turn((1,), reply_ids, (-0.5,) * num, mask, (0,) * num, "stop")
+def reply(ids: Sequence[int], forced: Sequence[int] = ()) -> Tokens:
+    return make_reply(ids, [0] * len(ids), forced)
 
 
 def test_an_engine_that_does_not_obey_is_found_out() -> None:
-    assert violation(turn((5, 5, 5, 5, 5, 5, 5, LINE, END, 9), (7, 8)), LIMIT) == ""
-    assert violation(turn((5, 5, 5, END, 9)), LIMIT) == ""
-    assert "went on after 7 tokens" in violation(turn((5, 5, 5, 5, 5, 5, 5, 6, END), (7, 8)), LIMIT)
-    assert "marked" in violation(turn((5, 5, 5, 5, 5, 5, 5, LINE, END, 9)), LIMIT)
-    assert "marked" in violation(turn((5, 5, 5, END, 9), (3,)), LIMIT)
-    assert "without a budget" in violation(turn((5, 5), (1,)), None)
+    assert violation(reply((5, 5, 5, 5, 5, 5, 5, LINE, END, 9), (7, 8)), LIMIT) == ""
+    assert violation(reply((5, 5, 5, END, 9)), LIMIT) == ""
+    assert "went on after 7 tokens" in violation(reply((5, 5, 5, 5, 5, 5, 5, 6, END), (7, 8)), LIMIT)
+    assert "marked" in violation(reply((5, 5, 5, 5, 5, 5, 5, LINE, END, 9)), LIMIT)
+    assert "marked" in violation(reply((5, 5, 5, END, 9), (3,)), LIMIT)
+    assert "without a budget" in violation(reply((5, 5), (1,)), None)
 
 
 class Policy:
@@ -128,7 +128,7 @@ def test_random_replies_obey_to_the_token(seed: int, budgets: list[tuple[int, in
     for reply_ids, limit in zip(play([*limits, None], seed, 40), limits, strict=False):
         assert limit is not None
         mask = limit.forced_mask(reply_ids)
-        assert violation(turn(tuple(reply_ids), tuple(p for p, forced in enumerate(mask) if forced)), limit) == ""
+        assert violation(reply(reply_ids, [place for place, forced in enumerate(mask) if forced]), limit) == ""
         reasoning = reply_ids.index(END) if END in reply_ids else len(reply_ids)
         sampled = reasoning - sum(mask[:reasoning])
         assert sampled <= limit.num_tokens + limit.grace_tokens
@@ -138,9 +138,9 @@ def test_random_replies_obey_to_the_token(seed: int, budgets: list[tuple[int, in
 def test_no_forced_token_enters_the_loss(reply_ids: list[int]) -> None:
     mask = LIMIT.forced_mask(reply_ids)
     forced = tuple(place for place, is_forced in enumerate(mask) if is_forced)
-    samples = rollout_samples(make_rollout(turns=(turn(tuple(reply_ids), forced),)), advantage=1.0)
-    for sample in samples:
-        assert sample.loss_mask == (False, *(not is_forced for is_forced in mask))
+    turn = Turn(Tokens.unsampled([1]), reply(reply_ids, forced), "stop", is_start=True)
+    for sample in rollout_samples(make_rollout(turns=(turn,)), advantage=1.0):
+        assert sample.tokens.sampled.tolist() == [False, *(not is_forced for is_forced in mask)]
 
 
 # Chat

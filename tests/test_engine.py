@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from rl.data_types import Turn
 from rl.engine.protocol import EngineError, Lane, SamplingParams
 from rl.weights.shared_memory import remove_weights, write_weights
 from rl.weights.source import WeightSource
-from tests.conftest import make_config
+from tests.conftest import SampledTurn, make_config, sample_turn
 
 if TYPE_CHECKING:
     from rl.engine.vllm_core import VllmEngine
@@ -90,7 +89,7 @@ class Served:
                 if name.endswith("e_score_correction_bias"):
                     buffer.add_(torch.randn_like(buffer), alpha=0.2)
 
-    def deltas(self, turns: Sequence[Turn]) -> torch.Tensor:
+    def deltas(self, turns: Sequence[SampledTurn]) -> torch.Tensor:
         """Logprobs of transformers' forward pass over prompt and reply, less those of the engine: one a token."""
         deltas = []
         for turn in turns:
@@ -119,24 +118,24 @@ def prompt(seed: int) -> tuple[int, ...]:
     return tuple(source.randrange(VOCAB_SIZE) for _ in range(10 + seed % 17))
 
 
-async def sample_many(engine: "VllmEngine", num: int, first_seed: int) -> list[Turn]:
-    async def one(lane: Lane, seed: int) -> Turn:
-        turn = await lane.sample(prompt(seed), sampling(seed))
+async def sample_many(engine: "VllmEngine", num: int, first_seed: int) -> list[SampledTurn]:
+    async def one(lane: Lane, seed: int) -> SampledTurn:
+        turn = await sample_turn(lane, prompt(seed), sampling(seed))
         lane.close()
         return turn
 
     return await asyncio.gather(*(one(lane, first_seed + i) for i, lane in enumerate(engine.open_lanes(num))))
 
 
-async def converse(engine: "VllmEngine", latency: random.Random) -> list[list[Turn]]:
+async def converse(engine: "VllmEngine", latency: random.Random) -> list[list[SampledTurn]]:
     """Sixteen rollouts of up to three turns, with pauses of up to 30 ms between them; twelve fit the engine at once."""
 
-    async def rollout(lane: Lane, number: int) -> list[Turn]:
-        turns: list[Turn] = []
+    async def rollout(lane: Lane, number: int) -> list[SampledTurn]:
+        turns: list[SampledTurn] = []
         prompt_ids = prompt(number)
         for turn in range(3 - number % 2):
             await asyncio.sleep(latency.random() * 0.03)
-            turns.append(await lane.sample(prompt_ids, sampling(number * 10 + turn, max_reply_tokens=24)))
+            turns.append(await sample_turn(lane, prompt_ids, sampling(number * 10 + turn, max_reply_tokens=24)))
             prompt_ids = (*prompt_ids, *turns[-1].reply_ids, *prompt(number + 100)[:5])
         await asyncio.sleep(latency.random() * 0.03)
         lane.close()
@@ -145,7 +144,7 @@ async def converse(engine: "VllmEngine", latency: random.Random) -> list[list[Tu
     return await asyncio.gather(*(rollout(lane, number) for number, lane in enumerate(engine.open_lanes(16))))
 
 
-def as_numbers(rollouts: list[list[Turn]]) -> list[Any]:
+def as_numbers(rollouts: list[list[SampledTurn]]) -> list[Any]:
     return [[[list(turn.reply_ids), list(turn.reply_logprobs)] for turn in turns] for turns in rollouts]
 
 
@@ -223,7 +222,7 @@ async def test_stale_and_damaged_versions_are_refused_and_the_old_weights_stay(s
         await served.engine.load_weights(source)
     with pytest.raises(EngineError, match="cannot map"):
         await served.engine.load_weights(WeightSource(served.version, str(served.folder / "none"), source.hash))
-    assert served.engine.health().policy_version == current.version
+    assert served.engine.version == current.version
     assert as_numbers([await sample_many(served.engine, 8, first_seed=3000)]) == expected
     served.version += 1
     await served.engine.load_weights(served.publish())
@@ -232,9 +231,9 @@ async def test_stale_and_damaged_versions_are_refused_and_the_old_weights_stay(s
 @pytest.mark.slow
 async def test_an_update_in_flight_splits_the_reply_between_versions(served: Served) -> None:
     (lane,) = served.engine.open_lanes(1)
-    old, num_before = served.version, served.engine.health().num_sampled_tokens
-    reply = asyncio.create_task(lane.sample(prompt(5), sampling(5, max_reply_tokens=220, stop_ids=())))
-    while served.engine.health().num_sampled_tokens < num_before + 10:
+    old, num_before = served.version, served.engine.num_steps
+    reply = asyncio.create_task(sample_turn(lane, prompt(5), sampling(5, max_reply_tokens=220, stop_ids=())))
+    while served.engine.num_steps < num_before + 10:
         await asyncio.sleep(0.001)
     await served.engine.load_weights(served.publish())
     turn = await reply
@@ -249,9 +248,8 @@ async def test_an_update_in_flight_splits_the_reply_between_versions(served: Ser
 async def test_a_cancelled_reply_gives_its_place_back(served: Served) -> None:
     (lane,) = served.engine.open_lanes(1)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(lane.sample(prompt(6), sampling(6, max_reply_tokens=220, stop_ids=())), 0.05)
-    assert served.engine.health().num_running == 0
-    turn = await lane.sample(prompt(6), sampling(6, max_reply_tokens=5, stop_ids=()))
+        await asyncio.wait_for(sample_turn(lane, prompt(6), sampling(6, max_reply_tokens=220, stop_ids=())), 0.05)
+    turn = await sample_turn(lane, prompt(6), sampling(6, max_reply_tokens=5, stop_ids=()))
     lane.close()
     assert turn.finish == "length"
     assert served.deltas([turn]).abs().max() < 1e-3
@@ -261,10 +259,10 @@ async def test_a_cancelled_reply_gives_its_place_back(served: Served) -> None:
 async def test_prompts_that_do_not_fit_are_refused_and_long_replies_capped(served: Served) -> None:
     (lane,) = served.engine.open_lanes(1)
     with pytest.raises(EngineError, match=r"256 tokens .* policy\.max_tokens \(256\)"):
-        await lane.sample((1,) * MAX_TOKENS, sampling(0))
+        await sample_turn(lane, (1,) * MAX_TOKENS, sampling(0))
     with pytest.raises(EngineError, match="vocabulary of 256"):
-        await lane.sample((1, VOCAB_SIZE), sampling(0))
-    turn = await lane.sample((1,) * (MAX_TOKENS - 3), sampling(0, stop_ids=()))
+        await sample_turn(lane, (1, VOCAB_SIZE), sampling(0))
+    turn = await sample_turn(lane, (1,) * (MAX_TOKENS - 3), sampling(0, stop_ids=()))
     lane.close()
     assert (len(turn.reply_ids), turn.finish) == (3, "length")
 
@@ -281,5 +279,5 @@ async def test_weights_that_leave_out_an_expert_end_the_engine(served: Served) -
     deadline = time.monotonic() + 10
     with pytest.raises(EngineError, match="without all their weights"):
         while time.monotonic() < deadline:
-            served.engine.health()
+            served.engine.check_alive()
             await asyncio.sleep(0.01)

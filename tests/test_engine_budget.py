@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rl.chat.budget import ThinkingLimit, violation
-from rl.data_types import Turn
 from rl.engine.protocol import Lane, SamplingParams
-from tests.conftest import make_config
+from tests.conftest import SampledTurn, make_config, sample_turn
 from tests.test_engine import MAX_TOKENS, Served, prompt
 
 if TYPE_CHECKING:
@@ -41,10 +40,12 @@ def limit(source: random.Random) -> ThinkingLimit:
     return ThinkingLimit(source.randint(1, 24), source.randint(0, 8), (11, 12, END), END, line_ends)
 
 
-async def sample_all(engine: "VllmEngine", limits: list[ThinkingLimit | None], max_reply_tokens: int) -> list[Turn]:
-    async def one(lane: Lane, seed: int, thinking: ThinkingLimit | None) -> Turn:
+async def sample_all(
+    engine: "VllmEngine", limits: list[ThinkingLimit | None], max_reply_tokens: int
+) -> list[SampledTurn]:
+    async def one(lane: Lane, seed: int, thinking: ThinkingLimit | None) -> SampledTurn:
         params = SamplingParams(max_reply_tokens, 1.0, 1.0, seed, (STOP,), thinking)
-        turn = await lane.sample(prompt(seed), params)
+        turn = await sample_turn(lane, prompt(seed), params)
         lane.close()
         return turn
 
@@ -58,7 +59,7 @@ def test_thousands_of_random_replies_keep_budget_and_grace_to_the_token(served: 
     turns = asyncio.run(sample_all(served.engine, [*limits], max_reply_tokens=40))
     num_hits = 0
     for turn, thinking in zip(turns, limits, strict=True):
-        assert violation(turn, thinking) == ""
+        assert violation(turn.tokens, thinking) == ""
         reasoning = turn.reply_ids.index(END) if END in turn.reply_ids else len(turn.reply_ids)
         sampled = sum(not forced for forced in turn.forced_mask[:reasoning])
         assert sampled <= thinking.num_tokens + thinking.grace_tokens

@@ -1,7 +1,6 @@
 """Lanes, logical time and failures of the engine's thread, on a scripted core that needs no vLLM."""
 
 import asyncio
-import logging
 import random
 import threading
 import time
@@ -9,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from rl.data_types import Turn
 from rl.engine.clock import Clock
 from rl.engine.protocol import EngineError, SamplingParams
-from rl.engine.thread import Sampled, ThreadedEngine
+from rl.engine.thread import StepOutput, ThreadedEngine
 from rl.weights.source import WeightSource
+from tests.conftest import SampledTurn, sample_turn
 
 PARAMS = SamplingParams(max_reply_tokens=8, temperature=1.0, top_p=1.0, seed=0, stop_ids=())
 
@@ -25,7 +24,7 @@ class ScriptedCore:
         self.left: dict[str, int] = {}
         self.batches: list[tuple[int, ...]] = []
         self.aborted: list[str] = []
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.logprob = -1.0
         self.is_shut_down = False
 
@@ -40,7 +39,7 @@ class ScriptedCore:
         self.aborted.append(request_id)
         del self.left[request_id]
 
-    def step(self) -> list[Sampled]:
+    def step(self) -> list[StepOutput]:
         time.sleep(0.001)
         if self.error is not None:
             raise self.error
@@ -49,7 +48,7 @@ class ScriptedCore:
         for request_id in list(self.left):
             self.left[request_id] -= 1
             finish = None if self.left[request_id] else "stop"
-            outputs.append(Sampled(request_id, [token], [self.logprob], finish))
+            outputs.append(StepOutput(request_id, [token], {"logprob": [self.logprob]}, finish))
             if finish:
                 del self.left[request_id]
         return outputs
@@ -83,15 +82,15 @@ def start() -> Iterator[Start]:
     assert not [thread for thread in threading.enumerate() if thread.name == "engine"]
 
 
-async def converse(engine: ThreadedEngine, latency_seed: int) -> list[list[Turn]]:
+async def converse(engine: ThreadedEngine, latency_seed: int) -> list[list[SampledTurn]]:
     """Six lanes of one to three turns each, with pauses of 0 to 20 ms before each request."""
     latency = random.Random(latency_seed)
 
-    async def rollout(number: int, lane: "object") -> list[Turn]:
+    async def rollout(number: int, lane: "object") -> list[SampledTurn]:
         turns = []
         for turn in range(1 + number % 3):
             await asyncio.sleep(latency.random() * 0.02)
-            turns.append(await lane.sample((2 + (number * 5 + turn * 3) % 7, number), PARAMS))  # type: ignore[attr-defined]
+            turns.append(await sample_turn(lane, (2 + (number * 5 + turn * 3) % 7, number), PARAMS))  # type: ignore[attr-defined]
         await asyncio.sleep(latency.random() * 0.02)
         lane.close()  # type: ignore[attr-defined]
         return turns
@@ -166,46 +165,55 @@ async def test_without_lockstep_all_rollouts_finish_too(start: Start) -> None:
     turns = await converse(engine, latency_seed=1)
     assert [len(lane) for lane in turns] == [1, 2, 3, 1, 2, 3]
     assert [len(lane[0].reply_ids) for lane in turns] == [2, 7, 5, 3, 8, 6]
-    assert engine.health().num_sampled_tokens == sum(len(turn.reply_ids) for lane in turns for turn in lane)
 
 
-async def test_the_engine_gives_up_a_lane_that_stays_silent(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_engine_gives_up_a_lane_that_stays_silent_and_says_so_once(start: Start) -> None:
     engine, _ = start(lockstep_steps=2, lane_timeout_s=0.05)
     silent, lane = engine.open_lanes(2)
-    with caplog.at_level(logging.WARNING):
-        turn = await lane.sample((3,), PARAMS)
+    turn = await sample_turn(lane, (3,), PARAMS)
     assert len(turn.reply_ids) == 3
-    assert "1 rollouts neither asked nor closed" in caplog.text
-    assert len((await silent.sample((2,), PARAMS)).reply_ids) == 2
+    (note,) = engine.notes()
+    assert "1 rollouts neither asked nor closed" in note
+    assert engine.notes() == []
+    assert len((await sample_turn(silent, (2,), PARAMS)).reply_ids) == 2
 
 
 async def test_cancelling_withdraws_the_request_and_frees_the_lane(start: Start) -> None:
     engine, core = start(lockstep_steps=2)
     (lane,) = engine.open_lanes(1)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(lane.sample((1000,), PARAMS), 0.05)
-    assert engine.health().num_running == 0
-    assert len((await lane.sample((2,), PARAMS)).reply_ids) == 2
+        await asyncio.wait_for(sample_turn(lane, (1000,), PARAMS), 0.05)
+    assert len((await sample_turn(lane, (2,), PARAMS)).reply_ids) == 2
     assert core.aborted == ["0-0"]
     assert core.left == {}
 
 
-async def test_an_error_of_the_core_reaches_every_caller_and_health(start: Start) -> None:
+async def test_an_error_of_the_core_reaches_every_caller_and_the_notes(start: Start) -> None:
     engine, core = start()
     lanes = engine.open_lanes(3)
-    waiting = [asyncio.create_task(lane.sample((1000,), PARAMS)) for lane in lanes[:2]]
+    waiting = [asyncio.create_task(sample_turn(lane, (1000,), PARAMS)) for lane in lanes[:2]]
     await wait_until(lambda: len(core.left) == 2)
     core.error = ValueError("the matrix is singular")
     for task in waiting:
         with pytest.raises(EngineError, match="ValueError: the matrix is singular"):
             await task
     with pytest.raises(EngineError, match="singular"):
-        await lanes[2].sample((1,), PARAMS)
+        await sample_turn(lanes[2], (1,), PARAMS)
     with pytest.raises(EngineError, match="singular"):
         await engine.load_weights(WeightSource(1, "", ""))
     with pytest.raises(EngineError, match="singular"):
-        engine.health()
+        engine.check_alive()
     assert core.is_shut_down
+    (note,) = engine.notes()
+    assert "Traceback" in note
+
+
+async def test_an_engine_that_exits_leaves_nobody_waiting(start: Start) -> None:
+    engine, core = start()
+    (lane,) = engine.open_lanes(1)
+    core.error = SystemExit("vLLM gave up")
+    with pytest.raises(EngineError, match="SystemExit: vLLM gave up"):
+        await sample_turn(lane, (3,), PARAMS)
 
 
 async def test_a_logprob_that_is_not_finite_fails_its_request_only(start: Start) -> None:
@@ -213,16 +221,16 @@ async def test_a_logprob_that_is_not_finite_fails_its_request_only(start: Start)
     one, two = engine.open_lanes(2)
     core.logprob = float("nan")
     with pytest.raises(EngineError, match="not finite"):
-        await one.sample((5,), PARAMS)
+        await sample_turn(one, (5,), PARAMS)
     core.logprob = -0.25
-    assert (await two.sample((2,), PARAMS)).reply_logprobs == (-0.25, -0.25)
+    assert (await sample_turn(two, (2,), PARAMS)).reply_logprobs == (-0.25, -0.25)
     assert core.left == {}
 
 
 async def test_tokens_carry_the_version_that_sampled_them(start: Start) -> None:
     engine, core = start()
     (lane,) = engine.open_lanes(1)
-    reply = asyncio.create_task(lane.sample((200,), PARAMS))
+    reply = asyncio.create_task(sample_turn(lane, (200,), PARAMS))
     await wait_until(lambda: len(core.batches) > 5)
     assert await engine.load_weights(WeightSource(4, "", "hash")) == "hash"
     turn = await reply
@@ -238,7 +246,7 @@ async def test_versions_only_grow_and_a_refused_one_changes_nothing(start: Start
             await engine.load_weights(WeightSource(version, "", ""))
     with pytest.raises(EngineError, match="damaged"):
         await engine.load_weights(WeightSource(3, "", "damaged"))
-    assert engine.health().policy_version == 2
+    assert engine.version == 2
 
 
 async def test_weights_loaded_half_way_end_the_engine(start: Start) -> None:
@@ -248,14 +256,14 @@ async def test_weights_loaded_half_way_end_the_engine(start: Start) -> None:
         await engine.load_weights(WeightSource(1, "", ""))
     with pytest.raises(EngineError, match="out of memory"):
         while True:  # until the thread has noted it
-            engine.health()
+            engine.check_alive()
             await asyncio.sleep(0.001)
 
 
 async def test_shutdown_fails_what_is_in_flight(start: Start) -> None:
     engine, core = start()
     (lane,) = engine.open_lanes(1)
-    reply = asyncio.create_task(lane.sample((100_000,), PARAMS))
+    reply = asyncio.create_task(sample_turn(lane, (100_000,), PARAMS))
     await wait_until(lambda: bool(core.left))
     await asyncio.to_thread(engine.shutdown)
     with pytest.raises(EngineError, match="shut down"):
@@ -269,7 +277,7 @@ async def test_a_closed_lane_cannot_ask(start: Start) -> None:
     lane.close()
     lane.close()
     with pytest.raises(EngineError, match="lane 0 cannot ask: it is closed"):
-        await lane.sample((1,), PARAMS)
+        await sample_turn(lane, (1,), PARAMS)
 
 
 def test_an_error_of_construction_is_raised() -> None:

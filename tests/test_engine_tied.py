@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.data_types import Turn
 from rl.engine.protocol import SamplingParams
 from rl.weights.shared_memory import write_weights
-from tests.conftest import make_config
+from tests.conftest import SampledTurn, make_config, sample_turn
 
 
 @pytest.mark.slow
@@ -37,7 +36,7 @@ async def test_a_tied_head_follows_the_embedding(tmp_path: Path) -> None:
 
     async def delta() -> float:
         (lane,) = engine.open_lanes(1)
-        turn: Turn = await lane.sample((1, 2, 3), SamplingParams(100, 1.0, 1.0, 5, ()))
+        turn: SampledTurn = await sample_turn(lane, (1, 2, 3), SamplingParams(100, 1.0, 1.0, 5, ()))
         with torch.no_grad():
             logits = model(torch.tensor([[*turn.prompt_ids, *turn.reply_ids]])).logits[0, 2:-1]
         logprobs = logits.log_softmax(-1).gather(1, torch.tensor(turn.reply_ids)[:, None])[:, 0]

@@ -15,6 +15,7 @@ from rl.learner.forward import UnsupportedHeadError, check_head, policy_logprobs
 from rl.learner.learner import IncompleteCheckpointError, Learner, LearnerStateError
 from rl.learner.optimizer import learning_rate
 from rl.learner.router import RouterBalancer, UnsupportedRouterError
+from rl.tokens import Tokens
 from tests.conftest import make_config
 
 VOCAB = 40
@@ -67,14 +68,9 @@ def load(path):
 
 def make_sample(token_ids, num_prompt=2, advantage=1.0, logprobs=None):
     num_reply = len(token_ids) - num_prompt
-    return Sample(
-        env_id="math/Arithmetic-v0",
-        token_ids=tuple(token_ids),
-        loss_mask=(False,) * num_prompt + (True,) * num_reply,
-        sampler_logprobs=(0.0,) * num_prompt + tuple(logprobs or (-3.0,) * num_reply),
-        policy_versions=(-1,) * num_prompt + (0,) * num_reply,
-        advantage=advantage,
-    )
+    columns = {"logprob": logprobs or [-3.0] * num_reply, "version": [0] * num_reply}
+    reply = Tokens.make(token_ids[num_prompt:], [True] * num_reply, columns)
+    return Sample("math/Arithmetic-v0", Tokens.joined([Tokens.unsampled(token_ids[:num_prompt]), reply]), advantage)
 
 
 def plain_logprobs(model, token_ids, temperature=1.0):
@@ -89,9 +85,9 @@ def on_policy(model, samples):
     """The same samples with the model's own logprobs as the sampler's."""
     return [
         make_sample(
-            sample.token_ids,
+            sample.tokens.ids.tolist(),
             advantage=sample.advantage,
-            logprobs=plain_logprobs(model, sample.token_ids)[1:].tolist(),
+            logprobs=plain_logprobs(model, sample.tokens.ids.tolist())[1:].tolist(),
         )
         for sample in samples
     ]
@@ -124,9 +120,9 @@ def test_padded_rows_have_the_logprobs_of_unpadded_rows(hybrid_path):
     (batch,) = make_batches(samples, 10_000, pad_id=0)
     assert not batch.attention_mask_BT.all()
     logprobs_BT, _ = policy_logprobs(model, batch, torch.float32, 1.0, 16)
-    for row, sample in enumerate(sorted(samples, key=lambda sample: -len(sample.token_ids))):
-        expected = plain_logprobs(model, sample.token_ids)[1:]
-        got = logprobs_BT[row, 2 : len(sample.token_ids)]
+    for row, sample in enumerate(sorted(samples, key=lambda sample: -len(sample.tokens.ids.tolist()))):
+        expected = plain_logprobs(model, sample.tokens.ids.tolist())[1:]
+        got = logprobs_BT[row, 2 : len(sample.tokens.ids.tolist())]
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0.0)
 
 
@@ -166,15 +162,16 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
 def test_the_first_update_reports_perfect_agreement_with_on_policy_samples(hybrid_path, samples):
     learner = Learner(hybrid_path, config_with())
     update = learner.update(samples)
-    num_loss_tokens = sum(sum(sample.loss_mask) for sample in samples)
-    signed_tokens = sum(sample.advantage * sum(sample.loss_mask) for sample in samples)
+    num_loss_tokens = sum(int(sample.tokens.sampled.sum()) for sample in samples)
+    signed_tokens = sum(sample.advantage * int(sample.tokens.sampled.sum()) for sample in samples)
     assert update.policy_version == learner.policy_version == 1
     assert update.num_loss_tokens == num_loss_tokens
-    assert update.num_tokens == sum(len(sample.token_ids) for sample in samples)
+    assert update.num_tokens == sum(len(sample.tokens.ids.tolist()) for sample in samples)
     assert update.loss == pytest.approx(-signed_tokens / num_loss_tokens, abs=1e-5)
     assert update.mismatch == pytest.approx(1.0, abs=1e-5)
     assert update.mismatch_kl == pytest.approx(0.0, abs=1e-9)
-    assert update.masked_fraction == update.truncated_weight_fraction == update.clip_fraction == 0.0
+    fractions = ("masked_fraction", "truncated_weight_fraction", "clip_fraction")
+    assert [update.measures[name] for name in fractions] == [0.0, 0.0, 0.0]
     assert 0.0 < update.entropy < math.log(VOCAB)
     assert update.grad_norm > 0.0
 
@@ -224,7 +221,7 @@ def test_without_loss_tokens_only_the_version_grows(hybrid_path, samples, nothin
     before = weights(learner)
     update = learner.update(nothing)
     assert update.policy_version == 2
-    assert (update.loss, update.grad_norm, update.mismatch, update.num_loss_tokens) == (0.0, 0.0, 1.0, 0)
+    assert (update.loss, update.grad_norm, update.mismatch, update.num_loss_tokens) == (0.0, 0.0, None, 0)
     assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
 
 
@@ -244,8 +241,8 @@ def test_a_broken_weight_is_reported_and_nothing_is_trained(hybrid_path, samples
 def test_the_reference_penalty_is_zero_at_first_and_grows_as_the_policy_moves(hybrid_path, samples):
     learner = Learner(hybrid_path, config_with(loss={"reference_kl": 0.1}))
     first, second = learner.update(samples), learner.update(samples)
-    assert first.reference_kl == pytest.approx(0.0, abs=1e-9)
-    assert second.reference_kl > 1e-5
+    assert first.measures["reference_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert second.measures["reference_kl"] > 1e-5
 
 
 def test_a_policy_without_experts_and_with_tied_embeddings_trains(tmp_path):

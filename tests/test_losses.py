@@ -8,38 +8,46 @@ import pytest
 import torch
 
 from rl.algorithms.corrections import NonFiniteError, k3, sequence_mismatch
-from rl.algorithms.grpo import LossSums, grpo_loss
-from rl.config.experiment import LossConfig
+from rl.algorithms.grpo import Grpo
 from rl.data_types import Batch
+from rl.learner.batch_loss import added, batch_loss, mean
 from rl.learner.logprobs import token_logprobs
 
-DEFAULTS = LossConfig()
+DEFAULTS = Grpo()
+MATH, STORE = "math/Arithmetic-v0", "tools/Store-v0"
 
 
-def make_batch(sampler, advantages, mask=None, num_loss_tokens=None):
+def make_batch(engine, advantages, mask=None, num_loss_tokens=None, versions=0, env_ids=None):
     """Rows without padding; column 0 is the prompt unless a mask is given. Advantages are one a row."""
-    sampler = torch.as_tensor(sampler, dtype=torch.float32)
+    engine = torch.as_tensor(engine, dtype=torch.float32)
     if mask is None:
-        mask = torch.ones(sampler.shape, dtype=torch.bool)
+        mask = torch.ones(engine.shape, dtype=torch.bool)
         mask[:, 0] = False
     mask = torch.as_tensor(mask)
     return Batch(
-        token_ids_BT=torch.zeros(sampler.shape, dtype=torch.int64),
-        attention_mask_BT=torch.ones(sampler.shape, dtype=torch.bool),
+        token_ids_BT=torch.zeros(engine.shape, dtype=torch.int64),
+        attention_mask_BT=torch.ones(engine.shape, dtype=torch.bool),
         loss_mask_BT=mask,
-        sampler_logprobs_BT=sampler,
-        advantages_BT=torch.tensor(advantages, dtype=torch.float32)[:, None].expand(sampler.shape),
+        columns={"logprob": engine, "version": torch.as_tensor(versions).expand(engine.shape)},
+        advantages_BT=torch.tensor(advantages, dtype=torch.float32)[:, None].expand(engine.shape),
+        env_ids=env_ids or (MATH,) * len(engine),
         num_loss_tokens=num_loss_tokens or int(mask.sum()),
     )
 
 
-def run(logprobs, batch, config=DEFAULTS, reference=None):
-    """The loss, its gradient by the logprobs, and the sums."""
+def run(logprobs, batch, algorithm=DEFAULTS, reference=None, trained_version=0):
+    """The loss, its gradient by the logprobs, and the measures."""
     logprobs = torch.tensor(logprobs, dtype=torch.float32, requires_grad=True)
     reference = None if reference is None else torch.tensor(reference)
-    loss, sums = grpo_loss(logprobs, torch.zeros_like(logprobs), batch, config, reference)
+    by_env = algorithm if isinstance(algorithm, dict) else {MATH: algorithm}
+    entropy = torch.zeros_like(logprobs)
+    loss, measures = batch_loss(logprobs, entropy, batch, by_env.__getitem__, trained_version, reference)
     loss.backward()
-    return loss.item(), logprobs.grad, sums
+    return loss.item(), logprobs.grad, measures
+
+
+def total(measures, name):
+    return measures[name].total.item()
 
 
 # Hand-computed numbers
@@ -50,8 +58,8 @@ def test_on_policy_the_loss_is_minus_the_advantage_and_the_gradient_goes_up_the_
     loss, gradient, sums = run([[0.0, -1.0, -2.0], [0.0, -1.0, -1.0]], batch)
     assert loss == pytest.approx(-(2 + 2 - 1 - 1) / 4)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, -0.5, -0.5], [0.0, 0.25, 0.25]]))
-    assert sums.mismatch.item() == 4.0
-    assert sums.mismatch_kl.item() == sums.truncated.item() == sums.clipped.item() == 0.0
+    assert total(sums, "mismatch") == 4.0
+    assert total(sums, "mismatch_kl") == total(sums, "truncated_weight_fraction") == total(sums, "clip_fraction") == 0.0
 
 
 def test_the_denominator_is_the_step_and_not_the_micro_batch():
@@ -64,39 +72,39 @@ def test_the_denominator_is_the_step_and_not_the_micro_batch():
 def test_importance_weights_are_truncated_from_above_only():
     # weights: exp(ln 3) = 3 -> 2, exp(-ln 4) = 0.25
     batch = make_batch([[0.0, -3.0, -1.0]], advantages=[1.0])
-    config = LossConfig(importance_weight_max=2.0, sequence_mismatch_max=100.0)
+    config = Grpo(importance_weight_max=2.0, sequence_mismatch_max=100.0)
     loss, gradient, sums = run([[0.0, -3.0 + math.log(3), -1.0 - math.log(4)]], batch, config)
     assert loss == pytest.approx(-(2.0 + 0.25) / 2)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, -1.0, -0.125]]))
-    assert sums.truncated.item() == 1
-    assert sums.mismatch.item() == pytest.approx(3 + 4)
+    assert total(sums, "truncated_weight_fraction") == 1
+    assert total(sums, "mismatch") == pytest.approx(3 + 4)
 
 
 def test_clipping_stops_the_gradient_outside_the_trust_region():
     # ratios 1.5, 1.1, 0.5 with advantage 1: clipped at 1.2, free, free (a low ratio may always rise)
     logprobs = [[0.0, math.log(1.5) - 1, math.log(1.1) - 1, math.log(0.5) - 1]]
-    config = LossConfig(clip_low=0.2, clip_high=0.2)
+    config = Grpo(clip_low=0.2, clip_high=0.2)
     batch = make_batch([[0.0, -1.0, -1.0, -1.0]], advantages=[1.0])
     loss, gradient, sums = run(logprobs, batch, config)
     assert loss == pytest.approx(-(1.2 + 1.1 + 0.5) / 3)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, -1.1 / 3, -0.5 / 3]]))
-    assert sums.clipped.item() == 1
+    assert total(sums, "clip_fraction") == 1
     # with advantage -1: free, free, clipped at 0.8
     batch = make_batch([[0.0, -1.0, -1.0, -1.0]], advantages=[-1.0])
     loss, gradient, sums = run(logprobs, batch, config)
     assert loss == pytest.approx((1.5 + 1.1 + 0.8) / 3)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.5, 1.1 / 3, 0.0]]))
-    assert sums.clipped.item() == 1
+    assert total(sums, "clip_fraction") == 1
 
 
 def test_the_reference_penalty_is_k3_of_reference_against_policy():
     # log r = reference - policy = ln 2: k3 = 2 - 1 - ln 2; its gradient by the policy's logprob is 1 - 2
     batch = make_batch([[0.0, -2.0]], advantages=[0.0])
-    config = LossConfig(reference_kl=0.1)
+    config = Grpo(reference_kl=0.1)
     loss, gradient, sums = run([[0.0, -2.0]], batch, config, reference=[[0.0, -2.0 + math.log(2)]])
     assert loss == pytest.approx(0.1 * (1 - math.log(2)))
     assert gradient[0, 1].item() == pytest.approx(-0.1)
-    assert sums.reference_kl.item() == pytest.approx(1 - math.log(2))
+    assert total(sums, "reference_kl") == pytest.approx(1 - math.log(2))
 
 
 def test_k3_is_zero_for_equal_policies_and_never_negative():
@@ -105,52 +113,77 @@ def test_k3_is_zero_for_equal_policies_and_never_negative():
     )
 
 
-def test_a_sequence_far_from_the_sampler_leaves_the_loss_but_not_the_denominator():
+def test_a_sequence_far_from_the_engine_leaves_the_loss_but_not_the_denominator():
     # row 0: mean(3, 2) = 2.5 > 2 is masked; row 1: mean(3, 1) = 2 stays
-    sampler = [[0.0, -5.0, -5.0], [0.0, -5.0, -5.0]]
+    engine = [[0.0, -5.0, -5.0], [0.0, -5.0, -5.0]]
     logprobs = [[0.0, -5.0 + math.log(3), -5.0 - math.log(2)], [0.0, -5.0 - math.log(3) + 1e-6, -5.0]]
-    loss, gradient, sums = run(logprobs, make_batch(sampler, advantages=[1.0, 1.0]))
+    loss, gradient, sums = run(logprobs, make_batch(engine, advantages=[1.0, 1.0]))
     assert loss == pytest.approx(-(1 / 3 + 1) / 4)
     assert gradient[0].tolist() == [0.0, 0.0, 0.0]
-    assert (sums.masked_sequences.item(), sums.sequences.item()) == (1, 2)
-    assert sums.mismatch.item() == pytest.approx(9.0)
+    assert (total(sums, "masked_fraction"), sums["masked_fraction"].weight.item()) == (1, 2)
+    assert total(sums, "mismatch") == pytest.approx(9.0)
 
 
 @pytest.mark.parametrize("clip", [{}, {"clip_low": 0.2, "clip_high": 0.3}])
-@pytest.mark.parametrize(("learner", "sampler"), [(-1.0, -900.0), (-900.0, -1.0)])
-def test_a_hopeless_sequence_is_masked_without_breaking_the_gradient(clip, learner, sampler):
-    config = LossConfig(reference_kl=0.1, **clip)
-    batch = make_batch([[0.0, sampler], [0.0, -1.0]], advantages=[-1.0, 1.0])
+@pytest.mark.parametrize(("learner", "engine"), [(-1.0, -900.0), (-900.0, -1.0)])
+def test_a_hopeless_sequence_is_masked_without_breaking_the_gradient(clip, learner, engine):
+    config = Grpo(reference_kl=0.1, **clip)
+    batch = make_batch([[0.0, engine], [0.0, -1.0]], advantages=[-1.0, 1.0])
     loss, gradient, sums = run([[0.0, learner], [0.0, -1.0]], batch, config, reference=[[0.0, -1.0], [0.0, -1.0]])
     assert loss == pytest.approx(-0.5)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [0.0, -0.5]]))
-    assert sums.masked_sequences.item() == 1
+    assert total(sums, "masked_fraction") == 1
 
 
 def test_rows_without_loss_tokens_are_not_sequences():
     batch = make_batch([[0.0, -1.0], [0.0, -1.0]], [1.0, 1.0], mask=[[False, True], [False, False]])
     _, gradient, sums = run([[0.0, -1.0], [0.0, -9.0]], batch)
-    assert (sums.masked_sequences.item(), sums.sequences.item()) == (0, 1)
+    assert (total(sums, "masked_fraction"), sums["masked_fraction"].weight.item()) == (0, 1)
     assert gradient[1].tolist() == [0.0, 0.0]
     assert sequence_mismatch(torch.zeros(2, 2), batch.loss_mask_BT).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("whose", ["learner", "sampler", "reference"])
+@pytest.mark.parametrize("whose", ["learner", "engine", "reference"])
 def test_a_logprob_that_is_not_finite_is_refused(whose, value):
     good, bad = [[0.0, -1.0, -1.0]], [[0.0, -1.0, value]]
-    batch = make_batch(bad if whose == "sampler" else good, advantages=[1.0])
+    batch = make_batch(bad if whose == "engine" else good, advantages=[1.0])
     reference = bad if whose == "reference" else good
     with pytest.raises(NonFiniteError, match=rf"1 of 2 logprobs of the {whose} are not finite, .*row 0, column 2"):
-        run(bad if whose == "learner" else good, batch, LossConfig(reference_kl=0.1), reference)
+        run(bad if whose == "learner" else good, batch, Grpo(reference_kl=0.1), reference)
 
 
-def test_sums_of_micro_batches_add_up():
+def test_measures_of_micro_batches_add_up():
     batch = make_batch([[0.0, -1.0]], advantages=[1.0], num_loss_tokens=2)
     _, _, sums = run([[0.0, -1.0]], batch)
-    total = LossSums.nothing() + sums + sums
-    assert total.loss.item() == pytest.approx(-1.0)
-    assert total.sequences.item() == 2
+    both = added(added({}, sums), sums)
+    assert total(both, "loss") == pytest.approx(-1.0)
+    assert both["masked_fraction"].weight.item() == 2
+    assert mean(both, "mismatch") == 1.0
+
+
+def test_mismatch_of_fresh_tokens_is_apart_from_that_of_stale_ones():
+    # ratios 1, 2 and 4; the last two tokens were sampled by an older version
+    logprobs = [[0.0, -1.0, -1.0 + math.log(2), -1.0 + math.log(4)]]
+    batch = make_batch([[0.0, -1.0, -1.0, -1.0]], [1.0], versions=[[0, 7, 6, 5]])
+    _, _, sums = run(logprobs, batch, Grpo(sequence_mismatch_max=100.0), trained_version=7)
+    assert mean(sums, "mismatch") == 1.0
+    assert mean(sums, "mismatch_stale") == pytest.approx(3.0)
+    _, _, sums = run(logprobs, batch, Grpo(sequence_mismatch_max=100.0), trained_version=8)
+    assert mean(sums, "mismatch") is None
+
+
+def test_each_row_is_trained_by_the_algorithm_of_its_environment():
+    # ratio 3: the first algorithm truncates the weight at 2, the second at 1.5
+    batch = make_batch([[0.0, -3.0]] * 3, [1.0] * 3, env_ids=(MATH, STORE, MATH))
+    by_env = {
+        MATH: Grpo(sequence_mismatch_max=100.0),
+        STORE: Grpo(sequence_mismatch_max=100.0, importance_weight_max=1.5),
+    }
+    loss, gradient, sums = run([[0.0, -3.0 + math.log(3)]] * 3, batch, by_env)
+    assert loss == pytest.approx(-(2 + 1.5 + 2) / 3)
+    torch.testing.assert_close(gradient[:, 1], torch.tensor([-2.0, -1.5, -2.0]) / 3)
+    assert mean(sums, "truncated_weight_fraction") == 1.0
 
 
 # TRL's numbers
@@ -193,13 +226,13 @@ def trl_loss():
             "tool_mask": mask,
             "advantages": batch.advantages_BT[:, 0],
             "num_items_in_batch": torch.tensor(batch.num_loss_tokens),
-            "old_per_token_logps": batch.sampler_logprobs_BT if clip else None,
+            "old_per_token_logps": batch.columns["logprob"] if clip else None,
         }
         if ref is not None:
             inputs["ref_per_token_logps"] = ref
         if weight_max is not None:
             # token_truncate, trl 1.16 grpo_trainer.py lines 2660-2685; it is part of the generation step there
-            difference = (logprobs.detach() - batch.sampler_logprobs_BT) * mask
+            difference = (logprobs.detach() - batch.columns["logprob"]) * mask
             inputs["importance_sampling_ratio"] = torch.exp(difference).clamp(min=None, max=weight_max)
         loss = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
         (gradient,) = torch.autograd.grad(loss, logprobs)
@@ -209,14 +242,14 @@ def trl_loss():
 
 
 def random_case(seed, num_loss_tokens=None):
-    """Logprobs about 0.3 nats off the sampler's, tools in the middle of rows, and a reference."""
+    """Logprobs about 0.3 nats off the engine's, tools in the middle of rows, and a reference."""
     generator = torch.Generator().manual_seed(seed)
-    sampler = -torch.rand(6, 12, generator=generator) * 3 - 0.1
-    logprobs = sampler + 0.3 * torch.randn(6, 12, generator=generator)
-    reference = sampler + 0.3 * torch.randn(6, 12, generator=generator)
+    engine = -torch.rand(6, 12, generator=generator) * 3 - 0.1
+    logprobs = engine + 0.3 * torch.randn(6, 12, generator=generator)
+    reference = engine + 0.3 * torch.randn(6, 12, generator=generator)
     mask = torch.rand(6, 12, generator=generator) < 0.7
     mask[:, 0] = False
-    batch = make_batch(sampler, torch.randn(6, generator=generator).tolist(), mask, num_loss_tokens)
+    batch = make_batch(engine, torch.randn(6, generator=generator).tolist(), mask, num_loss_tokens)
     return logprobs.requires_grad_(), torch.rand(6, 12, generator=generator), batch, reference
 
 
@@ -244,24 +277,24 @@ def test_loss_gradient_and_metrics_are_those_of_trl(trl_loss, case, loss_type):
         their_loss, their_gradient, metrics = trl_loss(
             logprobs, entropy, batch, loss_type=loss_type, ref=reference, **trl_settings
         )
-        config = LossConfig(importance_weight_max=1.2, sequence_mismatch_max=1e6, **settings)
-        loss, sums = grpo_loss(logprobs, entropy, batch, config, reference)
+        config = Grpo(importance_weight_max=1.2, sequence_mismatch_max=1e6, **settings)
+        loss, sums = batch_loss(logprobs, entropy, batch, {MATH: config}.__getitem__, 0, reference)
         (gradient,) = torch.autograd.grad(loss, logprobs)
         num_tokens = int(batch.loss_mask_BT.sum())
         assert loss.item() == pytest.approx(their_loss, abs=1e-6)
         torch.testing.assert_close(gradient, their_gradient, atol=1e-6, rtol=0.0)
-        assert sums.entropy.item() / num_tokens == pytest.approx(metrics["entropy"][0], abs=1e-6)
+        assert total(sums, "entropy") / num_tokens == pytest.approx(metrics["entropy"][0], abs=1e-6)
         if reference is not None:
-            assert sums.reference_kl.item() / num_tokens == pytest.approx(metrics["kl"][0], abs=1e-6)
+            assert total(sums, "reference_kl") / num_tokens == pytest.approx(metrics["kl"][0], abs=1e-6)
 
 
 @pytest.mark.slow
 def test_trl_counts_the_same_tokens_as_clipped(trl_loss):
     logprobs, entropy, batch, _ = random_case(0)
     _, _, metrics = trl_loss(logprobs, entropy, batch, clip=(0.2, 0.28))
-    config = LossConfig(clip_low=0.2, clip_high=0.28, sequence_mismatch_max=1e6)
-    _, sums = grpo_loss(logprobs, entropy, batch, config)
-    clipped_share = sums.clipped.item() / int(batch.loss_mask_BT.sum())
+    config = Grpo(clip_low=0.2, clip_high=0.28, sequence_mismatch_max=1e6)
+    _, sums = batch_loss(logprobs, entropy, batch, lambda env_id: config, 0)
+    clipped_share = total(sums, "clip_fraction") / int(batch.loss_mask_BT.sum())
     assert clipped_share == pytest.approx(metrics["clip_ratio/region_mean"][0])
     assert clipped_share > 0
 

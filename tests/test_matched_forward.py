@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from rl.algorithms.corrections import k3
-from rl.data_types import Turn
 from rl.engine.protocol import EngineError
 from rl.precision.folded import FoldedWeights
 from rl.weights.names import checkpoint_tensors
 from rl.weights.shared_memory import write_weights
-from tests.conftest import make_config
+from tests.conftest import SampledTurn, make_config
 from tests.test_agreement import as_sample, differences
 from tests.test_engine import MAX_TOKENS, random_policy, sample_many
 
@@ -31,7 +30,7 @@ class Mismatch(NamedTuple):
     k3: float
 
 
-def mismatch(model: Any, turns: Sequence[Turn]) -> Mismatch:
+def mismatch(model: Any, turns: Sequence[SampledTurn]) -> Mismatch:
     """Between the model's logprobs in bfloat16 and those that the engine sampled with."""
     delta = differences(model, [as_sample(turn, 0.0) for turn in turns], torch.bfloat16).double()
     return Mismatch((delta.abs().exp().mean() - 1).item(), k3(delta).mean().item())
@@ -60,7 +59,7 @@ def test_learner_and_engine_agree_on_nvfp4_as_on_bfloat16(served: tuple[Any, "Vl
     with pytest.raises(EngineError, match="nothing was published yet"):  # the checkpoint holds the master weights
         asyncio.run(sample_many(engine, 1, first_seed=0))
 
-    def sample_with(version: int, quantised: bool) -> list[Turn]:
+    def sample_with(version: int, quantised: bool) -> list[SampledTurn]:
         tensors = checkpoint_tensors(model, "bfloat16", folded.quantised if quantised else None)
         source = write_weights(tensors, version, folder / "published")
         assert asyncio.run(engine.load_weights(source)) == source.hash

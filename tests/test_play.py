@@ -18,6 +18,7 @@ from rl.engine.protocol import EngineError
 from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
+from rl.tokens import Tokens
 from tests.conftest import CharacterChat, ScriptedEngine, make_config, make_task
 from tests.run_makers import make_rollout
 
@@ -64,11 +65,18 @@ def failing(method: str, fail: Callable[[], Any]) -> type[TextEnv]:
     return type("Failing", (Echo,), {method: lambda self, *args, **kwargs: fail()})
 
 
+def as_text(tokens: Tokens) -> str:
+    return "".join(map(chr, tokens.ids.tolist()))
+
+
 def test_a_complete_episode_is_ok_and_its_tokens_are_appended(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = played(Echo, lambda ids, params: "yes", monkeypatch)
     assert (rollout.outcome, rollout.reward, rollout.reward_parts) == (Outcome.OK, 1.0, {"yes": 1.0})
     first, second = rollout.turns
-    assert second.prompt_ids[: len(first.prompt_ids + first.reply_ids)] == first.prompt_ids + first.reply_ids
+    assert (first.is_start, second.is_start) == (True, False)
+    assert as_text(first.prompt) == "first?\0"
+    assert as_text(second.prompt) == "second?\0"  # new since the reply, which nobody writes again
+    assert as_text(first.reply) == as_text(second.reply) == "yes\0"
     assert [message.content for message in rollout.messages] == ["first?", "yes", "second?", "yes"]
 
 
@@ -81,7 +89,7 @@ def test_each_turn_has_its_own_seed_and_each_member_too(monkeypatch: pytest.Monk
 def test_a_reply_cut_by_length_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = played(Echo, lambda ids, params: "y" * 50, monkeypatch, max_reply_tokens=10)
     assert (rollout.outcome, rollout.reward) == (Outcome.TRUNCATED, 0.0)
-    assert len(rollout.turns[0].reply_ids) == 10
+    assert len(rollout.turns[0].reply) == 10
 
 
 def test_an_episode_out_of_tokens_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from envs.json_lines import JsonLineError, read_lines
-from envs.rollout_file import read_rollouts
+from envs.rollout_file import array_from, read_rollouts
 from rl.config.read import load_config
 from rl.data_types import Outcome, Rollout
 from rl.runs.checkpoint import save_checkpoint
@@ -19,6 +19,7 @@ from rl.runs.display import Display, moving_mean, sparkline
 from rl.runs.files import append_line
 from rl.runs.folder import RunFolder, RunFolderError
 from rl.runs.inspect import NothingToShowError, show_rollouts
+from rl.runs.saved_rollouts import load_rollouts
 from rl.runs.tracking import Tracker, step_metrics
 from tests.run_makers import (
     ARITHMETIC,
@@ -201,16 +202,17 @@ def test_saved_rollouts_hold_every_field(tmp_path: Path) -> None:
         "budget": "unlimited",
         "options": {"level": 1},
     }
-    assert saved[0]["turns"] == [
-        {
-            "prompt_ids": [1, 2],
-            "reply_ids": [10, 11, 12],
-            "reply_logprobs": [-0.5, -0.5, -0.5],
-            "forced_mask": [False, False, True],
-            "policy_versions": [4, 4, 4],
-            "finish": "stop",
-        }
-    ]
+    (turn,) = saved[0]["turns"]
+    reply = {name: array_from(array).tolist() for name, array in turn["reply"].items()}
+    assert array_from(turn["prompt"]["ids"]).tolist() == [1, 2]
+    assert reply == {
+        "ids": [10, 11, 12],
+        "sampled": [True, True, False],
+        "logprob": [-0.5, -0.5, -0.5],
+        "version": [4, 4, 4],
+    }
+    assert (turn["finish"], turn["is_start"]) == ("stop", True)
+    assert next(load_rollouts(run.rollouts_file(7, "train"))) == rollout
     assert saved[0]["messages"][1]["tool_calls"] == [{"name": "look_up", "arguments": {"item": "2 + 2"}}]
     assert saved[1]["reward"] is None and saved[1]["error"] == "TimeoutError: reset"
 
@@ -330,7 +332,7 @@ def test_rollouts_are_shown_with_everything_a_reader_asks(tmp_path: Path) -> Non
         "reward 1.000  correct 1",
         "outcome ",
         "policy version 2",
-        "tokens (prompt>reply) 2>",
+        "tokens (new in the prompt>reply) 2>",
         "attempts 1",
     ):
         assert part in text

@@ -2,98 +2,125 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.config.experiment import LossConfig
-from rl.data_types import Group, Turn
+from rl.algorithms.grpo import Grpo
+from rl.data_types import Group, Sample, Turn
 from rl.learner.samples import TurnError, make_samples, rollout_samples
+from rl.tokens import Tokens
 from tests import conftest
 
 TASK = conftest.make_task(3, "tools/Store-v0")
 
 
-def make_turn(prompt_ids, reply_ids, forced=(), version=5):
-    return Turn(
-        prompt_ids=tuple(prompt_ids),
-        reply_ids=tuple(reply_ids),
-        reply_logprobs=tuple(-0.5 - 0.01 * index for index in range(len(reply_ids))),
-        forced_mask=tuple(index in forced for index in range(len(reply_ids))),
-        policy_versions=(version,) * len(reply_ids),
-        finish="stop",
-    )
+def make_turn(prompt_ids, reply_ids, forced=(), version=5, is_start=True):
+    num = len(reply_ids)
+    sampled = [index not in forced for index in range(num)]
+    columns = {"logprob": [-0.5 - 0.25 * index for index in range(num)], "version": [version] * num}
+    return Turn(Tokens.unsampled(prompt_ids), Tokens.make(reply_ids, sampled, columns), "stop", is_start)
 
 
 def make_rollout(*turns, reward=1.0, member=0):
     return conftest.make_rollout(reward, task=TASK, member=member, turns=turns)
 
 
+def columns(sample: Sample, *names: str) -> list[list[Any]]:
+    arrays = {"ids": sample.tokens.ids, "sampled": sample.tokens.sampled, **sample.tokens.columns}
+    return [arrays[name].tolist() for name in names]
+
+
 def test_one_turn_is_one_row_with_its_prompt_masked():
     (sample,) = rollout_samples(make_rollout(make_turn([1, 2], [3, 4])), advantage=0.5)
     assert sample.env_id == "tools/Store-v0"
-    assert sample.token_ids == (1, 2, 3, 4)
-    assert sample.loss_mask == (False, False, True, True)
-    assert sample.sampler_logprobs == (0.0, 0.0, -0.5, -0.51)
-    assert sample.policy_versions == (-1, -1, 5, 5)
+    ids, sampled, logprobs, versions = columns(sample, "ids", "sampled", "logprob", "version")
+    assert ids == [1, 2, 3, 4]
+    assert sampled == [False, False, True, True]
+    assert logprobs == [0.0, 0.0, -0.5, -0.75]
+    assert versions == [0, 0, 5, 5]
     assert sample.advantage == 0.5
 
 
 def test_turns_that_go_on_are_one_row_and_what_comes_between_is_masked():
     first = make_turn([1, 2], [3, 4])
-    second = make_turn([1, 2, 3, 4, 90, 91], [5], version=6)
+    second = make_turn([90, 91], [5], version=6, is_start=False)
     (sample,) = rollout_samples(make_rollout(first, second), advantage=1.0)
-    assert sample.token_ids == (1, 2, 3, 4, 90, 91, 5)
-    assert sample.loss_mask == (False, False, True, True, False, False, True)
-    assert sample.policy_versions == (-1, -1, 5, 5, -1, -1, 6)
+    ids, sampled, versions = columns(sample, "ids", "sampled", "version")
+    assert ids == [1, 2, 3, 4, 90, 91, 5]
+    assert sampled == [False, False, True, True, False, False, True]
+    assert versions == [0, 0, 5, 5, 0, 0, 6]
 
 
 def test_a_prompt_that_rewrote_the_past_starts_a_new_row():
     first = make_turn([1, 2], [3, 4])
     second = make_turn([1, 2, 4, 90], [5])
-    third = make_turn([1, 2, 4, 90, 5, 91], [6])
+    third = make_turn([91], [6], is_start=False)
     samples = rollout_samples(make_rollout(first, second, third), advantage=1.0)
-    assert [sample.token_ids for sample in samples] == [(1, 2, 3, 4), (1, 2, 4, 90, 5, 91, 6)]
-    assert [sum(sample.loss_mask) for sample in samples] == [2, 2]
-
-
-def test_a_shorter_prompt_starts_a_new_row():
-    samples = rollout_samples(make_rollout(make_turn([1, 2], [3, 4]), make_turn([1, 2, 3], [5])), advantage=1.0)
-    assert [sample.token_ids for sample in samples] == [(1, 2, 3, 4), (1, 2, 3, 5)]
+    assert [sample.tokens.ids.tolist() for sample in samples] == [[1, 2, 3, 4], [1, 2, 4, 90, 5, 91, 6]]
+    assert [sample.tokens.sampled.sum() for sample in samples] == [2, 2]
 
 
 def test_forced_tokens_stay_in_the_row_but_not_in_the_loss():
     (sample,) = rollout_samples(make_rollout(make_turn([1], [2, 3, 4], forced={1})), advantage=1.0)
-    assert sample.token_ids == (1, 2, 3, 4)
-    assert sample.loss_mask == (False, True, False, True)
-    assert sample.sampler_logprobs == (0.0, -0.5, 0.0, -0.52)
-    assert sample.policy_versions == (-1, 5, -1, 5)
+    ids, sampled, logprobs, versions = columns(sample, "ids", "sampled", "logprob", "version")
+    assert ids == [1, 2, 3, 4]
+    assert sampled == [False, True, False, True]
+    assert logprobs == [0.0, -0.5, 0.0, -1.0]
+    assert versions == [0, 5, 0, 5]
 
 
 def test_a_forced_token_may_have_any_logprob():
-    turn = replace(make_turn([1], [2, 3], forced={0}), reply_logprobs=(-math.inf, -0.1))
+    reply = Tokens.make([2, 3], [False, True], {"logprob": [-math.inf, -0.5], "version": [5, 5]})
+    turn = replace(make_turn([1], [2, 3]), reply=reply)
     (sample,) = rollout_samples(make_rollout(turn), advantage=1.0)
-    assert sample.sampler_logprobs == (0.0, 0.0, -0.1)
+    assert sample.tokens.columns["logprob"].tolist() == [0.0, 0.0, -0.5]
+
+
+def test_any_further_column_goes_along_whatever_its_shape():
+    columns = {"logprob": [-0.5, -0.5], "version": [1, 1], "experts": np.array([[3, 1], [2, 0]], np.uint8)}
+    turn = replace(make_turn([7], [8, 9]), reply=Tokens.make([8, 9], [True, True], columns))
+    (sample,) = rollout_samples(make_rollout(turn), advantage=1.0, needs={"experts"})
+    assert sample.tokens.columns["experts"].tolist() == [[0, 0], [3, 1], [2, 0]]
+    assert sample.tokens.columns["experts"].dtype == np.uint8
 
 
 def test_rows_without_sampled_tokens_are_left_out():
-    assert rollout_samples(make_rollout(make_turn([1], [2], forced={0}), make_turn([9], [])), advantage=1.0) == []
+    turns = make_turn([1], [2], forced={0}), make_turn([9], [])
+    assert rollout_samples(make_rollout(*turns), advantage=1.0) == []
 
 
 def test_rollouts_that_do_not_count_give_no_rows():
     good, bad = make_rollout(make_turn([1], [2]), reward=1.0), make_rollout(make_turn([1], [3]), reward=0.0, member=1)
     lost = make_rollout(make_turn([1], [4]), reward=None, member=2)
     group = Group(group_id="g", task=TASK, rollouts=(good, lost, bad))
-    samples = make_samples([group], LossConfig(baseline="mean"))
-    assert [(sample.token_ids, sample.advantage) for sample in samples] == [((1, 2), 0.5), ((1, 3), -0.5)]
+    samples = make_samples([group], lambda env_id: Grpo(baseline="mean"))
+    assert [(sample.tokens.ids.tolist(), sample.advantage) for sample in samples] == [([1, 2], 0.5), ([1, 3], -0.5)]
+
+
+def test_each_environment_has_the_advantages_of_its_own_algorithm_in_the_order_of_the_groups():
+    groups = [
+        conftest.make_group([1.0, 0.0], ordinal=0, env_id="tools/Store-v0"),
+        conftest.make_group([1.0, 0.0], ordinal=1, env_id="math/Arithmetic-v0"),
+    ]
+    by_env = {"math/Arithmetic-v0": Grpo(baseline="mean"), "tools/Store-v0": Grpo(baseline="leave_one_out")}
+    samples = make_samples(groups, by_env.__getitem__)
+    assert [sample.env_id for sample in samples] == ["tools/Store-v0"] * 2 + ["math/Arithmetic-v0"] * 2
+    assert [sample.advantage for sample in samples] == [1.0, -1.0, 0.5, -0.5]
+
+
+def broken_turn(**columns):
+    return replace(make_turn([1], [2, 3]), reply=Tokens.make([2, 3], [True, True], columns))
 
 
 @pytest.mark.parametrize(
     ("turn", "said"),
     [
-        (replace(make_turn([1], [2, 3]), reply_logprobs=(-0.5,)), "lengths"),
-        (replace(make_turn([1], [2, 3]), reply_logprobs=(-0.5, math.nan)), "sampled token 1 has logprob nan"),
+        (broken_turn(version=[0, 0]), "no column logprob"),
+        (broken_turn(version=[0, 0], logprob=[-0.5, math.nan]), "sampled token 1 has logprob nan"),
         (make_turn([], [2]), "the prompt is empty"),
     ],
 )
@@ -102,48 +129,48 @@ def test_a_turn_that_contradicts_itself_is_an_error_that_says_where(turn, said):
         rollout_samples(make_rollout(turn), advantage=1.0)
 
 
+def test_a_column_that_the_algorithm_needs_and_the_engine_did_not_give_is_an_error():
+    with pytest.raises(TurnError, match="no column teacher_logprob"):
+        rollout_samples(make_rollout(make_turn([1], [2])), advantage=1.0, needs={"teacher_logprob"})
+
+
 token_lists = st.lists(st.integers(0, 9), min_size=1, max_size=5)
 
 
 @st.composite
 def conversations(draw):
     """Turns of which some go on from the one before and some rewrite the past."""
-    turns, past = [], []
+    turns = []
     for _ in range(draw(st.integers(1, 5))):
-        new = draw(token_lists)
-        prompt = new if draw(st.booleans()) else past + new
         reply = draw(st.lists(st.integers(0, 9), max_size=5))
-        turns.append(make_turn(prompt, reply, forced=draw(st.sets(st.integers(0, 4), max_size=2))))
-        past = prompt + reply
+        forced = draw(st.sets(st.integers(0, 4), max_size=2))
+        is_start = not turns or draw(st.booleans())
+        turns.append(make_turn(draw(token_lists), reply, forced=forced, is_start=is_start))
     return turns
+
+
+def sampled_tokens(tokens: Tokens) -> list[tuple[int, float]]:
+    ids, logprobs = tokens.ids[tokens.sampled], tokens.columns["logprob"][tokens.sampled]
+    return list(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
 
 @given(conversations())
 def test_every_sampled_token_is_in_the_loss_exactly_once_and_in_order(turns):
     samples = rollout_samples(make_rollout(*turns), advantage=1.0)
-    trained = [
-        (token, logprob)
-        for sample in samples
-        for token, logprob, keep in zip(sample.token_ids, sample.sampler_logprobs, sample.loss_mask, strict=True)
-        if keep
-    ]
-    sampled = [
-        (token, logprob)
-        for turn in turns
-        for token, logprob, forced in zip(turn.reply_ids, turn.reply_logprobs, turn.forced_mask, strict=True)
-        if not forced
-    ]
-    assert trained == sampled
+    trained = [pair for sample in samples for pair in sampled_tokens(sample.tokens)]
+    assert trained == [pair for turn in turns for pair in sampled_tokens(turn.reply)]
 
 
 @given(conversations())
-def test_each_row_ends_as_its_last_turn_and_masked_columns_hold_nothing(turns):
-    whole_turns = {turn.prompt_ids + turn.reply_ids for turn in turns}
+def test_each_row_is_a_whole_context_and_columns_hold_nothing_where_nothing_was_sampled(turns):
+    contexts: list[list[int]] = []
+    for turn in turns:
+        if turn.is_start:
+            contexts.append([])
+        contexts[-1] += [*turn.prompt.ids.tolist(), *turn.reply.ids.tolist()]
     for sample in rollout_samples(make_rollout(*turns), advantage=1.0):
-        assert sample.token_ids in whole_turns
-        assert not sample.loss_mask[0]
-        assert len(sample.token_ids) == len(sample.loss_mask) == len(sample.sampler_logprobs)
-        for keep, logprob, version in zip(
-            sample.loss_mask, sample.sampler_logprobs, sample.policy_versions, strict=True
-        ):
-            assert (logprob, version) == (0.0, -1) if not keep else version == 5
+        ids, sampled, logprobs, versions = columns(sample, "ids", "sampled", "logprob", "version")
+        assert ids in contexts
+        assert not sampled[0]
+        for keep, logprob, version in zip(sampled, logprobs, versions, strict=True):
+            assert version == 5 if keep else (logprob, version) == (0.0, 0)

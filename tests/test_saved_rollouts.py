@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -21,7 +22,8 @@ from envs.commands.view import page, write_page
 from envs.gold import gold_conversation
 from envs.messages import Message, Reply, ToolCall
 from envs.registry import make
-from envs.rollout_file import RolloutFileError, message_from, message_object, read_rollouts
+from envs.rollout_file import RolloutFileError, array_object, message_from, message_object, read_rollouts
+from tests.conftest import make_reply
 from tests.run_makers import make_config, write_run
 
 QUIET = Console(quiet=True)
@@ -225,7 +227,9 @@ def dom(path: Path, fragment: str = "") -> str:
 
 def turn(*tokens: tuple[int, float, bool]) -> dict[str, Any]:
     ids, logprobs, forced = zip(*tokens, strict=True)
-    return {"reply_ids": ids, "reply_logprobs": logprobs, "forced_mask": forced}
+    reply = make_reply(ids, [0] * len(ids), [place for place, is_forced in enumerate(forced) if is_forced])
+    arrays = {"ids": reply.ids, "sampled": reply.sampled, "logprob": np.array(logprobs, np.float32)}
+    return {"reply": {name: array_object(array) for name, array in arrays.items()}}
 
 
 @pytest.fixture

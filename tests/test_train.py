@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from rl.runs.checkpoint import latest_checkpoint
+from rl.runs.saved_rollouts import load_rollouts
 
 pytestmark = pytest.mark.slow
 
@@ -134,8 +135,9 @@ def test_a_run_writes_all_that_it_promises(undisturbed: Path) -> None:
 def test_the_engine_serves_each_update_at_once(undisturbed: Path) -> None:
     for step in range(1, 5):
         path = undisturbed / "rollouts" / f"train_{step:06d}.jsonl"
-        for rollout in map(json.loads, path.read_text().splitlines()):
-            assert {version for turn in rollout["turns"] for version in turn["policy_versions"]} == {step - 1}
+        for rollout in load_rollouts(path):
+            versions = [turn.reply.columns["version"].tolist() for turn in rollout.turns]
+            assert set().union(*versions) == {step - 1}
 
 
 @pytest.mark.parametrize(("step", "checkpoint_every"), [(1, 1), (3, 2)])
@@ -179,14 +181,11 @@ def test_a_quantised_policy_trains_with_thinking_budgets(yaml: Path, tmp_path: P
     run_dir = tmp_path / "run"
     budgets = "environments.math/Arithmetic-v0.budget={off: 1, 4: 2, unlimited: 1}"
     run(yaml, run_dir, "precision=nvfp4", budgets, "budget.grace_tokens=2", "train.num_steps=2", "train.num_prompts=8")
-    rollouts = [
-        json.loads(line)
-        for path in sorted((run_dir / "rollouts").glob("train_*.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
-    assert {rollout["task"]["budget"] for rollout in rollouts} == {"off", 4, "unlimited"}
-    hits = [rollout for rollout in rollouts if any(any(turn["forced_mask"]) for turn in rollout["turns"])]
-    assert hits and {rollout["task"]["budget"] for rollout in hits} == {4}
+    paths = sorted((run_dir / "rollouts").glob("train_*.jsonl"))
+    rollouts = [rollout for path in paths for rollout in load_rollouts(path)]
+    assert {rollout.task.budget for rollout in rollouts} == {"off", 4, "unlimited"}
+    hits = [rollout for rollout in rollouts if any(turn.num_forced for turn in rollout.turns)]
+    assert hits and {rollout.task.budget for rollout in hits} == {4}
     for line in steps(run_dir):
         assert line["budget_violations"] == 0
         assert 0 < line["update/codes_changed"] < 0.5

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.commands.view_page import PAGE
-from envs.rollout_file import read_rollouts
+from envs.rollout_file import array_from, read_rollouts
 
 MAX_ROLLOUTS = 2000
 """More make pages that browsers are slow with; the newest are kept."""
@@ -58,10 +58,10 @@ def slim(rollout: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
 
 def turn_tokens(turn: Mapping[str, Any], texts: Sequence[str]) -> list[tuple[str, float, int]]:
     """Each sampled token: its text, or its id, its logprob, and 1 where it was forced and so is not trained."""
-    triples = zip(turn["reply_ids"], turn["reply_logprobs"], turn["forced_mask"], strict=True)
+    ids, logprobs, sampled = (array_from(turn["reply"][name]).tolist() for name in ("ids", "logprob", "sampled"))
     return [
-        (str(texts[token]) if token < len(texts) else f"{token} ", round(logprob, 3), int(forced))
-        for token, logprob, forced in triples
+        (str(texts[token]) if token < len(texts) else f"{token} ", round(logprob, 3), int(not is_sampled))
+        for token, logprob, is_sampled in zip(ids, logprobs, sampled, strict=True)
     ]
 
 

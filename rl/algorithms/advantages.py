@@ -10,9 +10,8 @@ is off by default: it weighs tasks by their difficulty).
 
 import math
 import statistics
-from dataclasses import dataclass
+from typing import Literal
 
-from rl.config.experiment import LossConfig
 from rl.data_types import Group
 
 EPSILON = 1e-6
@@ -23,51 +22,34 @@ class RewardError(ValueError):
     """A rollout whose outcome counts has no finite reward."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupStatistics:
-    """What a group gave to the step, for metrics."""
-
-    num_valid: int
-    """Rollouts whose outcome counts."""
-    num_masked: int
-    """The other rollouts of the group."""
-    degenerate: bool
-    """Nothing to learn from: fewer than two valid rollouts, or all their rewards equal."""
-
-
-def group_statistics(group: Group) -> GroupStatistics:
-    """Count what of the group counts. Raises `RewardError` where a valid rollout has no finite reward."""
-    rewards = [reward for reward in _valid_rewards(group) if reward is not None]
-    return GroupStatistics(
-        num_valid=len(rewards),
-        num_masked=len(group.rollouts) - len(rewards),
-        degenerate=_is_degenerate(rewards),
-    )
-
-
-def group_advantages(group: Group, loss: LossConfig) -> tuple[float | None, ...]:
+def group_advantages(
+    group: Group, baseline: Literal["leave_one_out", "mean"], scale_by_std: bool
+) -> tuple[float | None, ...]:
     """One advantage a rollout, in the group's order; None for rollouts that do not count.
 
-    A degenerate group (see `GroupStatistics`) gives 0.0 for each valid rollout. With `baseline: leave_one_out` a reward
-    is compared with the mean of the other valid ones, with `mean` with the mean of all valid ones. With `scale_by_std`
-    the difference is divided by the sample standard deviation (n - 1) of the valid rewards plus `EPSILON`.
+    A degenerate group (fewer than two rollouts count, or all their rewards are equal) gives 0.0 for each rollout that
+    counts. With `leave_one_out` a reward is compared with the mean of the other valid ones, with `mean` with the mean
+    of all valid ones. With `scale_by_std` the difference is divided by the sample standard deviation (n - 1) of the
+    valid rewards plus `EPSILON`.
 
     Raises `RewardError` where a valid rollout has no finite reward.
     """
     rewards = _valid_rewards(group)
     valid = [reward for reward in rewards if reward is not None]
-    if _is_degenerate(valid):
+    if is_degenerate(group):
         return tuple(None if reward is None else 0.0 for reward in rewards)
     mean = math.fsum(valid) / len(valid)
     # r_i - mean of the others == n / (n - 1) * (r_i - mean of all)
-    scale = len(valid) / (len(valid) - 1) if loss.baseline == "leave_one_out" else 1.0
-    if loss.scale_by_std:
+    scale = len(valid) / (len(valid) - 1) if baseline == "leave_one_out" else 1.0
+    if scale_by_std:
         scale /= statistics.stdev(valid) + EPSILON
     return tuple(None if reward is None else scale * (reward - mean) for reward in rewards)
 
 
-def _is_degenerate(rewards: list[float]) -> bool:
-    return len(rewards) < 2 or min(rewards) == max(rewards)
+def is_degenerate(group: Group) -> bool:
+    """Whether the group teaches nothing: fewer than two rollouts count, or all their rewards are equal."""
+    rewards = [one.reward for one in group.rollouts if one.outcome.counts and one.reward is not None]
+    return len(rewards) < 2 or max(rewards) == min(rewards)
 
 
 def _valid_rewards(group: Group) -> list[float | None]:

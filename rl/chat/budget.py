@@ -9,7 +9,7 @@ processor for Nemotron 3 (github.com/NVIDIA-NeMo/Nemotron, tools/budget), which 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.data_types import Turn
+from rl.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class ThinkingLimit:
         return (*reply_ids[:start], *self.closing_ids, *reply_ids[answer:])
 
 
-def violation(turn: Turn, limit: ThinkingLimit | None) -> str:
-    """What the engine did that the budget does not allow; empty when it obeyed."""
+def violation(reply: Tokens, limit: ThinkingLimit | None) -> str:
+    """What the engine did in this reply that the budget does not allow; empty when it obeyed."""
     if limit is None:
-        return "tokens were forced without a budget" if any(turn.forced_mask) else ""
-    forced = tuple(token for token, is_forced in zip(turn.reply_ids, turn.forced_mask, strict=True) if is_forced)
-    if turn.forced_mask != limit.forced_mask(turn.reply_ids):
+        return "" if reply.sampled.all() else "tokens were forced without a budget"
+    forced = tuple(reply.ids[~reply.sampled].tolist())
+    if tuple((~reply.sampled).tolist()) != limit.forced_mask(reply.ids.tolist()):
         return "tokens are marked as forced that the budget does not force, or the other way round"
     if forced != limit.closing_ids[: len(forced)]:
         most = limit.num_tokens + limit.grace_tokens

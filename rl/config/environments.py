@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
+from rl.algorithms import AnyAlgorithm
 from rl.config.section import NonNegative, Positive, Section, Share
 from rl.data_types import Budget
 
@@ -34,6 +35,8 @@ class EnvironmentConfig(Section):
     weights, such as `{off: 1, 32: 2, unlimited: 1}`, from which each task draws one."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The environment's own options, such as difficulty; see the environment's README entry."""
+    loss: AnyAlgorithm | None = None
+    """The algorithm that trains its rollouts, where it is not the experiment's."""
     curriculum: CurriculumConfig | None = None
     """Where training tasks come from, if not drawn anew; they keep the options and budgets they were profiled with."""
 

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from envs.sandbox.limits import Level
+from rl.algorithms import AnyAlgorithm
+from rl.algorithms.algorithm import Algorithm
+from rl.algorithms.grpo import Grpo
 from rl.config.environments import BudgetConfig, EnvironmentConfig
 from rl.config.policy import PolicyConfig
 from rl.config.section import NonNegative, Positive, Seconds, Section, Share
@@ -117,31 +120,6 @@ class RolloutConfig(Section):
     lockstep_steps: NonNegative = 4
     """Engine steps after which a rollout's next request is admitted, whatever the environment's speed; this makes
     synchronous runs reproducible bit by bit. 0 admits at once. Asynchronous runs always admit at once."""
-
-
-class LossConfig(Section):
-    """GRPO: advantages within a group, a token-level policy-gradient loss, and what corrects for off-policy tokens."""
-
-    baseline: Literal["leave_one_out", "mean"] = "leave_one_out"
-    """What a reward is compared with: the mean of the group's other valid rewards, or of all of them."""
-    scale_by_std: bool = False
-    """Divide advantages by the group's standard deviation."""
-    importance_weight_max: Annotated[float, Field(gt=0)] = 2.0
-    """Upper bound of the importance weight between learner and sampler (truncated importance sampling)."""
-    sequence_mismatch_max: Annotated[float, Field(gt=1)] = 2.0
-    """Sequences whose mean exp|delta logp| between learner and sampler is above this leave the loss."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """PPO clipping below 1 - clip_low; none trains strictly on the current policy's gradient."""
-    clip_high: Annotated[float, Field(gt=0)] | None = None
-    """PPO clipping above 1 + clip_high; set together with clip_low."""
-    reference_kl: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the KL penalty (k3) to the policy that training started from; 0 keeps no reference in memory."""
-
-    @model_validator(mode="after")
-    def _clip_both_sides(self) -> "LossConfig":
-        if (self.clip_low is None) != (self.clip_high is None):
-            raise ValueError("set clip_low and clip_high together, or neither")
-        return self
 
 
 class LearnerConfig(Section):
@@ -265,7 +243,8 @@ class ExperimentConfig(Section):
     """A supervised stage before reinforcement learning; none starts from the policy as it is."""
     budget: BudgetConfig = BudgetConfig()
     train: TrainConfig
-    loss: LossConfig = LossConfig()
+    loss: AnyAlgorithm = Grpo()
+    """The algorithm: advantages within a group, and a loss of tokens."""
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -277,6 +256,24 @@ class ExperimentConfig(Section):
         """File and line where the key at this path, or the nearest above it, was written; empty when unknown."""
         found = (self._places.get(path[:end], "") for end in range(len(path), 0, -1))
         return next(filter(None, found), "")
+
+    def algorithm_of(self, env_id: str) -> Algorithm:
+        """The algorithm that trains an environment's rollouts: its own, or the experiment's."""
+        return self.environments[env_id].loss or self.loss
+
+    @property
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """Every algorithm of the experiment, equal ones once."""
+        found: list[Algorithm] = []
+        for env_id in self.environments:
+            if self.algorithm_of(env_id) not in found:
+                found.append(self.algorithm_of(env_id))
+        return tuple(found)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the engine is to say about each token besides its version; names of `rl.engine.columns.COLUMNS`."""
+        return tuple(sorted({"logprob"}.union(*(algorithm.needs for algorithm in self.algorithms))))
 
     @model_validator(mode="after")
     def _built_policies_are_taught(self) -> "ExperimentConfig":

@@ -1,4 +1,4 @@
-"""What the rest of polygym needs from an engine: sample a reply, take new weights, say how it is.
+"""What the rest of polygym needs from an engine: sample a reply, take new weights, say what happened.
 
 `rl.engine.vllm_core.VllmEngine` is the engine; tests of what stands above it use a scripted one.
 """
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rl.chat.budget import ThinkingLimit
-from rl.data_types import Turn
+from rl.data_types import Finish
+from rl.tokens import Tokens
 from rl.weights.source import WeightSource
 
 
@@ -26,13 +27,11 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineHealth:
-    """A snapshot: requests in the engine, tokens sampled since start, seconds spent in engine steps, version served."""
+class SampledReply:
+    """What the engine made of one prompt. Tokens that the thinking budget forced are not `sampled`."""
 
-    num_running: int
-    num_sampled_tokens: int
-    busy_seconds: float
-    policy_version: int
+    tokens: Tokens
+    finish: Finish
 
 
 class Lane(Protocol):
@@ -43,7 +42,7 @@ class Lane(Protocol):
     every bit of its logprob, does not depend on timing. A lane must therefore be closed when the rollout is over.
     """
 
-    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Turn:
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
         """Sample one reply. Raises `EngineError` when the engine failed or the prompt does not fit."""
         ...
 
@@ -64,7 +63,13 @@ class Engine(Protocol):
         """
         ...
 
-    def health(self) -> EngineHealth: ...
+    def check_alive(self) -> None:
+        """Raises `EngineError` when the engine is dead."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What a person should know of the engine that was not said yet, such as a lockstep that was given up."""
+        ...
 
     def shutdown(self) -> None: ...
 

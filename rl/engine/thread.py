@@ -6,14 +6,17 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from rl.data_types import Finish, Turn
+from rl.data_types import Finish
 from rl.engine.clock import Clock, Place
-from rl.engine.protocol import EngineError, EngineHealth, SamplingParams
+from rl.engine.protocol import EngineError, SampledReply, SamplingParams
+from rl.tokens import Tokens
 from rl.weights.source import WeightSource
 
 SHUTDOWN_TIMEOUT_S = 30.0
@@ -21,12 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class StepOutput:
     """What one step added to one request."""
 
     request_id: str
     token_ids: Sequence[int]
-    logprobs: Sequence[float]
+    columns: Mapping[str, Sequence[Any]]
+    """One entry a token, by the names of `rl.engine.columns`."""
     finish: str | None
     """None while the request goes on."""
 
@@ -42,7 +46,7 @@ class Core(Protocol):
 
     def abort(self, request_id: str) -> None: ...
 
-    def step(self) -> list[Sampled]: ...
+    def step(self) -> list[StepOutput]: ...
 
     def load(self, source: WeightSource) -> str:
         """Take new weights and return the hash of the loaded bytes. `EngineError` says that the old ones are whole."""
@@ -57,10 +61,9 @@ class _Request:
     place: Place
     prompt_ids: tuple[int, ...]
     params: SamplingParams
-    future: "Future[Turn]" = field(default_factory=Future)
+    future: "Future[SampledReply]" = field(default_factory=Future)
     reply_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ class ThreadedLane:
         self._engine = engine
         self._place = place
 
-    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Turn:
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
         """Sample one reply; cancelling the coroutine withdraws the request. Raises `EngineError`."""
         return await self._engine.sample(self._place, prompt_ids, params)
 
@@ -90,7 +93,8 @@ class ThreadedLane:
 class ThreadedEngine:
     """A `rl.engine.protocol.Engine` around a core, which lives in the thread from its construction on.
 
-    After an exception from the core the engine is dead: all requests, and `health`, raise `EngineError` with its text.
+    After an exception from the core the engine is dead: all requests and `check_alive` raise `EngineError` with its
+    text.
     """
 
     def __init__(
@@ -112,23 +116,34 @@ class ThreadedEngine:
         self._failure: str | None = None
         self._is_stopping = False
         self._num_requests = 0
-        self._health = EngineHealth(num_running=0, num_sampled_tokens=0, busy_seconds=0.0, policy_version=version)
+        self._version = version
+        self._notes: list[str] = []
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
         self._core = started.result()
         atexit.register(self.shutdown)  # a thread inside C++ code must not see the interpreter go
 
+    @property
+    def version(self) -> int:
+        """The policy version that is served."""
+        return self._version
+
+    @property
+    def num_steps(self) -> int:
+        """Engine steps so far, those that logical time skipped included."""
+        return self._clock.step
+
     def open_lanes(self, num: int) -> list[ThreadedLane]:
         with self._changed:
             return [ThreadedLane(self, place) for place in self._clock.open(num)]
 
-    async def sample(self, place: Place, prompt_ids: Sequence[int], params: SamplingParams) -> Turn:
+    async def sample(self, place: Place, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
         """What lanes call."""
         self._core.check(prompt_ids, params)
         with self._changed:
             self._raise_failure()
-            if self._health.policy_version < 0:
+            if self._version < 0:
                 raise EngineError("nothing was published yet, and the checkpoint is not what is to be served")
             try:
                 self._clock.ask(place)
@@ -160,11 +175,14 @@ class ThreadedEngine:
             self._changed.notify()
         return await asyncio.wrap_future(future)
 
-    def health(self) -> EngineHealth:
-        """Raises `EngineError` when the engine is dead."""
+    def check_alive(self) -> None:
         with self._changed:
             self._raise_failure()
-            return replace(self._health, num_running=len(self._running) + len(self._asked))
+
+    def notes(self) -> list[str]:
+        with self._changed:
+            said, self._notes = self._notes, []
+            return said
 
     def shutdown(self) -> None:
         """End the thread and free the core; requests in flight get `EngineError`. Idempotent, bounded in time."""
@@ -190,9 +208,9 @@ class ThreadedEngine:
         try:
             while (work := self._next_work()) is not None:
                 self._do(work)
-        except Exception as error:
-            _log.exception("the engine failed")
+        except BaseException as error:  # SystemExit included: whoever waits for a reply must hear of it
             failure = f"the engine failed: {type(error).__name__}: {error}"
+            self._notes.append(f"{failure}\n{traceback.format_exc()}")
         else:
             failure = "the engine was shut down"
         with self._changed:
@@ -229,11 +247,9 @@ class ThreadedEngine:
             self._changed.wait(left_s)
             return
         late = self._clock.give_up()
-        _log.warning(
-            "%d rollouts neither asked nor closed their lane within %.0f s; the engine goes on without them, and this"
-            " run cannot be repeated bit by bit",
-            len(late),
-            self._lane_timeout_s,
+        self._notes.append(
+            f"{len(late)} rollouts neither asked nor closed their lane within {self._lane_timeout_s:.0f} s; the engine"
+            " goes on without them, and this run cannot be repeated bit by bit"
         )
 
     def _do(self, work: _Work) -> None:
@@ -249,36 +265,30 @@ class ThreadedEngine:
         self._step()
 
     def _step(self) -> None:
-        started = time.monotonic()
         outputs = self._core.step()
-        seconds = time.monotonic() - started
         with self._changed:
             self._clock.step += 1
-            self._health = replace(
-                self._health,
-                num_sampled_tokens=self._health.num_sampled_tokens + sum(len(output.token_ids) for output in outputs),
-                busy_seconds=self._health.busy_seconds + seconds,
-            )
             for output in outputs:
                 self._take(output)
 
-    def _take(self, output: Sampled) -> None:
+    def _take(self, output: StepOutput) -> None:
         request = self._running.get(output.request_id)
         if request is None:  # withdrawn
             return
         request.reply_ids += output.token_ids
-        request.logprobs += output.logprobs
-        request.versions += [self._health.policy_version] * len(output.token_ids)
-        if not all(map(math.isfinite, output.logprobs)):
+        for name, values in output.columns.items():
+            request.columns[name] += values
+        request.columns["version"] += [self._version] * len(output.token_ids)
+        if not all(map(math.isfinite, output.columns["logprob"])):
             if output.finish is None:
                 self._core.abort(output.request_id)
             self._finish(
                 request, EngineError("a sampled token has a logprob that is not finite: the weights are broken")
             )
         elif output.finish is not None:
-            self._finish(request, _turn(request, output.finish))
+            self._finish(request, _reply(request, output.finish))
 
-    def _finish(self, request: _Request, result: Turn | EngineError) -> None:
+    def _finish(self, request: _Request, result: SampledReply | EngineError) -> None:
         del self._running[request.request_id]
         self._clock.finish(request.place)
         if request.future.set_running_or_notify_cancel():
@@ -299,11 +309,10 @@ class ThreadedEngine:
             self._changed.notify()
 
     def _load(self, source: WeightSource, future: "Future[str]") -> None:
-        served = self._health.policy_version
         try:
-            if source.version <= served:
+            if source.version <= self._version:
                 raise EngineError(
-                    f"version {source.version} of the weights is not newer than {served}, which is served"
+                    f"version {source.version} of the weights is not newer than {self._version}, which is served"
                 )
             digest = self._core.load(source)
         except EngineError as error:
@@ -313,26 +322,21 @@ class ThreadedEngine:
             _fail([future], f"loading version {source.version} of the weights failed half-way: {error}")
             raise
         with self._changed:
-            self._health = replace(self._health, policy_version=source.version)
+            self._version = source.version
         future.set_result(digest)
 
 
-def _turn(request: _Request, finish: str) -> Turn | EngineError:
+def _reply(request: _Request, finish: str) -> SampledReply | EngineError:
     known: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
     if finish not in known:
         return EngineError(f"the engine ended a reply with {finish!r}")
     limit = request.params.thinking
-    return Turn(
-        prompt_ids=request.prompt_ids,
-        reply_ids=tuple(request.reply_ids),
-        reply_logprobs=tuple(request.logprobs),
-        forced_mask=limit.forced_mask(request.reply_ids) if limit else (False,) * len(request.reply_ids),
-        policy_versions=tuple(request.versions),
-        finish=known[finish],
-    )
+    forced = limit.forced_mask(request.reply_ids) if limit else (False,) * len(request.reply_ids)
+    sampled = [not is_forced for is_forced in forced]
+    return SampledReply(Tokens.make(request.reply_ids, sampled, request.columns), known[finish])
 
 
-def _fail(futures: "Sequence[Future[Turn] | Future[str]]", text: str) -> None:
+def _fail(futures: "Sequence[Future[SampledReply] | Future[str]]", text: str) -> None:
     for future in futures:
         if future.set_running_or_notify_cancel():
             future.set_exception(EngineError(text))

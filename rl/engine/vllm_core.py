@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl.config.experiment import ExperimentConfig
+from rl.engine.columns import COLUMNS
 from rl.engine.protocol import EngineError, SamplingParams
-from rl.engine.thread import Sampled, ThreadedEngine
+from rl.engine.thread import StepOutput, ThreadedEngine
 from rl.engine.vllm_plugin import BACKEND, register
 from rl.weights.source import WeightsError, WeightSource
 
@@ -49,6 +50,7 @@ class VllmCore:
 
     def __init__(self, model_path: Path, config: ExperimentConfig) -> None:
         self._max_tokens = config.policy.max_tokens
+        self._columns = {name: COLUMNS[name] for name in config.columns}
         preload = os.environ.get("LD_PRELOAD")
         _set_environment()
         self._llm = _start(model_path, config)
@@ -91,16 +93,15 @@ class VllmCore:
     def abort(self, request_id: str) -> None:
         self._llm.abort_request([request_id])
 
-    def step(self) -> list[Sampled]:
+    def step(self) -> list[StepOutput]:
         from vllm import RequestOutput
 
         sampled = []
         for output in self._llm.step():
             assert isinstance(output, RequestOutput)
             (reply,) = output.outputs
-            token_ids, entries = list(reply.token_ids), list(reply.logprobs or ())
-            logprobs = [entry[token].logprob for token, entry in zip(token_ids, entries, strict=True) if entry]
-            sampled.append(Sampled(output.request_id, token_ids, logprobs, reply.finish_reason))
+            columns = {name: column.read(reply) for name, column in self._columns.items()}
+            sampled.append(StepOutput(output.request_id, list(reply.token_ids), columns, reply.finish_reason))
         return sampled
 
     def load(self, source: WeightSource) -> str:
@@ -153,7 +154,6 @@ def _start(model_path: Path, config: ExperimentConfig) -> "LLMEngine":
             max_num_seqs=rollout.max_in_flight,
             skip_tokenizer_init=True,
             generation_config="vllm",  # no sampling defaults from the checkpoint
-            logprobs_mode="processed_logprobs",
             enable_chunked_prefill=False,  # a prompt cut in two rewinds its generator, which CPU generators cannot
             max_num_batched_tokens=max(policy.max_tokens, MAX_TOKENS_PER_STEP),
             enable_prefix_caching=False,  # cached states would belong to older weights
@@ -163,6 +163,7 @@ def _start(model_path: Path, config: ExperimentConfig) -> "LLMEngine":
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            **{name: value for column in config.columns for name, value in COLUMNS[column].engine_arguments.items()},
             **arguments,
         )
     )

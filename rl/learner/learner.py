@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rl.algorithms.corrections import NonFiniteError
-from rl.algorithms.grpo import LossSums, grpo_loss
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Batch, Sample, Update
-from rl.learner.batching import make_batches
+from rl.learner.batch_loss import Measures, added, batch_loss, mean
+from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import check_head, policy_logprobs
 from rl.learner.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from rl.learner.router import RouterBalancer
 from rl.precision.folded import FoldedWeights
 
 STATE_FORMAT = 1
+UPDATE_FIELDS = frozenset(one.name for one in fields(Update))
 
 
 class IncompleteCheckpointError(ValueError):
@@ -38,21 +40,21 @@ class Learner:
 
     `.model` holds the master weights, `.folded` what the number format of the experiment makes of them.
 
-    `model_path` is the checkpoint that training starts from; it is also the frozen reference when
-    `loss.reference_kl` > 0. Sets the process's torch threads to `learner.cpus` (at least 1).
+    `policy_path` is the checkpoint that training starts from; it is also the frozen reference of algorithms that need
+    one. Sets the process's torch threads to `learner.cpus` (at least 1).
     """
 
-    def __init__(self, model_path: Path, config: ExperimentConfig) -> None:
+    def __init__(self, policy_path: Path, config: ExperimentConfig) -> None:
         torch.set_num_threads(max(1, int(config.learner.cpus)))
         self._config = config
         self._device = torch.device("cuda" if config.learner.gpus > 0 else "cpu")
         self._dtype = getattr(torch, config.precision.arithmetic)
-        self.model = _load_model(model_path, self._device)
+        self.model = _load_model(policy_path, self._device)
         check_head(self.model)
         self.folded = FoldedWeights(self.model, config.precision)
         self._reference: PreTrainedModel | None = None
-        if config.loss.reference_kl > 0:
-            self._reference = _load_model(model_path, self._device).requires_grad_(False)
+        if any(algorithm.needs_reference for algorithm in config.algorithms):
+            self._reference = _load_model(policy_path, self._device).requires_grad_(False)
             FoldedWeights(self._reference, config.precision).put_in()
         self._balancer = RouterBalancer(self.model, config.learner.expert_bias_rate, config.learner.freeze_router)
         self._optimizer = make_optimizer(self.model, config)
@@ -66,8 +68,8 @@ class Learner:
     def update(self, samples: Sequence[Sample]) -> Update:
         """Train on all samples at once: one forward and backward pass a micro-batch, then one optimiser step.
 
-        Without any loss token the weights, biases and optimiser stay as they are and the metrics are those of perfect
-        agreement, but the version still grows: the loop counts on one version a step.
+        Without any loss token the weights, biases and optimiser stay as they are and nothing is measured, but the
+        version still grows: the loop counts on one version a step.
 
         Raises `NonFiniteError` for logprobs or gradients that are NaN or infinite; weights and version are then
         untouched. Raises `SampleTooLongError` (`rl.learner.batching`).
@@ -77,11 +79,12 @@ class Learner:
         batches = make_batches(samples, self._config.learner.tokens_per_micro_batch, pad_id)
         num_loss_tokens = batches[0].num_loss_tokens if batches else 0
         rate = learning_rate(self._policy_version, self._config)
-        sums, grad_norm, codes_changed = LossSums.nothing(), 0.0, 0.0
+        measures: Measures = {}
+        grad_norm = codes_changed = 0.0
         if num_loss_tokens > 0:
             try:
                 with self.folded.in_place():
-                    sums = self._accumulate_gradients(batches)
+                    measures = self._accumulate_gradients(batches)
                 grad_norm = self._optimizer_step(rate)
                 codes_changed = self.folded.refresh()
                 self._balancer.update()
@@ -89,23 +92,20 @@ class Learner:
                 self._optimizer.zero_grad(set_to_none=True)
                 self._balancer.forget()
         self._policy_version += 1
-        per_token = 1.0 / max(1, num_loss_tokens)
         return Update(
             policy_version=self._policy_version,
-            loss=sums.loss.item(),
+            loss=measures["loss"].total.item() if measures else 0.0,  # micro-batches add up to it
             grad_norm=grad_norm,
             learning_rate=rate,
-            mismatch=sums.mismatch.item() * per_token if num_loss_tokens else 1.0,
-            mismatch_kl=sums.mismatch_kl.item() * per_token,
-            masked_fraction=sums.masked_sequences.item() / max(1.0, sums.sequences.item()),
-            truncated_weight_fraction=sums.truncated.item() * per_token,
-            clip_fraction=sums.clipped.item() * per_token,
-            entropy=sums.entropy.item() * per_token,
-            reference_kl=sums.reference_kl.item() * per_token,
+            mismatch=mean(measures, "mismatch"),
+            mismatch_stale=mean(measures, "mismatch_stale"),
+            mismatch_kl=mean(measures, "mismatch_kl") or 0.0,
+            entropy=mean(measures, "entropy") or 0.0,
             codes_changed=codes_changed,
             num_loss_tokens=num_loss_tokens,
-            num_tokens=sum(len(sample.token_ids) for sample in samples),
+            num_tokens=sum(len(sample.tokens) for sample in samples),
             seconds=time.perf_counter() - start,
+            measures={name: mean(measures, name) or 0.0 for name in measures if name not in UPDATE_FIELDS},
         )
 
     def save_state(self, folder: Path) -> None:
@@ -142,18 +142,19 @@ class Learner:
         self._policy_version = saved["policy_version"]
         self.folded.refresh()
 
-    def _accumulate_gradients(self, batches: Sequence[Batch]) -> LossSums:
-        total = LossSums.nothing()
-        for batch in (_to_device(batch, self._device) for batch in batches):
+    def _accumulate_gradients(self, batches: Sequence[Batch]) -> Measures:
+        total: Measures = {}
+        for batch in (to_device(batch, self._device) for batch in batches):
             self._balancer.token_mask_BT = batch.attention_mask_BT
             logprobs_BT, entropy_BT = self._logprobs(self.model, batch)
             reference_BT = None
             if self._reference is not None:
                 with torch.no_grad():
                     reference_BT, _ = self._logprobs(self._reference, batch)
-            loss, sums = grpo_loss(logprobs_BT, entropy_BT, batch, self._config.loss, reference_BT)
+            algorithm_of, version = self._config.algorithm_of, self._policy_version
+            loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)
             loss.backward()
-            total = total + sums
+            total = added(total, measures)
         return total
 
     def _logprobs(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -187,14 +188,3 @@ def _load_model(path: Path, device: torch.device) -> PreTrainedModel:
             " Point policy.path to a complete checkpoint"
         )
     return model.to(device).eval()
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
-        token_ids_BT=batch.token_ids_BT.to(device),
-        attention_mask_BT=batch.attention_mask_BT.to(device),
-        loss_mask_BT=batch.loss_mask_BT.to(device),
-        sampler_logprobs_BT=batch.sampler_logprobs_BT.to(device),
-        advantages_BT=batch.advantages_BT.to(device),
-        num_loss_tokens=batch.num_loss_tokens,
-    )

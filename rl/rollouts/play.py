@@ -17,6 +17,7 @@ from rl.engine.protocol import Engine, EngineError, Lane, SamplingParams
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.env_session import EnvSession, EnvSessionError
 from rl.tasks.seeds import derive_seed
+from rl.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,12 @@ class _Table:
         prompt_ids = chat.open(opening, tools, budget)
         self._check_opening(prompt_ids)
         malformed = ""
+        new_ids = prompt_ids
         for _ in range(episode.env.max_turns):
-            turn = await self._sample(lane, prompt_ids)
+            turn = await self._sample(lane, prompt_ids, new_ids)
             self.turns.append(turn)
-            reply = chat.parse(turn.reply_ids, tools, budget)
+            reply_ids = tuple(turn.reply.ids.tolist())
+            reply = chat.parse(reply_ids, tools, budget)
             self.messages.append(reply.as_message())
             malformed = reply.malformed
             self.num_malformed_calls += bool(malformed)
@@ -113,13 +116,14 @@ class _Table:
                     self.messages += following
                     return Outcome.TRUNCATED if truncated else self._ended()
             self.messages += following
-            closed = turn.reply_ids[-1] in chat.stop_ids
-            prompt_ids = (*prompt_ids, *turn.reply_ids, *chat.extend(following, budget, closed))
+            new_ids = chat.extend(following, budget, reply_ids[-1] in chat.stop_ids)
+            prompt_ids = (*prompt_ids, *reply_ids, *new_ids)
             if len(prompt_ids) >= self._player.config.policy.max_tokens:
                 return Outcome.TRUNCATED
         return Outcome.INVALID_ACTION if malformed else Outcome.TRUNCATED
 
-    async def _sample(self, lane: Lane, prompt_ids: tuple[int, ...]) -> Turn:
+    async def _sample(self, lane: Lane, prompt_ids: tuple[int, ...], new_ids: tuple[int, ...]) -> Turn:
+        """One reply to the prompt, which ends with `new_ids`."""
         config = self._player.config
         rollout = config.rollout
         room = min(rollout.max_reply_tokens, config.policy.max_tokens - len(prompt_ids))
@@ -133,15 +137,15 @@ class _Table:
             thinking=limit,
         )
         async with asyncio.timeout(rollout.reply_timeout_s):
-            turn = await lane.sample(prompt_ids, params)
-        if turn.finish == "abort":
+            reply = await lane.sample(prompt_ids, params)
+        if reply.finish == "abort":
             raise EngineError("the engine gave up the reply")
-        self.budget_violation = self.budget_violation or violation(turn, limit)
-        return turn
+        self.budget_violation = self.budget_violation or violation(reply.tokens, limit)
+        return Turn(Tokens.unsampled(new_ids), reply.tokens, reply.finish, is_start=not self.turns)
 
     def _ended(self) -> Outcome:
         """How an episode that came to its end counts."""
-        return Outcome.BUDGET_HIT if any(any(turn.forced_mask) for turn in self.turns) else Outcome.OK
+        return Outcome.BUDGET_HIT if any(turn.num_forced for turn in self.turns) else Outcome.OK
 
     def _check_opening(self, prompt_ids: tuple[int, ...]) -> None:
         room = self._player.config.policy.max_tokens - len(prompt_ids)

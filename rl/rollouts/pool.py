@@ -6,7 +6,7 @@ from typing import Any
 
 from rl.cluster.cluster import ActorDied, ClusterError, start_actor, stop_actor, wait_for
 from rl.config.experiment import ExperimentConfig
-from rl.engine.protocol import EngineError, EngineHealth
+from rl.engine.protocol import EngineError
 from rl.rollouts.worker import GroupSpec, RolloutWorker
 from rl.weights.source import WeightSource
 
@@ -67,14 +67,6 @@ class WorkerPool:
             raise ClusterError(f"worker {index} died and could not be replaced: {error}") from error
         if self._source is not None:
             self._check_hash(index, self._workers[index].load_weights.remote(self._source))
-
-    def health(self, timeout_s: float = 5.0) -> list[EngineHealth]:
-        """A snapshot of every engine; empty when one does not answer in time."""
-        try:
-            references = [worker.health.remote() for worker in self._workers]
-            return wait_for(references, timeout_s, "asking for health", "")
-        except (ClusterError, ActorDied):
-            return []
 
     def shutdown(self) -> None:
         for worker in self._workers:

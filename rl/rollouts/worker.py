@@ -11,7 +11,6 @@ import ray
 
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
-from rl.engine.protocol import EngineHealth
 from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class RolloutWorker:
             calls.append(self._play_group(spec, lanes[: spec.group_size]))
             lanes = lanes[spec.group_size :]
         groups = await asyncio.gather(*calls)
-        self._engine.health()
+        self._engine.check_alive()
         return groups
 
     async def _play_group(self, spec: GroupSpec, lanes: "Sequence[Lane]") -> Group:
@@ -72,9 +71,6 @@ class RolloutWorker:
     async def load_weights(self, source: WeightSource) -> str:
         """Serve this version from the next engine step on; returns the hash of what was loaded."""
         return await self._engine.load_weights(source)
-
-    async def health(self) -> EngineHealth:
-        return self._engine.health()
 
     async def pid(self) -> int:
         """Returns once the engine is up."""

@@ -14,7 +14,7 @@ class CanaryStop(RuntimeError):
 def check_canaries(config: CanaryConfig, groups: Sequence[Group], update: Update) -> list[str]:
     """Warnings of this step. Raises `CanaryStop` naming the canary, its value and its key."""
     for name in ("loss", "grad_norm", "mismatch"):
-        if not math.isfinite(getattr(update, name)):
+        if not math.isfinite(getattr(update, name) or 0.0):
             raise CanaryStop(f"{name} is {getattr(update, name)} after update {update.policy_version}")
     outcomes = [rollout.outcome for group in groups for rollout in group.rollouts]
     masked = sum(not outcome.counts for outcome in outcomes) / len(outcomes)
@@ -24,14 +24,15 @@ def check_canaries(config: CanaryConfig, groups: Sequence[Group], update: Update
             f"{masked:.0%} of the step's rollouts did not count (canaries.masked_rows_stop is"
             f" {config.masked_rows_stop:.0%}); the first: {first.outcome}: {first.error}"
         )
-    if update.mismatch > config.mismatch_stop:
+    mismatch = update.mismatch or 1.0  # none: no token was sampled by the version that was trained
+    if mismatch > config.mismatch_stop:
         raise CanaryStop(
-            f"mismatch between learner and engine is {update.mismatch:.3f} (canaries.mismatch_stop is"
+            f"mismatch between learner and engine is {mismatch:.3f} (canaries.mismatch_stop is"
             f" {config.mismatch_stop:g}); they do not compute the same policy"
         )
     warnings = [_violations(groups)]
-    if update.mismatch > config.mismatch_warn:
-        warnings.append(f"mismatch {update.mismatch:.3f} is above canaries.mismatch_warn ({config.mismatch_warn:g})")
+    if mismatch > config.mismatch_warn:
+        warnings.append(f"mismatch {mismatch:.3f} is above canaries.mismatch_warn ({config.mismatch_warn:g})")
     return [warning for warning in warnings if warning]
 
 

@@ -26,7 +26,7 @@ def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics[f"stderr/{env_id}"] = statistics.stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else 0.0
         metrics[f"accuracy/{env_id}"] = statistics.fmean(reward >= FULL_REWARD for reward in rewards)
         metrics[f"reply_tokens/{env_id}"] = statistics.fmean(
-            sum(len(turn.reply_ids) for turn in rollout.turns) for rollout in valid
+            sum(len(turn.reply) for turn in rollout.turns) for rollout in valid
         )
     rewards_by_env = [value for name, value in metrics.items() if name.startswith("reward/")]
     if rewards_by_env:

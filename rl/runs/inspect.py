@@ -12,6 +12,7 @@ from envs.rollout_file import read_rollouts
 from rl.data_types import Outcome
 from rl.runs.folder import RunFolder
 from rl.runs.report import call_text
+from rl.runs.saved_rollouts import rollout_from
 
 ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
@@ -79,13 +80,13 @@ def print_rollout(rollout: Mapping[str, Any], console: Console) -> None:
 
 
 def _facts(rollout: Mapping[str, Any]) -> str:
-    task, turns = rollout["task"], rollout["turns"]
-    versions = sorted({version for turn in turns for version in turn["policy_versions"]})
-    tokens = " + ".join(f"{len(turn['prompt_ids'])}>{len(turn['reply_ids'])} {turn['finish']}" for turn in turns)
-    forced = sum(sum(turn["forced_mask"]) for turn in turns)
+    task, turns = rollout["task"], rollout_from(rollout).turns
+    versions = sorted({version for turn in turns for version in turn.reply.columns["version"].tolist()})
+    tokens = " + ".join(f"{len(turn.prompt)}>{len(turn.reply)} {turn.finish}" for turn in turns)
+    forced = sum(turn.num_forced for turn in turns)
     facts = [
         f"policy version {', '.join(map(str, versions)) or 'none'}",
-        f"tokens (prompt>reply) {tokens or 'none'}",
+        f"tokens (new in the prompt>reply) {tokens or 'none'}",
         f"forced {forced}" if forced else "",
         f"malformed calls {rollout['num_malformed_calls']}" if rollout["num_malformed_calls"] else "",
         f"attempts {rollout['num_attempts']}",

@@ -1,16 +1,18 @@
-"""How are rollouts written as JSON lines? `envs.rollout_file` reads them.
+"""How are rollouts written as JSON lines, and read back? Without a trainer, `envs.rollout_file` reads them as objects.
 
 One line a rollout: `step`, `kind` (`train` or `evaluation`) and every field of `rl.data_types.Rollout`, its task, turns
-and messages as objects.
+and messages as objects, its arrays of tokens as `envs.rollout_file.array_object` writes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
-from envs.rollout_file import message_object
-from rl.data_types import Group, Rollout
+from envs.rollout_file import array_from, array_object, message_from, message_object, read_rollouts
+from rl.data_types import Group, Outcome, Rollout, Task, Turn
 from rl.runs.files import append_line
 from rl.runs.folder import Kind
+from rl.tokens import Tokens
 
 
 def write_rollouts(file: TextIO, step: int, kind: Kind, groups: Sequence[Group]) -> None:
@@ -20,8 +22,13 @@ def write_rollouts(file: TextIO, step: int, kind: Kind, groups: Sequence[Group])
             append_line(file, {"step": step, "kind": kind, **rollout_object(rollout)})
 
 
+def load_rollouts(place: Path) -> Iterator[Rollout]:
+    """Every rollout of a file or run folder. Raises what `envs.rollout_file.read_rollouts` raises."""
+    return map(rollout_from, read_rollouts(place))
+
+
 def rollout_object(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as JSON can hold it. `dataclasses.asdict` would copy every token of long replies one by one."""
+    """A rollout as JSON can hold it. `dataclasses.asdict` would copy every array."""
     task = rollout.task
     return {
         "task": {
@@ -45,13 +52,38 @@ def rollout_object(rollout: Rollout) -> dict[str, Any]:
         "messages": [message_object(message) for message in rollout.messages],
         "turns": [
             {
-                "prompt_ids": turn.prompt_ids,
-                "reply_ids": turn.reply_ids,
-                "reply_logprobs": turn.reply_logprobs,
-                "forced_mask": turn.forced_mask,
-                "policy_versions": turn.policy_versions,
+                "prompt": _tokens_object(turn.prompt),
+                "reply": _tokens_object(turn.reply),
                 "finish": turn.finish,
+                "is_start": turn.is_start,
             }
             for turn in rollout.turns
         ],
     }
+
+
+def rollout_from(saved: Mapping[str, Any]) -> Rollout:
+    """The inverse of `rollout_object`."""
+    turns = tuple(
+        Turn(_tokens_from(turn["prompt"]), _tokens_from(turn["reply"]), turn["finish"], turn["is_start"])
+        for turn in saved["turns"]
+    )
+    fields = {
+        name: saved[name]
+        for name in (
+            *("group_id", "member", "reward", "reward_parts", "error"),
+            *("num_malformed_calls", "budget_violation", "num_attempts", "seconds"),
+        )
+    }
+    messages = tuple(map(message_from, saved["messages"]))
+    return Rollout(Task(**saved["task"]), turns=turns, messages=messages, outcome=Outcome(saved["outcome"]), **fields)
+
+
+def _tokens_object(tokens: Tokens) -> dict[str, Any]:
+    arrays = {"ids": tokens.ids, "sampled": tokens.sampled, **tokens.columns}
+    return {name: array_object(array) for name, array in arrays.items()}
+
+
+def _tokens_from(saved: Mapping[str, Any]) -> Tokens:
+    arrays = {name: array_from(array) for name, array in saved.items()}
+    return Tokens.make(arrays.pop("ids"), arrays.pop("sampled"), arrays)

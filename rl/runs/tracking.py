@@ -17,6 +17,7 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     tokens_per_s/step               sampled tokens by the seconds of all phases of the step
     seconds, seconds/PHASE, share/PHASE     of the step
     update/FIELD                    every field of `rl.data_types.Update`
+    update/MEASURE                  what the algorithms measure, such as clip_fraction (`rl/algorithms/`)
 """
 
 import dataclasses
@@ -26,9 +27,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from types import TracebackType
 
+import numpy as np
 from tensorboard.summary import Writer
 
 from envs.json_lines import read_lines
+from rl.algorithms.advantages import is_degenerate
 from rl.data_types import Group, Outcome, Rollout, Update
 from rl.runs.files import append_line
 from rl.runs.folder import Kind, RunFolder
@@ -112,19 +115,18 @@ def step_metrics(groups: Sequence[Group], update: Update, seconds_by_phase: Mapp
         metrics |= _environment_metrics(env_id, [group for group in groups if group.task.env_id == env_id])
     metrics |= _staleness(rollouts, update.policy_version - 1)
     metrics |= _time_metrics(rollouts, update, seconds_by_phase)
-    metrics |= {f"update/{field.name}": getattr(update, field.name) for field in dataclasses.fields(update)}
-    return metrics
-
-
-def is_degenerate(group: Group) -> bool:
-    """Whether the group teaches nothing: fewer than two rollouts count, or all their rewards are equal."""
-    rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
-    return len(rewards) < 2 or max(rewards) == min(rewards)
+    return metrics | _update_metrics(update)
 
 
 def num_reply_tokens(rollout: Rollout) -> int:
     """Tokens of all replies of a rollout, forced ones included."""
-    return sum(len(turn.reply_ids) for turn in rollout.turns)
+    return sum(len(turn.reply) for turn in rollout.turns)
+
+
+def _update_metrics(update: Update) -> dict[str, float]:
+    names = [field.name for field in dataclasses.fields(update) if field.name != "measures"]
+    values = {**{name: getattr(update, name) for name in names}, **update.measures}
+    return {f"update/{name}": value for name, value in values.items() if value is not None}
 
 
 def _outcome_metrics(rollouts: Sequence[Rollout], prefix: str) -> dict[str, float]:
@@ -148,9 +150,7 @@ def _environment_metrics(env_id: str, groups: Sequence[Group]) -> dict[str, floa
     lengths = [num_reply_tokens(rollout) for rollout in counted]
     metrics[f"reply_tokens/{env_id}"] = fmean(lengths)
     metrics[f"reply_tokens_max/{env_id}"] = max(lengths)
-    metrics[f"forced_tokens/{env_id}"] = fmean(
-        sum(sum(turn.forced_mask) for turn in rollout.turns) for rollout in counted
-    )
+    metrics[f"forced_tokens/{env_id}"] = fmean(sum(turn.num_forced for turn in rollout.turns) for rollout in counted)
     metrics[f"turns/{env_id}"] = fmean(len(rollout.turns) for rollout in counted)
     metrics[f"malformed_calls/{env_id}"] = fmean(rollout.num_malformed_calls for rollout in counted)
     return metrics
@@ -158,14 +158,11 @@ def _environment_metrics(env_id: str, groups: Sequence[Group]) -> dict[str, floa
 
 def _staleness(rollouts: Sequence[Rollout], trained_version: int) -> dict[str, float]:
     """Updates between the version that sampled a token and the version that was trained on it."""
-    ages = Counter(
-        trained_version - version
-        for rollout in rollouts
-        if rollout.outcome.counts
-        for turn in rollout.turns
-        for version, is_forced in zip(turn.policy_versions, turn.forced_mask, strict=True)
-        if not is_forced
-    )
+    ages: Counter[int] = Counter()
+    replies = [turn.reply for rollout in rollouts if rollout.outcome.counts for turn in rollout.turns]
+    for reply in replies:
+        versions, counts = np.unique(reply.columns["version"][reply.sampled], return_counts=True)
+        ages.update(dict(zip((trained_version - versions).tolist(), counts.tolist(), strict=True)))
     num_tokens = sum(ages.values())
     if not num_tokens:
         return {}
@@ -174,7 +171,7 @@ def _staleness(rollouts: Sequence[Rollout], trained_version: int) -> dict[str, f
 
 def _time_metrics(rollouts: Sequence[Rollout], update: Update, seconds: Mapping[str, float]) -> dict[str, float]:
     total = sum(seconds.values())
-    num_sampled = sum(len(turn.reply_ids) - sum(turn.forced_mask) for rollout in rollouts for turn in rollout.turns)
+    num_sampled = sum(len(turn.reply) - turn.num_forced for rollout in rollouts for turn in rollout.turns)
     metrics = {"seconds": total}
     for phase, value in seconds.items():
         metrics[f"seconds/{phase}"] = value

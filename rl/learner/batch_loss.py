@@ -1,0 +1,98 @@
+"""What does one micro-batch add to the loss of a step, and what is measured on the way?"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from rl.algorithms.algorithm import Algorithm, Measure, TokenView
+from rl.algorithms.corrections import check_finite, k3
+from rl.data_types import Batch
+
+Measures = Mapping[str, Measure]
+
+
+def batch_loss(
+    logprobs_BT: Tensor,
+    entropy_BT: Tensor,
+    batch: Batch,
+    algorithm_of: Callable[[str], Algorithm],
+    trained_version: int,
+    reference_logprobs_BT: Tensor | None = None,
+) -> tuple[Tensor, Measures]:
+    """The loss of one micro-batch (a scalar with gradient) and its measures.
+
+    Each row is trained by the algorithm of its environment. The terms of all tokens are added up and divided by
+    `batch.num_loss_tokens`, the whole step's count. Besides what the algorithms measure: `mismatch` and
+    `mismatch_stale`, exp|delta logp| between learner and engine over loss tokens that `trained_version` sampled and
+    over those that an older one did; `mismatch_kl`, k3 of KL(engine || learner); `entropy`, nats.
+
+    Raises `NonFiniteError` when a logprob under the loss mask is NaN or infinite.
+    """
+    mask_BT, engine_BT = batch.loss_mask_BT, batch.columns["logprob"]
+    check_finite(logprobs_BT, mask_BT, "learner")
+    check_finite(engine_BT, mask_BT, "engine")
+    loss = torch.zeros((), device=logprobs_BT.device)
+    measures: dict[str, Measure] = {}
+    for algorithm, rows in _rows_by_algorithm(batch, algorithm_of):
+        view = TokenView(
+            logprobs_BT=logprobs_BT[rows],
+            loss_mask_BT=mask_BT[rows],
+            advantages_BT=batch.advantages_BT[rows],
+            columns={name: column[rows] for name, column in batch.columns.items()},
+            reference_logprobs_BT=None
+            if reference_logprobs_BT is None or not algorithm.needs_reference
+            else reference_logprobs_BT[rows],
+        )
+        part = algorithm.token_loss(view)
+        loss = loss + part.loss_BT.sum() / batch.num_loss_tokens
+        measures = added(measures, part.measures)
+    delta_BT = torch.where(mask_BT, logprobs_BT.detach() - engine_BT, 0.0)
+    fresh_BT = mask_BT & (batch.columns["version"] == trained_version)
+    own = {
+        "mismatch": _measure(delta_BT.abs().exp(), fresh_BT),
+        "mismatch_stale": _measure(delta_BT.abs().exp(), mask_BT & ~fresh_BT),
+        "mismatch_kl": _measure(k3(delta_BT), mask_BT),
+        "entropy": _measure(entropy_BT, mask_BT),
+        "loss": Measure(_total(loss), torch.ones((), dtype=torch.float64)),
+    }
+    return loss, added(measures, own)
+
+
+def added(measures: Measures, more: Measures) -> dict[str, Measure]:
+    """The measures of both together."""
+    names = dict.fromkeys((*measures, *more))
+    nothing = Measure(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+    pairs = {name: (measures.get(name, nothing), more.get(name, nothing)) for name in names}
+    return {name: Measure(a.total + b.total, a.weight + b.weight) for name, (a, b) in pairs.items()}
+
+
+def mean(measures: Measures, name: str) -> float | None:
+    """The mean of a measure; None where nothing was measured."""
+    measure = measures.get(name)
+    if measure is None or not measure.weight.item():
+        return None
+    return measure.total.item() * (1.0 / measure.weight.item())
+
+
+def _rows_by_algorithm(
+    batch: Batch, algorithm_of: Callable[[str], Algorithm]
+) -> Iterator[tuple[Algorithm, slice | list[int]]]:
+    algorithms = [algorithm_of(env_id) for env_id in batch.env_ids]
+    if all(algorithm == algorithms[0] for algorithm in algorithms):
+        yield algorithms[0], slice(None)  # views of the whole batch, without copies
+        return
+    left = list(range(len(algorithms)))
+    while left:
+        algorithm = algorithms[left[0]]
+        rows = [row for row in left if algorithms[row] == algorithm]
+        left = [row for row in left if row not in rows]
+        yield algorithm, rows
+
+
+def _measure(values_BT: Tensor, mask_BT: Tensor) -> Measure:
+    return Measure(_total(values_BT[mask_BT]), _total(mask_BT))
+
+
+def _total(values: Tensor) -> Tensor:
+    return values.detach().sum(dtype=torch.float64).cpu()
