@@ -75,6 +75,9 @@ def polygym() -> Callable[[], float]:
         def __init__(self) -> None:
             self.replies = [end, call]
 
+        async def seated(self) -> None:
+            pass
+
         async def sample(self, prompt_ids: Any, params: Any) -> SampledReply:
             ids = self.replies.pop()
             num = len(ids)

@@ -10,11 +10,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from envs.text_env import Split
-from rl.cluster.cluster import ActorDied, ClusterError, cluster, start_actor, stop_actor, wait_for
+from rl.cluster.actors import ActorDied, ClusterError
+from rl.cluster.cluster import cluster
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError
 from rl.data_types import Budget, Group, Task
-from rl.learner.actor import LearnerActor
+from rl.learner.group import LearnerGroup
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
@@ -54,7 +55,7 @@ def evaluate_policy(
             )
             tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks, split)
             asked = {str(budget): [dataclasses.replace(task, budget=budget) for task in tasks] for budget in budgets}
-            played = play_all(config, collector, run, asked or {"own": tasks})
+            played = play_all(collector, run, asked or {"own": tasks})
         except ActorDied as error:
             raise ClusterError(f"an engine or the learner failed to start: {error}") from error
         finally:
@@ -75,19 +76,14 @@ def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"environments": plain})
 
 
-def play_all(
-    config: ExperimentConfig, collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[Task]]
-) -> dict[str, list[Group]]:
-    """The groups of all tasks by name, played in rounds that the engines can sample at once: each has its deadlines."""
-    rollout, num_samples = config.rollout, config.evaluation.num_samples
-    num_at_once = max(1, rollout.max_in_flight * rollout.num_workers // num_samples)
+def play_all(collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[Task]]) -> dict[str, list[Group]]:
+    """The groups of all tasks by name; rollouts are written while they are played."""
     played: dict[str, list[Group]] = {name: [] for name in asked}
     run.evaluation_rollouts_file.parent.mkdir(parents=True, exist_ok=True)
     with run.evaluation_rollouts_file.open("w", encoding="utf-8") as file, Progress(transient=True) as progress:
         bar = progress.add_task("evaluating", total=sum(map(len, asked.values())))
         for name, tasks in asked.items():
-            for first in range(0, len(tasks), num_at_once):
-                groups = collector.evaluate(tasks[first : first + num_at_once])
+            for groups in collector.evaluate(tasks):
                 write_rollouts(file, 0, "evaluation", groups)
                 played[name] += groups
                 progress.advance(bar, len(groups))
@@ -96,12 +92,12 @@ def play_all(
 
 def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool) -> None:
     """Bring what the learner would publish of this checkpoint to the engines."""
-    timeout_s = config.train.start_timeout_s
-    learner = start_actor(LearnerActor, config.learner.cpus, config.learner.gpus, config, policy, None)
+    learner = LearnerGroup(config, policy)
     try:
-        pool.load_weights(wait_for(learner.publish.remote(), timeout_s, "quantising", "train.start_timeout_s"))
+        learner.describe()
+        pool.load_weights(learner.publish())
     finally:
-        stop_actor(learner)
+        learner.shutdown()
 
 
 def newest_policy(config: ExperimentConfig) -> Path:

@@ -13,25 +13,25 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rl.algorithms.corrections import NonFiniteError
-from rl.cluster.cluster import ActorDied, ClusterError, check_cluster, cluster, start_actor, stop_actor, wait_for
+from rl.cluster.actors import ActorDied, ClusterError
+from rl.cluster.cluster import check_cluster, cluster
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
-from rl.learner.actor import LearnerActor
+from rl.learner.group import LearnerGroup
 from rl.learner.samples import make_samples
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
-from rl.runs.canaries import CanaryStop, check_canaries
+from rl.runs.canaries import CanaryStop, check_groups, check_update
 from rl.runs.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from rl.runs.display import Display
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.report import write_report
 from rl.runs.tracking import Tracker, step_metrics
-from rl.stop import POLL_S, StopRequested, deferred_stop, end_with_parent, handled_signals, raise_if_requested
+from rl.stop import POLL_S, deferred_stop, end_with_parent, handled_signals, raise_if_requested
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
 
@@ -42,7 +42,7 @@ class Parts:
 
     config: ExperimentConfig
     folder: RunFolder
-    learner: Any
+    learner: LearnerGroup
     pool: WorkerPool
     collector: Collector
     ledger: Ledger
@@ -50,14 +50,19 @@ class Parts:
     display: Display
     step: int
     """Updates made so far; also the policy version that is served."""
+    is_consistent: bool = True
+    """Whether weights and ledger are of the same step; not so between an update and its bookkeeping."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By phase, since the metrics of the last step."""
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         started = time.monotonic()
         self.display.phase(name)
-        yield
-        self.seconds[name] += time.monotonic() - started
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - started
 
 
 def run_loop(parts: Parts) -> None:
@@ -66,76 +71,68 @@ def run_loop(parts: Parts) -> None:
     while parts.step < train.num_steps:
         if parts.config.evaluation.due(parts.step) and not parts.tracker.has_evaluation("step", parts.step):
             evaluate(parts, "step")
-        parts.seconds.clear()
         with parts.phase("collect"):
             groups = parts.collector.collect()
+        warnings = check_groups(parts.config.canaries, groups)
         with deferred_stop():
             with parts.phase("update"):
                 update = update_policy(parts, make_samples(groups, parts.config.algorithm_of))
+            warnings += check_update(parts.config.canaries, update)
             with parts.phase("publish"):
-                publish(parts)
-            parts.step += 1
-            account(parts.ledger, groups)
-            track(parts, groups, update)
+                parts.pool.load_weights(parts.learner.publish())
+            account(parts, groups)
+            with parts.phase("track"):
+                track(parts, groups, update, warnings)
             if train.checkpoint_due(parts.step):
                 checkpoint(parts)
 
 
 def update_policy(parts: Parts, samples: list[Sample]) -> Update:
-    timeout_s = parts.config.train.update_timeout_s
+    parts.is_consistent = False
     try:
-        return wait_for(parts.learner.update.remote(samples), timeout_s, "an update", "train.update_timeout_s")
-    except NonFiniteError as error:
+        return parts.learner.update(samples)
+    except NonFiniteError as error:  # nothing was trained
+        parts.is_consistent = True
         raise CanaryStop(str(error)) from error
 
 
-def publish(parts: Parts) -> None:
-    """Bring the learner's weights to every engine."""
-    timeout_s = parts.config.train.publish_timeout_s
-    source = wait_for(parts.learner.publish.remote(), timeout_s, "publishing weights", "train.publish_timeout_s")
-    parts.pool.load_weights(source)
-
-
-def account(ledger: Ledger, groups: Sequence[Group]) -> None:
+def account(parts: Parts, groups: Sequence[Group]) -> None:
+    """The step is done: its tasks will not be played again."""
+    parts.step += 1
     for group in groups:
-        ledger.finish(group.task.ordinal, masked=not any(rollout.outcome.counts for rollout in group.rollouts))
+        parts.ledger.finish(group.task.ordinal, masked=not any(rollout.outcome.counts for rollout in group.rollouts))
+    parts.is_consistent = True
 
 
-def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
-    """Write and show what the step did. Raises `CanaryStop` when it must be the last."""
+def track(parts: Parts, groups: Sequence[Group], update: Update, warnings: Sequence[str]) -> None:
+    """Write and show what the step did, and what actors had to say."""
     metrics = step_metrics(groups, update, parts.seconds)
-    parts.tracker.track(parts.step, metrics)
+    parts.seconds.clear()  # what tracking takes from here on is counted with the next step
     parts.tracker.save_rollouts(parts.step, "train", groups)
+    parts.tracker.track(parts.step, metrics)
     parts.display.step(parts.step, metrics)
-    for warning in check_canaries(parts.config.canaries, groups, update):
-        parts.display.message(f"step {parts.step}: {warning}")
+    for text in (*warnings, *parts.pool.notes(), *parts.learner.notes()):
+        parts.display.message(f"step {parts.step}: {text}")
 
 
 def evaluate(parts: Parts, label: str) -> None:
     """Play the held-out tasks with the policy that is served now."""
     config = parts.config
     with parts.phase("evaluate"):
-        groups = parts.collector.evaluate(evaluation_tasks(config.environments, config.evaluation.num_tasks))
-    metrics = evaluation_metrics(groups)
-    parts.tracker.track_evaluation(parts.step, label, metrics)
-    parts.tracker.save_rollouts(parts.step, "evaluation", groups)
+        tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks)
+        groups = [group for round in parts.collector.evaluate(tasks) for group in round]
+        metrics = evaluation_metrics(groups)
+        parts.tracker.save_rollouts(parts.step, "evaluation", groups)
+        parts.tracker.track_evaluation(parts.step, label, metrics)
     parts.display.evaluation(label, metrics)
 
 
 def checkpoint(parts: Parts) -> None:
     """Write weights, optimiser and ledger of the same step, or nothing."""
-    timeout_s = parts.config.train.update_timeout_s
-
-    def write_learner(folder: Path) -> None:
-        wait_for(parts.learner.save.remote(folder), timeout_s, "writing a checkpoint", "train.update_timeout_s")
-
-    save_checkpoint(
-        parts.folder.checkpoints,
-        parts.step,
-        write_learner,
-        {"ledger": parts.ledger.state()},
-        keep=parts.config.train.keep_checkpoints,
-    )
+    with parts.phase("checkpoint"):
+        state = {"ledger": parts.ledger.state()}
+        keep = parts.config.train.keep_checkpoints
+        save_checkpoint(parts.folder.checkpoints, parts.step, parts.learner.save, state, keep=keep)
 
 
 def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
@@ -160,20 +157,32 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
 
 
 def train_with(parts: Parts) -> None:
-    """Evaluate, loop, evaluate; a stop in between leaves a checkpoint of the last complete step."""
-    if not parts.tracker.has_evaluation("before", 0):
-        evaluate(parts, "before")
+    """Evaluate, loop, evaluate. Whatever ends the loop between two steps leaves a checkpoint of the last one."""
     try:
+        if not parts.tracker.has_evaluation("before", 0):
+            evaluate(parts, "before")
+            parts.seconds.clear()
         run_loop(parts)
-    except StopRequested:
-        parts.display.message(f"stopping: writing a checkpoint of step {parts.step}")
         checkpoint(parts)
-        raise
-    except ActorDied as error:  # workers are replaced by the collector; the learner holds the only newest weights
+        if not parts.tracker.has_evaluation("after", parts.step):
+            evaluate(parts, "after")
+    except ActorDied as error:  # workers are replaced by the pool; the learner holds the only newest weights
         raise ClusterError(f"the learner died; go on from the newest checkpoint with --resume ({error})") from error
-    checkpoint(parts)
-    if not parts.tracker.has_evaluation("after", parts.step):
-        evaluate(parts, "after")
+    except BaseException:
+        leave_checkpoint(parts)
+        raise
+
+
+def leave_checkpoint(parts: Parts) -> None:
+    """Save what was trained, if weights and ledger are of one step and the disk takes it; the run is ending anyway."""
+    if not parts.is_consistent:
+        parts.display.message("stopping within an update: go on from the checkpoint before it with --resume")
+        return
+    parts.display.message(f"stopping: writing a checkpoint of step {parts.step}")
+    try:
+        checkpoint(parts)
+    except Exception as error:  # the error that ends the run is the one to show
+        parts.display.message(f"no checkpoint of step {parts.step} could be written: {error}")
 
 
 def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
@@ -210,11 +219,8 @@ def started_parts(
     saved: Checkpoint | None = latest_checkpoint(folder.checkpoints)
     state = saved.state if saved else {"ledger": Ledger().state()}
     ledger = Ledger.from_state(state["ledger"])
-    learner_config = config.learner
     display.stage("starting learner and engines")
-    learner = start_actor(
-        LearnerActor, learner_config.cpus, learner_config.gpus, config, policy_path, saved.learner if saved else None
-    )
+    learner = LearnerGroup(config, policy_path, saved.learner if saved else None)
     pool = WorkerPool(config, policy_path)
     try:
         stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
@@ -224,16 +230,14 @@ def started_parts(
         try:
             pool.wait_until_ready()
             folder.save_token_texts(pool.token_texts())
-            timeout_s = config.train.start_timeout_s
-            precision = wait_for(learner.precision.remote(), timeout_s, "starting the learner", "train.start_timeout_s")
-            for told in (precision, *stream.described()):
-                display.message(told)
+            for line in (learner.describe(), *stream.described()):
+                display.message(line)
             if step > 0 or config.precision.is_quantised:  # engines start with the policy that the run started from
-                publish(parts)
+                pool.load_weights(learner.publish())
         except ActorDied as error:
             raise ClusterError(f"the learner or an engine failed to start: {error}") from error
         display.stage("training")
         yield parts
     finally:
         pool.shutdown()
-        stop_actor(learner)
+        learner.shutdown()

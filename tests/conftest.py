@@ -55,6 +55,9 @@ class ScriptedLane:
         self._engine = engine
         self.is_closed = False
 
+    async def seated(self) -> None:
+        pass
+
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
         await asyncio.sleep(0)
         reply = self._engine.script(tuple(prompt_ids), params)
@@ -110,9 +113,6 @@ class ScriptedEngine:
 
     def check_alive(self) -> None:
         pass
-
-    def notes(self) -> list[str]:
-        return []
 
     def shutdown(self) -> None:
         pass

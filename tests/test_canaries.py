@@ -4,20 +4,23 @@ from dataclasses import replace
 import pytest
 
 from rl.config.experiment import CanaryConfig
-from rl.runs.canaries import CanaryStop, check_canaries
+from rl.runs.canaries import CanaryStop, check_groups, check_update
 from tests.conftest import make_group
 from tests.run_makers import make_update
 
 CONFIG = CanaryConfig(mismatch_warn=1.05, mismatch_stop=2.0, masked_rows_stop=0.5)
-GROUPS = [make_group([1.0, 0.0])]
 
 
 def test_a_step_within_all_thresholds_is_silent() -> None:
-    assert check_canaries(CONFIG, GROUPS, replace(make_update(), mismatch=1.01)) == []
+    assert check_update(CONFIG, replace(make_update(), mismatch=1.01)) == []
+
+
+def test_a_step_without_fresh_tokens_has_no_mismatch_to_judge() -> None:
+    assert check_update(CONFIG, replace(make_update(), mismatch=None, mismatch_stale=9.0)) == []
 
 
 def test_a_mismatch_above_the_first_threshold_warns_and_names_its_key() -> None:
-    (warning,) = check_canaries(CONFIG, GROUPS, replace(make_update(), mismatch=1.2))
+    (warning,) = check_update(CONFIG, replace(make_update(), mismatch=1.2))
     assert "canaries.mismatch_warn" in warning
 
 
@@ -31,19 +34,19 @@ def test_a_mismatch_above_the_first_threshold_warns_and_names_its_key() -> None:
 )
 def test_what_would_train_the_wrong_thing_stops_with_the_reason(field: str, value: float, said: str) -> None:
     with pytest.raises(CanaryStop, match=said):
-        check_canaries(CONFIG, GROUPS, replace(make_update(), **{field: value}))
+        check_update(CONFIG, replace(make_update(), **{field: value}))
 
 
 def test_too_many_rollouts_that_do_not_count_stop_with_the_first_error() -> None:
     with pytest.raises(CanaryStop, match=r"67% .*canaries.masked_rows_stop.*env_error: it broke"):
-        check_canaries(CONFIG, [make_group([1.0, None, None])], make_update())
-    assert check_canaries(CONFIG, [make_group([1.0, None])], replace(make_update(), mismatch=1.0)) == []
+        check_groups(CONFIG, [make_group([1.0, None, None])])
+    assert check_groups(CONFIG, [make_group([1.0, None])]) == []
 
 
 def test_an_engine_that_does_not_keep_budgets_is_reported() -> None:
     group = make_group([1.0, 0.0])
     broken = replace(group.rollouts[0], budget_violation="reasoning went on after 7 tokens, budget and grace together")
-    (warning,) = check_canaries(CONFIG, [replace(group, rollouts=(broken, group.rollouts[1]))], make_update())
+    (warning,) = check_groups(CONFIG, [replace(group, rollouts=(broken, group.rollouts[1]))])
     assert (
         "thinking budget of 1 rollouts" in warning and "math/Arithmetic-v0" in warning and "after 7 tokens" in warning
     )

@@ -1,15 +1,11 @@
-"""Groups are handed over in start order, none is older than max_staleness, and a dead worker costs a retry."""
+"""Groups are handed over in start order, none is older than max_staleness, and evaluations are played in rounds."""
 
 import random
-from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
-import rl.rollouts.collector as collector_module
-from rl.cluster.cluster import ActorDied
-from rl.data_types import Group, Outcome
+from rl.data_types import Group, Task
 from rl.rollouts.collector import Collector
 from rl.rollouts.worker import GroupSpec
 from rl.tasks.ledger import Ledger
@@ -18,41 +14,35 @@ from tests.conftest import make_config, make_rollout
 
 
 class FakePool:
-    """Plays at once, or dies as often as `deaths` says; remembers the version at which each group started."""
+    """Plays at once; remembers the version at which each group started."""
 
-    def __init__(self, num_workers: int = 2, deaths: int = 0) -> None:
+    def __init__(self, num_workers: int = 2) -> None:
         self.num_workers = num_workers
-        self.deaths = deaths
         self.version = 0
         self.started_at: dict[int, int] = {}
         self.calls: list[tuple[int, list[int]]] = []
-        self.restarts: list[int] = []
 
-    def play(self, worker: int, specs: Sequence[GroupSpec]) -> Any:
+    def play(self, worker: int, specs: Sequence[GroupSpec]) -> "FakePlay":
         self.calls.append((worker, [spec.task.ordinal for spec in specs]))
         for spec in specs:
             self.started_at.setdefault(spec.task.ordinal, self.version)
-        if self.deaths:
-            self.deaths -= 1
-            return ActorDied()
-        return [self.group(spec) for spec in specs]
+        return FakePlay(specs)
+
+    def collect(self, play: "FakePlay", timeout_s: float) -> list[Group]:
+        return [self.group(spec) for spec in play.specs]
+
+    def least_busy(self) -> int:
+        return len(self.calls) % self.num_workers
 
     def group(self, spec: GroupSpec) -> Group:
         members = tuple(make_rollout(task=spec.task, member=member) for member in range(spec.group_size))
         return Group(spec.group_id, spec.task, members)
 
-    def restart(self, index: int) -> None:
-        self.restarts.append(index)
 
-
-@pytest.fixture(autouse=True)
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wait_for(reference: Any, timeout_s: float, what: str, key: str) -> Any:
-        if isinstance(reference, Exception):
-            raise reference
-        return reference
-
-    monkeypatch.setattr(collector_module, "wait_for", wait_for)
+class FakePlay:
+    def __init__(self, specs: Sequence[GroupSpec]) -> None:
+        self.specs = specs
+        self.num_groups = len(specs)
 
 
 def make_collector(pool: FakePool, max_staleness: int = 0, ledger: Ledger | None = None) -> Collector:
@@ -63,6 +53,10 @@ def make_collector(pool: FakePool, max_staleness: int = 0, ledger: Ledger | None
 
 def ordinals(groups: Sequence[Group]) -> list[int]:
     return [group.task.ordinal for group in groups]
+
+
+def evaluated(collector: Collector, tasks: Sequence[Task]) -> list[Group]:
+    return [group for groups in collector.evaluate(tasks) for group in groups]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])
@@ -104,30 +98,12 @@ def test_an_asynchronous_group_goes_to_the_least_busy_worker() -> None:
     assert [worker for worker, _ in pool.calls[:6]] == [0, 1, 2, 0, 1, 2]
 
 
-def test_a_dead_worker_is_replaced_and_its_groups_played_again() -> None:
-    pool = FakePool(deaths=1)
-    groups = make_collector(pool).collect()
-    assert sorted(ordinals(groups)) == [0, 1, 2, 3]
-    assert all(rollout.outcome is Outcome.OK for group in groups for rollout in group.rollouts)
-    assert pool.restarts == [0]
-
-
-def test_a_worker_that_dies_again_leaves_masked_groups_that_keep_their_ids() -> None:
-    pool = FakePool(num_workers=1, deaths=2)
-    groups = make_collector(pool).collect()
-    assert ordinals(groups) == [0, 1, 2, 3]
-    for group in groups:
-        assert [rollout.outcome for rollout in group.rollouts] == [Outcome.INFRA_ERROR] * 2
-        assert [rollout.reward for rollout in group.rollouts] == [None, None]
-        assert "died" in group.rollouts[0].error
-
-
 def test_evaluation_does_not_touch_the_ledger_and_keeps_the_tasks_order() -> None:
     ledger = Ledger()
     collector = make_collector(FakePool(), ledger=ledger)
     tasks = [collector._stream.task(n) for n in range(5)]
     random.Random(0).shuffle(tasks)
-    assert ordinals(collector.evaluate(tasks)) == [0, 1, 2, 3, 4]
+    assert ordinals(evaluated(collector, tasks)) == [0, 1, 2, 3, 4]
     assert ledger.state()["num_started"] == 0
 
 
@@ -135,7 +111,7 @@ def test_a_held_out_task_is_sampled_with_the_same_seed_in_every_version() -> Non
     """A group's id seeds its replies: another id would move every published evaluation."""
     collector = make_collector(FakePool())
     tasks = evaluation_tasks(make_config().environments, 3)
-    assert [group.group_id for group in collector.evaluate(tasks)] == ["heldout-0", "heldout-1", "heldout-2"]
+    assert [group.group_id for group in evaluated(collector, tasks)] == ["heldout-0", "heldout-1", "heldout-2"]
 
 
 def test_after_a_restart_the_oldest_tasks_in_flight_come_first() -> None:
@@ -147,8 +123,9 @@ def test_after_a_restart_the_oldest_tasks_in_flight_come_first() -> None:
     assert ordinals(resumed.collect()) == [4, 5, 6, 7]
 
 
-def test_the_calls_in_flight_on_a_dead_worker_are_played_again_too() -> None:
-    pool = FakePool(num_workers=1, deaths=3)
-    collector = make_collector(pool, max_staleness=1)
-    assert ordinals(collector.collect()) == [0, 1, 2, 3]
-    assert isinstance(collector._calls, deque) and len(collector._calls) == 4
+def test_an_evaluation_is_played_in_rounds_that_the_engines_can_sample_at_once() -> None:
+    config = make_config(evaluation={"num_samples": 2}, rollout={"num_workers": 2, "max_in_flight": 3})
+    stream = TaskStream(config.environments, 0, 8)
+    collector = Collector(config, FakePool(), stream, Ledger())  # type: ignore[arg-type]
+    rounds = list(collector.evaluate([stream.task(number) for number in range(7)]))
+    assert [ordinals(groups) for groups in rounds] == [[0, 1, 2], [3, 4, 5], [6]]

@@ -1,29 +1,17 @@
-"""Where do actors run? Ray start and stop, placement, and waiting with deadlines."""
+"""Which Ray cluster does a run use, and is it large enough? Joining one, or starting and stopping one here."""
 
 import contextlib
 import logging
 import math
 import os
 import socket
-import time
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 from ray._private.utils import read_ray_address
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from rl.cluster.actors import ClusterError
 from rl.config.experiment import ExperimentConfig
-from rl.stop import POLL_S, raise_if_requested
-
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""One thread a process: tiny models run several times slower on two (measured)."""
-
-ActorDied = RayActorError
-
-
-class ClusterError(RuntimeError):
-    """The cluster could not do what was asked in time, or cannot hold the run."""
 
 
 @contextlib.contextmanager
@@ -102,33 +90,3 @@ def _check_size(cpus: float, gpus: float) -> None:
                 f"the learner and the workers reserve {need:g} {name}s and the cluster has {total.get(name, 0.0):g};"
                 f" lower learner.{key}, rollout.{key}_per_worker or rollout.num_workers"
             )
-
-
-def start_actor(actor_class: Any, cpus: float, gpus: float, *arguments: Any) -> Any:
-    """Start an actor in a process of its own, with one compute thread."""
-    return actor_class.options(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": THREADS}).remote(*arguments)
-
-
-def wait_for(references: Any, timeout_s: float, what: str, key: str) -> Any:
-    """The result of a remote call, or of several.
-
-    Raises `ClusterError` at the deadline, naming the configuration key that sets it; `StopRequested` when the
-    run is asked to stop; `ActorDied` when the actor's process died; the original error of the remote code otherwise.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        raise_if_requested()
-        try:
-            return ray.get(references, timeout=min(POLL_S, max(0.0, deadline - time.monotonic())))
-        except GetTimeoutError:
-            if time.monotonic() >= deadline:
-                raise ClusterError(f"{what} took longer than {timeout_s:g} s; {key} sets the deadline") from None
-        except RayTaskError as error:
-            raise error.as_instanceof_cause() from None
-
-
-def stop_actor(actor: Any, timeout_s: float = 10.0) -> None:
-    """Let the actor clean up, then end its process."""
-    with contextlib.suppress(RayError):
-        ray.get(actor.shutdown.remote(), timeout=timeout_s)
-    ray.kill(actor)

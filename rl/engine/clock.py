@@ -3,8 +3,13 @@
 With a lockstep of D steps, a lane whose reply was finished by step s is due at s + D: what it asks next enters exactly
 then, and the engine does not go beyond that step before the lane has asked or closed. Which requests share a step is
 thus a function of the replies alone, never of how long environments took. With D = 0 requests enter as they come.
+
+There are as many seats as the engine samples requests at once. A lane without a seat waits, and its rollout with it: no
+environment is open, and no deadline runs. A seat is free again at the logical time at which its lane's next request
+would have been due, so who sits when does not depend on how long environments took either.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +20,7 @@ class Place:
 
     number: int
     due: int
-    state: Literal["idle", "asked", "running", "closed"] = "idle"
+    state: Literal["waiting", "idle", "asked", "running", "closed"] = "waiting"
     is_awaited: bool = True
     """False once the engine has given up waiting for its next request."""
 
@@ -23,23 +28,42 @@ class Place:
 class Clock:
     """Admits requests. Not thread-safe; `step` is the number of engine steps done."""
 
-    def __init__(self, lockstep_steps: int) -> None:
+    def __init__(self, lockstep_steps: int, num_seats: int) -> None:
         self._lockstep_steps = lockstep_steps
+        self._num_seats = num_seats
         self._num_opened = 0
+        self._waiting: deque[Place] = deque()
+        self._seated: set[Place] = set()
+        """Places that hold a seat; closed ones too, until it is free again."""
         self._idle: set[Place] = set()
         self._asked: list[Place] = []
         self.step = 0
 
-    @property
-    def num_asked(self) -> int:
-        return len(self._asked)
-
     def open(self, num: int) -> list[Place]:
-        """Open places that are due at once."""
+        """Open places. Those that get a seat are due at once, the others wait for one."""
         places = [Place(self._num_opened + i, self.step) for i in range(num)]
         self._num_opened += num
-        self._idle.update(places)
+        self._waiting.extend(places)
+        if all(place.state == "closed" for place in self._seated):
+            self._seated.clear()  # nobody is in: who comes now must not depend on when the last one left
+        self._seat(due=self.step)
         return places
+
+    def seat(self) -> None:
+        """Give seats that have become free to the places that have waited longest. Their first requests are due a
+        lockstep later, as if they were the next requests of the places that left.
+        """
+        left = [place for place in self._seated if place.state == "closed" and place.due <= self.step]
+        self._seated.difference_update(left)
+        self._seat(due=self.step + self._lockstep_steps)
+
+    def _seat(self, due: int) -> None:
+        while self._waiting and len(self._seated) < self._num_seats:
+            place = self._waiting.popleft()
+            if place.state == "waiting":
+                place.state, place.due = "idle", due
+                self._idle.add(place)
+                self._seated.add(place)
 
     def ask(self, place: Place) -> None:
         """The place has a request. Raises `ValueError` when it is closed, or has one already."""
@@ -55,13 +79,16 @@ class Clock:
         An engine without running requests (`is_busy` False) first jumps ahead to when the next place is due.
         """
         if not self._lockstep_steps:
+            self.seat()
             ready = self._asked.copy()
         else:
             if not is_busy:
-                waiting = [place.due for place in (*self._awaited(), *self._asked)]
+                leaving = [place for place in self._seated if place.state == "closed"] if self._waiting else []
+                waiting = [place.due for place in (*self._awaited(), *self._asked, *leaving)]
                 self.step = max(self.step, min(waiting, default=0))
             if self.overdue():
                 return []
+            self.seat()
             due = (place for place in self._asked if place.due <= self.step)
             ready = sorted(due, key=lambda place: place.number)
         for place in ready:
@@ -98,6 +125,8 @@ class Clock:
             self._asked.remove(place)
         self._idle.discard(place)
         place.state = "closed"
+        if not self._lockstep_steps:
+            place.due = self.step
 
     def _awaited(self) -> list[Place]:
         return [place for place in self._idle if place.is_awaited]

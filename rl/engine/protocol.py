@@ -24,6 +24,8 @@ class SamplingParams:
     stop_ids: tuple[int, ...]
     thinking: ThinkingLimit | None = None
     """How long the reply may reason; the engine enforces it."""
+    timeout_s: float = 300.0
+    """Deadline of the reply, from when the engine begins with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,16 @@ class Lane(Protocol):
     every bit of its logprob, does not depend on timing. A lane must therefore be closed when the rollout is over.
     """
 
+    async def seated(self) -> None:
+        """Wait until the engine has a seat for this lane. Nothing of the rollout may begin before: neither environments
+        nor deadlines. Raises `EngineError` when the engine failed.
+        """
+        ...
+
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
-        """Sample one reply. Raises `EngineError` when the engine failed or the prompt does not fit."""
+        """Sample one reply. Raises `EngineError` when the engine failed, the prompt does not fit, or the reply takes
+        longer than its deadline.
+        """
         ...
 
     def close(self) -> None:
@@ -65,10 +75,6 @@ class Engine(Protocol):
 
     def check_alive(self) -> None:
         """Raises `EngineError` when the engine is dead."""
-        ...
-
-    def notes(self) -> list[str]:
-        """What a person should know of the engine that was not said yet, such as a lockstep that was given up."""
         ...
 
     def shutdown(self) -> None: ...

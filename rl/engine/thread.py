@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 import time
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,6 +19,12 @@ from rl.tokens import Tokens
 from rl.weights.source import WeightSource
 
 SHUTDOWN_TIMEOUT_S = 30.0
+
+
+class ReplyTimeoutError(EngineError):
+    """The engine did not finish a reply in time."""
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +66,8 @@ class _Request:
     place: Place
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    admitted_at: float | None = None
+    """Seconds of the monotonic clock; None until it enters the engine."""
     future: "Future[SampledReply]" = field(default_factory=Future)
     reply_ids: list[int] = field(default_factory=list)
     columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
@@ -82,6 +89,9 @@ class ThreadedLane:
         self._engine = engine
         self._place = place
 
+    async def seated(self) -> None:
+        await self._engine.seated(self._place)
+
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
         """Sample one reply; cancelling the coroutine withdraws the request. Raises `EngineError`."""
         return await self._engine.sample(self._place, prompt_ids, params)
@@ -98,15 +108,22 @@ class ThreadedEngine:
     """
 
     def __init__(
-        self, make_core: Callable[[], Core], lockstep_steps: int, lane_timeout_s: float, version: int = 0
+        self,
+        make_core: Callable[[], Core],
+        lockstep_steps: int,
+        num_seats: int,
+        lane_timeout_s: float,
+        version: int = 0,
     ) -> None:
-        """`lane_timeout_s` bounds each wait for the lanes that the next step needs; see `rl.engine.clock`.
-        `version` is that of the policy which the core starts with; below 0 nothing can be sampled.
+        """`num_seats` lanes may ask at the same time, and `lane_timeout_s` bounds each wait for the lanes that the next
+        step needs; see `rl.engine.clock`. `version` is that of the policy which the core starts with; below 0 nothing
+        can be sampled.
 
         Returns when the core is up; raises what `make_core` raises.
         """
         self._lane_timeout_s = lane_timeout_s
-        self._clock = Clock(lockstep_steps)
+        self._clock = Clock(lockstep_steps, num_seats)
+        self._seats: dict[Place, Future[None]] = {}
         self._changed = threading.Condition()
         self._waiting_since: float | None = None
         self._asked: dict[Place, _Request] = {}
@@ -117,7 +134,6 @@ class ThreadedEngine:
         self._is_stopping = False
         self._num_requests = 0
         self._version = version
-        self._notes: list[str] = []
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
@@ -136,7 +152,17 @@ class ThreadedEngine:
 
     def open_lanes(self, num: int) -> list[ThreadedLane]:
         with self._changed:
-            return [ThreadedLane(self, place) for place in self._clock.open(num)]
+            places = self._clock.open(num)
+            self._seats |= {place: Future() for place in places if place.state == "waiting"}
+            return [ThreadedLane(self, place) for place in places]
+
+    async def seated(self, place: Place) -> None:
+        """What lanes call."""
+        with self._changed:
+            self._raise_failure()
+            waiting = self._seats.get(place)
+        if waiting is not None:
+            await asyncio.wrap_future(waiting)
 
     async def sample(self, place: Place, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
         """What lanes call."""
@@ -154,15 +180,29 @@ class ThreadedEngine:
             self._asked[place] = request
             self._changed.notify()
         try:
-            return await asyncio.wrap_future(request.future)
-        except asyncio.CancelledError:
+            return await self._reply(request)
+        except (asyncio.CancelledError, ReplyTimeoutError):
             self._withdraw(request)
             raise
+
+    async def _reply(self, request: _Request) -> SampledReply:
+        """Wait for the reply. Its deadline counts from the request's admission, not from waiting for that."""
+        reply = asyncio.wrap_future(request.future)
+        left_s = timeout_s = request.params.timeout_s
+        while not (await asyncio.wait([reply], timeout=left_s))[0]:
+            if request.admitted_at is None:
+                continue
+            left_s = request.admitted_at + timeout_s - time.monotonic()
+            if left_s <= 0:
+                raise ReplyTimeoutError(f"a reply took longer than {timeout_s:g} s (rollout.reply_timeout_s)")
+        return reply.result()
 
     def close_lane(self, place: Place) -> None:
         """What lanes call."""
         with self._changed:
             self._clock.close(place)
+            if seat := self._seats.pop(place, None):
+                seat.cancel()
             if request := self._asked.pop(place, None):
                 _fail([request.future], "the lane was closed")
             self._changed.notify()
@@ -178,11 +218,6 @@ class ThreadedEngine:
     def check_alive(self) -> None:
         with self._changed:
             self._raise_failure()
-
-    def notes(self) -> list[str]:
-        with self._changed:
-            said, self._notes = self._notes, []
-            return said
 
     def shutdown(self) -> None:
         """End the thread and free the core; requests in flight get `EngineError`. Idempotent, bounded in time."""
@@ -209,13 +244,15 @@ class ThreadedEngine:
             while (work := self._next_work()) is not None:
                 self._do(work)
         except BaseException as error:  # SystemExit included: whoever waits for a reply must hear of it
+            _log.exception("the engine failed")
             failure = f"the engine failed: {type(error).__name__}: {error}"
-            self._notes.append(f"{failure}\n{traceback.format_exc()}")
         else:
             failure = "the engine was shut down"
         with self._changed:
             self._failure = failure
             requests = (*self._asked.values(), *self._running.values())
+            for seat in self._seats.values():
+                _fail([seat], failure)
             _fail([*(request.future for request in requests), *(future for _, future in self._loads)], failure)
         self._core.shutdown()
 
@@ -229,6 +266,9 @@ class ThreadedEngine:
                     work, self._withdrawn = _Work(withdrawn=self._withdrawn), []
                     return work
                 admitted = [self._asked.pop(place) for place in self._clock.admit(is_busy=bool(self._running))]
+                self._tell_seated()
+                for request in admitted:
+                    request.admitted_at = time.monotonic()
                 self._running |= {request.request_id: request for request in admitted}
                 is_held_up = bool(self._clock.overdue())
                 if admitted or (self._running and not is_held_up):
@@ -236,6 +276,12 @@ class ThreadedEngine:
                     return _Work(admitted=admitted)
                 self._wait(is_held_up)
             return None
+
+    def _tell_seated(self) -> None:
+        for place in [place for place in self._seats if place.state != "waiting"]:
+            seat = self._seats.pop(place)
+            if seat.set_running_or_notify_cancel():
+                seat.set_result(None)
 
     def _wait(self, is_held_up: bool) -> None:
         if not is_held_up:
@@ -247,9 +293,11 @@ class ThreadedEngine:
             self._changed.wait(left_s)
             return
         late = self._clock.give_up()
-        self._notes.append(
-            f"{len(late)} rollouts neither asked nor closed their lane within {self._lane_timeout_s:.0f} s; the engine"
-            " goes on without them, and this run cannot be repeated bit by bit"
+        _log.warning(
+            "%d rollouts neither asked nor closed their lane within %.0f s; the engine goes on without them, and this"
+            " run cannot be repeated bit by bit",
+            len(late),
+            self._lane_timeout_s,
         )
 
     def _do(self, work: _Work) -> None:
@@ -336,7 +384,7 @@ def _reply(request: _Request, finish: str) -> SampledReply | EngineError:
     return SampledReply(Tokens.make(request.reply_ids, sampled, request.columns), known[finish])
 
 
-def _fail(futures: "Sequence[Future[SampledReply] | Future[str]]", text: str) -> None:
+def _fail(futures: "Sequence[Future[SampledReply] | Future[str] | Future[None]]", text: str) -> None:
     for future in futures:
         if future.set_running_or_notify_cancel():
             future.set_exception(EngineError(text))

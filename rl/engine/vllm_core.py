@@ -1,5 +1,6 @@
 """How is a reply sampled? vLLM inside this process, on CPUs and GPUs alike, stepped by one thread."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -37,10 +38,15 @@ class VllmEngine(ThreadedEngine):
 
     def __init__(self, model_path: Path, config: ExperimentConfig, lockstep_steps: int) -> None:
         """For `lockstep_steps` see `rl.engine.clock`. Raises `EngineError` when vLLM cannot serve that."""
-        lane_timeout_s = config.rollout.reset_timeout_s + config.rollout.step_timeout_s
+        rollout = config.rollout
+        # Each call of an environment has its deadline once a thread takes it, and may have to wait for a thread.
+        num_waves = math.ceil(rollout.max_in_flight / rollout.num_env_threads)
+        lane_timeout_s = num_waves * (rollout.reset_timeout_s + rollout.step_timeout_s)
         version = UNPUBLISHED if config.precision.is_quantised else 0
         try:
-            super().__init__(lambda: VllmCore(model_path, config), lockstep_steps, lane_timeout_s, version)
+            super().__init__(
+                lambda: VllmCore(model_path, config), lockstep_steps, rollout.max_in_flight, lane_timeout_s, version
+            )
         except Exception as error:
             raise EngineError(f"vLLM cannot serve {model_path}: {type(error).__name__}: {error}") from error
 

@@ -1,12 +1,11 @@
-"""The Ray actor that holds the learner and publishes its weights."""
+"""The actor that holds the learner and publishes its weights."""
 
 import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-
+from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
 from rl.weights.source import WeightSource
@@ -14,11 +13,13 @@ from rl.weights.source import WeightSource
 CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
 
 
-@ray.remote
-class LearnerActor:
+class LearnerProcess:
+    """One learner; `rl.learner.group.LearnerGroup` starts it and calls it."""
+
     def __init__(self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None) -> None:
         """Load the policy, or go on from the learner's part of a checkpoint."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+        self._notes = Notes()
         from rl.learner.learner import Learner
 
         self._learner = Learner(policy_path, config)
@@ -28,12 +29,14 @@ class LearnerActor:
         self._config = config
         self._published: list[WeightSource] = []
 
-    def precision(self) -> str:
-        """What the policy's weights are held in, as a line for people."""
+    def describe(self) -> str:
+        """What the policy's weights are held in, as a line for people. Answers once the learner is up."""
         return self._learner.folded.describe()
 
-    def update(self, samples: Sequence[Sample]) -> Update:
-        return self._learner.update(samples)
+    def update(self, samples: Sequence[Sample]) -> tuple[Update, tuple[str, ...]]:
+        """Train on the samples; also gives what the process had to say."""
+        update = self._learner.update(samples)
+        return update, self._notes.take()
 
     def publish(self) -> WeightSource:
         """Put the current weights where engines can read them; older versions are removed when it is safe to."""

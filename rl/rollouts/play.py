@@ -3,7 +3,6 @@
 Token ids are only ever appended: the next prompt is the last prompt, what the engine sampled, and the new messages.
 """
 
-import asyncio
 import time
 from dataclasses import dataclass
 
@@ -44,6 +43,7 @@ async def play(player: Player, task: Task, group_id: str, member: int, lane: Lan
 
 
 async def _attempt(player: Player, task: Task, group_id: str, member: int, lane: Lane, number: int) -> Rollout:
+    await lane.seated()  # before anything of the rollout is open or timed
     started = time.monotonic()
     episode = EnvSession(task, player.runner, player.config.rollout)
     table = _Table(player, task, group_id, member)
@@ -135,9 +135,9 @@ class _Table:
             seed=derive_seed(self._seed, len(self.turns)),
             stop_ids=self._player.chat.stop_ids,
             thinking=limit,
+            timeout_s=rollout.reply_timeout_s,
         )
-        async with asyncio.timeout(rollout.reply_timeout_s):
-            reply = await lane.sample(prompt_ids, params)
+        reply = await lane.sample(prompt_ids, params)
         if reply.finish == "abort":
             raise EngineError("the engine gave up the reply")
         self.budget_violation = self.budget_violation or violation(reply.tokens, limit)

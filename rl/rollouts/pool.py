@@ -1,13 +1,19 @@
-"""The workers of a run: starting them, giving them weights and groups, replacing one that died."""
+"""Who plays the groups? The workers of a run: they are given weights and groups, and replaced when they die.
 
-from collections.abc import Sequence
+A worker may die of a task that it plays. So what was in flight on a dead worker is played again one group at a time,
+with nothing beside it: a group that kills a second worker alone has shown that it is the cause, and is masked.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rl.cluster.cluster import ActorDied, ClusterError, start_actor, stop_actor, wait_for
+from rl.cluster.actors import Actor, ActorDied, ClusterError, Deadline, Pending, start_actor
 from rl.config.experiment import ExperimentConfig
+from rl.data_types import Group, Outcome, Rollout
 from rl.engine.protocol import EngineError
-from rl.rollouts.worker import GroupSpec, RolloutWorker
+from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
 from rl.weights.source import WeightSource
 
 
@@ -15,32 +21,99 @@ class WeightHashError(RuntimeError):
     """An engine loaded other bytes than the learner published."""
 
 
+@dataclass(eq=False, slots=True)
+class _Part:
+    """Groups that are handed to a worker in one call."""
+
+    worker: int
+    specs: tuple[GroupSpec, ...]
+    num_deaths: int = 0
+    """Workers that died while they played these groups."""
+    pending: Pending[Played] | None = None
+    """None until it is handed to the worker."""
+    groups: list[Group] | None = None
+    """None until it has ended."""
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.num_deaths > 0 and self.groups is None
+
+
+@dataclass(eq=False, slots=True)
+class Play:
+    """Groups that one worker plays; `WorkerPool.collect` waits for them."""
+
+    parts: list[_Part] = field(default_factory=list)
+
+    @property
+    def num_groups(self) -> int:
+        return sum(len(part.specs) for part in self.parts)
+
+
 class WorkerPool:
-    def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
-        """Starts the workers without waiting; `wait_until_ready` does."""
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        policy_path: Path,
+        start: Callable[[], Actor[RolloutWorker]] | None = None,
+    ) -> None:
+        """Starts the workers without waiting; `wait_until_ready` does. `start` starts one, in place of Ray."""
         self._config = config
-        self._policy_path = policy_path
+        rollout = config.rollout
+        self._start = start or (
+            lambda: start_actor(RolloutWorker, rollout.cpus_per_worker, rollout.gpus_per_worker, config, policy_path)
+        )
         self._source: WeightSource | None = None
-        self._workers = [self._start() for _ in range(config.rollout.num_workers)]
-
-    def wait_until_ready(self) -> None:
-        """Returns when every engine is up. Raises `ClusterError` at train.start_timeout_s."""
-        pids = [worker.pid.remote() for worker in self._workers]
-        wait_for(pids, self._config.train.start_timeout_s, "starting the engines", "train.start_timeout_s")
-
-    def token_texts(self) -> list[str]:
-        """The text of every token by its id."""
-        timeout_s = self._config.train.start_timeout_s
-        reference = self._workers[0].token_texts.remote()
-        return wait_for(reference, timeout_s, "reading the tokenizer", "train.start_timeout_s")
+        self._plays: list[Play] = []
+        self._notes: list[str] = []
+        self._workers = [self._start() for _ in range(rollout.num_workers)]
 
     @property
     def num_workers(self) -> int:
         return len(self._workers)
 
-    def play(self, worker: int, specs: Sequence[GroupSpec]) -> Any:
-        """Hand groups to a worker; returns the reference to its list of groups."""
-        return self._workers[worker].play_groups.remote(specs)
+    def wait_until_ready(self) -> None:
+        """Returns when every engine is up. Raises `ClusterError` at train.start_timeout_s."""
+        ready = [worker.call(RolloutWorker.wait_until_ready) for worker in self._workers]
+        for pending in ready:
+            pending.wait(self._start_deadline("starting the engines"))
+
+    def token_texts(self) -> list[str]:
+        """The text of every token by its id."""
+        texts = self._workers[0].call(RolloutWorker.token_texts)
+        return texts.wait(self._start_deadline("reading the tokenizer"))
+
+    def play(self, worker: int, specs: Sequence[GroupSpec]) -> Play:
+        """Hand groups to a worker, in one call."""
+        play = Play([_Part(worker, tuple(specs))])
+        self._plays.append(play)
+        if not any(part.is_suspect for part in self._parts_of(worker)):  # else when its turn comes, alone
+            self._hand_over(play.parts[0])
+        return play
+
+    def collect(self, play: Play, timeout_s: float) -> list[Group]:
+        """Wait for the groups, in the order in which they were handed over. A worker that dies is replaced.
+
+        Raises `ClusterError` at the deadline.
+        """
+        deadline = Deadline(timeout_s, "collecting groups", "train.collect_timeout_s")
+        while unfinished := next((part for part in play.parts if part.groups is None), None):
+            if unfinished.pending is None:
+                self._hand_over(unfinished)
+            assert unfinished.pending is not None
+            try:
+                self._take(unfinished, unfinished.pending.wait(deadline))
+            except (ActorDied, EngineError) as error:
+                self._replace(unfinished.worker, error)
+        self._plays.remove(play)
+        return [group for part in play.parts for group in part.groups or ()]
+
+    def least_busy(self) -> int:
+        """The worker that plays the fewest groups."""
+        num_groups: Counter[int] = Counter()
+        for part in (part for play in self._plays for part in play.parts):
+            num_groups[part.worker] += len(part.specs)
+        return min(range(self.num_workers), key=lambda worker: num_groups[worker])
 
     def load_weights(self, source: WeightSource) -> None:
         """Bring a version to every engine; each must answer with the published hash.
@@ -49,41 +122,99 @@ class WorkerPool:
         version.
         """
         self._source = source
-        references = [worker.load_weights.remote(source) for worker in self._workers]
-        for index, reference in enumerate(references):
+        answers = [worker.call(RolloutWorker.load_weights, source) for worker in self._workers]
+        for index, answer in enumerate(answers):
             try:
-                self._check_hash(index, reference)
-            except (ActorDied, EngineError):
-                self.restart(index)
+                self._check_hash(index, answer)
+            except (ActorDied, EngineError) as error:
+                self._replace(index, error)
 
-    def restart(self, index: int) -> None:
-        """Replace a worker that died; returns when the new one serves the current version."""
-        stop_actor(self._workers[index])
-        self._workers[index] = self._start()
-        timeout_s = self._config.train.start_timeout_s
-        try:
-            wait_for(self._workers[index].pid.remote(), timeout_s, "restarting a worker", "train.start_timeout_s")
-        except ActorDied as error:
-            raise ClusterError(f"worker {index} died and could not be replaced: {error}") from error
-        if self._source is not None:
-            self._check_hash(index, self._workers[index].load_weights.remote(self._source))
+    def notes(self) -> list[str]:
+        """What the workers had to say since the last time."""
+        said, self._notes = self._notes, []
+        return said
 
     def shutdown(self) -> None:
         for worker in self._workers:
-            stop_actor(worker)
+            worker.stop(RolloutWorker.shutdown)
 
-    def _start(self) -> Any:
-        rollout = self._config.rollout
-        return start_actor(
-            RolloutWorker, rollout.cpus_per_worker, rollout.gpus_per_worker, self._config, self._policy_path
-        )
+    def _hand_over(self, part: _Part) -> None:
+        part.pending = self._workers[part.worker].call(RolloutWorker.play_groups, part.specs)
 
-    def _check_hash(self, index: int, reference: Any) -> None:
+    def _take(self, part: _Part, played: Played) -> None:
+        part.groups = played.groups
+        self._notes += [f"worker {part.worker}: {note}" for note in played.notes]
+
+    def _parts_of(self, worker: int) -> list[_Part]:
+        return [part for play in self._plays for part in play.parts if part.worker == worker]
+
+    def _replace(self, index: int, error: Exception) -> None:
+        """Start a new worker in place of one that died; returns when it serves the current version.
+
+        What the dead one had finished is kept. What was in flight on it is suspected of having killed it.
+        """
+        self._notes.append(f"worker {index} died and is replaced: {error}")
+        for play in self._plays:
+            play.parts = [rest for part in play.parts for rest in self._after_death(part, index, error)]
+        self._workers[index].stop(RolloutWorker.shutdown)
+        self._workers[index] = self._start()
+        try:
+            ready = self._workers[index].call(RolloutWorker.wait_until_ready)
+            ready.wait(self._start_deadline("restarting a worker"))
+        except ActorDied as again:
+            raise ClusterError(f"worker {index} died and could not be replaced: {again}") from again
+        if self._source is not None:
+            self._check_hash(index, self._workers[index].call(RolloutWorker.load_weights, self._source))
+
+    def _after_death(self, part: _Part, worker: int, error: Exception) -> list[_Part]:
+        """What becomes of a part when this worker has died."""
+        if part.worker != worker or part.groups is not None or part.pending is None:
+            return [part]
+        if part.pending.is_done():
+            try:
+                self._take(part, part.pending.wait(Deadline(10.0, "reading finished groups", "a fixed limit")))
+                return [part]
+            except (ActorDied, EngineError):
+                pass  # it ended with its worker
+        num_deaths = part.num_deaths + 1
+        if num_deaths <= self._config.rollout.num_retries:
+            return [_Part(worker, (spec,), num_deaths) for spec in part.specs]
+        reason = f"{num_deaths} workers died while they played it, the last of: {error}"
+        part.groups = [masked_group(spec, reason) for spec in part.specs]
+        return [part]
+
+    def _start_deadline(self, what: str) -> Deadline:
+        return Deadline(self._config.train.start_timeout_s, what, "train.start_timeout_s")
+
+    def _check_hash(self, index: int, answer: Pending[str]) -> None:
         assert self._source is not None
-        timeout_s = self._config.train.publish_timeout_s
-        loaded = wait_for(reference, timeout_s, "publishing weights", "train.publish_timeout_s")
+        deadline = Deadline(self._config.train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
+        loaded = answer.wait(deadline)
         if loaded != self._source.hash:
             raise WeightHashError(
                 f"engine {index} loaded weights with hash {loaded}, the learner published {self._source.hash} as"
                 f" version {self._source.version}; the transport is broken, so the run stops before it trains on it"
             )
+
+
+def masked_group(spec: GroupSpec, error: str) -> Group:
+    """A group that could not be played: every rollout is an infrastructure error."""
+    rollouts = tuple(
+        Rollout(
+            task=spec.task,
+            group_id=spec.group_id,
+            member=member,
+            turns=(),
+            messages=(),
+            reward=None,
+            reward_parts={},
+            outcome=Outcome.INFRA_ERROR,
+            error=error,
+            num_malformed_calls=0,
+            budget_violation="",
+            num_attempts=1,
+            seconds=0.0,
+        )
+        for member in range(spec.group_size)
+    )
+    return Group(spec.group_id, spec.task, rollouts)

@@ -1,14 +1,12 @@
-"""The Ray actor that plays rollouts: one engine, many rollouts at once."""
+"""The actor that plays rollouts: one engine, many rollouts at once."""
 
 import asyncio
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
-
+from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
 from rl.weights.source import WeightSource
@@ -27,11 +25,19 @@ class GroupSpec:
     temperature: float
 
 
-@ray.remote
+@dataclass(frozen=True, slots=True)
+class Played:
+    """The groups of a call, in its order, and what the worker had to say."""
+
+    groups: list[Group]
+    notes: tuple[str, ...]
+
+
 class RolloutWorker:
     """Plays groups; takes new weights while rollouts are in flight."""
 
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
+        self._notes = Notes()
         from envs.sandbox import require_level
         from rl.chat.chat import load_chat
         from rl.engine.vllm_core import VllmEngine
@@ -44,8 +50,8 @@ class RolloutWorker:
         self._runner = EnvRunner(config.rollout.num_env_threads)
         require_level(config.rollout.sandbox_level)
 
-    async def play_groups(self, specs: Sequence[GroupSpec]) -> list[Group]:
-        """Play the groups, all rollouts at once. The rollouts' first requests enter the engine together.
+    async def play_groups(self, specs: Sequence[GroupSpec]) -> Played:
+        """Play the groups. Their lanes open together; a rollout begins when its lane has a seat in the engine.
 
         Raises `EngineError` when the engine is dead: this worker must be replaced.
         """
@@ -56,7 +62,7 @@ class RolloutWorker:
             lanes = lanes[spec.group_size :]
         groups = await asyncio.gather(*calls)
         self._engine.check_alive()
-        return groups
+        return Played(groups, self._notes.take())
 
     async def _play_group(self, spec: GroupSpec, lanes: "Sequence[Lane]") -> Group:
         from rl.rollouts.group_score import with_group_scores
@@ -72,9 +78,8 @@ class RolloutWorker:
         """Serve this version from the next engine step on; returns the hash of what was loaded."""
         return await self._engine.load_weights(source)
 
-    async def pid(self) -> int:
+    async def wait_until_ready(self) -> None:
         """Returns once the engine is up."""
-        return os.getpid()
 
     async def token_texts(self) -> list[str]:
         """The text of every token by its id."""

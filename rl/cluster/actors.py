@@ -1,0 +1,100 @@
+"""How are actors started, called and ended? With types on both sides, a deadline on each wait, and one word for death.
+
+`Actor[A].call(A.method, ...)` calls the method in the actor's process and gives a `Pending` of what the method returns,
+so that a reader and a type checker can follow the arguments into the process.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from rl.stop import POLL_S, raise_if_requested
+
+A = TypeVar("A")
+P = ParamSpec("P")
+R = TypeVar("R")
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""One thread a process: tiny models run several times slower on two (measured)."""
+
+
+class ClusterError(RuntimeError):
+    """The cluster could not do what was asked in time, or cannot hold the run."""
+
+
+class ActorDied(RuntimeError):
+    """An actor's process is gone, or what it gave is lost: it crashed, its node did, or memory ran out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """How long a wait may take, and what is said when it took longer."""
+
+    seconds: float
+    what: str
+    """What is waited for, such as `an update`."""
+    key: str
+    """The configuration key that sets the deadline."""
+
+
+class Pending(Generic[R]):
+    """What a remote call will give."""
+
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+
+    def is_done(self) -> bool:
+        """Whether the call has ended, well or not."""
+        return bool(ray.wait([self._reference], timeout=0)[0])
+
+    def wait(self, deadline: Deadline) -> R:
+        """The result. Raises `ClusterError` at the deadline; `StopRequested` when the run is asked to stop; `ActorDied`
+        when the actor is gone, however Ray calls it; otherwise the original error of the remote code.
+        """
+        end = time.monotonic() + deadline.seconds
+        while True:
+            raise_if_requested()
+            try:
+                return ray.get(self._reference, timeout=min(POLL_S, max(0.0, end - time.monotonic())))
+            except GetTimeoutError:
+                if time.monotonic() >= end:
+                    told = f"{deadline.what} took longer than {deadline.seconds:g} s; {deadline.key} sets the deadline"
+                    raise ClusterError(told) from None
+            except RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            except RayError as error:  # dead actors and nodes, lost objects, memory: the same to whoever waits
+                raise ActorDied(f"{type(error).__name__}: {error}") from error
+
+
+class Actor(Generic[A]):
+    """A process that holds one object of the class `A`."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    @overload
+    def call(
+        self, method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> Pending[R]: ...
+    @overload
+    def call(self, method: Callable[Concatenate[A, P], R], *args: P.args, **kwargs: P.kwargs) -> Pending[R]: ...
+    def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Pending[Any]:
+        """Begin a call of one of the class's methods, asynchronous or not."""
+        return Pending(getattr(self._handle, method.__name__).remote(*args, **kwargs))
+
+    def stop(self, shutdown: Callable[[A], Any], timeout_s: float = 10.0) -> None:
+        """Let the object clean up, then end its process."""
+        with contextlib.suppress(RayError):
+            ray.get(getattr(self._handle, shutdown.__name__).remote(), timeout=timeout_s)
+        ray.kill(self._handle)
+
+
+def start_actor(actor_class: Callable[P, A], cpus: float, gpus: float, *args: P.args, **kwargs: P.kwargs) -> Actor[A]:
+    """Start an actor in a process of its own, with one compute thread. Returns before the process is up."""
+    remote: Any = ray.remote(actor_class)  # type: ignore[call-overload]
+    options = remote.options(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": THREADS})
+    return Actor(options.remote(*args, **kwargs))

@@ -1,0 +1,53 @@
+"""The processes that update the policy, as the loop sees them: today one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl.cluster.actors import Deadline, start_actor
+from rl.config.experiment import ExperimentConfig
+from rl.data_types import Sample, Update
+from rl.learner.actor import LearnerProcess
+from rl.weights.source import WeightSource
+
+
+class LearnerGroup:
+    """Each method waits for its result. Besides what is said there, each raises `ClusterError` at its deadline,
+    `ActorDied` when a process is gone, and `StopRequested` when the run is asked to stop.
+    """
+
+    def __init__(self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None = None) -> None:
+        """Start from a policy, or go on from the learner's part of a checkpoint. Returns before the learner is up."""
+        learner = config.learner
+        self._train = config.train
+        self._process = start_actor(LearnerProcess, learner.cpus, learner.gpus, config, policy_path, checkpoint)
+        self._notes: list[str] = []
+
+    def describe(self) -> str:
+        """What the policy's weights are held in, as a line for people; returns once the learner is up."""
+        deadline = Deadline(self._train.start_timeout_s, "starting the learner", "train.start_timeout_s")
+        return self._process.call(LearnerProcess.describe).wait(deadline)
+
+    def update(self, samples: Sequence[Sample]) -> Update:
+        """Train on all samples of a step. Raises `NonFiniteError`; nothing was trained then."""
+        deadline = Deadline(self._train.update_timeout_s, "an update", "train.update_timeout_s")
+        update, notes = self._process.call(LearnerProcess.update, samples).wait(deadline)
+        self._notes += [f"learner: {note}" for note in notes]
+        return update
+
+    def publish(self) -> WeightSource:
+        """Put the current weights where engines can read them. The version before stays readable."""
+        deadline = Deadline(self._train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
+        return self._process.call(LearnerProcess.publish).wait(deadline)
+
+    def save(self, folder: Path) -> None:
+        """Write all that a learner needs to go on bit by bit; `folder/model` is a policy folder."""
+        deadline = Deadline(self._train.update_timeout_s, "writing a checkpoint", "train.update_timeout_s")
+        self._process.call(LearnerProcess.save, folder).wait(deadline)
+
+    def notes(self) -> list[str]:
+        """What the processes had to say since the last time."""
+        said, self._notes = self._notes, []
+        return said
+
+    def shutdown(self) -> None:
+        self._process.stop(LearnerProcess.shutdown)

@@ -1,0 +1,192 @@
+"""The pool: a dead worker costs what it had not finished, and a group that kills workers costs itself only."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from rl.cluster.actors import ActorDied, ClusterError, Deadline
+from rl.data_types import Group, Outcome
+from rl.engine.protocol import EngineError
+from rl.rollouts.pool import WeightHashError, WorkerPool
+from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
+from rl.weights.source import WeightSource
+from tests.conftest import make_config, make_rollout, make_task
+
+
+class FakePending:
+    """The answer of a call, made when somebody waits for it or looks."""
+
+    def __init__(self, answer: Callable[[], Any], is_done: bool = True) -> None:
+        self._answer = answer
+        self._is_done = is_done
+
+    def is_done(self) -> bool:
+        return self._is_done
+
+    def wait(self, deadline: Deadline) -> Any:
+        self._is_done = True
+        return self._answer()
+
+
+class FakeWorker:
+    """Plays at once and dies of the ordinals in `poison`, with all that it has in flight."""
+
+    def __init__(self, poison: Sequence[int] = (), hash: str | None = None) -> None:
+        self.poison = poison
+        self.hash = hash
+        self.calls: list[list[int]] = []
+        self.sources: list[int] = []
+        self.is_dead = self.is_stopped = False
+        self.finished: set[int] = set()
+
+    def call(self, method: Callable[..., Any], *args: Any) -> FakePending:
+        if method is RolloutWorker.play_groups:
+            (specs,) = args
+            ordinals = [spec.task.ordinal for spec in specs]
+            self.calls.append(ordinals)
+            self.is_dead |= bool(set(ordinals) & set(self.poison))
+            is_done = not self.is_dead or bool(self.finished & set(ordinals))
+            return FakePending(lambda: self._play(specs), is_done)
+        if method is RolloutWorker.load_weights:
+            self.sources.append(args[0].version)
+            return FakePending(lambda: self._alive(self.hash or args[0].hash))
+        return FakePending(lambda: None)
+
+    def stop(self, shutdown: Callable[..., Any]) -> None:
+        self.is_stopped = True
+
+    def _play(self, specs: Sequence[GroupSpec]) -> Played:
+        if not self.finished & {spec.task.ordinal for spec in specs}:
+            self._alive(None)
+        return Played([play(spec) for spec in specs], ("it is warm in here",))
+
+    def _alive(self, answer: Any) -> Any:
+        if self.is_dead:
+            raise ActorDied("OutOfMemoryError: killed")
+        return answer
+
+
+def play(spec: GroupSpec) -> Group:
+    members = tuple(make_rollout(task=spec.task, member=member) for member in range(spec.group_size))
+    return Group(spec.group_id, spec.task, members)
+
+
+def spec(ordinal: int) -> GroupSpec:
+    return GroupSpec(f"0-{ordinal}", make_task(ordinal), 2, 1.0)
+
+
+def make_pool(*workers: FakeWorker, num_workers: int = 1, num_retries: int = 1) -> WorkerPool:
+    """A pool that starts these workers one after the other."""
+    config = make_config(rollout={"num_workers": num_workers, "num_retries": num_retries})
+    left = list(workers)
+    return WorkerPool(config, config.run_dir, start=lambda: left.pop(0))  # type: ignore[arg-type, return-value]
+
+
+def ordinals(groups: Sequence[Group]) -> list[int]:
+    return [group.task.ordinal for group in groups]
+
+
+def masked(groups: Sequence[Group]) -> list[int]:
+    return [group.task.ordinal for group in groups if not group.rollouts[0].outcome.counts]
+
+
+def test_groups_come_in_the_order_in_which_they_were_handed_over_and_notes_with_them() -> None:
+    pool = make_pool(FakeWorker())
+    groups = pool.collect(pool.play(0, [spec(3), spec(1)]), 1.0)
+    assert ordinals(groups) == [3, 1]
+    assert pool.notes() == ["worker 0: it is warm in here"]
+    assert pool.notes() == []
+
+
+def test_a_group_that_kills_two_workers_is_masked_and_its_neighbours_are_played() -> None:
+    first, second, third = FakeWorker([2]), FakeWorker([2]), FakeWorker()
+    pool = make_pool(first, second, third)
+    groups = pool.collect(pool.play(0, [spec(number) for number in range(5)]), 1.0)
+    assert ordinals(groups) == [0, 1, 2, 3, 4]
+    assert masked(groups) == [2]
+    assert "2 workers died while they played it" in groups[2].rollouts[0].error
+    assert "OutOfMemoryError" in groups[2].rollouts[0].error
+    assert [rollout.outcome for rollout in groups[2].rollouts] == [Outcome.INFRA_ERROR] * 2
+    assert first.calls == [[0, 1, 2, 3, 4]]
+    assert second.calls == [[0], [1], [2]]  # one at a time, so that the cause is known
+    assert third.calls == [[3], [4]]
+    assert first.is_stopped and second.is_stopped
+
+
+def test_a_worker_that_died_by_chance_costs_a_second_attempt_and_no_group() -> None:
+    pool = make_pool(FakeWorker([0]), FakeWorker())
+    assert masked(pool.collect(pool.play(0, [spec(0), spec(1)]), 1.0)) == []
+    assert any("died and is replaced" in note for note in pool.notes())
+
+
+def test_without_retries_what_was_in_flight_is_masked() -> None:
+    pool = make_pool(FakeWorker([0]), FakeWorker(), num_retries=0)
+    assert masked(pool.collect(pool.play(0, [spec(0), spec(1)]), 1.0)) == [0, 1]
+
+
+def test_finished_groups_of_a_dead_worker_are_kept() -> None:
+    first, second = FakeWorker([2]), FakeWorker()
+    first.finished = {1}
+    pool = make_pool(first, second)
+    plays = [pool.play(0, [spec(number)]) for number in (2, 1, 0)]
+    groups = [group for play in plays for group in pool.collect(play, 1.0)]
+    assert ordinals(groups) == [2, 1, 0]
+    assert masked(groups) == []
+    assert second.calls == [[2], [0]]
+
+
+def test_groups_handed_over_after_a_death_wait_until_the_suspects_have_been_played() -> None:
+    pool = make_pool(FakeWorker([0]), FakeWorker([0]), third := FakeWorker())
+    plays = [pool.play(0, [spec(0)]), pool.play(0, [spec(1)])]
+    assert masked(pool.collect(plays[0], 1.0)) == [0]
+    assert third.calls == []
+    late = pool.play(0, [spec(2)])
+    assert masked(pool.collect(plays[1], 1.0)) == masked(pool.collect(late, 1.0)) == []
+    assert third.calls == [[1], [2]]
+
+
+def test_a_worker_that_dies_while_weights_are_published_is_replaced_once() -> None:
+    dead, fresh = FakeWorker([7]), FakeWorker()
+    pool = make_pool(dead, fresh)
+    play = pool.play(0, [spec(7)])
+    pool.load_weights(WeightSource(3, "", "hash"))
+    fresh.poison = ()
+    assert masked(pool.collect(play, 1.0)) == []
+    assert fresh.sources == [3]
+    assert fresh.calls == [[7]]
+
+
+def test_an_engine_that_loaded_other_bytes_stops_the_run() -> None:
+    pool = make_pool(FakeWorker(hash="other"))
+    with pytest.raises(WeightHashError, match="version 3"):
+        pool.load_weights(WeightSource(3, "", "hash"))
+
+
+def test_a_worker_that_cannot_be_replaced_ends_the_run_in_words() -> None:
+    class Unborn(FakeWorker):
+        def call(self, method: Callable[..., Any], *args: Any) -> FakePending:
+            return FakePending(self._fail)
+
+        def _fail(self) -> None:
+            raise ActorDied("no node has room")
+
+    pool = make_pool(FakeWorker([0]), Unborn())
+    with pytest.raises(ClusterError, match="worker 0 died and could not be replaced: no node has room"):
+        pool.collect(pool.play(0, [spec(0)]), 1.0)
+
+
+def test_an_engine_that_failed_counts_as_a_dead_worker() -> None:
+    class Broken(FakeWorker):
+        def _alive(self, answer: Any) -> Any:
+            raise EngineError("the engine failed")
+
+    pool = make_pool(Broken(), FakeWorker())
+    assert masked(pool.collect(pool.play(0, [spec(0)]), 1.0)) == []
+
+
+def test_the_least_busy_worker_is_the_one_with_the_fewest_groups() -> None:
+    pool = make_pool(FakeWorker(), FakeWorker(), num_workers=2)
+    pool.play(0, [spec(0), spec(1)])
+    pool.play(1, [spec(2)])
+    assert pool.least_busy() == 1
