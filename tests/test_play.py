@@ -80,6 +80,18 @@ def test_a_complete_episode_is_ok_and_its_tokens_are_appended(monkeypatch: pytes
     assert [message.content for message in rollout.messages] == ["first?", "yes", "second?", "yes"]
 
 
+def test_an_exception_nobody_foresaw_costs_its_rollout_only_and_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def parse(self: object, *args: object) -> Reply:
+        raise KeyError("a bug in a parser")
+
+    monkeypatch.setattr(CharacterChat, "parse", parse)
+    rollout = played(Echo, lambda ids, params: "yes", monkeypatch)
+    assert (rollout.outcome, rollout.reward) == (Outcome.INFRA_ERROR, None)
+    assert "Traceback" in rollout.error and "a bug in a parser" in rollout.error
+
+
 def test_each_turn_has_its_own_seed_and_each_member_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
     played(Echo, lambda ids, params: seeds.append(params.seed) or "yes", monkeypatch)

@@ -4,6 +4,7 @@ Token ids are only ever appended: the next prompt is the last prompt, what the e
 """
 
 import time
+import traceback
 from dataclasses import dataclass
 
 from envs.messages import Message
@@ -31,7 +32,11 @@ class Player:
 
 
 async def play(player: Player, task: Task, group_id: str, member: int, lane: Lane) -> Rollout:
-    """Play the task, with fresh attempts after failures that are not the policy's doing. Never raises for those."""
+    """Play the task, with fresh attempts after failures that are not the policy's doing.
+
+    Whatever a policy writes and an environment does, this returns a rollout: an exception that nobody foresaw is an
+    infrastructure error of this rollout, with its traceback as the rollout's `error`.
+    """
     num_attempts = 0
     while True:
         num_attempts += 1
@@ -52,10 +57,12 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
         outcome = await table.converse(episode, lane)
     except EnvSessionError as failure:
         outcome, error = failure.outcome, str(failure)
-    except (EngineError, TimeoutError) as failure:
+    except EngineError as failure:
         outcome, error = Outcome.INFRA_ERROR, f"{type(failure).__name__}: {failure}"
     except ChatError as failure:
         outcome, error = Outcome.ENV_ERROR, f"{task.env_id} (seed {task.seed}): {failure}"
+    except Exception:  # nobody foresaw it; it costs this rollout, and the run folder keeps where it happened
+        outcome, error = Outcome.INFRA_ERROR, f"{task.env_id} (seed {task.seed}): {traceback.format_exc()}"
     finally:
         episode.close()
     return Rollout(
