@@ -1,0 +1,42 @@
+"""Is a text JSON as its standard has it? Python's parser takes more: NaN, Infinity, and a key that is there twice."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def read_json(text: str) -> Any:
+    """The value in the text. Raises `ValueError` for what is no JSON, for numbers that are not finite or have thousands
+    of digits, for nesting of about a thousand levels, and for an object with a key twice.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_each_once)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def is_json(text: str) -> bool:
+    """Whether the text follows the grammar (RFC 8259), in which a key may be there twice and numbers have no bound."""
+    unread: Callable[[str], Any] = str
+    try:
+        json.loads(text, parse_constant=_refuse, parse_float=unread, parse_int=unread)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits:.40} is too large")
+    return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
