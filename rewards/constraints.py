@@ -1,15 +1,19 @@
 """Does a text follow an instruction about its form? Verifiable constraints in the manner of IFEval.
 
 Source of the idea: Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models", arXiv:2311.07911.
-A word is a run of letters and apostrophes; words are compared without regard to case.
+A word is a run of letters with their marks and apostrophes, straight or typographic; words are compared without regard
+to case and to the form of apostrophes.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+import regex
+
+from rewards.words import plain
+
+WORD = regex.compile(r"\p{L}[\p{L}\p{M}\u200c\u200d]*+(?:'\p{L}[\p{L}\p{M}\u200c\u200d]*+)*+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +25,12 @@ class Constraint:
 
 
 def words_of(text: str) -> list[str]:
-    """The text's words in lower case."""
-    return [word.lower() for word in WORD.findall(text)]
+    """The text's words in lower case, with straight apostrophes."""
+    return WORD.findall(plain(text).lower())
+
+
+def as_word(word: str) -> str:
+    return plain(word).lower()
 
 
 def num_words_is(text: str, count: int) -> bool:
@@ -35,7 +43,7 @@ def num_lines_is(text: str, count: int) -> bool:
 
 
 def uses(text: str, word: str) -> bool:
-    return word.lower() in words_of(text)
+    return as_word(word) in words_of(text)
 
 
 def avoids(text: str, word: str) -> bool:
@@ -43,17 +51,17 @@ def avoids(text: str, word: str) -> bool:
 
 
 def starts_with(text: str, word: str) -> bool:
-    return words_of(text)[:1] == [word.lower()]
+    return words_of(text)[:1] == [as_word(word)]
 
 
 def ends_with(text: str, word: str) -> bool:
-    return words_of(text)[-1:] == [word.lower()]
+    return words_of(text)[-1:] == [as_word(word)]
 
 
 def uses_in_order(text: str, pair: tuple[str, str]) -> bool:
     """Both words occur, and the first of the one stands before the first of the other."""
     words = words_of(text)
-    first, second = (word.lower() for word in pair)
+    first, second = map(as_word, pair)
     return first in words and second in words and words.index(first) < words.index(second)
 
 

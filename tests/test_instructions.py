@@ -8,7 +8,7 @@ import pytest
 from envs.chat.instructions import DRAWS, draw_row, instructions
 from envs.messages import Reply
 from envs.text_env import EnvironmentOptionError
-from rewards.instructions import CHECKS, Instruction, follows_loosely, follows_strictly, language_of, sentences_of
+from rewards.instructions import CHECKS, Instruction, follows_loosely, follows_strictly
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("keywords:existence", {"keywords": ["sun", "sea"]}, "Sea and SUN.", "sunny sea"),
@@ -78,16 +78,6 @@ def test_a_preface_and_markup_are_forgiven_loosely_only() -> None:
     assert not follows_loosely("text", title)
 
 
-def test_sentences_and_languages() -> None:
-    assert len(sentences_of("Dr. Who came, e.g. at 3.5 p.m. today... Really?! Yes.")) == 4
-    assert [language_of(text) for text in ("La mer et le vent", "海は青い", "xyz", "Ελλάδα")] == [
-        "fr",
-        "ja",
-        "en",
-        "el",
-    ]
-
-
 def test_every_request_has_a_gold_text_and_combinations_are_free_of_conflict() -> None:
     rng = np.random.default_rng(0)
     seen: set[frozenset[str]] = set()
@@ -113,8 +103,78 @@ def test_the_share_that_is_followed_is_paid() -> None:
     env.row = {
         "prompt": "Write.",
         "instructions": [Instruction("punctuation:no_comma"), Instruction("startend:quotation")],
+        "strict": "sense",
     }
     assert env.step(Reply('"one two three four"'))[1] == 1.0
     assert env.step(Reply("one two three four"))[1] == pytest.approx(0.15)
     assert env.step(Reply('"{}"'))[1] == 0.0
     assert env.step(Reply('"Write. one two three four"'))[1] == 0.0
+
+
+READINGS: list[tuple[str, dict[str, Any], str, bool, bool]] = [
+    ("keywords:existence", {"keywords": ["cat"]}, "category", False, True),
+    ("keywords:existence", {"keywords": ["C++"]}, "We use C++.", True, True),
+    ("keywords:existence", {"keywords": ["don't"]}, "I don\u2019t", True, False),
+    ("keywords:frequency", {"keyword": "sun", "frequency": 2, "relation": "at least"}, "sunny sundays", False, True),
+    ("keywords:frequency", {"keyword": "sun", "frequency": 2, "relation": "less than"}, "sunny sundays", True, False),
+    ("keywords:forbidden_words", {"forbidden_words": ["C++"]}, "We use C++.", False, True),
+    ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, "category", True, True),
+    ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, "A Cat.", False, False),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "don't stop", False, True),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "2 * 3 * 4", False, True),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "2*3*4 and (a) * (b) * c", False, True),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "x * y * z", False, True),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "2**3**4", False, True),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "It is *5*.", True, True),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "* an *a* and **b**", True, True),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Thanks. P.S. A coat.", True, True),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Thanks. P.S.\nA coat.", True, True),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Thanks.\nP.S.", False, True),
+    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Thanks.\nP.P.S. !", False, True),
+    ("detectable_content:postscript", {"postscript_marker": "PS:"}, "maps: here", False, True),
+    ("detectable_format:json_format", {}, '{"a": NaN}', False, True),
+    ("detectable_format:json_format", {}, '[{"a": [-Infinity]}]', False, True),
+    ("detectable_format:json_format", {}, '{"a": 1, "a": 2}', True, True),
+    ("detectable_format:json_format", {}, "1" * 5000, True, False),
+    ("detectable_format:json_format", {}, "[" * 100_000, False, False),
+    ("detectable_format:json_format", {}, '```\n{"a": 1e999}\n```', True, True),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "text", "sense", "letter"), READINGS)
+def test_an_instruction_is_read_by_its_sense_or_by_the_letter(
+    name: str, arguments: dict[str, Any], text: str, sense: bool, letter: bool
+) -> None:
+    assert follows_strictly(text, Instruction(name, arguments)) == sense
+    assert follows_strictly(text, Instruction(name, arguments), "ifeval") == letter
+    assert follows_loosely(text, Instruction(name, arguments), "ifeval") >= letter
+
+
+def test_an_environment_reads_as_its_option_says() -> None:
+    env = instructions()
+    env.reset(seed=0, options={"ids": ["keywords:existence"], "strict": "ifeval"})
+    keywords = env.row["instructions"][0].arguments["keywords"]
+    text = f"a text of {keywords[0]}s and {keywords[1]}s"
+    assert env.step(Reply(text))[1] == 1.0
+    assert env.step(env.gold_reply())[1] == 1.0
+    env.reset(seed=0, options={"ids": ["keywords:existence"]})
+    assert env.step(Reply(text))[1] == 0.0
+    with pytest.raises(EnvironmentOptionError, match="strict must be one of sense, ifeval, got 'loose'"):
+        draw_row(np.random.default_rng(0), strict="loose")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text", "followed"),
+    [
+        ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a [b] c] [d", False),
+        ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[[a]] [] x]", True),
+        ("detectable_format:title", {}, "<<title>", False),
+        ("detectable_format:title", {}, "a >> b << c", False),
+        ("detectable_format:title", {}, "a <<b>> c", True),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "\n\n  * a\n\n\t- b\n**c**", True),
+        ("startend:end_checker", {"end_phrase": "Isn't it?"}, "Good, isn\u2019t it?", True),
+        ("combination:repeat_prompt", {"prompt_to_repeat": "Don't stop."}, "Don\u2019t stop. I do not.", True),
+    ],
+)
+def test_borders_of_single_instructions(name: str, arguments: dict[str, Any], text: str, followed: bool) -> None:
+    assert follows_strictly(text, Instruction(name, arguments)) == followed

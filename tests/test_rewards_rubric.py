@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from rewards.abstention import abstention_reward
 from rewards.calls import judge_calls
 from rewards.choice import choice_correct, chosen_letter
 from rewards.code import extract_code, same_value, share_correct
 from rewards.constraints import Constraint, follows, share_followed
-from rewards.form import abstention_reward, length_excess, matches, share_repeated, think_tags_valid
 from rewards.rubric import Rubric
 from rewards.state import state_differences, state_reached
 
@@ -99,33 +99,6 @@ def test_calls_of_one_turn_have_no_order_and_each_counts_once() -> None:
     assert judge_calls([("g", {"y": {"c": 1}}), ("f", {"x": 1}), ("f", {"x": 2})], wanted) == "wrong_value"
     assert judge_calls([("f", {})], []) == "unexpected_call"
     assert judge_calls([], []) == "right"
-
-
-@pytest.mark.parametrize(
-    ("text", "valid"),
-    [
-        ("<think>a</think>b", True),
-        (" <think></think>", True),
-        ("plain", True),
-        ("a<think>b</think>", False),
-        ("<think>a", False),
-        ("<think>a</think><think>b</think>", False),
-        ("</think>a<think>", False),
-    ],
-)
-def test_think_tags_are_one_block_at_the_beginning(text: str, valid: bool) -> None:
-    assert think_tags_valid(text) == float(valid)
-
-
-def test_length_and_repetition_by_hand() -> None:
-    assert [length_excess(length, 100, 150) for length in (0, 100, 125, 150, 999)] == [0.0, 0.0, 0.5, 1.0, 1.0]
-    with pytest.raises(ValueError, match="must be below"):
-        length_excess(1, 5, 5)
-    assert share_repeated("a b c d e") == 0.0
-    assert share_repeated("a b a b a b", num_words=2) == pytest.approx(1 - 2 / 5)
-    assert share_repeated("a") == 0.0
-    assert matches(" ab\nc ", r"a.*c") == 1.0
-    assert matches("abd", r"a.*c") == 0.0
 
 
 def test_abstaining_earns_half() -> None:

@@ -6,7 +6,7 @@ from envs.math.arithmetic import LEVELS, draw_sum
 from envs.messages import Reply
 from envs.scored import Row, scored
 from envs.text_env import choose_level
-from rewards.form import abstention_reward
+from rewards.abstention import abstention_reward
 from rewards.numbers import number_correct
 
 UNKNOWN = "I don't know"

@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from envs.messages import Reply
 from envs.scored import Row, scored
 from envs.text_env import EnvironmentOptionError, choose_level
-from rewards.instructions import Instruction, follows_strictly, words_of
+from rewards.instructions import Instruction, Reading, follows_strictly
 from rewards.rubric import Rubric
+from rewards.words import words_of
 
 RUBRIC = Rubric({"share": 0.3, "all": 0.7})
 LEVELS = {1: (1, 1), 2: (1, 2), 3: (2, 3)}
+READINGS = get_args(Reading)
 MAX_DRAWS = 200
 MIN_WORDS = 4
 TOPICS = ("the sea", "a small garden", "old trains", "bread", "winter", "a village school", "maps", "honey bees")
@@ -221,8 +223,10 @@ DRAWS: dict[str, Callable[[np.random.Generator, str], Draw]] = {
 """In the order in which a text is made to follow them: what adds words first, what wraps all of it last."""
 
 
-def draw_row(rng: np.random.Generator, level: int = 1, ids: Sequence[str] = ()) -> Row:
+def draw_row(rng: np.random.Generator, level: int = 1, ids: Sequence[str] = (), strict: Reading = "sense") -> Row:
     """A request with instructions that one text follows all of; combinations without such a text are drawn again."""
+    if strict not in READINGS:
+        raise EnvironmentOptionError(f"strict must be one of {', '.join(READINGS)}, got {strict!r}")
     fewest, most = choose_level(level, LEVELS)
     allowed = list(ids) or list(DRAWS)
     if unknown := sorted(set(allowed) - set(DRAWS)):
@@ -239,9 +243,9 @@ def draw_row(rng: np.random.Generator, level: int = 1, ids: Sequence[str] = ()) 
         for _, _, follow in draws.values():
             text = follow(text)
         instructions = [Instruction(name, arguments) for name, (arguments, _, _) in draws.items()]
-        if all(follows_strictly(text, instruction) for instruction in instructions):
+        if all(follows_strictly(text, instruction, strict) for instruction in instructions):
             told = " ".join([request, *(told for _, told, _ in draws.values())])
-            return {"prompt": told, "gold": text, "instructions": instructions}
+            return {"prompt": told, "gold": text, "instructions": instructions, "strict": strict}
     raise EnvironmentOptionError(f"no text follows {number} of these instructions at once: {', '.join(allowed)}")
 
 
@@ -250,11 +254,13 @@ def instructions(reply: Reply, row: Row) -> dict[str, float]:
     """Write a short text that follows instructions about its form, of the 25 kinds of IFEval (`rewards.instructions`).
 
     Options: `level` 1 one instruction, 2 one or two, 3 two or three at once; `ids` keeps these instructions only, under
-    their IFEval ids such as `punctuation:no_comma`.
+    their IFEval ids such as `punctuation:no_comma`; `strict` is how they are read, `sense` as a person would (keywords
+    are whole words), `ifeval` by the letter of IFEval's code (keywords are parts of words; see `rewards.ifeval`).
     Reward parts: `share` 0.3 times the share followed strictly, `all` 0.7 when all are. Fewer than four words, or a
     copy of the request, are no text and follow none.
     """
     if len(words_of(reply.text)) < MIN_WORDS or row["prompt"] in reply.text:
         return RUBRIC({"share": 0.0, "all": 0.0})
-    share = sum(follows_strictly(reply.text, each) for each in row["instructions"]) / len(row["instructions"])
+    followed = [follows_strictly(reply.text, each, row["strict"]) for each in row["instructions"]]
+    share = sum(followed) / len(followed)
     return RUBRIC({"share": share, "all": float(share == 1.0)})
