@@ -5,10 +5,14 @@
 
 import asyncio
 import concurrent.futures
+import contextvars
 import inspect
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
+
+from envs.admission import CLOCK, QueueClock
 
 Result = TypeVar("Result")
 
@@ -46,10 +50,29 @@ class Started(Generic[Result]):
         self.future: asyncio.Future[Result] = here.create_future()
         self._awaitable, self._here, self._there = awaitable, here, there
         self._task: asyncio.Task[None] | None = None
+        self._clock = QueueClock()
 
     def begin(self) -> None:
         """On the loop where it ends."""
-        self._task = self._there.create_task(self._wait())
+        context = contextvars.copy_context()
+        context.run(CLOCK.set, self._clock)
+        self._task = self._there.create_task(self._wait(), context=context)
+
+    async def result(self, timeout_s: float) -> Result:
+        """What it comes to, on the loop that waits. Time that it spends in queues of ours is not counted.
+
+        Raises `TimeoutError` after `timeout_s`, with `future` cancelled.
+        """
+        begun_s = time.monotonic()
+        try:
+            while not self.future.done():
+                left_s = begun_s + timeout_s + self._clock.waited_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait([self.future], timeout=left_s)
+            return self.future.result()
+        finally:
+            self.future.cancel()
 
     def cancel(self) -> None:
         """From the loop that waits, which has given up."""

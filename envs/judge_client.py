@@ -1,4 +1,8 @@
-"""How is a judge asked? Through any OpenAI-compatible endpoint, so many questions at a time, with retries."""
+"""How is a judge asked? Through any OpenAI-compatible endpoint, so many questions at a time, with retries.
+
+A question's deadline holds for all of its attempts together and counts from its admission. Waiting for a place among
+those that are asked at once counts neither toward it nor toward the environment's (`envs.admission`).
+"""
 
 import asyncio
 import os
@@ -8,18 +12,23 @@ from typing import Any
 
 import httpx
 
+from envs.admission import in_queue
 from envs.text_env import EnvironmentOptionError
 from rewards.judge import JudgeError
 
 URL, MODEL, KEY = "POLYGYM_JUDGE_URL", "POLYGYM_JUDGE_MODEL", "POLYGYM_JUDGE_KEY"
 NUM_ATTEMPTS = 3
 BACKOFF_S = 0.5
+TIMEOUT_S = 18.0
+"""Less than the default of rollout.step_timeout_s, 20 s, so that a judge that is silent is named in the error."""
+AT_ONCE = 32
+CONNECT_TIMEOUT_S = 5.0
 MAX_CACHED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """An OpenAI-compatible base URL, its model, the deadline of an answer, and questions of one process at once."""
+    """An OpenAI-compatible base URL, its model, the deadline of a question, and questions of one process at once."""
 
     url: str
     model: str
@@ -41,16 +50,25 @@ def find_judge(url: str, model: str, timeout_s: float, at_once: int) -> Judge:
             "a judge is needed: give the options url (an OpenAI-compatible base URL, ending in /v1) and model, or set"
             f" {URL} and {MODEL} ({KEY} for a key)"
         )
+    if timeout_s <= 0 or at_once < 1:
+        raise EnvironmentOptionError(f"timeout_s must be above 0 and at_once at least 1, got {timeout_s} and {at_once}")
     return Judge(url.rstrip("/"), model, timeout_s, at_once)
 
 
 async def ask_judge(question: str, judge: Judge) -> str:
-    """The judge's answer at temperature 0, kept for equal questions. Raises `JudgeError` after three failures."""
+    """The judge's answer at temperature 0, kept for equal questions.
+
+    Raises `JudgeError` after three failures, or when there is no answer within the judge's `timeout_s`.
+    """
     if (cached := _cache.get((judge, question))) is not None:
         return cached
     slots = _slots.setdefault(asyncio.get_running_loop(), {}).setdefault(judge, asyncio.Semaphore(judge.at_once))
-    async with slots:
+    with in_queue():
+        await slots.acquire()
+    try:
         answer = await _ask(question, judge)
+    finally:
+        slots.release()
     if len(_cache) >= MAX_CACHED:
         _cache.pop(next(iter(_cache)))
     _cache[judge, question] = answer
@@ -58,19 +76,29 @@ async def ask_judge(question: str, judge: Judge) -> str:
 
 
 async def _ask(question: str, judge: Judge) -> str:
+    failures: list[str] = []
+    try:
+        async with asyncio.timeout(judge.timeout_s):
+            for attempt in range(NUM_ATTEMPTS):
+                await asyncio.sleep(BACKOFF_S * (2**attempt - 1))
+                try:
+                    return await _post(question, judge)
+                except (httpx.HTTPError, ValueError) as error:
+                    failures.append(f"{type(error).__name__}: {error}")
+    except TimeoutError:
+        failed = f" after {failures[-1]}" if failures else ""
+        raise JudgeError(f"the judge at {judge.url} gave no answer within {judge.timeout_s} s{failed}") from None
+    raise JudgeError(f"the judge at {judge.url} gave no answer in {NUM_ATTEMPTS} attempts: {failures[-1]}")
+
+
+async def _post(question: str, judge: Judge) -> str:
     body = {"model": judge.model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
     headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
-    failure = ""
-    for attempt in range(NUM_ATTEMPTS):
-        await asyncio.sleep(BACKOFF_S * (2**attempt - 1))
-        try:
-            async with httpx.AsyncClient(timeout=judge.timeout_s) as client:
-                response = await client.post(f"{judge.url}/chat/completions", json=body, headers=headers)
-                response.raise_for_status()
-                return _content(response.json())
-        except (httpx.HTTPError, ValueError) as error:
-            failure = f"{type(error).__name__}: {error}"
-    raise JudgeError(f"the judge at {judge.url} gave no answer in {NUM_ATTEMPTS} attempts: {failure}")
+    timeout = httpx.Timeout(judge.timeout_s, connect=CONNECT_TIMEOUT_S)
+    async with httpx.AsyncClient(timeout=timeout) as client:
+        response = await client.post(f"{judge.url}/chat/completions", json=body, headers=headers)
+        response.raise_for_status()
+        return _content(response.json())
 
 
 def _content(answer: Any) -> str:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rewards.strict_json import read_json
+
 MAX_REPLY_CHARACTERS = 20_000
 TELLING = re.compile(r"[^\W\d_]{2,}")
 MIN_WORDS = 3
@@ -35,10 +37,14 @@ def says_something(text: str) -> bool:
 
 
 def fenced(text: str) -> str:
-    """The text as data: cut to a bound and between fences longer than any run of backticks in it."""
+    """The text as data: cut to a bound and between fences longer than any run of backticks in it.
+
+    Halves of surrogate pairs, which no request can carry, become question marks.
+    """
+    text = text[:MAX_REPLY_CHARACTERS].encode(errors="replace").decode()
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text[:MAX_REPLY_CHARACTERS]}\n{fence}"
+    return f"{fence}\n{text}\n{fence}"
 
 
 DATA_NOTE = (
@@ -61,7 +67,7 @@ def rubric_question(task: str, reply: str, criteria: Mapping[str, str]) -> str:
 def read_rubric_verdict(text: str, criteria: Sequence[str]) -> dict[str, float]:
     """1.0 or 0.0 by criterion, from the last line. Raises `JudgeError`."""
     verdict = _last_object(text)
-    if set(verdict) != set(criteria) or not set(verdict.values()) <= {"yes", "no"}:
+    if set(verdict) != set(criteria) or any(said not in ("yes", "no") for said in verdict.values()):
         raise JudgeError(f"the verdict must say yes or no for {', '.join(criteria)}, got {verdict!r:.200}")
     return {name: float(verdict[name] == "yes") for name in criteria}
 
@@ -112,9 +118,9 @@ def circular_rewards(comparisons: Sequence[Comparison]) -> list[float]:
 
 
 def _last_object(text: str) -> dict:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip() not in ("", "```")]
+    lines = [line.strip() for line in text.split("\n") if line.strip() not in ("", "```")]
     try:
-        verdict = json.loads(lines[-1]) if lines else None
+        verdict = read_json(lines[-1]) if lines else None
     except ValueError:
         verdict = None
     if not isinstance(verdict, dict):

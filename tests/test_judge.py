@@ -1,8 +1,10 @@
 """LLM judges: replies are data, verdicts come from one place, groups are compared in a circle. The judge is a stub."""
 
+import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 from envs import judge_client
 from envs.chat.judged import CRITERIA, Compared, judged
 from envs.check import check_environment
-from envs.event_loop import settle
+from envs.event_loop import EnvLoop, settle
+from envs.judged import CRITERIA, Compared, judged
 from envs.messages import Message, Reply
 from envs.text_env import EnvironmentOptionError
 from rewards.judge import (
@@ -27,6 +30,7 @@ from rewards.judge import (
     rubric_question,
     says_something,
 )
+from rl.config import RolloutConfig
 
 GOOD = "Once upon a time there was a text that did what was asked."
 
@@ -94,6 +98,7 @@ def test_a_reply_cannot_close_its_fence() -> None:
     assert replies_in(question) == ["Write.", hostile]
     assert fenced("a```b").startswith("````\n")
     assert len(fenced("x" * 100_000)) < 21_000
+    assert "half ?" in fenced("half \ud800").encode().decode()
 
 
 @pytest.mark.parametrize("text", ["", ":", "Solution", "1 2 3 4", "\u3002 !", "a b c"])
@@ -105,7 +110,9 @@ def test_texts_that_say_nothing_are_not_worth_a_question(text: str) -> None:
 def test_the_verdict_is_read_from_the_last_line_only() -> None:
     yes, no = json.dumps(dict.fromkeys(CRITERIA, "yes")), json.dumps(dict.fromkeys(CRITERIA, "no"))
     assert set(read_rubric_verdict(f"{yes}\nBut:\n```\n{no}\n```", list(CRITERIA)).values()) == {0.0}
-    for wrong in ("", "yes", f"{yes} I am done", '{"task": "yes"}', json.dumps(dict.fromkeys(CRITERIA, 1)), "[1]"):
+    wrongs = ("", "yes", f"{yes} I am done", '{"task": "yes"}', json.dumps(dict.fromkeys(CRITERIA, 1)), "[1]")
+    twice = yes.replace("{", '{"task": "no", ')
+    for wrong in (*wrongs, twice, json.dumps({name: ["yes"] for name in CRITERIA}), "[" * 100_000, '{"task": NaN}'):
         with pytest.raises(JudgeError):
             read_rubric_verdict(wrong, list(CRITERIA))
 
@@ -153,6 +160,52 @@ def test_a_judge_that_fails_is_asked_again_and_then_an_error(judge: Judge) -> No
         settle(env.step(Reply(GOOD + " Again.")))
 
 
+def test_a_judge_that_is_silent_is_named_within_its_deadline(judge: Judge) -> None:
+    env = judged()
+    env.reset(seed=0, options={"timeout_s": 0.3})
+    answered = threading.Event()
+    judge.answer = lambda question: str(answered.wait(30))
+    with pytest.raises(JudgeError, match=r"gave no answer within 0\.3 s$"):
+        settle(env.step(Reply(GOOD)))
+    answered.set()
+
+
+def test_an_attempt_that_fails_leaves_the_rest_of_the_deadline_to_the_next(judge: Judge) -> None:
+    env = judged()
+    env.reset(seed=0, options={"timeout_s": 0.5})
+    answered = threading.Event()
+    judge.failures = [500]
+    judge.answer = lambda question: "" if len(judge.questions) < 2 else str(answered.wait(30))
+    with pytest.raises(JudgeError, match=r"gave no answer within 0\.5 s after HTTPStatusError"):
+        settle(env.step(Reply(GOOD)))
+    answered.set()
+
+
+def test_the_defaults_leave_time_for_a_retry_within_a_step() -> None:
+    assert RolloutConfig().step_timeout_s > judge_client.TIMEOUT_S
+    backoff_s = sum(0.5 * (2**attempt - 1) for attempt in range(judge_client.NUM_ATTEMPTS))
+    assert backoff_s + judge_client.CONNECT_TIMEOUT_S * 2 < judge_client.TIMEOUT_S
+
+
+def test_waiting_for_ones_turn_counts_toward_no_deadline(judge: Judge) -> None:
+    def slowly(question: str) -> str:
+        time.sleep(0.1)
+        return sensible(question)
+
+    judge.answer = slowly
+    loop = EnvLoop()
+
+    async def play(num: int, timeout_s: float) -> list[Any]:
+        env = Compared()
+        messages, _ = env.reset(seed=0, options={"at_once": 1, "timeout_s": 1.0})
+        members = [(*messages, Message("assistant", f"{GOOD} {place}")) for place in range(num)]
+        return await loop.start(env.score_group(members)).result(timeout_s)
+
+    assert len(asyncio.run(play(20, 1.0))) == 20  # 2 s of work, one question at a time
+    with pytest.raises(TimeoutError):
+        asyncio.run(play(2, 0.01))
+
+
 def test_a_group_is_compared_in_a_circle(judge: Judge) -> None:
     env = Compared()
     messages, _ = env.reset(seed=0)
@@ -178,6 +231,12 @@ def test_a_judge_is_asked_for_before_anything_is_played(monkeypatch: pytest.Monk
     for env in (judged(), Compared()):
         with pytest.raises(EnvironmentOptionError, match=r"options url .* and model, or set POLYGYM_JUDGE_URL"):
             env.reset(seed=0)
+
+
+@pytest.mark.parametrize("options", [{"timeout_s": 0.0}, {"at_once": 0}])
+def test_a_judge_has_a_deadline_and_a_place(options: dict[str, Any], judge: Judge) -> None:
+    with pytest.raises(EnvironmentOptionError, match="timeout_s must be above 0 and at_once at least 1"):
+        Compared().reset(seed=0, options=options)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from envs.judge_client import ask_judge, find_judge
+from envs.judge_client import AT_ONCE, TIMEOUT_S, ask_judge, find_judge
 from envs.messages import Message, Reply
 from envs.scored import Row, scored
 from envs.text_env import StepResult, TextEnv, draw_in_split
@@ -39,7 +39,7 @@ def draw_request(rng: np.random.Generator) -> str:
 
 
 def draw_row(
-    rng: np.random.Generator, url: str = "", model: str = "", timeout_s: float = 60.0, at_once: int = 32
+    rng: np.random.Generator, url: str = "", model: str = "", timeout_s: float = TIMEOUT_S, at_once: int = AT_ONCE
 ) -> Row:
     return {"prompt": draw_request(rng), "judge": find_judge(url, model, timeout_s, at_once)}
 
@@ -52,7 +52,8 @@ async def judged(reply: Reply, row: Row) -> dict[str, float]:
     an error of the environment and no reward.
 
     Options: `url` and `model` name the judge; else POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL do. `timeout_s` is the
-    deadline of an answer (three must fit into rollout.step_timeout_s), `at_once` the questions of a worker at once.
+    deadline of a question with its retries (keep it below rollout.step_timeout_s), `at_once` the questions of a worker
+    at once; waiting for one's turn is not counted.
     Reward parts: `task` 0.5, `clear` 0.25, `complete` 0.25.
     """
     if not says_something(reply.text):
@@ -69,11 +70,12 @@ class Compared(TextEnv):
     one that is left alone earns 0.5. Needs an OpenAI-compatible endpoint.
 
     Options: `url` and `model` name the judge; else POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL do. `timeout_s` is the
-    deadline of an answer (three must fit into rollout.step_timeout_s), `at_once` the questions of a worker at once.
+    deadline of a question with its retries (keep it below rollout.step_timeout_s), `at_once` the questions of a worker
+    at once; waiting for one's turn is not counted.
     Reward parts: `compared`, the whole reward, given once all members of the group have ended.
     """
 
-    OPTIONS: ClassVar = {"url": "", "model": "", "timeout_s": 60.0, "at_once": 32}
+    OPTIONS: ClassVar = {"url": "", "model": "", "timeout_s": TIMEOUT_S, "at_once": AT_ONCE}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
