@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PydanticUserError, 
 
 from envs.messages import ToolSpec
 
+MAX_PROBLEMS = 3
+"""Of one call: a list with a thousand wrong items needs no thousand sentences."""
 ARGUMENT_LINE = re.compile(r"^\s+(\w+)(?: \([^)]*\))?: (.+)$")
 
 
@@ -43,11 +45,13 @@ def read_arguments(method: Callable[..., Any], given: Mapping[str, Any]) -> dict
     needed = {name for name, field in fields.items() if field.is_required()}
     if not needed <= set(given) <= set(fields):
         told = ", ".join(fields) or "no arguments"
-        raise ValueError(f"{_function(method).__name__} takes {told}, got {', '.join(given) or 'none'}")
+        raise ValueError(f"{_function(method).__name__} takes {told}, got {', '.join(given) or 'none':.200}")
     try:
         read = model.model_validate(dict(given))
     except ValidationError as error:
-        raise ValueError("; ".join(_problem(detail, model) for detail in error.errors())) from None
+        told = [_problem(detail, model) for detail in error.errors(include_url=False)[:MAX_PROBLEMS]]
+        more = error.error_count() - len(told)
+        raise ValueError("; ".join(told) + (f"; and {more} more" if more else "")) from None
     return {name: getattr(read, name) for name in read.model_fields_set}
 
 

@@ -12,6 +12,8 @@ from collections import Counter
 import regex
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from rewards.words import plain
+
 CANDIDATES = {
     "Latin": "en es pt fr de it pl vi sw fi nl sv da no is cs sk ro hu hr sl et lv lt tr az id ms tl ca eu gl sq cy ga"
     " af",
@@ -88,7 +90,7 @@ def _scores(text: str) -> dict[str, float]:
     languages = _languages_by_script(text)
     if len(languages) < 2:
         return dict.fromkeys(languages, 0.0)
-    ranked = dict(_model().rank(text.lower()))
+    ranked = dict(_model().rank(plain(text).lower()))
     return {language: ranked[language] + PRIOR * (language in IFEVAL) for language in languages}
 
 
