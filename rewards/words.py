@@ -46,7 +46,7 @@ def _set(words: str) -> frozenset[str]:
 TITLES = _set("mr mrs ms dr prof messrs mme mlle")
 TITLES_WITH_CAPITAL = _set("St Mt Gen Col Lt Capt Sgt Rev Hon Gov Sen Rep")
 """A name follows; without a capital most of these are words."""
-INSIDE = _set("e.g i.e eg ie vs cf ca approx viz esp incl")
+INSIDE = _set("e.g i.e eg ie v vs cf ca approx viz esp incl")
 """The sentence goes on."""
 BEFORE_NUMBERS = _set("no nos fig figs vol vols p pp sec ch chap eq jan feb mar apr jun jul aug sep sept oct nov dec")
 """Abbreviations before a number only; "no" is a word elsewhere."""

@@ -31,6 +31,7 @@ from rewards.words import count_word, plain, sentences_of, words_of
         ("Plan B. Then plan C.", 2),
         ("IT'S. NEVER MIND.", 2),
         ("The U.S. Army came.", 1),
+        ("Brown v. Board of Education was long.", 1),
         ("I live in the U.S. It is big.", 2),
         ("He came at 5 p.m. Then he slept.", 2),
         ("Dr. Who came, e.g. at 3.5 p.m. today... Really?! Yes.", 3),
