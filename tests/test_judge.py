@@ -197,11 +197,11 @@ def test_waiting_for_ones_turn_counts_toward_no_deadline(judge: Judge) -> None:
 
     async def play(num: int, timeout_s: float) -> list[Any]:
         env = Compared()
-        messages, _ = env.reset(seed=0, options={"at_once": 1, "timeout_s": 1.0})
+        messages, _ = env.reset(seed=0, options={"at_once": 1, "timeout_s": 10.0})
         members = [(*messages, Message("assistant", f"{GOOD} {place}")) for place in range(num)]
         return await loop.start(env.score_group(members)).result(timeout_s)
 
-    assert len(asyncio.run(play(20, 1.0))) == 20  # 2 s of work, one question at a time
+    assert len(asyncio.run(play(40, 3.0))) == 40  # 4 s of work, one question at a time
     with pytest.raises(TimeoutError):
         asyncio.run(play(2, 0.01))
 
