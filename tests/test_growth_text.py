@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from envs.adapters.reasoning_gym import is_harmless
-from envs.appointment import Appointment
-from envs.instructions import instructions
+from envs.chat.appointment import Appointment
+from envs.chat.instructions import instructions
+from envs.chat.structured import structured
 from envs.messages import Reply, ToolCall
-from envs.structured import structured
 from envs.tool_class import ToolClassEnv, run_now
 from rewards.abstention import abstention_reward
 from rewards.constraints import CHECKS as CONSTRAINTS

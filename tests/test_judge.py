@@ -15,7 +15,6 @@ from envs import judge_client
 from envs.chat.judged import CRITERIA, Compared, judged
 from envs.check import check_environment
 from envs.event_loop import EnvLoop, settle
-from envs.judged import CRITERIA, Compared, judged
 from envs.messages import Message, Reply
 from envs.text_env import EnvironmentOptionError
 from rewards.judge import (
@@ -30,7 +29,7 @@ from rewards.judge import (
     rubric_question,
     says_something,
 )
-from rl.config import RolloutConfig
+from rl.config.experiment import RolloutConfig
 
 GOOD = "Once upon a time there was a text that did what was asked."
 
