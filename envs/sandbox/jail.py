@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from envs.sandbox.limits import Level, Limits, SandboxError, SandboxResult, Status
 
@@ -40,9 +40,13 @@ class JailEnded(Exception):
 
 
 class Zygote:
-    """The process that jails are forked from; starts with the first jail, and anew when it has died."""
+    """The process that jails are forked from; starts with the first jail, and anew when it has died.
 
-    def __init__(self) -> None:
+    One for isolated jails, which has left the host's file system, and one for the others.
+    """
+
+    def __init__(self, kind: Literal["isolated", "other"]) -> None:
+        self._kind = kind
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,7 +67,7 @@ class Zygote:
         if sys.platform != "linux":
             raise SandboxError(f"the sandbox needs Linux (namespaces, Landlock, seccomp); this is {sys.platform}")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-I", "-S", "-B", str(ZYGOTE_FILE), str(theirs.fileno())]
+        command = [sys.executable, "-I", "-S", "-B", str(ZYGOTE_FILE), str(theirs.fileno()), self._kind]
         try:
             with theirs:
                 self._process = subprocess.Popen(
@@ -79,13 +83,13 @@ class Zygote:
             raise SandboxError(f"no process could be started: {error}") from error
         ours.settimeout(start_s)
         try:
-            said = ours.recv(16)
+            said = ours.recv(1024).decode()
         except TimeoutError:
-            said = b""
+            said = f"not within {start_s} s"
         self._socket = ours
-        if said != b"ready":
+        if said != "ready":
             self._stop()
-            raise SandboxError(f"the process that jails are forked from was not ready within {start_s} s")
+            raise SandboxError(f"the process that jails are forked from is not ready: {said or 'it died'}")
         return ours
 
     def _stop(self) -> None:
@@ -103,8 +107,9 @@ class Zygote:
             self._stop()
 
 
-ZYGOTE = Zygote()
-atexit.register(ZYGOTE.close)
+ZYGOTES = {kind: Zygote(kind) for kind in ("isolated", "other")}
+for _zygote in ZYGOTES.values():
+    atexit.register(_zygote.close)
 
 
 class Jail:
@@ -125,7 +130,9 @@ class Jail:
         try:
             for name in PIPES:
                 theirs.append(self._open(name))
-            ZYGOTE.submit({"level": level, "limits": dataclasses.asdict(limits)}, theirs, limits.start_s)
+            ZYGOTES["isolated" if level == "isolated" else "other"].submit(
+                {"level": level, "limits": dataclasses.asdict(limits)}, theirs, limits.start_s
+            )
         except OSError as error:
             self._close_all()
             raise SandboxError(f"no pipes for a jail: {error}") from error

@@ -12,9 +12,14 @@ import struct
 
 libc = ctypes.CDLL(None, use_errno=True)
 MACHINE = platform.machine()
-NAMESPACES = {"mount": 0x20000, "UTS": 0x4000000, "IPC": 0x8000000, "user": 0x10000000, "PID": 0x20000000}
-NETWORK = 0x40000000
-CLONE_THREAD = 0x10000
+NAMESPACES = {
+    "mount": 0x20000,
+    "UTS": 0x4000000,
+    "IPC": 0x8000000,
+    "user": 0x10000000,
+    "PID": 0x20000000,
+    "network": 0x40000000,
+}
 INSIDE_ID = 1000
 """User and group id that the code has inside its user namespace."""
 
@@ -38,26 +43,65 @@ def system_call(layer: str, number: int, *arguments: object) -> int:
 
 # -- namespaces ------------------------------------------------------------------------------------------
 
+SCRATCH, EMPTY = "/tmp", "/empty"
+"""The only folder that jailed code can write, and an empty one."""
+NUM_FILES = 256
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 0x40000
+MNT_DETACH = 2
+MOUNT_SETATTR, AT_CWD, AT_RECURSIVE, READ_ONLY = 442, -100, 0x8000, 1
 
-def enter_namespaces(scratch: str, scratch_bytes: int) -> None:
-    """New user, mount, network, IPC and UTS namespaces; the next child is alone in a PID namespace.
 
-    `scratch` becomes an empty file system in memory of that size, which goes with the namespace.
+def leave_host(visible: list[str], hidden: list[str]) -> None:
+    """New user and mount namespaces, whose root is a tree of the `visible` files and folders, each at its own path.
+
+    Empty folders lie over the `hidden` ones. All of it is read-only, and no other file of the host has a name in it.
+    Costs some milliseconds, once for all jails. Raises `LayerError`, also where the root is the kernel's first one
+    (initramfs), which cannot be replaced.
     """
+    if any(path.startswith(SCRATCH + "/") for path in visible):
+        raise LayerError(errno.EINVAL, f"mount namespace: Python itself lies below {SCRATCH}, which jails cover")
     uid, gid = os.getuid(), os.getgid()
-    call("namespaces", "unshare", sum(NAMESPACES.values()) | NETWORK)
+    call("namespaces", "unshare", NAMESPACES["user"] | NAMESPACES["mount"])
     for name, text in (("setgroups", "deny"), ("uid_map", f"{INSIDE_ID} {uid} 1"), ("gid_map", f"{INSIDE_ID} {gid} 1")):
         try:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
         except OSError as error:
             raise LayerError(error.errno, f"user namespace: {name}: {error.strerror}") from error
-    private = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
-    call("mount namespace", "mount", None, b"/", None, ctypes.c_ulong(private), None)
-    options = f"size={scratch_bytes},nr_inodes=256,mode=700".encode()
-    no_set_id, no_devices = 2, 4
-    flags = ctypes.c_ulong(no_set_id | no_devices)
-    call("mount namespace", "mount", b"tmpfs", scratch.encode(), b"tmpfs", flags, options)
+    _mount("/", MS_REC | MS_PRIVATE)
+    _mount(SCRATCH, MS_NOSUID | MS_NODEV, "tmpfs", "tmpfs", "mode=755")
+    os.chdir(SCRATCH)
+    for path in (SCRATCH, EMPTY):
+        os.mkdir(f".{path}")
+    for path in visible:
+        is_folder = os.path.isdir(path)
+        os.makedirs(f".{path}" if is_folder else f".{os.path.dirname(path)}", exist_ok=True)
+        if not is_folder:
+            os.close(os.open(f".{path}", os.O_CREAT))
+        _mount(f".{path}", MS_BIND | MS_REC, path)
+    for path in hidden:
+        _mount(f".{path}", MS_BIND, f".{EMPTY}")
+    attributes = struct.pack("QQQQ", READ_ONLY, 0, 0, 0)
+    where = (ctypes.c_int(AT_CWD), b".", ctypes.c_uint(AT_RECURSIVE))
+    system_call("mount namespace", MOUNT_SETATTR, *where, attributes, ctypes.c_size_t(len(attributes)))
+    call("mount namespace", "pivot_root", b".", b".")
+    call("mount namespace", "umount2", b".", MNT_DETACH)  # the old root, which now lies over the new one
+    os.chdir("/")
+
+
+def enter_namespaces(scratch_bytes: int) -> None:
+    """New mount, network, IPC and UTS namespaces; the next child is alone in a PID namespace.
+
+    The process must have left the host. `SCRATCH` becomes an empty file system in memory of that size, which goes with
+    the namespace. Raises `LayerError`.
+    """
+    call("namespaces", "unshare", sum(NAMESPACES.values()) - NAMESPACES["user"])
+    _mount(SCRATCH, MS_NOSUID | MS_NODEV, "tmpfs", "tmpfs", f"size={scratch_bytes},nr_inodes={NUM_FILES},mode=700")
+
+
+def _mount(place: str, flags: int, source: str = "", kind: str = "", options: str = "") -> None:
+    texts = (text.encode() if text else None for text in (source, place, kind))
+    call("mount namespace", "mount", *texts, ctypes.c_ulong(flags), options.encode() or None)
 
 
 # -- resource limits -------------------------------------------------------------------------------------
@@ -91,7 +135,7 @@ def drop_root(uid: int = 65534) -> None:
 
 # -- privileges ------------------------------------------------------------------------------------------
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 4, 38, 22
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -99,11 +143,15 @@ def die_with_parent() -> None:
     call("parent death signal", "prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)
 
 
+def forbid_new_privileges() -> None:
+    call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
 def drop_privileges() -> None:
     """No capabilities, none to be gained, and no look into this process's memory from outside."""
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
     call("capabilities", "capset", header, bytes(24))
-    call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    forbid_new_privileges()
     call("no dumps", "prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
@@ -141,7 +189,7 @@ def restrict_files(readable: list[tuple[int, bool]], scratch: str | None) -> Non
         descriptor = os.open(scratch, os.O_PATH | os.O_DIRECTORY)
         _allow(ruleset, descriptor, (READ_FILE | READ_DIR | WRITES | TRUNCATE) & file_rights)
         os.close(descriptor)
-    call("no new privileges", "prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    forbid_new_privileges()
     system_call("Landlock", LANDLOCK_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint(0))
     os.close(ruleset)
 
@@ -153,101 +201,18 @@ def _allow(ruleset: int, descriptor: int, rights: int) -> None:
 
 # -- seccomp ---------------------------------------------------------------------------------------------
 
-ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-REFUSED = {
-    "x86_64": (
-        *(41, 49, 50, 42, 43, 288),  # socket, bind, listen, connect, accept, accept4
-        *(57, 58, 59, 322),  # fork, vfork, execve, execveat
-        *(101, 310, 311, 312, 440, 448),  # ptrace, process_vm_readv, _writev, kcmp, process_madvise, process_mrelease
-        *(62, 200, 234, 129, 297, 424, 434, 438),  # kill, tkill, tgkill, rt_(tg)sigqueueinfo, pidfd_*
-        *(165, 166, 155, 161, 308, 272),  # mount, umount2, pivot_root, chroot, setns, unshare
-        *(
-            428,
-            429,
-            430,
-            431,
-            432,
-            442,
-            300,
-        ),  # open_tree, move_mount, fsopen, fsconfig, fsmount, mount_setattr, fanotify
-        *(321, 298, 425, 426, 427, 323, 250, 248, 249),  # bpf, perf_event_open, io_uring_*, userfaultfd, keys
-        *(303, 304, 135, 319, 447),  # name_to_handle_at, open_by_handle_at, personality, memfd_create, memfd_secret
-        *(29, 30, 64, 68, 240),  # shmget, shmat, semget, msgget, mq_open
-        *(302, 141, 144, 142, 203, 314, 251, 256, 279),  # prlimit64 (see below), priorities, affinity, moving pages
-        *(90, 91, 268, 452, 92, 93, 260, 94),  # chmod and chown families
-        *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199, 133, 259),  # times, extended attributes, mknod
-        *(246, 320, 175, 313, 176, 169, 167, 168, 179, 163),  # kexec, modules, reboot, swap, quota, accounting
-        *(164, 227, 159, 305, 170, 171, 103, 153, 173, 172, 317),  # clocks, names, syslog, vhangup, ports, seccomp
-        *(76, 463, 466, 469),  # truncate (which Landlock 1 and 2 do not know), setxattrat, removexattrat, file_setattr
-    ),
-    "aarch64": (
-        *(198, 200, 201, 203, 202, 242),
-        *(221, 281),
-        *(117, 270, 271, 272, 440, 448),
-        *(129, 130, 131, 138, 240, 424, 434, 438),
-        *(40, 39, 41, 51, 268, 97),
-        *(428, 429, 430, 431, 432, 442, 262),
-        *(280, 241, 425, 426, 427, 282, 219, 217, 218),
-        *(264, 265, 92, 279, 447),
-        *(194, 196, 190, 186, 180),
-        *(261, 140, 119, 118, 122, 274, 30, 238, 239),
-        *(52, 53, 452, 55, 54),
-        *(88, 5, 6, 7, 14, 15, 16, 33),
-        *(104, 294, 105, 273, 106, 142, 224, 225, 60, 89),
-        *(170, 112, 171, 266, 161, 162, 116, 58, 277),
-        *(45, 463, 466, 469),
-    ),
-}
-CLONE = {"x86_64": 56, "aarch64": 220}
-REFUSED_WITH = {
-    "x86_64": ((157, 0, (1,)), (72, 1, (8, 10, 15))),
-    "aarch64": ((167, 0, (1,)), (25, 1, (8, 10, 15))),
-}
-"""Calls refused for these values of one argument: prctl with PR_SET_PDEATHSIG, which would let a jail outlive its
-supervisor; fcntl with F_SETOWN, F_SETSIG and F_SETOWN_EX, by which the kernel signals others."""
-CLONE3 = 435
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
-NUMBER_AT, ARCHITECTURE_AT, FIRST_ARGUMENT_AT, ARGUMENT_BYTES = 0, 4, 16, 8
-FOREIGN_ABI = 0x40000000
-"""Bit of x86-64 system call numbers in the x32 ABI."""
+SECCOMP = {"x86_64": 317, "aarch64": 277}
+SET_FILTER = 1
 
 
-def seccomp_program() -> bytes:
-    """The filter: threads may start, processes may not; what reaches out of the process is refused with EPERM."""
-    if MACHINE not in ARCHITECTURES:
+def install_filter(program: bytes, flags: int = 0) -> int:
+    """Filter the system calls of this process and of all that it forks, with a program of `system_calls`.
+
+    The listener where the flags ask for one. Raises `LayerError`.
+    """
+    if MACHINE not in SECCOMP:
         raise LayerError(errno.ENOSYS, f"seccomp: no filter for {MACHINE}")
-    refuse = (RETURN, 0, 0, REFUSE | errno.EPERM)
-    program = [
-        (LOAD, 0, 0, ARCHITECTURE_AT),
-        (EQUAL, 1, 0, ARCHITECTURES[MACHINE]),
-        (RETURN, 0, 0, KILL),
-        (LOAD, 0, 0, NUMBER_AT),
-        (AT_LEAST, 0, 1, FOREIGN_ABI),
-        refuse,
-        (EQUAL, 0, 1, CLONE3),  # its flags cannot be looked at; libc falls back to clone
-        (RETURN, 0, 0, REFUSE | errno.ENOSYS),
-        (EQUAL, 0, 4, CLONE[MACHINE]),
-        (LOAD, 0, 0, FIRST_ARGUMENT_AT),
-        (ANY_BIT, 0, 1, CLONE_THREAD),
-        (RETURN, 0, 0, ALLOW),
-        refuse,
-    ]
-    for number, argument, values in REFUSED_WITH[MACHINE]:
-        checks = [step for value in values for step in ((EQUAL, 0, 1, value), refuse)]
-        program += [
-            (EQUAL, 0, len(checks) + 2, number),
-            (LOAD, 0, 0, FIRST_ARGUMENT_AT + argument * ARGUMENT_BYTES),
-            *checks,
-            (RETURN, 0, 0, ALLOW),
-        ]
-    for number in REFUSED[MACHINE]:
-        program += [(EQUAL, 0, 1, number), refuse]
-    program.append((RETURN, 0, 0, ALLOW))
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-
-
-def filter_system_calls(program: bytes) -> None:
+    forbid_new_privileges()
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    call("seccomp", "prctl", PR_SET_SECCOMP, 2, header, 0, 0)
+    return system_call("seccomp", SECCOMP[MACHINE], ctypes.c_uint(SET_FILTER), ctypes.c_uint(flags), header)

@@ -1,9 +1,10 @@
 """The process that jails are forked from: started once as `python -I -S`, so that a jail costs a fork and no start-up.
 
-One job a message on the socket given as the only argument: JSON and seven descriptors. Each job gets a supervisor,
-which applies the namespaces, forks the jailed process, waits for it and writes how it ended. The jail dies when the
-other end of its lifeline closes, so with whoever asked for it; the jail itself never has the lifeline. This process
-ends when its socket closes, and leaves running jails alone.
+Two arguments: a socket, and whether jails are `isolated` (then it leaves the host's file system first, once for all of
+them) or not. It says `ready`, or why not. Then comes one job a message: JSON and seven descriptors. Each job gets a
+supervisor, which applies the namespaces, forks the jailed process, waits for it, decides on its threads and writes how
+it ended. The jail dies when the other end of its lifeline closes, so with whoever asked for it; the jail itself never
+has the lifeline. This process ends when its socket closes, and leaves running jails alone.
 """
 
 import contextlib
@@ -20,6 +21,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import layers
 import runner
+import system_calls
+import thread_gate
 
 sys.path.pop(0)
 
@@ -53,7 +56,10 @@ PRELOADED = (
     *("locale", "math", "numbers", "operator", "pprint", "queue", "random", "re", "statistics", "string", "struct"),
     *("textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata", "uuid", "zlib"),
 )
-SCRATCH = "/tmp"
+INSTALLED = {"site-packages", "dist-packages"}
+LEFT_OUT = INSTALLED | {"test", "idlelib", "ensurepip", "lib2to3", "tkinter", "turtledemo"}
+LIBRARIES = ("/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64")
+DATA = ("/dev/urandom", "/dev/null", "/usr/share/zoneinfo")
 NUM_JOB_DESCRIPTORS = 7
 STATUS = 5
 FIRST_FREE, FIRST_MOVED = 6, 500
@@ -63,12 +69,21 @@ FIRST_FREE, FIRST_MOVED = 6, 500
 def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
-    readable = open_standard_library()
-    program = layers.seccomp_program() if layers.MACHINE in layers.ARCHITECTURES else b""
+    place = Place()
     jobs = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        if sys.argv[2] == "isolated":
+            layers.leave_host(place.visible, place.hidden)
+    except OSError as error:
+        jobs.send(str(error).encode())
+        os._exit(1)
     jobs.send(b"ready")
     gc.collect()
     gc.freeze()  # forks share these pages
+    serve(jobs, place)
+
+
+def serve(jobs: socket.socket, place: "Place") -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(jobs, 65_536, NUM_JOB_DESCRIPTORS)
         if not message:
@@ -80,7 +95,7 @@ def main() -> None:
         else:
             if child == 0:
                 jobs.close()
-                supervise(json.loads(message), descriptors, readable, program)
+                supervise(json.loads(message), descriptors, place)
         for descriptor in descriptors:
             os.close(descriptor)
         with contextlib.suppress(ChildProcessError):
@@ -88,36 +103,43 @@ def main() -> None:
                 pass
 
 
-def open_standard_library() -> list[tuple[int, bool]]:
-    """What jailed code may read: the standard library without the packages installed in it, and its shared libraries.
+class Place:
+    """What is prepared once for all jails: what they may read, what they see, and their filter of system calls."""
 
-    Open descriptors, and whether each is a folder.
-    """
-    folder = os.path.dirname(os.__file__)
-    left_out = {"site-packages", "dist-packages", "test", "idlelib", "ensurepip", "lib2to3", "tkinter", "turtledemo"}
-    paths = [os.path.join(folder, name) for name in os.listdir(folder) if name not in left_out]
-    paths += ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64", "/dev/urandom", "/dev/null"]
-    paths += ["/usr/share/zoneinfo", os.path.join(sys.base_prefix, "lib", "libpython3.so")]
-    return [(os.open(path, os.O_PATH), os.path.isdir(path)) for path in paths if os.path.exists(path)]
+    def __init__(self) -> None:
+        library = os.path.dirname(os.__file__)
+        others = [*LIBRARIES, *DATA, os.path.join(sys.base_prefix, "lib", "libpython3.so")]
+        others = [path for path in others if os.path.exists(path)]
+        self.visible = [library, *others]
+        self.hidden = [path for name in INSTALLED if os.path.isdir(path := os.path.join(library, name))]
+        names = [name for name in os.listdir(library) if name not in LEFT_OUT]
+        paths = [os.path.join(library, name) for name in names] + others
+        self.readable = [(os.open(path, os.O_PATH), os.path.isdir(path)) for path in paths]
+        """Open descriptors, and whether each is a folder: the standard library and its shared libraries."""
+        self.processes = os.open("/proc", os.O_PATH)
+        is_known = layers.MACHINE in system_calls.ARCHITECTURES
+        self.filter = system_calls.call_filter(layers.MACHINE) if is_known else b""  # installing it says what is wrong
 
 
-def supervise(job: dict, descriptors: list[int], readable: list[tuple[int, bool]], program: bytes) -> None:
+def supervise(job: dict, descriptors: list[int], place: Place) -> None:
     """Run one job to its end and write how it ended to the status pipe. Never returns."""
     *for_jail, status, lifeline = descriptors
-    isolated = job["level"] == "isolated"
+    gate = None
     child = 0
     try:
-        if isolated:
-            layers.enter_namespaces(SCRATCH, job["limits"]["file_bytes"])
+        if job["level"] == "isolated":
+            layers.enter_namespaces(job["limits"]["file_bytes"])
+        if job["level"] != "process":
+            gate = thread_gate.ThreadGate(place.processes)
         child = os.fork()
         if child == 0:
-            jailed(job, for_jail, status, readable, program)
+            jailed(job, for_jail, status, place)
     except BaseException as error:
         tell(status, {"failed": f"{type(error).__name__}: {error}"})
         os._exit(0)
     for descriptor in for_jail:
         os.close(descriptor)
-    wait_for(child, lifeline)
+    wait_for(child, lifeline, gate)
     _, wait_status, usage = os.wait4(child, 0)
     cpu_s = usage.ru_utime + usage.ru_stime
     tell(
@@ -127,13 +149,24 @@ def supervise(job: dict, descriptors: list[int], readable: list[tuple[int, bool]
     os._exit(0)
 
 
-def wait_for(child: int, lifeline: int) -> None:
-    """Return when the child has ended; kill it when nobody holds the other end of the lifeline any more."""
+def wait_for(child: int, lifeline: int, gate: thread_gate.ThreadGate | None) -> None:
+    """Return when the child has ended; kill it when nobody holds the other end of the lifeline any more.
+
+    Meanwhile decide which of its threads may start.
+    """
     handle = os.pidfd_open(child)
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     poll.register(lifeline, 0)  # reports only that the other end has closed
-    ready = {descriptor for descriptor, _ in poll.poll()}
+    listener = gate.listener if gate is not None else None
+    if listener is not None:
+        poll.register(listener, select.POLLIN)
+    while not (ready := {descriptor for descriptor, _ in poll.poll()}) & {handle, lifeline}:
+        if gate is not None and listener is not None and listener in ready:
+            gate.decide(child)
+            if gate.listener is None:
+                poll.unregister(listener)
+                listener = None
     if handle not in ready:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
 
@@ -143,7 +176,7 @@ def tell(status: int, report: dict) -> None:
         os.write(status, json.dumps(report).encode() + b"\n")
 
 
-def jailed(job: dict, descriptors: list[int], status: int, readable: list[tuple[int, bool]], program: bytes) -> None:
+def jailed(job: dict, descriptors: list[int], status: int, place: Place) -> None:
     """Put on every layer of the job's level, then serve requests. Never returns."""
     limits, isolated = job["limits"], job["level"] == "isolated"
     try:
@@ -151,18 +184,18 @@ def jailed(job: dict, descriptors: list[int], status: int, readable: list[tuple[
         if job["level"] == "process":
             layers.drop_root()
         layers.die_with_parent()  # after changes of the user, which clear it
-        os.chdir(SCRATCH if isolated else "/")
+        os.chdir(layers.SCRATCH if isolated else "/")
         if job["level"] != "process":
-            layers.restrict_files(readable, SCRATCH if isolated else None)
+            layers.restrict_files(place.readable, layers.SCRATCH if isolated else None)
         layers.drop_privileges()
         moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, FIRST_MOVED) for descriptor in (*descriptors, status)]
-        for place, descriptor in enumerate(moved):
-            os.dup2(descriptor, place, inheritable=False)
+        for number, descriptor in enumerate(moved):
+            os.dup2(descriptor, number, inheritable=False)
         status = STATUS
         os.closerange(FIRST_FREE, os.sysconf("SC_OPEN_MAX"))
         layers.limit_resources(limits["cpu_s"], limits["memory_bytes"], limits["file_bytes"] if isolated else 0)
         if job["level"] != "process":
-            layers.filter_system_calls(program)
+            layers.install_filter(place.filter)
     except BaseException as error:
         tell(status, {"failed": f"{type(error).__name__}: {error}"})
         os._exit(1)
