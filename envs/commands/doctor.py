@@ -33,7 +33,9 @@ def examine_sandbox(console: Console) -> bool:
 
 
 def try_probes(console: Console, level: Level) -> list[ProbeResult]:
-    with target() as aim:
-        return [
-            run_probe(probe, level, aim) for probe in track(PROBES, f"probes, {level}", console=console, transient=True)
-        ]
+    """Each with a target of its own: what one has ended or filled is no matter of the next."""
+    results = []
+    for probe in track(PROBES, f"probes, {level}", console=console, transient=True):
+        with target() as aim:
+            results.append(run_probe(probe, level, aim))
+    return results
