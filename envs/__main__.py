@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from envs.commands.options import read_options
+from envs.sandbox import LEVEL_VARIABLE, Level, require_level
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 sandbox = typer.Typer(no_args_is_help=True)
@@ -16,6 +17,20 @@ console = Console()
 Id = Annotated[str, typer.Argument(help="Environment id, or module:Class.")]
 Options = Annotated[list[str] | None, typer.Argument(help="The environment's options: name=value ...")]
 Seed = Annotated[int, typer.Option(help="Which task.")]
+
+
+@app.callback()
+def for_all_commands(
+    sandbox_level: Annotated[
+        Level | None,
+        typer.Option(
+            envvar=LEVEL_VARIABLE, help="Weakest sandbox that may run what a policy wrote.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Environments: look at them, check them, play them."""
+    if sandbox_level is not None:
+        require_level(sandbox_level)
 
 
 @app.command(name="list")
@@ -153,7 +168,7 @@ def view(
 
 @sandbox.command()
 def doctor() -> None:
-    """Try which layers work on this machine, and sixty escapes at each level."""
+    """Try which layers work on this machine, and ninety escapes at each level."""
     from envs.commands.doctor import examine_sandbox
 
     if not examine_sandbox(console):

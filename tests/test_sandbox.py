@@ -1,5 +1,7 @@
 """What code that a policy wrote may do: return values. Everything else ends typed, and none of it scores."""
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from envs.code.functions import Functions
+from envs.__main__ import app
+from envs.functions import Functions
 from envs.messages import Reply
 from envs.sandbox import (
+    LEVEL_VARIABLE,
     LEVELS,
     Level,
     Limits,
@@ -20,17 +25,30 @@ from envs.sandbox import (
     SandboxResult,
     jail,
     level_here,
+    minimum_level,
     require_level,
     run_function,
     run_program,
     run_tests,
 )
 from envs.sandbox.probes import PROBES, Probe, run_probe, target
+from envs.sandbox.probes.code import START_THREADS
 
 INPUTS = [[number] for number in range(4)]
 QUICK = Limits(cpu_s=1, wall_s=1.0)
 PATIENT = Limits(cpu_s=20, wall_s=60.0, memory_bytes=256 * 1024**2)
 """For code that ends by itself or at another limit, however busy the machine is."""
+
+
+UNHELD = {
+    "threads without end", "datagram to a socket in the file system", "datagram to an abstract socket",
+    "descriptors in a datagram", "has a socket signal a process", "has the kernel send signals",
+    "has descriptors send signals", "signals by other calls", "outlives its supervisor", "sees that files exist",
+    "enters a folder outside", "leaves its root", "shared memory of the host", "System V names", "message queues",
+    "asynchronous input and output", "watches files", "timers of the user", "writes out all disks", "huge pages",
+    "locks memory",
+}  # fmt: skip
+"""Probes that any unprivileged process gets through, also in a container."""
 
 
 def run(code: str, limits: Limits = PATIENT) -> SandboxResult:
@@ -52,6 +70,20 @@ def test_the_probes_are_real_attempts() -> None:
     with target() as aim:
         escaped = {probe.name for probe in PROBES if not run_probe(probe, "process", aim).held}
     assert {"password file", "UDP", "list of the root folder"} <= escaped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("probe", [probe for probe in PROBES if probe.name in UNHELD], ids=lambda probe: probe.name)
+def test_a_probe_gets_through_where_nothing_holds_it(probe: Probe) -> None:
+    with target() as aim:
+        command = [sys.executable, "-I", "-c", aim.fill(probe.code)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "ESCAPED" in done.stdout or not aim.is_untouched
+
+
+def test_the_probes_that_must_get_through_are_there() -> None:
+    assert {probe.name for probe in PROBES} >= UNHELD
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -286,6 +318,7 @@ def test_a_slow_machine_is_a_failure_of_the_sandbox_and_no_timeout() -> None:
 @pytest.fixture
 def broken_isolation(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A machine on which jails of level `isolated` cannot be made."""
+    monkeypatch.setenv(LEVEL_VARIABLE, "restricted")
     make = jail.Jail.__init__
 
     def refuse(self: jail.Jail, level: Level, *arguments: Any) -> None:
@@ -296,7 +329,7 @@ def broken_isolation(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(jail.Jail, "__init__", refuse)
     level_here.cache_clear()
     yield
-    require_level("restricted")
+    level_here.cache_clear()
 
 
 def test_a_weaker_level_is_taken_only_where_it_is_allowed_and_told(broken_isolation: None) -> None:
@@ -304,3 +337,103 @@ def test_a_weaker_level_is_taken_only_where_it_is_allowed_and_told(broken_isolat
     require_level("isolated")
     with pytest.raises(SandboxError, match=r"no sandbox of level isolated or above[^~]*no namespaces"):
         run_program("print(1)")
+
+
+def test_processes_that_are_started_later_have_the_required_level_too(broken_isolation: None) -> None:
+    ask = "from envs.sandbox import minimum_level; print(minimum_level())"
+    for level in LEVELS:
+        require_level(level)
+        assert subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == f"{level}\n"
+
+
+def test_the_variable_says_the_least_level_and_a_call_wins(
+    broken_isolation: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LEVEL_VARIABLE, "isolated")
+    with pytest.raises(SandboxError, match="no sandbox of level isolated or above"):
+        run_program("print(1)")
+    require_level("process")
+    assert run_program("print(1)").level == "restricted"
+
+
+def test_a_variable_that_names_no_level_runs_nothing(broken_isolation: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LEVEL_VARIABLE, "strict")
+    with pytest.raises(
+        SandboxError, match=r"POLYGYM_SANDBOX_LEVEL must be one of process, restricted, isolated.*strict"
+    ):
+        run_program("print(1)")
+
+
+@pytest.mark.parametrize(("level", "error"), [("isolated", ""), ("strict", "POLYGYM_SANDBOX_LEVEL")])
+def test_the_commands_take_the_level_as_an_option_or_from_the_variable(
+    level: str, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LEVEL_VARIABLE, level)
+    listed = CliRunner().invoke(app, ["list"])
+    assert (listed.exit_code, error in listed.output) == (2 if error else 0, True)
+    chosen = CliRunner().invoke(app, ["--sandbox-level", "restricted", "list"])
+    assert (chosen.exit_code, minimum_level()) == (0, "restricted")
+    level_here.cache_clear()
+
+
+@pytest.mark.parametrize("level", ["restricted", "isolated"])
+def test_threads_of_a_jail_are_bounded_and_ended_ones_make_room(level: Level) -> None:
+    bounded = run_program(START_THREADS, limits=PATIENT, level=level)
+    assert (bounded.status, 32 <= int(bounded.stdout) < 128) == ("ok", True)
+    again = "import threading\nfor _ in range(200):\n    t = threading.Thread(target=int)\n"
+    again += "    t.start()\n    t.join()\nprint('all')"
+    assert run_program(again, limits=PATIENT, level=level).stdout == "all\n"
+
+
+def test_a_jail_that_starts_threads_over_and_over_loses_the_right() -> None:
+    code = "import threading\nfor n in range(20000):\n    t = threading.Thread(target=int); t.start(); t.join()"
+    result = run_program(code, limits=PATIENT)
+    assert (result.status, result.detail) == ("error", "RuntimeError: can't start new thread")
+
+
+def test_below_another_listener_no_thread_starts_and_all_else_runs() -> None:
+    """Container engines that listen to system calls leave no second listener to us."""
+    code = (
+        "from envs.sandbox import layers, system_calls, run_program\n"
+        "listener = layers.install_filter(system_calls.thread_filter(layers.MACHINE, True), 8)\n"
+        "threads = 'import threading\\nthreading.Thread(target=int).start()'\n"
+        "print(run_program('print(3)').stdout, run_program(threads).detail)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "3\n RuntimeError: can't start new thread\n", done.stderr
+
+
+def test_what_programs_use_of_the_kernel_is_allowed() -> None:
+    code = """
+import asyncio, fcntl, mmap, os, selectors, shutil, signal, socket, sqlite3, tempfile, threading, time
+from concurrent.futures import ThreadPoolExecutor
+with tempfile.TemporaryDirectory() as folder:
+    shutil.copyfile(os.__file__, folder + "/copy")
+    os.rename(folder + "/copy", folder + "/moved")
+database = sqlite3.connect("data")
+database.execute("create table t (a)")
+database.commit()
+ours, theirs = socket.socketpair()
+ours.settimeout(9)
+theirs.sendall(b"x")
+assert ours.recv(1) == b"x"
+async def both(): return await asyncio.gather(asyncio.to_thread(sum, [1, 2]), asyncio.sleep(0.01, 3))
+assert asyncio.run(both()) == [3, 3]
+with ThreadPoolExecutor(4) as pool: assert list(pool.map(abs, [-1, -2])) == [1, 2]
+file = open("mapped", "w+b")
+file.write(bytes(4096))
+file.flush()
+fcntl.flock(file, fcntl.LOCK_EX)
+mmap.mmap(file.fileno(), 4096).flush()
+selectors.DefaultSelector()
+threading.stack_size(2**26)
+thread = threading.Thread(target=print, args=("deep",))
+thread.start()
+thread.join()
+signal.signal(signal.SIGALRM, lambda *_: print("alarm"))
+signal.setitimer(signal.ITIMER_REAL, 0.01)
+signal.pause()
+print(shutil.get_terminal_size().columns, os.cpu_count() > 0, time.process_time() > 0)
+"""
+    result = run_program(code, limits=PATIENT, level="isolated")
+    assert (result.status, result.stdout) == ("ok", "deep\nalarm\n80 True True\n"), result.detail

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.progress import track
 
-from envs.sandbox import LAYERS, LEVELS, Level, Limits, SandboxError
+from envs.sandbox import LAYERS, LEVEL_VARIABLE, LEVELS, Level, Limits, SandboxError, minimum_level
 from envs.sandbox.jail import Jail
 from envs.sandbox.layers import landlock_version
 from envs.sandbox.probes import PROBES, ProbeResult, run_probe, target
@@ -12,7 +12,8 @@ from envs.sandbox.probes import PROBES, ProbeResult, run_probe, target
 def examine_sandbox(console: Console) -> bool:
     """Print each level, whether it works here, and what the probes get through it; whether the strongest one holds."""
     console.print(f"Landlock version {landlock_version() or 'none'}")
-    strongest, holds = "", False
+    strongest: Level | None = None
+    holds = False
     for level in LEVELS:
         try:
             with Jail(level, Limits()):
@@ -28,7 +29,11 @@ def examine_sandbox(console: Console) -> bool:
         for result in escaped:
             meant = "not held at this level" if result.is_expected(level) else "[red]MUST be held[/red]"
             console.print(f"  - {result.probe.name}: {meant}", highlight=False)
-    console.print(f"untrusted code runs at level [bold]{strongest or 'none'}[/bold]")
+    minimum = minimum_level()
+    if strongest is None or LEVELS.index(strongest) < LEVELS.index(minimum):
+        console.print(f"[red]untrusted code does not run here[/red]: at least {minimum} is required ({LEVEL_VARIABLE})")
+        return False
+    console.print(f"untrusted code runs at level [bold]{strongest}[/bold]; at least {minimum} is required")
     return holds
 
 

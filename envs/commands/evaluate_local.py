@@ -17,6 +17,7 @@ from rich.console import Console
 from envs.commands.evaluate import print_summary
 from envs.registry import make
 from envs.rollout_file import read_rollouts
+from envs.sandbox import minimum_level
 
 CONTEXT_TOKENS = 4096
 """Longest conversation, where the checkpoint allows as much and replies are not longer still."""
@@ -62,6 +63,7 @@ def evaluate_local(
                 "max_in_flight": at_once,
                 "max_reply_tokens": min(max_tokens, context // 2),
                 "reply_timeout_s": timeout_s,
+                "sandbox_level": minimum_level(),
             },
         }
         yaml = Path(folder) / "evaluate.yaml"

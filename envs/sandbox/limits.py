@@ -8,9 +8,11 @@ LEVELS: tuple[Level, ...] = ("process", "restricted", "isolated")
 """From the weakest to the strongest."""
 LAYERS: dict[Level, str] = {
     "process": "resource limits, an empty environment, closed descriptors, no capabilities, nobody instead of root",
-    "restricted": "Landlock (reads the standard library, writes nothing, signals nobody), a seccomp filter (no"
-    " processes, no network), resource limits, an empty environment, closed descriptors, no capabilities",
-    "isolated": "all of `restricted`; user, PID, network, mount, IPC and UTS namespaces; a scratch folder in memory",
+    "restricted": "Landlock (reads the standard library, writes nothing, signals nobody), a seccomp filter (what Python"
+    " needs: no processes, few threads, no network), resource limits, an empty environment, closed descriptors, no"
+    " capabilities",
+    "isolated": "all of `restricted`; user, PID, network, mount, IPC and UTS namespaces; no file of the host but the"
+    " standard library; a scratch folder in memory",
 }
 
 Status = Literal["ok", "error", "timeout", "memory", "output_limit", "killed", "denied"]

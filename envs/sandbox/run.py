@@ -5,6 +5,7 @@ another jail. Nothing that the code can read holds an expected answer.
 """
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,29 +14,43 @@ from envs.sandbox.limits import LEVELS, Level, Limits, SandboxError, SandboxResu
 from envs.sandbox.runner import pack, unpack
 
 MAX_CODE_BYTES = 65_536
-_minimum: Level = "restricted"
+LEVEL_VARIABLE = "POLYGYM_SANDBOX_LEVEL"
+"""The environment variable that holds the weakest level that may run anything, so that child processes have it too."""
 
 
 def require_level(minimum: Level) -> None:
-    """Refuse to run anything in this process below this level; `restricted` unless this is called."""
-    global _minimum
-    _minimum = minimum
+    """Refuse to run anything below this level, in this process and in all that it starts from now on.
+
+    Without it, what the environment variable says holds (`minimum_level`). What runs on other machines, or was started
+    before, needs its own call.
+    """
+    os.environ[LEVEL_VARIABLE] = minimum
     level_here.cache_clear()
+
+
+def minimum_level() -> Level:
+    """The weakest level that may run anything: what `POLYGYM_SANDBOX_LEVEL` says, `restricted` where it is not set.
+
+    Raises `SandboxError` where it says something else than a level.
+    """
+    named = os.environ.get(LEVEL_VARIABLE, "restricted")
+    for level in LEVELS:
+        if level == named:
+            return level
+    raise SandboxError(f"{LEVEL_VARIABLE} must be one of {', '.join(LEVELS)}, got {named!r}")
 
 
 @functools.cache
 def level_here() -> Level:
     """The strongest level that works here. Raises `SandboxError` where that is below the required one."""
-    why = ""
-    for level in reversed(LEVELS):
+    minimum, why = minimum_level(), ""
+    for level in reversed(LEVELS[LEVELS.index(minimum) :]):
         try:
             with Jail(level, Limits()):
-                if LEVELS.index(level) < LEVELS.index(_minimum):
-                    break
                 return level
         except SandboxError as error:
             why += f"\n  {error}"
-    raise SandboxError(f"no sandbox of level {_minimum} or above here (try `python -m envs sandbox doctor`):{why}")
+    raise SandboxError(f"no sandbox of level {minimum} or above here (try `python -m envs sandbox doctor`):{why}")
 
 
 def run_function(
