@@ -1,22 +1,16 @@
 """What code that a policy wrote may do: return values. Everything else ends typed, and none of it scores."""
 
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from envs.__main__ import app
 from envs.functions import Functions
 from envs.messages import Reply
 from envs.sandbox import (
-    LEVEL_VARIABLE,
     LEVELS,
     Level,
     Limits,
@@ -24,15 +18,10 @@ from envs.sandbox import (
     SandboxError,
     SandboxResult,
     jail,
-    level_here,
-    minimum_level,
-    require_level,
     run_function,
     run_program,
     run_tests,
 )
-from envs.sandbox.probes import PROBES, Probe, run_probe, target
-from envs.sandbox.probes.code import START_THREADS
 
 INPUTS = [[number] for number in range(4)]
 QUICK = Limits(cpu_s=1, wall_s=1.0)
@@ -40,50 +29,8 @@ PATIENT = Limits(cpu_s=20, wall_s=60.0, memory_bytes=256 * 1024**2)
 """For code that ends by itself or at another limit, however busy the machine is."""
 
 
-UNHELD = {
-    "threads without end", "datagram to a socket in the file system", "datagram to an abstract socket",
-    "descriptors in a datagram", "has a socket signal a process", "has the kernel send signals",
-    "has descriptors send signals", "signals by other calls", "outlives its supervisor", "sees that files exist",
-    "enters a folder outside", "leaves its root", "shared memory of the host", "System V names", "message queues",
-    "asynchronous input and output", "watches files", "timers of the user", "writes out all disks", "huge pages",
-    "locks memory",
-}  # fmt: skip
-"""Probes that any unprivileged process gets through, also in a container."""
-
-
 def run(code: str, limits: Limits = PATIENT) -> SandboxResult:
     return run_function(code, "f", INPUTS, limits)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
-def test_no_probe_escapes_from_the_level_that_must_hold_it(probe: Probe, level: Level) -> None:
-    with target() as aim:
-        result = run_probe(probe, level, aim)
-    assert result.is_expected(level), result.detail
-
-
-@pytest.mark.slow
-def test_the_probes_are_real_attempts() -> None:
-    """The same probes get through where a layer is missing: without Landlock and seccomp many must escape."""
-    with target() as aim:
-        escaped = {probe.name for probe in PROBES if not run_probe(probe, "process", aim).held}
-    assert {"password file", "UDP", "list of the root folder"} <= escaped
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("probe", [probe for probe in PROBES if probe.name in UNHELD], ids=lambda probe: probe.name)
-def test_a_probe_gets_through_where_nothing_holds_it(probe: Probe) -> None:
-    with target() as aim:
-        command = [sys.executable, "-I", "-c", aim.fill(probe.code)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "ESCAPED" in done.stdout or not aim.is_untouched
-
-
-def test_the_probes_that_must_get_through_are_there() -> None:
-    assert {probe.name for probe in PROBES} >= UNHELD
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -313,94 +260,6 @@ def test_limits_that_cannot_be_set_are_a_failure_of_the_sandbox(level: Level) ->
 def test_a_slow_machine_is_a_failure_of_the_sandbox_and_no_timeout() -> None:
     with pytest.raises(SandboxError, match="could be made: timeout"):
         run_function("def f(x): return x", "f", INPUTS, Limits(start_s=0.0))
-
-
-@pytest.fixture
-def broken_isolation(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine on which jails of level `isolated` cannot be made."""
-    monkeypatch.setenv(LEVEL_VARIABLE, "restricted")
-    make = jail.Jail.__init__
-
-    def refuse(self: jail.Jail, level: Level, *arguments: Any) -> None:
-        if level == "isolated":
-            raise SandboxError("no jail of level isolated could be made: no namespaces")
-        make(self, level, *arguments)
-
-    monkeypatch.setattr(jail.Jail, "__init__", refuse)
-    level_here.cache_clear()
-    yield
-    level_here.cache_clear()
-
-
-def test_a_weaker_level_is_taken_only_where_it_is_allowed_and_told(broken_isolation: None) -> None:
-    assert run_program("print(1)").level == "restricted"
-    require_level("isolated")
-    with pytest.raises(SandboxError, match=r"no sandbox of level isolated or above[^~]*no namespaces"):
-        run_program("print(1)")
-
-
-def test_processes_that_are_started_later_have_the_required_level_too(broken_isolation: None) -> None:
-    ask = "from envs.sandbox import minimum_level; print(minimum_level())"
-    for level in LEVELS:
-        require_level(level)
-        assert subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == f"{level}\n"
-
-
-def test_the_variable_says_the_least_level_and_a_call_wins(
-    broken_isolation: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(LEVEL_VARIABLE, "isolated")
-    with pytest.raises(SandboxError, match="no sandbox of level isolated or above"):
-        run_program("print(1)")
-    require_level("process")
-    assert run_program("print(1)").level == "restricted"
-
-
-def test_a_variable_that_names_no_level_runs_nothing(broken_isolation: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LEVEL_VARIABLE, "strict")
-    with pytest.raises(
-        SandboxError, match=r"POLYGYM_SANDBOX_LEVEL must be one of process, restricted, isolated.*strict"
-    ):
-        run_program("print(1)")
-
-
-@pytest.mark.parametrize(("level", "error"), [("isolated", ""), ("strict", "POLYGYM_SANDBOX_LEVEL")])
-def test_the_commands_take_the_level_as_an_option_or_from_the_variable(
-    level: str, error: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(LEVEL_VARIABLE, level)
-    listed = CliRunner().invoke(app, ["list"])
-    assert (listed.exit_code, error in listed.output) == (2 if error else 0, True)
-    chosen = CliRunner().invoke(app, ["--sandbox-level", "restricted", "list"])
-    assert (chosen.exit_code, minimum_level()) == (0, "restricted")
-    level_here.cache_clear()
-
-
-@pytest.mark.parametrize("level", ["restricted", "isolated"])
-def test_threads_of_a_jail_are_bounded_and_ended_ones_make_room(level: Level) -> None:
-    bounded = run_program(START_THREADS, limits=PATIENT, level=level)
-    assert (bounded.status, 32 <= int(bounded.stdout) < 128) == ("ok", True)
-    again = "import threading\nfor _ in range(200):\n    t = threading.Thread(target=int)\n"
-    again += "    t.start()\n    t.join()\nprint('all')"
-    assert run_program(again, limits=PATIENT, level=level).stdout == "all\n"
-
-
-def test_a_jail_that_starts_threads_over_and_over_loses_the_right() -> None:
-    code = "import threading\nfor n in range(20000):\n    t = threading.Thread(target=int); t.start(); t.join()"
-    result = run_program(code, limits=PATIENT)
-    assert (result.status, result.detail) == ("error", "RuntimeError: can't start new thread")
-
-
-def test_below_another_listener_no_thread_starts_and_all_else_runs() -> None:
-    """Container engines that listen to system calls leave no second listener to us."""
-    code = (
-        "from envs.sandbox import layers, system_calls, run_program\n"
-        "listener = layers.install_filter(system_calls.thread_filter(layers.MACHINE, True), 8)\n"
-        "threads = 'import threading\\nthreading.Thread(target=int).start()'\n"
-        "print(run_program('print(3)').stdout, run_program(threads).detail)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "3\n RuntimeError: can't start new thread\n", done.stderr
 
 
 def test_what_programs_use_of_the_kernel_is_allowed() -> None:
