@@ -168,7 +168,7 @@ def view(
 
 @sandbox.command()
 def doctor() -> None:
-    """Try which layers work on this machine, and ninety escapes at each level."""
+    """Try which layers work on this machine, and more than eighty escapes at each level."""
     from envs.commands.doctor import examine_sandbox
 
     if not examine_sandbox(console):

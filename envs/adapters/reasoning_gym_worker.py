@@ -81,6 +81,7 @@ def jailed_score(task: str, number: int, answer: str) -> float | str:
 
 
 def main() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # no thread can start in a jail, and OpenBLAS ends a process that has too few
     from reasoning_gym.factory import DATASETS
 
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - some generators print
