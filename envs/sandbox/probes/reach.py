@@ -45,7 +45,7 @@ REACH = (
     Probe("named pipe", "import os\nos.mkfifo('pipe')\nprint('ESCAPED')"),
     Probe("signals the host", "import os\nos.kill($host, 0)\nprint('ESCAPED')"),
     Probe("kills a process", "import os\nos.kill($victim, 9)\nprint('ESCAPED')"),
-    Probe("kills everything", "import os\nos.kill(-1, 9)\nprint('ESCAPED')"),
+    Probe("signals everything", "import os\nos.kill(-1, 0)\nprint('ESCAPED')"),
     Probe(
         "limits another process",
         "import resource\nresource.prlimit($victim, resource.RLIMIT_CPU, (1, 1))\nprint('ESCAPED')",

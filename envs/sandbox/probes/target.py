@@ -42,7 +42,7 @@ class Target:
             "segment": str(self.segment),
             "host": str(os.getpid()),
             "secret": SECRET,
-            "package": str(Path(next(path for path in sys.path if path.endswith("site-packages")))),
+            "package": str(Path(next(path for path in sys.path if path.endswith(("site-packages", "dist-packages"))))),
         }
         return string.Template(code).substitute(values)
 
