@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from envs.functions import Functions
+from envs.code.functions import Functions
 from envs.messages import Reply
 from envs.sandbox import (
     LEVELS,
