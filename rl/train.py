@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from envs.sandbox import require_level
 from rl.algorithms.corrections import NonFiniteError
 from rl.cluster.actors import ActorDied, ClusterError
 from rl.cluster.cluster import check_cluster, cluster
@@ -141,6 +142,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     Raises `ConfigError` before anything starts, `StopRequested` after a stop by signal (with a checkpoint written),
     `CanaryStop`, and `ClusterError` or the error of an actor when one failed for good.
     """
+    require_level(config.rollout.sandbox_level)  # of this process, and of the supervised stage that it starts
     preflight(config)
     check_cluster(config)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():

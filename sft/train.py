@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
+from envs.sandbox import require_level
 from rl.chat.chat import load_chat
 from rl.chat.formats.nemotron import conversation_text
 from rl.config.experiment import ExperimentConfig
@@ -35,6 +36,7 @@ def run(config: ExperimentConfig) -> Path:
     The folder appears at once and complete. With `policy.build`, the random policy is first written to
     `<run_dir>/policy`. Raises `sft.data.SftDataError` and `rl.chat.formats.nemotron.ChatError`.
     """
+    require_level(config.rollout.sandbox_level)  # gold replies may run code
     if config.sft is None:
         raise ValueError("the experiment has no `sft` section: add one, such as `sft: {num_steps: 300}`")
     transformers_logging.disable_progress_bar()
