@@ -83,6 +83,38 @@ BROKEN = {
         ["learner.beta1", "default: write its value"],
     ),
     "interpolation of itself": ("loss: {reference_kl: '${loss.reference_kl}'}", [], ["reference_kl", "Recursive"]),
+    "section that the command line misspells": (
+        "",
+        ["trian.num_steps=3"],
+        ["command line, trian.num_steps=3: trian: there is no such key", "did you mean train"],
+    ),
+    "section that a mapping on the command line misspells": ("", ["trian={num_steps: 3}"], ["command line, trian="]),
+    "key in a mapping on the command line": (
+        "",
+        ["environments={math/Arithmetic-v0: {wieght: 2}}"],
+        ["command line, environments={math", "math/Arithmetic-v0.wieght"],
+    ),
+    "key of the file beside a mapping on the command line": (
+        "loss: {clip_lov: 0.1}",
+        ["loss={reference_kl: 0.5}"],
+        ["experiment.yaml, line 9: loss.clip_lov", "loss.clip_low"],
+    ),
+    "value of the file that the command line makes a section": ("", ["seed.x=3"], ["command line, seed.x=3: seed"]),
+    "environments emptied by an override": ("", ["environments={}"], ["command line, environments={}", "at least 1"]),
+    "section with a key that is needed, emptied": ("", ["train={}"], ["train.num_steps: is missing"]),
+    "interpolation of what refers to nothing": (
+        "loss: {reference_kl: '${seed}'}",
+        ["seed=${a.b}"],
+        ["loss.reference_kl", "'${seed}' refers to a.b, which is not given"],
+    ),
+    "second of two interpolations": (
+        "",
+        ["run_dir=x/${seed}/${sed}"],
+        ["refers to sed, which", "did you mean ${seed}"],
+    ),
+    "interpolation relative to the section": ("", ["loss.reference_kl=${.b}"], ["'${.b}' cannot be resolved"]),
+    "interpolation with a quote": ("", ["loss.reference_kl=${it's}"], ["loss.reference_kl", "cannot be read"]),
+    "interpolation that is not closed": ("", ["loss.reference_kl=${seed"], ["loss.reference_kl", "cannot be read"]),
     "key given twice": ("seed: 2", [], ["line 9", "seed is given twice, first in line 3", "keep one"]),
     "bad indentation": (" x: 1", [], ["experiment.yaml, line", "mend the YAML"]),
     "tabs": ("loss:\n\treference_kl: 1", [], ["line 10", "indent with blanks"]),
@@ -155,6 +187,15 @@ def test_overrides_come_last_and_take_environment_ids_with_slashes(tmp_path: Pat
     assert config.environments["tools/Store-v0"].budget == {"off": 1.0}
     assert config.learner.learning_rate == 1e-4
     assert config.run_dir == Path("runs/a=b")
+
+
+def test_an_empty_override_empties_the_section_and_others_are_merged_into_it(tmp_path: Path) -> None:
+    text = SMALL.replace("{build: {}}", "{build: {num_experts: 4, vocab_size: 500}}")
+    build = load(tmp_path, text, "policy.build={num_experts: 6}").policy.build
+    assert build is not None and (build.num_experts, build.vocab_size) == (6, 500)
+    build = load(tmp_path, text, "policy.build={}", "policy.build.num_experts=6").policy.build
+    assert build is not None and (build.num_experts, build.vocab_size) == (6, 768)
+    assert load(tmp_path, SMALL, "learner={}") == load(tmp_path, SMALL)
 
 
 def test_an_override_reaches_an_environment_whose_name_has_dots(tmp_path: Path) -> None:
@@ -259,6 +300,13 @@ def test_explain_says_meaning_type_unit_and_default() -> None:
         explain("environments.math/Arithmetic-v0.weight").splitlines()[1:]
         == (explain("environments.*.weight").splitlines()[1:])
     )
+
+
+def test_the_unit_of_a_key_is_its_own() -> None:
+    assert "unit:    engine steps" in explain("rollout.lockstep_steps")
+    assert "unit:    optimiser steps" in explain("train.num_steps")
+    assert "unit:    optimiser steps" in explain("train.checkpoint_every")
+    assert "unit:" not in explain("train.group_size")
 
 
 def test_explain_lists_the_keys_of_a_section() -> None:

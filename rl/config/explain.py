@@ -22,7 +22,16 @@ from rl.config.section import NameOf, OneOf, Section
 
 ANY_NAME = "*"
 """Stands for a name that the user chooses, such as an environment id."""
-UNITS = {"_s": "seconds", "_gib": "GiB", "_mib": "MiB", "_tokens": "tokens", "_steps": "optimiser steps"}
+UNITS = {
+    "lockstep_steps": "engine steps",
+    "_s": "seconds",
+    "_gib": "GiB",
+    "_mib": "MiB",
+    "_tokens": "tokens",
+    "_steps": "optimiser steps",
+    "every": "optimiser steps",
+}
+"""By the end of a key's name; the first that fits."""
 TEXT_WIDTH = 90
 
 
@@ -33,6 +42,11 @@ class Key:
     name: str
     field: FieldInfo | None
     sections: tuple[type[Section], ...] = ()
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it holds a list of sections."""
+        return self.field is not None and bool(self.sections) and typing.get_origin(self.field.annotation) is tuple
 
     @property
     def fields(self) -> dict[str, FieldInfo]:
@@ -54,9 +68,16 @@ def explain(key: str = "") -> str:
 
 
 def find_key(path: Sequence[str]) -> Key | None:
-    """The key at this path from the root, or None. Any name is found where the user chooses the names."""
+    """The key at this path from the root, or None. Any name is found where the user chooses the names.
+
+    In a list, a number stands for the entry.
+    """
     here = Key("", None, (ExperimentConfig,))
     for depth, name in enumerate(path):
+        if name.isdigit() and here.field is not None and here.is_list:
+            entry = FieldInfo.from_annotation(typing.get_args(here.field.annotation)[0])
+            here = Key(".".join(path[: depth + 1]), entry, here.sections)
+            continue
         below = {key.name: key for key in _keys_below(here)}
         if name not in below and ANY_NAME not in below:
             return None
@@ -114,7 +135,19 @@ def _keys_below(key: Key) -> list[Key]:
         if key.field is not None and (inner := _dict_of_sections(key.field.annotation)):
             return [Key(ANY_NAME, None, (inner,))]
         return []
-    return [Key(name, field, _sections_in(field)) for name, field in key.fields.items()]
+    kind = _one_of(key.field)
+    return [
+        _kind_key(kind) if kind and name == kind.key else Key(name, field, _sections_in(field))
+        for name, field in key.fields.items()
+    ]
+
+
+def _kind_key(kind: OneOf) -> Key:
+    """The key that chooses the kind. Each kind's own field knows that one name only."""
+    meaning = "Which kind it is; a name alone in place of the section is short for this key."
+    field = FieldInfo(annotation=str, default=kind.default, description=meaning)
+    field.metadata = [NameOf(kind.kinds)]
+    return Key(kind.key, field)
 
 
 def _sections_in(field: FieldInfo) -> tuple[type[Section], ...]:
@@ -188,7 +221,7 @@ def _default_words(field: FieldInfo) -> str:
         return "its keys' own defaults"
     is_plain = not isinstance(default, str) or default.isprintable()
     if default is None or isinstance(default, bool | dict | list | tuple) or not is_plain:
-        return json.dumps(default)
+        return json.dumps(default, default=lambda section: section.model_dump(mode="json"))
     return str(default)
 
 
@@ -213,6 +246,8 @@ def _explain_section(key: Key) -> str:
         lines.append(f"  {_one_line(key.sections[0].__doc__ or '')}")
     if key.field is not None and key.field.description:
         lines.append(f"  {_one_line(key.field.description)}")
+    if key.field is not None and key.is_list:
+        lines.append(f"  type:    {type_text(key.field)}")
     if key.field is not None:
         lines.append(f"  default: {_default_words(key.field)}")
     width = max(len(name) for name in key.fields)

@@ -1,14 +1,13 @@
 """How does an experiment's YAML become the configuration tree, and what is said when it cannot?
 
-Read in this order, later over earlier: the `base:` file (one, beside the YAML, without a base of its own), the YAML,
-the `key=value` overrides. Interpolations (`${seed}`, `${oc.env:HOME}`) are resolved after that. Every mistake found is
-one `Problem`; all of them are raised together as one `ConfigError`.
+`rl.config.source` puts files and overrides together; interpolations (`${seed}`, `${oc.env:HOME}`) are resolved after
+that. Every mistake found is one `Problem`; all of them are raised together as one `ConfigError`.
 """
 
 import difflib
+import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,11 @@ from pydantic import ValidationError
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig, Places
 from rl.config.explain import all_keys, find_key, keys_below, kinds_with, nearest, type_text
-from rl.config.yaml_text import KeyPath, YamlMistake, dump_yaml, read_value, read_yaml
+from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
+from rl.config.yaml_text import KeyPath, dump_yaml
 
-COMMAND_LINE = "command line"
-
-
-@dataclass(slots=True)
-class _Source:
-    """A tree as written, and where each of its keys stands."""
-
-    tree: dict[str, Any]
-    places: dict[KeyPath, str]
+REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
+"""`${section.key}`; relative ones and resolvers such as `${oc.env:HOME}` are left out."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -38,8 +31,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     Raises `ConfigError` that lists every problem. Whether environments, the policy's folder and data exist is the
     business of `check_references`.
     """
-    source = _read_with_base(Path(path))
-    _apply_overrides(source, overrides)
+    source = read_with_base(Path(path))
+    apply_overrides(source, overrides)
     return _validate(_resolve(source), source.places, str(path))
 
 
@@ -89,86 +82,7 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
     return None
 
 
-def _read_with_base(path: Path) -> _Source:
-    source = _read(path, "give the path of an experiment's YAML file")
-    if "base" not in source.tree:
-        return source
-    name = source.tree.pop("base")
-    place = source.places.pop(("base",))
-    if not isinstance(name, str):
-        raise ConfigError([Problem(place, "base", f"{name!r} is not a path", "give one path relative to this file")])
-    base = _read(path.parent / name, f"mend `base:` in {place}; the path is relative to that file")
-    if "base" in base.tree:
-        fix = f"merge the two by hand: the base of {path} may not have a base of its own"
-        raise ConfigError([Problem(base.places[("base",)], "base", "a base file has a base", fix)])
-    return _Source(_merge(base.tree, source.tree), base.places | source.places)
-
-
-def _read(path: Path, fix: str) -> _Source:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        wrong = f"there is no file {path}" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise ConfigError([Problem(str(path), "", wrong, fix)]) from None
-    try:
-        tree, lines = read_yaml(text)
-    except YamlMistake as error:
-        raise ConfigError(
-            [Problem(f"{path}, line {line}", "", wrong, fix) for line, wrong, fix in error.found]
-        ) from None
-    return _Source(tree, {key: f"{path}, line {line}" for key, line in lines.items()})
-
-
-def _apply_overrides(source: _Source, overrides: Sequence[str]) -> None:
-    problems = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        keys = _split_key(key, source.tree)
-        if not equals or not all(keys) or any(name != name.strip() for name in keys):
-            fix = "write overrides as key=value without blanks, such as train.num_steps=100"
-            problems.append(Problem(COMMAND_LINE, "", f"override {override!r} is not of the form key=value", fix))
-            continue
-        if keys == ("base",):
-            fix = "write `base:` in the experiment's file"
-            problems.append(Problem(COMMAND_LINE, "base", "the base file cannot be overridden", fix))
-            continue
-        try:
-            value = read_value(text)
-        except YamlMistake as error:
-            fix = f"write the value as YAML and quote it for the shell: '{key}=...'"
-            problems.append(Problem(COMMAND_LINE, key, f"value {text!r} is not YAML: {error.found[0][1]}", fix))
-            continue
-        nested: Any = value
-        for name in reversed(keys):
-            nested = {name: nested}
-        source.tree = _merge(source.tree, nested)
-        for stale in [place for place in source.places if place[: len(keys)] == keys]:
-            source.places[stale] = f"{COMMAND_LINE}, {override}"
-        source.places[keys] = f"{COMMAND_LINE}, {override}"
-    if problems:
-        raise ConfigError(problems)
-
-
-def _split_key(key: str, tree: Mapping[str, Any]) -> KeyPath:
-    """The names of a dotted key. A name that is already in the tree may have dots, such as a module's class."""
-    for name, value in tree.items():
-        if "." in name and (key == name or key.startswith(f"{name}.")):
-            rest = key[len(name) + 1 :]
-            return (name, *_split_key(rest, value if isinstance(value, Mapping) else {})) if rest else (name,)
-    name, dot, rest = key.partition(".")
-    below = tree.get(name)
-    return (name, *_split_key(rest, below if isinstance(below, Mapping) else {})) if dot else (name,)
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _resolve(source: _Source) -> dict[str, Any]:
+def _resolve(source: Source) -> dict[str, Any]:
     problems: list[Problem] = []
 
     def plain(node: Any, path: KeyPath) -> Any:
@@ -182,7 +96,7 @@ def _resolve(source: _Source) -> dict[str, Any]:
         try:
             return plain(node[key], path)
         except OmegaConfBaseException as error:
-            place = _place(source.places, path, "")
+            place = place_of(source.places, path, "")
             problems.append(_interpolation_problem(place, path, error, source.tree))
             return None
 
@@ -192,7 +106,7 @@ def _resolve(source: _Source) -> dict[str, Any]:
         key = getattr(error, "full_key", None) or ""
         path = tuple(key.split("."))
         fix = "write interpolations as ${section.key} or ${oc.env:NAME}; a literal one as \\${"
-        problems.append(Problem(_place(source.places, path, ""), key, f"cannot be read: {_first_line(error)}", fix))
+        problems.append(Problem(place_of(source.places, path, ""), key, f"cannot be read: {_first_line(error)}", fix))
         resolved = {}
     if problems:
         raise ConfigError(problems)
@@ -204,10 +118,8 @@ def _interpolation_problem(place: str, path: KeyPath, error: Exception, tree: Ma
     raw: Any = tree
     for name in path:
         raw = raw[int(name)] if isinstance(raw, list) else raw[name]
-    if isinstance(error, InterpolationKeyError):
-        missing = str(error).split("'")[1]
-        written = [name for name, _ in _flatten(tree)]
-        near = difflib.get_close_matches(missing, written, n=1, cutoff=0.5)
+    if isinstance(error, InterpolationKeyError) and (missing := _missing(raw, tree)):
+        near = difflib.get_close_matches(missing, [".".join(path) for path in key_paths(tree)], n=1, cutoff=0.5)
         fix = f"did you mean ${{{near[0]}}}? " if near else ""
         default = ", which is a default: write its value here" if missing in all_keys() else ""
         fix += "Only keys that the YAML, its base or an override gives can be referred to"
@@ -216,23 +128,21 @@ def _interpolation_problem(place: str, path: KeyPath, error: Exception, tree: Ma
     return Problem(place, key, f"{raw!r} cannot be resolved: {_first_line(error)}", fix)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+def _missing(raw: Any, tree: Mapping[str, Any], followed: frozenset[str] = frozenset()) -> str:
+    """The first key that `raw` refers to, or what that refers to, and that the tree does not have; empty for none."""
+    for name in REFERENCE.findall(raw) if isinstance(raw, str) else ():
+        value: Any = tree
+        for part in name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return name
+            value = value[part]
+        if name not in followed and (missing := _missing(value, tree, followed | {name})):
+            return missing
+    return ""
 
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
-
-
-def _place(places: Mapping[KeyPath, str], path: KeyPath, file: str) -> str:
-    """Where the key stands, or the nearest key above it."""
-    for end in range(len(path), 0, -1):
-        if path[:end] in places:
-            return places[path[:end]]
-    return file
 
 
 def _validate(tree: Mapping[str, Any], places: Mapping[KeyPath, str], file: str) -> ExperimentConfig:
@@ -244,7 +154,7 @@ def _validate(tree: Mapping[str, Any], places: Mapping[KeyPath, str], file: str)
         problems = []
         for detail in error.errors():
             path = tuple(str(part) for part in detail["loc"] if part != "[key]")
-            place = file if detail["type"] == "missing" else _place(places, path, file)
+            place = file if detail["type"] == "missing" else place_of(places, path, file)
             wrong, fix = _in_words(detail, path)
             problems.append(Problem(place, ".".join(path), wrong, fix))
         raise ConfigError(problems) from None
@@ -267,6 +177,12 @@ def _in_words(detail: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
         return f"is missing and has no default; it takes: {meaning}", f"add it; {explain} says what it means"
     if kind == "value_error":
         return str(detail["ctx"]["error"]), f"change the keys named; {explain} says what they mean"
+    if kind in ("unknown_kind", "unknown_name"):
+        names = str(detail["ctx"].get("kinds") or detail["ctx"].get("names")).split(", ")
+        given = value.get(str(detail["ctx"].get("key")), "") if isinstance(value, Mapping) else value
+        near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+        meant = f"did you mean {near[0]}? " if near else ""
+        return f"{_shown(value)} does not fit; it takes: {meaning}", f"{meant}{explain} says more"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         below = ", ".join(keys_below(path))
         return f"{_shown(value)} is not a section of keys", f"write keys below it ({below}), or leave it out"

@@ -45,7 +45,7 @@ for _name, _pattern, _first in CORE_TYPES:
 
 
 def read_yaml(text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """The mapping in `text`, and the line (from 1) of each key. Empty text is an empty mapping.
+    """The mapping in `text`, and the line (from 1) of each key and list entry. Empty text is an empty mapping.
 
     Raises `YamlMistake` for bad syntax, a key given twice, or a document that is not a mapping.
     """
@@ -94,6 +94,11 @@ def _keys(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
                 below = (*path, str(key.value))
                 yield below, key.start_mark.line + 1
                 yield from _keys(value, below)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            below = (*path, str(index))
+            yield below, value.start_mark.line + 1
+            yield from _keys(value, below)
 
 
 def _text_keys(value: Any) -> Any:

@@ -1,0 +1,136 @@
+"""What was written for a configuration, and where? The YAML, its base and the overrides as one tree.
+
+Later over earlier: the `base:` file (one, beside the YAML, without a base of its own), the YAML, the `key=value`
+overrides. Sections are merged key by key. Only the override `key={}` empties a section, for it would change nothing
+otherwise.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.config.errors import ConfigError, Problem
+from rl.config.yaml_text import KeyPath, YamlMistake, read_value, read_yaml
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(slots=True)
+class Source:
+    """A tree as written, and where each of its keys stands."""
+
+    tree: dict[str, Any]
+    places: dict[KeyPath, str]
+
+
+def read_with_base(path: Path) -> Source:
+    source = _read(path, "give the path of an experiment's YAML file")
+    if "base" not in source.tree:
+        return source
+    name = source.tree.pop("base")
+    place = source.places.pop(("base",))
+    if not isinstance(name, str):
+        raise ConfigError([Problem(place, "base", f"{name!r} is not a path", "give one path relative to this file")])
+    base = _read(path.parent / name, f"mend `base:` in {place}; the path is relative to that file")
+    if "base" in base.tree:
+        fix = f"merge the two by hand: the base of {path} may not have a base of its own"
+        raise ConfigError([Problem(base.places[("base",)], "base", "a base file has a base", fix)])
+    return Source(_merge(base.tree, source.tree), base.places | source.places)
+
+
+def _read(path: Path, fix: str) -> Source:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        wrong = f"there is no file {path}" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise ConfigError([Problem(str(path), "", wrong, fix)]) from None
+    try:
+        tree, lines = read_yaml(text)
+    except YamlMistake as error:
+        raise ConfigError(
+            [Problem(f"{path}, line {line}", "", wrong, fix) for line, wrong, fix in error.found]
+        ) from None
+    return Source(tree, {key: f"{path}, line {line}" for key, line in lines.items()})
+
+
+def apply_overrides(source: Source, overrides: Sequence[str]) -> None:
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        keys = _split_key(key, source.tree)
+        if not equals or not all(keys) or any(name != name.strip() for name in keys):
+            fix = "write overrides as key=value without blanks, such as train.num_steps=100"
+            problems.append(Problem(COMMAND_LINE, "", f"override {override!r} is not of the form key=value", fix))
+            continue
+        if keys == ("base",):
+            fix = "write `base:` in the experiment's file"
+            problems.append(Problem(COMMAND_LINE, "base", "the base file cannot be overridden", fix))
+            continue
+        try:
+            value = read_value(text)
+        except YamlMistake as error:
+            fix = f"write the value as YAML and quote it for the shell: '{key}=...'"
+            problems.append(Problem(COMMAND_LINE, key, f"value {text!r} is not YAML: {error.found[0][1]}", fix))
+            continue
+        _override(source, keys, value, f"{COMMAND_LINE}, {override}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _override(source: Source, keys: KeyPath, value: Any, place: str) -> None:
+    """Put the value into the tree, and note the place of each key that it gives or replaces."""
+    here: Any = source.tree
+    for end in range(1, len(keys)):
+        here = here.get(keys[end - 1]) if isinstance(here, Mapping) else None
+        if not isinstance(here, Mapping):  # new, or replaced
+            source.places[keys[:end]] = place
+    if value == {}:
+        source.tree = _merge(source.tree, _nested(keys, None))
+    source.tree = _merge(source.tree, _nested(keys, value))
+    if not isinstance(value, Mapping) or not value:
+        source.places = {path: where for path, where in source.places.items() if path[: len(keys)] != keys}
+    source.places[keys] = place
+    if isinstance(value, Mapping):
+        source.places |= {(*keys, *below): place for below in key_paths(value)}
+
+
+def _nested(keys: KeyPath, value: Any) -> dict[str, Any]:
+    for name in reversed(keys):
+        value = {name: value}
+    return value
+
+
+def _split_key(key: str, tree: Mapping[str, Any]) -> KeyPath:
+    """The names of a dotted key. A name that is already in the tree may have dots, such as a module's class."""
+    for name, value in tree.items():
+        if "." in name and (key == name or key.startswith(f"{name}.")):
+            rest = key[len(name) + 1 :]
+            return (name, *_split_key(rest, value if isinstance(value, Mapping) else {})) if rest else (name,)
+    name, dot, rest = key.partition(".")
+    below = tree.get(name)
+    return (name, *_split_key(rest, below if isinstance(below, Mapping) else {})) if dot else (name,)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def place_of(places: Mapping[KeyPath, str], path: KeyPath, file: str) -> str:
+    """Where the key stands, or the nearest key above it."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in places:
+            return places[path[:end]]
+    return file
+
+
+def key_paths(tree: Mapping[str, Any]) -> Iterator[KeyPath]:
+    """The path of each key of a tree."""
+    for key, value in tree.items():
+        yield (key,)
+        if isinstance(value, Mapping):
+            yield from ((key, *below) for below in key_paths(value))
