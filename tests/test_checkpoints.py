@@ -1,13 +1,16 @@
 """Checkpoints: whole or absent, verified on reading, the one before when the newest is damaged."""
 
+import errno
 import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rl.runs.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, save_checkpoint
+from rl.runs.files import StorageError
 
 
 def write_learner(folder: Path) -> None:
@@ -161,3 +164,154 @@ def test_the_manifest_lists_every_file_with_its_size(tmp_path: Path) -> None:
         "learner/model.bin": 800,
         "learner/optimizer/state.bin": 7,
     }
+
+
+STRAYS = ("step_000020.bak", "step_000020 (copy)", "step_", "step_last", "step_20~", "#step_000020#", ".DS_Store", "x")
+
+
+@pytest.mark.parametrize("name", STRAYS)
+@pytest.mark.parametrize("kind", ["file", "folder", "copy", "link to nothing"])
+def test_whatever_else_lies_beside_the_checkpoints_is_left_alone(name: str, kind: str, tmp_path: Path) -> None:
+    saved, stray = save(tmp_path, 20), tmp_path / name
+    if kind == "file":
+        stray.write_text("mine")
+    elif kind == "folder":
+        stray.mkdir()
+    elif kind == "copy":
+        shutil.copytree(saved.path, stray)
+    else:
+        stray.symlink_to(tmp_path / "nowhere")
+    read = latest_checkpoint(tmp_path)
+    assert read is not None and read.step == 20
+    save(tmp_path, 30, keep=1)
+    assert names(tmp_path) == sorted([name, "step_000030"])
+
+
+def test_links_and_files_under_a_checkpoint_s_name_end_nothing(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    save(elsewhere, 10)
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step_000010").symlink_to(elsewhere / "step_000010", target_is_directory=True)
+    (folder / "step_000040").write_text("a file")
+    (folder / ".unfinished_notes").write_text("a file")
+    read = latest_checkpoint(folder)
+    assert read is not None and read.step == 10
+    save(folder, 20, keep=1)
+    assert names(folder) == ["step_000020", "step_000040"]
+    assert (elsewhere / "step_000010" / "manifest.json").exists()
+    save(folder, 40, keep=1)
+    assert names(folder) == ["step_000040"] and (folder / "step_000040").is_dir()
+
+
+def test_what_a_network_file_system_keeps_of_removed_files_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        write_learner(folder)
+        (folder / ".nfs000000000001").write_text("gone soon")
+
+    saved = save_checkpoint(tmp_path, 20, write, {})
+    (saved.learner / ".nfs000000000001").unlink()
+    assert latest_checkpoint(tmp_path) == saved
+
+
+def test_a_step_that_is_saved_whole_is_not_written_again(tmp_path: Path) -> None:
+    first = save(tmp_path, 20)
+
+    def fail(folder: Path) -> None:
+        raise AssertionError("written again")
+
+    assert save_checkpoint(tmp_path, 20, fail, first.state) == first
+
+
+@pytest.mark.parametrize("how", ["flipped byte", "truncated", "missing manifest", "missing file"])
+def test_a_step_that_is_saved_damaged_is_written_again(how: str, tmp_path: Path) -> None:
+    state = save(tmp_path, 20).state
+    damage(tmp_path / "step_000020", how)
+    saved = save_checkpoint(tmp_path, 20, write_learner, state)
+    assert latest_checkpoint(tmp_path) == saved
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 20, keep=1)
+    rename = Path.rename
+
+    def killed_before_the_new_one_is_in_place(path: Path, target: Path) -> Path:
+        if target.name == "step_000020":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed_before_the_new_one_is_in_place)
+        save_checkpoint(tmp_path, 20, write_learner, {"ledger": "new"}, keep=1)
+    read = latest_checkpoint(tmp_path)
+    assert read is not None and read.step == 20 and read.state != {"ledger": "new"}
+    assert (read.learner / "model.bin").is_file()
+    save_checkpoint(tmp_path, 20, write_learner, {"ledger": "new"}, keep=1)
+    read = latest_checkpoint(tmp_path)
+    assert read is not None and read.state == {"ledger": "new"}
+    assert names(tmp_path) == ["step_000020"]
+
+
+def test_a_replaced_checkpoint_does_not_count_among_those_kept(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    save_checkpoint(tmp_path, 20, write_learner, {"ledger": "new"}, keep=2)
+    assert names(tmp_path) == ["step_000010", "step_000020"]
+
+
+class FailedInRay(Exception):
+    """As Ray wraps the error of an actor."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FAILURES = {
+    "system": (FULL, "No space left on device", "free some space there"),
+    "safetensors": (
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "No space left on device",
+        "free some space there",
+    ),
+    "actor": (FailedInRay(OSError(errno.EROFS, "x")), "Read-only file system", "mount it for writing"),
+    "quota": (OSError(errno.EDQUOT, "x"), "Disk quota exceeded", "free some of the quota"),
+    "rights": (PermissionError(errno.EACCES, "x"), "Permission denied", "the right to write there"),
+    "hardware": (OSError(errno.EIO, "x"), "Input/output error", "see to the disk"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_disk_that_fails_is_told_with_its_path_and_fix_and_leaves_the_one_before(name: str, tmp_path: Path) -> None:
+    error, *words = FAILURES[name]
+    save(tmp_path, 10)
+
+    def fail(folder: Path) -> None:
+        write_learner(folder)
+        raise error
+
+    with pytest.raises(StorageError) as caught:
+        save_checkpoint(tmp_path, 20, fail, {})
+    assert all(word in str(caught.value) for word in [str(tmp_path), "fix: ", *words]), caught.value
+    assert names(tmp_path) == ["step_000010"]
+
+
+def test_torch_says_nothing_of_a_full_disk_but_the_disk_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed: file write failed")
+
+    with pytest.raises(RuntimeError, match="PytorchStreamWriter"):
+        save_checkpoint(tmp_path, 20, fail, {})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(StorageError, match="No space left on device"):
+        save_checkpoint(tmp_path, 20, fail, {})
+
+
+@pytest.mark.parametrize("error", [TimeoutError("an update took longer"), ValueError("a bug")])
+def test_an_error_that_is_not_the_disk_s_is_raised_as_it_is(error: Exception, tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        save_checkpoint(tmp_path, 20, fail, {})

@@ -5,12 +5,13 @@
       manifest.json    step, state (JSON), size and xxh3 hash of every file, and a hash of the manifest itself
 
 A checkpoint is written to a hidden folder, brought to the disk, and renamed into place. Reading verifies every byte.
+Whatever else lies in `checkpoints/`, such as a copy `step_000020.bak`, is neither read nor removed.
 """
 
 import json
 import logging
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 
 import xxhash
 
-from rl.runs.files import sync_folder
+from rl.runs.files import remove, storing, sync_folder
 
 logger = logging.getLogger(__name__)
-HIDDEN = ".unfinished_"
+UNFINISHED, REPLACED = ".unfinished_", ".replaced_"
+NAME = re.compile(rf"(?:{re.escape(REPLACED)})?step_([0-9]{{6,}})")
 BLOCK_BYTES = 1 << 20
 
 
@@ -52,23 +54,54 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write the checkpoint of a step into `folder` and delete all but the newest `keep` whole ones.
 
-    `write_learner` is given an existing empty folder. `state` is what JSON can hold. A checkpoint of the same step is
-    replaced. Raises `CheckpointError` when the state is not JSON.
+    `write_learner` is given an existing empty folder. `state` is what JSON can hold. Nothing is written when the step
+    is already saved whole with this state; another checkpoint of the step is replaced. Raises `CheckpointError` when
+    the state is not JSON, `StorageError` when the disk is full or may not be written.
     """
     assert keep >= 1
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{HIDDEN}*"):
-        shutil.rmtree(leftover)
-    target, unfinished = folder / f"step_{step:06d}", folder / f"{HIDDEN}step_{step:06d}"
-    (unfinished / "learner").mkdir(parents=True)
-    write_learner(unfinished / "learner")
-    _write_manifest(unfinished, step, state)
-    if target.exists():
-        target.rename(folder / f"{HIDDEN}replaced_{target.name}")
-    unfinished.rename(target)
-    sync_folder(folder)
+    target, unfinished = folder / f"step_{step:06d}", folder / f"{UNFINISHED}step_{step:06d}"
+    state = _as_json(step, state)
+    if (saved := _saved_whole(target)) and saved.state == state:
+        return saved
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{UNFINISHED}*"):
+            remove(leftover)
+        try:
+            (unfinished / "learner").mkdir(parents=True)
+            write_learner(unfinished / "learner")
+            _write_manifest(unfinished, step, state)
+            _put_in_place(unfinished, target)
+        except Exception:
+            remove(unfinished)  # on a full disk, its room is needed
+            raise
+        sync_folder(folder)
     _prune(folder, keep)
     return Checkpoint(target, step, state)
+
+
+def _as_json(step: int, state: Mapping[str, Any]) -> Any:
+    """The state as it will be read again."""
+    try:
+        return json.loads(json.dumps(state, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the state of step {step} cannot be saved as JSON: {error}") from error
+
+
+def _saved_whole(path: Path) -> Checkpoint | None:
+    try:
+        return _verified(path)
+    except _Invalid:
+        return None
+
+
+def _put_in_place(unfinished: Path, target: Path) -> None:
+    """Rename into place. What is there already is read under its other name until the new one is there."""
+    if os.path.lexists(target):
+        replaced = target.with_name(REPLACED + target.name)
+        remove(replaced)
+        target.rename(replaced)
+    unfinished.rename(target)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -78,7 +111,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     some and all are damaged.
     """
     refused = []
-    for path in _newest_first(folder):
+    for path in checkpoint_folders(folder):
         try:
             return _verified(path)
         except _Invalid as reason:
@@ -98,11 +131,7 @@ def _write_manifest(path: Path, step: int, state: Mapping[str, Any]) -> None:
     for file in _files(path):
         files[str(file.relative_to(path))] = {"size": file.stat().st_size, "xxh3": _hash(file)}
         _sync(file)
-    content = {"step": step, "state": state, "files": files}
-    try:
-        text = json.dumps(content, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"the state of step {step} cannot be saved as JSON: {error}") from error
+    text = json.dumps({"step": step, "state": state, "files": files})
     manifest = path / "manifest.json"
     manifest.write_text(json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "content": text}) + "\n")
     _sync(manifest)
@@ -116,7 +145,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         text, expected = manifest["content"], manifest["xxh3"]
     except FileNotFoundError:
         raise _Invalid("manifest.json is missing, so it was not written whole") from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise _Invalid("manifest.json is damaged") from None
     if xxhash.xxh3_64_hexdigest(str(text).encode()) != expected:
         raise _Invalid("manifest.json was changed after it was written")
@@ -136,35 +165,51 @@ def _verified(path: Path) -> Checkpoint:
     content = _read_manifest(path)
     _check_sizes(path, content["files"])
     for name, entry in content["files"].items():
-        if _hash(path / name) != entry["xxh3"]:
+        try:
+            is_as_written = _hash(path / name) == entry["xxh3"]
+        except OSError as error:
+            raise _Invalid(f"{name} cannot be read: {error.strerror}") from None
+        if not is_as_written:
             raise _Invalid(f"{name} was changed after it was written")
-    if path.name != f"step_{content['step']:06d}":
+    if _step(path) != content["step"]:
         raise _Invalid(f"it holds step {content['step']}")
     return Checkpoint(path, content["step"], content["state"])
 
 
 def _prune(folder: Path, keep: int) -> None:
     """Delete what is older than the newest `keep` whole checkpoints. Hashes are left to reading: these may be large."""
+    for replaced in folder.glob(f"{REPLACED}*"):
+        remove(replaced)
     num_whole = 0
-    for path in _newest_first(folder):
+    for path in checkpoint_folders(folder):
         if num_whole >= keep:
-            shutil.rmtree(path)
+            remove(path)
             continue
         try:
             _check_sizes(path, _read_manifest(path)["files"])
         except _Invalid:
             continue
         num_whole += 1
-    for leftover in folder.glob(f"{HIDDEN}*"):
-        shutil.rmtree(leftover)
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Folders that hold a checkpoint by their name, whole or not, newest step first.
+
+    One that was being replaced when the run was killed comes after the one that replaces it.
+    """
+    found = [path for path in folder.glob("*step_*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (_step(path), path.name), reverse=True)
+
+
+def _step(path: Path) -> int:
+    name = NAME.fullmatch(path.name)
+    assert name is not None
+    return int(name[1])
 
 
 def _files(path: Path) -> Iterator[Path]:
-    yield from sorted(entry for entry in path.rglob("*") if entry.is_file())
+    """All files but those that a network file system keeps while a removed one is open: they will be gone."""
+    yield from sorted(entry for entry in path.rglob("*") if entry.is_file() and not entry.name.startswith(".nfs"))
 
 
 def _hash(file: Path) -> str:

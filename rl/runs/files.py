@@ -2,26 +2,94 @@
 
 Lines of JSON are appended and flushed one by one: a kill can only tear the last one, which readers
 leave out (`envs.json_lines`). Everything else is written beside its place and renamed into it.
+A disk that is full or a folder that may not be written is a `StorageError` that names path and fix.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from envs.json_lines import read_lines
 
+OTHER_PLACE = "give a run_dir on another disk"
+FIXES = {
+    errno.ENOSPC: f"free some space there, or {OTHER_PLACE}; then go on with --resume",
+    errno.EDQUOT: f"free some of the quota, or {OTHER_PLACE}; then go on with --resume",
+    errno.EFBIG: f"raise the limit on the size of files (ulimit -f), or {OTHER_PLACE}",
+    errno.EACCES: "give this user the right to write there, or choose another run_dir",
+    errno.EPERM: "give this user the right to write there, or choose another run_dir",
+    errno.EROFS: "mount it for writing, or choose another run_dir",
+    errno.EEXIST: "a file or a link to nothing has that name; choose another run_dir",
+    errno.ENOENT: "a folder above it is gone; choose another run_dir",
+    errno.ENOTDIR: "a part of the path is a file; choose another run_dir",
+    errno.ENAMETOOLONG: "choose a run_dir with a shorter path",
+}
+RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
+
+
+class StorageError(RuntimeError):
+    """A file of the run cannot be written; says which, why, and what to do."""
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Raise `StorageError` for a failure of the disk or of the file system inside the block, which writes `path`."""
+    try:
+        yield
+    except Exception as error:
+        number = _error_number(error, path)
+        if number is None:
+            raise
+        fix = FIXES.get(number, f"see to the disk, or {OTHER_PLACE}")
+        raise StorageError(f"{path} cannot be written: {os.strerror(number)}\n    fix: {fix}") from error
+
+
+def _error_number(error: BaseException, path: Path) -> int | None:
+    """The system's number of a storage failure; None for another error.
+
+    safetensors and torch report a full disk as errors of their own types, one with the number, one without.
+    """
+    error = getattr(error, "cause", None) or error  # Ray wraps what an actor raises
+    if isinstance(error, OSError):
+        return error.errno
+    if found := RUST_ERRNO.search(str(error)):
+        return int(found[1])
+    if "file write failed" in str(error) and _is_full(path):
+        return errno.ENOSPC
+    return None
+
+
+def _is_full(path: Path) -> bool:
+    place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(place).free < 1 << 20
+
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file by `text`, whole or not at all."""
+    """Replace the file by `text`, whole or not at all. Raises `StorageError`."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with storing(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                sync(file)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def sync(file: TextIO) -> None:
+    """Bring what was written to the disk, so that a power cut does not take it."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
@@ -31,6 +99,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, file or link as far as possible: network file systems keep open files under another name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def append_line(file: TextIO, line: Mapping[str, Any]) -> None:
