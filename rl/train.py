@@ -31,7 +31,8 @@ from rl.runs.display import Display
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.report import write_report
-from rl.runs.tracking import Tracker, step_metrics
+from rl.runs.tracker import Tracker
+from rl.runs.tracking import step_metrics
 from rl.stop import POLL_S, deferred_stop, end_with_parent, handled_signals, raise_if_requested
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
@@ -149,7 +150,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
         policy_path = supervised_stage(config, folder)
         with (
             Display(config) as display,
-            Tracker(folder) as tracker,
+            Tracker(folder, config) as tracker,
             cluster(config),
             handled_signals(),
             started_parts(config, folder, policy_path, tracker, display) as parts,

@@ -8,8 +8,10 @@ from typing import Any
 from envs.messages import Message, ToolCall
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout, Task, Turn, Update
+from rl.runs.checkpoint import save_checkpoint
 from rl.runs.folder import RunFolder
-from rl.runs.tracking import Tracker, step_metrics
+from rl.runs.tracker import Tracker
+from rl.runs.tracking import step_metrics
 from rl.tokens import Tokens
 from tests.conftest import make_reply
 
@@ -81,10 +83,14 @@ def make_update(version: int = 1, **changes: Any) -> Update:
     return Update(**{**fields, **changes})
 
 
+def save_empty_checkpoint(run: RunFolder, step: int) -> None:
+    save_checkpoint(run.checkpoints, step, lambda folder: None, {})
+
+
 def write_run(config: ExperimentConfig, num_steps: int) -> Path:
     """A run whose rewards rise, with evaluations before, in between and after."""
     rng = random.Random(0)
-    with RunFolder.open(config) as run, Tracker(run) as tracker:
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         _write_evaluation(tracker, 0, "before", 0.2)
         for step in range(1, num_steps + 1):
             share = step / num_steps

@@ -11,7 +11,7 @@ from rl.runs.figures import FIGURES, smoothed
 from rl.runs.folder import RunFolder
 from rl.runs.history import read_history
 from rl.runs.report import evaluation_table, outcome_table, sample_rollouts, summary, write_report
-from rl.runs.tracking import Tracker
+from rl.runs.tracker import Tracker
 from tests.run_makers import ARITHMETIC, STORE, make_config, make_group, make_rollout, write_run
 
 
@@ -70,7 +70,7 @@ def test_figures_of_an_earlier_report_do_not_outlive_their_data(tmp_path: Path) 
 
 def test_steps_without_numbers_are_left_out_of_figures(tmp_path: Path) -> None:
     config = make_config(tmp_path / "run")
-    with RunFolder.open(config) as run, Tracker(run) as tracker:
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         tracker.track(1, {f"outcome/{ARITHMETIC}/ok": 8, "outcome/ok": 8, "update/mismatch": float("nan")})
         tracker.track(2, {f"outcome/{ARITHMETIC}/ok": 8, "outcome/ok": 8, f"reward/{ARITHMETIC}": 0.5})
     history = read_history(config.run_dir)
@@ -84,7 +84,7 @@ def test_samples_are_the_best_the_worst_and_a_random_rollout_of_each_environment
     config = make_config(tmp_path / "run")
     rollouts = [make_rollout(reward, member=number) for number, reward in enumerate((0.5, 1.0, 0.0))]
     masked = make_rollout(None, "env_error", env_id=STORE)
-    with RunFolder.open(config) as run, Tracker(run) as tracker:
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         tracker.save_rollouts(1, "train", [make_group(*rollouts), make_group(masked)])
     chosen = sample_rollouts(read_history(config.run_dir))
     assert {kind: chosen[ARITHMETIC][kind]["reward"] for kind in ("best", "worst")} == {"best": 1.0, "worst": 0.0}
@@ -94,7 +94,7 @@ def test_samples_are_the_best_the_worst_and_a_random_rollout_of_each_environment
 
 def test_tables_count_what_was_written(tmp_path: Path) -> None:
     config = make_config(tmp_path / "run")
-    with RunFolder.open(config) as run, Tracker(run) as tracker:
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         for step in (1, 2):
             metrics = {f"outcome/{ARITHMETIC}/{outcome}": 0 for outcome in Outcome}
             metrics |= {f"outcome/{ARITHMETIC}/ok": 3 * step, "outcome/ok": 3 * step}

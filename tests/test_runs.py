@@ -2,8 +2,6 @@
 
 import dataclasses
 import io
-import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -12,15 +10,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from envs.json_lines import JsonLineError, read_lines
 from envs.rollout_file import array_from, read_rollouts
-from rl.config.read import load_config
 from rl.data_types import Outcome, Rollout
-from rl.runs.checkpoint import save_checkpoint
 from rl.runs.display import Display, moving_mean, sparkline
-from rl.runs.files import append_line
-from rl.runs.folder import RunFolder, RunFolderError
+from rl.runs.files import StorageError, append_line
+from rl.runs.folder import RunFolder
 from rl.runs.inspect import NothingToShowError, show_rollouts
+from rl.runs.report import write_report
 from rl.runs.saved_rollouts import load_rollouts
-from rl.runs.tracking import Tracker, step_metrics
+from rl.runs.tracker import Tracker
+from rl.runs.tracking import step_metrics
 from tests.run_makers import (
     ARITHMETIC,
     STORE,
@@ -29,131 +27,25 @@ from tests.run_makers import (
     make_rollout,
     make_turn,
     make_update,
+    save_empty_checkpoint,
     write_run,
 )
 
 
-def save_empty_checkpoint(run: RunFolder, step: int) -> None:
-    save_checkpoint(run.checkpoints, step, lambda folder: None, {})
+def test_rollouts_of_every_third_step_are_saved_when_asked(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", train={"num_steps": 8, "save_rollouts_every": 3})
+    write_run(config, 8)
+    assert list(RunFolder(config.run_dir).rollouts_files("train")) == [3, 6]
+    assert list(RunFolder(config.run_dir).rollouts_files("evaluation")) == [0, 8]
+    assert write_report(config.run_dir).is_file()
 
 
-def test_a_new_run_holds_its_configuration_and_versions(tmp_path: Path) -> None:
+def test_rollouts_that_cannot_be_saved_are_told(tmp_path: Path) -> None:
     config = make_config(tmp_path / "run")
-    with RunFolder.open(config) as run:
-        assert load_config(run.config_file) == config
-        (start,) = json.loads(run.versions_file.read_text())
-    assert start["python"].startswith("3.11")
-    assert "torch" in start["packages"] and ARITHMETIC in start["environments"]
-    assert not run.sft.exists()
-
-
-def test_a_run_with_results_is_not_overwritten(tmp_path: Path) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run"), 2))
-    with pytest.raises(RunFolderError, match=r"holds a run already; go on with it by --resume, choose another"):
-        RunFolder.open(config).__enter__()
-
-
-def test_a_start_that_failed_before_any_result_may_be_repeated(tmp_path: Path) -> None:
-    with RunFolder.open(make_config(tmp_path / "run")):
-        pass
-    with RunFolder.open(make_config(tmp_path / "run", seed=2)) as run:
-        assert load_config(run.config_file).seed == 2
-        assert len(json.loads(run.versions_file.read_text())) == 2
-
-
-def test_resuming_needs_a_run_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds no run to resume"):
-        RunFolder.open(make_config(tmp_path / "run"), resume=True).__enter__()
-    (tmp_path / "file").touch()
-    with pytest.raises(RunFolderError, match="is a file; choose another run_dir"):
-        RunFolder.open(make_config(tmp_path / "file")).__enter__()
-
-
-def test_resuming_with_another_configuration_names_the_keys(tmp_path: Path) -> None:
-    write_run(make_config(tmp_path / "run"), 2)
-    changed = make_config(tmp_path / "run", seed=2, train={"num_steps": 10, "group_size": 4}, environments={STORE: {}})
-    with pytest.raises(RunFolderError) as caught:
-        RunFolder.open(changed, resume=True).__enter__()
-    message = str(caught.value)
-    assert "seed: was 1, now 2" in message
-    assert "train.group_size: was 8, now 4" in message
-    assert f"environments.{ARITHMETIC}.weight: was 1.0, now not there" in message
-    assert f"environments.{STORE}.weight: was 2.0, now 1.0" in message
-    assert "num_steps" not in message and "choose another run_dir" in message
-
-
-def test_resuming_may_change_how_far_and_where_it_runs(tmp_path: Path) -> None:
-    write_run(make_config(tmp_path / "run"), 2)
-    (tmp_path / "run").rename(tmp_path / "moved")
-    sections = {
-        "train": {"num_steps": 20, "collect_timeout_s": 5, "checkpoint_every": 3},
-        "ray": {"address": "local"},
-        "evaluation": {"every": 5},
-        "canaries": {"mismatch_warn": 1.5},
-    }
-    with RunFolder.open(make_config(tmp_path / "moved", **sections), resume=True) as run:
-        assert load_config(run.config_file).train.num_steps == 20
-
-
-def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", train={"num_steps": 5})
-    write_run(config, 5)
-    save_empty_checkpoint(RunFolder(config.run_dir), 3)
-    with (config.run_dir / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "st')  # the kill tore this line
-    with RunFolder.open(config, resume=True) as run, Tracker(run) as tracker:
-        lines = list(read_lines(run.metrics_file))
-        assert [line["step"] for line in lines] == [0, 1, 2, 3]
-        assert list(run.rollouts_files("train")) == [1, 2, 3]
-        assert list(run.rollouts_files("evaluation")) == [0]
-        assert tracker.has_evaluation("before", 0) and not tracker.has_evaluation("after", 5)
-        tracker.track(4, {"reward": 0.5})
-    assert [line["step"] for line in read_lines(run.metrics_file)] == [0, 1, 2, 3, 4]
-
-
-def test_resuming_without_a_checkpoint_keeps_the_evaluation_before(tmp_path: Path) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run"), 2))
-    with RunFolder.open(config, resume=True) as run:
-        assert [(line["kind"], line["step"]) for line in read_lines(run.metrics_file)] == [("evaluation", 0)]
-        assert list(run.rollouts_files("train")) == []
-
-
-@pytest.mark.parametrize(("num_steps", "kept"), [(5, True), (9, False)])
-def test_the_last_evaluation_stays_only_while_it_is_the_last(num_steps: int, kept: bool, tmp_path: Path) -> None:
-    write_run(make_config(tmp_path / "run", train={"num_steps": 5}), 5)
-    save_empty_checkpoint(RunFolder(tmp_path / "run"), 5)
-    config = make_config(tmp_path / "run", train={"num_steps": num_steps})
-    with RunFolder.open(config, resume=True) as run, Tracker(run) as tracker:
-        assert tracker.has_evaluation("after", 5) is kept
-        assert (5 in run.rollouts_files("evaluation")) is kept
-
-
-def test_a_run_that_is_being_written_is_locked(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run")
-    with RunFolder.open(config), pytest.raises(RunFolderError, match=r"is being written by process \d+ on"):
-        RunFolder.open(config).__enter__()
-    with RunFolder.open(config):
-        pass
-
-
-def _hold(run_dir: Path, is_open: object, may_end: object) -> None:
-    with RunFolder.open(make_config(run_dir)):
-        is_open.set()  # type: ignore[attr-defined]
-        may_end.wait(30)  # type: ignore[attr-defined]
-
-
-def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    is_open, may_end = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(tmp_path / "run", is_open, may_end))
-    process.start()
-    assert is_open.wait(30)
-    with pytest.raises(RunFolderError, match=f"process {process.pid} on"):
-        RunFolder.open(make_config(tmp_path / "run")).__enter__()
-    process.kill()
-    process.join()
-    with RunFolder.open(make_config(tmp_path / "run")):
-        pass
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
+        run.rollouts_file(1, "train").symlink_to("/dev/full")
+        with pytest.raises(StorageError, match=r"train_000001.jsonl cannot be written: No space left on device"):
+            tracker.save_rollouts(1, "train", [make_group(make_rollout(1.0))])
 
 
 def test_lines_survive_numbers_that_json_does_not_have(tmp_path: Path) -> None:
@@ -176,9 +68,9 @@ def test_tensorboard_says_what_the_metrics_say_also_after_resuming(tmp_path: Pat
     config = make_config(tmp_path / "run", train={"num_steps": 5})
     write_run(config, 5)
     save_empty_checkpoint(RunFolder(config.run_dir), 3)
-    with RunFolder.open(config, resume=True) as run, Tracker(run) as tracker:
+    with RunFolder.open(config, resume=True) as run, Tracker(run, config) as tracker:
         tracker.track(4, {f"reward/{ARITHMETIC}": 0.125})
-    events = EventAccumulator(str(run.tensorboard), size_guidance={"tensors": 0})
+    events = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
     tensors = events.Tensors(f"reward/{ARITHMETIC}")
     assert [event.step for event in tensors] == [1, 2, 3, 4]
@@ -188,7 +80,8 @@ def test_tensorboard_says_what_the_metrics_say_also_after_resuming(tmp_path: Pat
 
 def test_saved_rollouts_hold_every_field(tmp_path: Path) -> None:
     rollout = make_rollout(0.5, turns=(make_turn(3, version=4, num_forced=1),))
-    with RunFolder.open(make_config(tmp_path / "run")) as run, Tracker(run) as tracker:
+    config = make_config(tmp_path / "run")
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         tracker.save_rollouts(7, "train", [make_group(rollout, make_rollout(None, "env_error", member=1))])
         tracker.save_rollouts(7, "train", [make_group(make_rollout(0.0, member=2))])
     saved = list(read_rollouts(run.rollouts_file(7, "train")))

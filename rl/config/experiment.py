@@ -16,6 +16,9 @@ from rl.algorithms.grpo import Grpo
 from rl.config.environments import BudgetConfig, EnvironmentConfig
 from rl.config.policy import PolicyConfig
 from rl.config.section import NonNegative, Positive, Seconds, Section, Share
+from rl.runs.sinks import Tracking
+from rl.runs.sinks.jsonl import Jsonl
+from rl.runs.sinks.tensorboard import TensorBoard
 
 
 class PrecisionConfig(Section):
@@ -168,6 +171,8 @@ class TrainConfig(Section):
     """Steps between checkpoints; one is always written at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""
+    save_rollouts_every: Positive = 1
+    """Steps between those whose rollouts are saved, a few KiB a rollout; evaluations' are always saved."""
     collect_timeout_s: Seconds = 900.0
     """Deadline of collecting one step's groups."""
     update_timeout_s: Seconds = 900.0
@@ -179,6 +184,9 @@ class TrainConfig(Section):
 
     def checkpoint_due(self, step: int) -> bool:
         return step % self.checkpoint_every == 0
+
+    def saves_rollouts(self, step: int) -> bool:
+        return step % self.save_rollouts_every == 0
 
 
 class EvaluationConfig(Section):
@@ -249,6 +257,8 @@ class ExperimentConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     canaries: CanaryConfig = CanaryConfig()
+    tracking: Tracking = (Jsonl(), TensorBoard())
+    """Where the numbers of a run are written while it runs. `metrics.jsonl`, the run's record, always is."""
     ray: RayConfig = RayConfig()
     _places: Places = PrivateAttr(default_factory=lambda: Places())
 

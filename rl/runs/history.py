@@ -8,6 +8,7 @@ from typing import Any
 
 from envs.json_lines import read_lines
 from rl.runs.folder import RunFolder
+from rl.runs.versions import read_versions
 
 Line = Mapping[str, Any]
 
@@ -58,7 +59,7 @@ def read_history(run_dir: Path) -> History:
     return History(
         run,
         run.config_file.read_text(encoding="utf-8") if run.config_file.is_file() else "",
-        json.loads(run.versions_file.read_text(encoding="utf-8")) if run.versions_file.is_file() else [],
+        read_versions(run.versions_file),
         [line for line in lines if line.get("kind") == "train"],
         [line for line in lines if line.get("kind") == "evaluation"],
         list(read_lines(run.sft_metrics_file)),

@@ -1,4 +1,4 @@
-"""What is written down about a run while it runs: metrics, TensorBoard, rollouts?
+"""Which numbers are written down about a training step?
 
 Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arithmetic-v0`:
 
@@ -21,84 +21,14 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
 """
 
 import dataclasses
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from types import TracebackType
 
 import numpy as np
-from tensorboard.summary import Writer
 
-from envs.json_lines import read_lines
 from rl.algorithms.advantages import is_degenerate
 from rl.data_types import Group, Outcome, Rollout, Update
-from rl.runs.files import append_line
-from rl.runs.folder import Kind, RunFolder
-from rl.runs.saved_rollouts import write_rollouts
-
-NOT_METRICS = ("kind", "step", "time", "label")
-
-
-class Tracker:
-    """Writes one run's metrics and rollouts; a context manager.
-
-    TensorBoard's files are made anew from `metrics.jsonl` when a run is resumed, so that both always say the same.
-    """
-
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
-        self._saved: set[tuple[Kind, int]] = set()
-        run.rollouts.mkdir(parents=True, exist_ok=True)
-        run.tensorboard.mkdir(parents=True, exist_ok=True)
-        for old in run.tensorboard.glob("events.*"):
-            old.unlink()
-        lines = list(read_lines(run.metrics_file))
-        self._evaluations = {(line["label"], line["step"]) for line in lines if line["kind"] == "evaluation"}
-        self._writer = Writer(str(run.tensorboard))
-        for line in lines:
-            self._write_scalars(line)
-        self._file = run.metrics_file.open("a", encoding="utf-8")
-
-    def __enter__(self) -> "Tracker":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._writer.close()
-
-    def track(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of a training step."""
-        self._write({"kind": "train", "step": step, "time": time.time(), **metrics})
-
-    def track_evaluation(self, step: int, label: str, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of an evaluation after `step` updates; label `before`, `step` or `after`."""
-        self._evaluations.add((label, step))
-        self._write({"kind": "evaluation", "label": label, "step": step, "time": time.time(), **metrics})
-
-    def has_evaluation(self, label: str, step: int) -> bool:
-        """Whether this evaluation is written, in this start of the run or an earlier one."""
-        return (label, step) in self._evaluations
-
-    def save_rollouts(self, step: int, kind: Kind, groups: Sequence[Group]) -> None:
-        """Write the groups' rollouts. What an earlier start of the run wrote for this step and kind is replaced."""
-        mode = "a" if (kind, step) in self._saved else "w"
-        self._saved.add((kind, step))
-        with self._run.rollouts_file(step, kind).open(mode, encoding="utf-8") as file:
-            write_rollouts(file, step, kind, groups)
-
-    def _write(self, line: Mapping[str, object]) -> None:
-        append_line(self._file, line)
-        self._write_scalars(line)
-        self._writer.flush()
-
-    def _write_scalars(self, line: Mapping[str, object]) -> None:
-        prefix = "evaluation/" if line["kind"] == "evaluation" else ""
-        for name, value in line.items():
-            if name not in NOT_METRICS and isinstance(value, int | float):
-                self._writer.add_scalar(prefix + name, value, line["step"], wall_time=line["time"])
 
 
 def step_metrics(groups: Sequence[Group], update: Update, seconds_by_phase: Mapping[str, float]) -> dict[str, float]:

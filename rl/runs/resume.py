@@ -1,0 +1,111 @@
+"""May a run go on with this configuration, and is what it wrote complete?"""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from envs.json_lines import read_lines
+from rl.config.experiment import ExperimentConfig
+from rl.runs.checkpoint import Checkpoint
+
+MAY_CHANGE = (
+    "run_dir",
+    "train.num_steps",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.save_rollouts_every",
+    "train.*_timeout_s",
+    "rollout.*_timeout_s",
+    "rollout.num_workers",
+    "rollout.cpus_per_worker",
+    "rollout.gpus_per_worker",
+    "rollout.num_env_threads",
+    "learner.cpus",
+    "learner.gpus",
+    "evaluation.every",
+    "canaries.*",
+    "ray.*",
+    "tracking",
+)
+"""Keys that may differ when a run is resumed: how far and where it runs, not what it computes.
+
+But for the last bits: `rollout.num_workers` decides which rollouts share a batch. Two more depend on the run:
+`train.num_steps` may change under a constant learning rate only, and `policy.path` once there is a checkpoint.
+"""
+
+
+def differences(saved: ExperimentConfig, given: ExperimentConfig, newest: Checkpoint | None) -> list[str]:
+    """What forbids to go on with `given`, one line a key."""
+    before, now = _flat(saved), _flat(given)
+    return [
+        f"{key}: was {_shown(before, key)}, now {_shown(now, key)}{reason}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and (reason := _objection(key, saved, given, newest)) is not None
+    ]
+
+
+def _objection(key: str, saved: ExperimentConfig, given: ExperimentConfig, newest: Checkpoint | None) -> str | None:
+    """Why this key may not change, which may go without saying; None when it may."""
+    if key == "train.num_steps" and saved.learner.schedule != "constant":
+        return (
+            f"; the learning rate falls to 0 at the last step ({saved.learner.schedule} schedule), so with another last"
+            " step it would jump, and the steps so far would have had another rate"
+        )
+    if key == "policy.path" and newest is not None and given.policy.path is not None:
+        if _tokenizer(newest.learner / "model") == _tokenizer(given.policy.path):
+            return None
+        return "; its tokenizer is not the one that the checkpoint was trained with"
+    return None if any(fnmatch(key, pattern) for pattern in MAY_CHANGE) else ""
+
+
+def remarks(
+    saved: ExperimentConfig, given: ExperimentConfig, metrics_file: Path, newest: Checkpoint | None
+) -> list[str]:
+    """What whoever resumes the run should know, one sentence each."""
+    found = []
+    if saved.policy.path != given.policy.path:
+        found.append(
+            f"policy.path was {saved.policy.path} and is {given.policy.path}: weights are those of the checkpoint, and"
+            " a reference policy would be the one that lies there"
+        )
+    written = {line.get("step") for line in read_lines(metrics_file) if line.get("kind") == "train"}
+    missing = [step for step in range(1, newest.step + 1) if step not in written] if newest else []
+    if missing:
+        found.append(
+            f"{metrics_file} lacks {_ranges(missing)} of the {newest.step if newest else 0} steps in the checkpoint"
+            " (a power cut may take what was not on the disk yet): the policy has these steps, the report has not"
+        )
+    return found
+
+
+def _tokenizer(folder: Path) -> bytes | None:
+    file = folder / "tokenizer.json"
+    return file.read_bytes() if file.is_file() else None
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Rising whole numbers in words: `step 3, 5 to 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    words = [str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
+    return ("step " if len(numbers) == 1 else "steps ") + ", ".join(words)
+
+
+def _flat(config: ExperimentConfig) -> dict[str, Any]:
+    def walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, Mapping) and value:
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(walk(config.model_dump(mode="json"), ""))
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "not there"

@@ -1,0 +1,95 @@
+"""What is written down about a run while it runs? Metrics, to every sink, and rollouts."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+from envs.json_lines import read_lines
+from rl.config.experiment import ExperimentConfig
+from rl.data_types import Group
+from rl.runs.files import storing, sync
+from rl.runs.folder import Kind, RunFolder
+from rl.runs.saved_rollouts import write_rollouts
+from rl.runs.sinks.sink import Sink
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes one run's metrics and rollouts; a context manager.
+
+    A sink that fails is logged with its name and left out from then on. `StorageError` is raised when the record of the
+    run or its rollouts cannot be written.
+    """
+
+    def __init__(self, run: RunFolder, config: ExperimentConfig) -> None:
+        self._run = run
+        self._train = config.train
+        self._saved: set[tuple[Kind, int]] = set()
+        with storing(run.rollouts):
+            run.rollouts.mkdir(parents=True, exist_ok=True)
+        lines = list(read_lines(run.metrics_file))
+        self._evaluations = {(line["label"], line["step"]) for line in lines if line.get("kind") == "evaluation"}
+        # Copies: the configuration goes on to other processes, and what a sink opens cannot.
+        self._sinks = [sink.model_copy() for sink in config.tracking]
+        self._each("opened", lambda sink: sink.open(run.path, lines))
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._each("closed", lambda sink: sink.close())
+
+    def track(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a training step."""
+        self._write({"kind": "train", "step": step, "time": time.time(), **metrics})
+
+    def track_evaluation(self, step: int, label: str, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of an evaluation after `step` updates; label `before`, `step` or `after`.
+
+        Save its rollouts first: an evaluation whose metrics are written is not made again.
+        """
+        self._write({"kind": "evaluation", "label": label, "step": step, "time": time.time(), **metrics})
+        self._evaluations.add((label, step))
+
+    def has_evaluation(self, label: str, step: int) -> bool:
+        """Whether this evaluation is written, in this start of the run or an earlier one."""
+        return (label, step) in self._evaluations
+
+    def save_rollouts(self, step: int, kind: Kind, groups: Sequence[Group]) -> None:
+        """Write the groups' rollouts, of training steps those that `train.save_rollouts_every` asks for.
+
+        What an earlier start of the run wrote for this step and kind is replaced.
+        """
+        if kind == "train" and not self._train.saves_rollouts(step):
+            return
+        mode = "a" if (kind, step) in self._saved else "w"
+        self._saved.add((kind, step))
+        path = self._run.rollouts_file(step, kind)
+        with storing(path), path.open(mode, encoding="utf-8") as file:
+            write_rollouts(file, step, kind, groups)
+            sync(file)
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        self._each("written", lambda sink: sink.write(line))
+
+    def _each(self, done: str, what: Callable[[Sink], None]) -> None:
+        """Do it with every sink that has not failed yet."""
+        for sink in list(self._sinks):
+            try:
+                what(sink)
+            except Exception as error:
+                if sink.is_record:
+                    with storing(self._run.metrics_file):
+                        raise
+                self._sinks.remove(sink)
+                with contextlib.suppress(Exception):
+                    sink.close()
+                logger.warning(
+                    "tracking: the sink %s cannot be %s and is left out from now on: %s: %s",
+                    *(sink.sink, done, type(error).__name__, error),
+                )

