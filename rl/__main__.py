@@ -18,7 +18,9 @@ from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Yaml = Annotated[Path, typer.Argument(help="Experiment YAML.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides: key=value ...; sections are merged, key={} empties one.")
+]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 
 
@@ -47,7 +49,7 @@ def evaluate(
 ) -> None:
     """Play held-out tasks and print reward and accuracy by environment; also written to RUN/evaluation.json.
 
-    With --budgets, accuracy against budget is drawn too, and shown in the run's report.
+    With --budgets, accuracy against budget is drawn too, and the run's report, which shows it, is written anew.
     """
     from rl.evaluate import evaluate_policy
 

@@ -21,9 +21,9 @@ from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.checkpoint import latest_checkpoint
 from rl.runs.evaluation import evaluation_metrics
-from rl.runs.files import write_atomically
+from rl.runs.files import storing, write_atomically
 from rl.runs.folder import RunFolder
-from rl.runs.report import write_budget_figure
+from rl.runs.report import write_report
 from rl.runs.saved_rollouts import write_rollouts
 from rl.stop import handled_signals
 from rl.tasks.ledger import Ledger
@@ -66,7 +66,7 @@ def evaluate_policy(
     for budget, values in metrics.items():
         print_table(f"{split} tasks, {policy}" + (f", thinking budget {budget}" if budgets else ""), values)
     if budgets and split == "heldout":
-        write_budget_figure(run)
+        Console().print(f"report: {write_report(run.path)}", soft_wrap=True)
     return metrics
 
 
@@ -79,12 +79,16 @@ def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
 def play_all(collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[Task]]) -> dict[str, list[Group]]:
     """The groups of all tasks by name; rollouts are written while they are played."""
     played: dict[str, list[Group]] = {name: [] for name in asked}
-    run.evaluation_rollouts_file.parent.mkdir(parents=True, exist_ok=True)
-    with run.evaluation_rollouts_file.open("w", encoding="utf-8") as file, Progress(transient=True) as progress:
+    path = run.evaluation_rollouts_file
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    with file, Progress(transient=True) as progress:
         bar = progress.add_task("evaluating", total=sum(map(len, asked.values())))
         for name, tasks in asked.items():
             for groups in collector.evaluate(tasks):
-                write_rollouts(file, 0, "evaluation", groups)
+                with storing(path):
+                    write_rollouts(file, 0, "evaluation", groups)
                 played[name] += groups
                 progress.advance(bar, len(groups))
     return played

@@ -8,8 +8,9 @@ import pytest
 
 from rl.data_types import Outcome
 from rl.runs.figures import FIGURES, smoothed
+from rl.runs.files import StorageError
 from rl.runs.folder import RunFolder
-from rl.runs.history import read_history
+from rl.runs.history import DamagedError, NoRunError, read_history
 from rl.runs.report import evaluation_table, outcome_table, sample_rollouts, summary, write_report
 from rl.runs.tracker import Tracker
 from tests.run_makers import ARITHMETIC, STORE, make_config, make_group, make_rollout, write_run
@@ -53,11 +54,45 @@ def test_a_run_that_has_hardly_begun_is_reported(num_lines: int, tmp_path: Path)
     assert ("No evaluation after yet." in page) == (num_lines > 0)
 
 
-def test_an_empty_folder_is_reported_and_a_missing_one_refused(tmp_path: Path) -> None:
-    page = write_report(tmp_path).read_text()
-    assert page.count("Nothing of this in the run folder.") == len(FIGURES) + 5
-    with pytest.raises(FileNotFoundError, match="there is no run folder"):
+def test_a_run_that_wrote_nothing_yet_is_reported(tmp_path: Path) -> None:
+    with RunFolder.open(make_config(tmp_path / "run")) as run:
+        page = write_report(run.path).read_text()
+    assert page.count("Nothing of this in the run folder.") == len(FIGURES) + 3
+
+
+@pytest.mark.parametrize("names", [(), ("notes.txt", "model/config.json"), ("config.yaml",), ("figures/x.png",)])
+def test_a_folder_without_a_run_is_refused_and_left_as_it_is(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(NoRunError, match="holds no run"):
+        write_report(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(NoRunError, match="there is no run folder"):
         write_report(tmp_path / "nothing")
+
+
+def test_an_evaluation_alone_is_reported(tmp_path: Path) -> None:
+    line = {f"num/{ARITHMETIC}": 64, f"accuracy/{ARITHMETIC}": 0.5, f"reply_tokens/{ARITHMETIC}": 30.0}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"policy": "x", "budgets": {"off": line, "32": line}}))
+    assert "data:image/png" in write_report(tmp_path).read_text()
+    assert (tmp_path / "figures" / "budgets.png").is_file()
+
+
+@pytest.mark.parametrize("text", ["", '{"policy": ', "[]", "{}"])
+def test_a_damaged_evaluation_is_told_with_its_file(text: str, tmp_path: Path) -> None:
+    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    (run_dir / "evaluation.json").write_text(text)
+    with pytest.raises(DamagedError, match=r"evaluation.json is damaged"):
+        write_report(run_dir)
+
+
+def test_a_report_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    (run_dir / "figures").write_text("a file")
+    with pytest.raises(StorageError, match=r"figures cannot be written: File exists"):
+        write_report(run_dir)
 
 
 def test_figures_of_an_earlier_report_do_not_outlive_their_data(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def _error_number(error: BaseException, path: Path) -> int | None:
     safetensors and torch report a full disk as errors of their own types, one with the number, one without.
     """
     error = getattr(error, "cause", None) or error  # Ray wraps what an actor raises
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         return error.errno
     if found := RUST_ERRNO.search(str(error)):
         return int(found[1])

@@ -50,11 +50,18 @@ class NoRunError(FileNotFoundError):
     """There is no run folder to read."""
 
 
+class DamagedError(ValueError):
+    """A file of the run cannot be read."""
+
+
 def read_history(run_dir: Path) -> History:
-    """Raises `NoRunError` when there is no such folder, `JsonLineError` for a damaged metrics file."""
+    """Raises `NoRunError` when the folder is not there or holds no run, `JsonLineError`, `VersionsError` and
+    `DamagedError` for a damaged file."""
     if not run_dir.is_dir():
         raise NoRunError(f"there is no run folder {run_dir}; name the run_dir of an experiment")
     run = RunFolder(run_dir)
+    if not run.holds_run:
+        raise NoRunError(f"{run_dir} holds no run (neither metrics.jsonl nor what else a run writes); name a run_dir")
     lines = list(read_lines(run.metrics_file))
     return History(
         run,
@@ -70,7 +77,10 @@ def read_history(run_dir: Path) -> History:
 def _budgets(run: RunFolder) -> Mapping[str, Line]:
     if not run.evaluation_file.is_file():
         return {}
-    found = json.loads(run.evaluation_file.read_text(encoding="utf-8"))["budgets"]
+    try:
+        found = json.loads(run.evaluation_file.read_bytes())["budgets"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{run.evaluation_file} is damaged: {error}; delete it, or evaluate again") from None
     return {budget: line for budget, line in found.items() if budget != "own"}
 
 

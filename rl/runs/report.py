@@ -10,9 +10,8 @@ from typing import Any
 
 from envs.rollout_file import read_rollouts
 from rl.data_types import Outcome
-from rl.runs.figures import FIGURES, budget_figure
-from rl.runs.files import write_atomically
-from rl.runs.folder import RunFolder
+from rl.runs.figures import FIGURES
+from rl.runs.files import storing, write_atomically
 from rl.runs.history import History, Line, read_history
 
 NUM_SAMPLE_FILES = 3  # newest files that sample rollouts are chosen from
@@ -36,7 +35,7 @@ summary { cursor: pointer; } .role { color: #718096; font-size: .78rem; margin-t
 def write_report(run_dir: Path) -> Path:
     """Write `<run_dir>/report.html` and `<run_dir>/figures/*.png` from what is there; what is missing is said.
 
-    Raises `NoRunError` when there is no such folder.
+    Raises `NoRunError` when the folder is not there or holds no run, `StorageError` when the report cannot be written.
     """
     history = read_history(Path(run_dir))
     name = escape(history.run.path.name or str(history.run.path))
@@ -56,14 +55,6 @@ def write_report(run_dir: Path) -> Path:
     page += f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     write_atomically(history.run.report_file, page)
     return history.run.report_file
-
-
-def write_budget_figure(run: RunFolder) -> None:
-    """Write `figures/budgets.png` of a run folder, also of one that holds nothing but an evaluation."""
-    figure = budget_figure(read_history(run.path))
-    assert figure is not None
-    (run.path / "figures").mkdir(exist_ok=True)
-    figure.savefig(run.path / "figures" / "budgets.png", dpi=DOTS_PER_INCH)
 
 
 def summary(history: History) -> str:
@@ -140,7 +131,8 @@ def sample_rollouts(history: History) -> dict[str, dict[str, Mapping[str, Any]]]
 
 def _figures(history: History) -> Iterator[tuple[str, str]]:
     folder = history.run.path / "figures"
-    folder.mkdir(exist_ok=True)
+    with storing(folder):
+        folder.mkdir(exist_ok=True)
     for name, (title, draw) in FIGURES.items():
         figure = draw(history)
         if figure is None:
@@ -149,7 +141,8 @@ def _figures(history: History) -> Iterator[tuple[str, str]]:
             continue
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-        (folder / f"{name}.png").write_bytes(buffer.getvalue())
+        with storing(folder / f"{name}.png"):
+            (folder / f"{name}.png").write_bytes(buffer.getvalue())
         data = base64.b64encode(buffer.getvalue()).decode()
         yield title, f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>'
 
