@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from envs.json_lines import JsonLineError, read_lines
 from envs.rollout_file import array_from, read_rollouts
 from rl.data_types import Outcome, Rollout
-from rl.runs.display import Display, moving_mean, sparkline
+from rl.runs.display import Display, moving_mean, sparkline, step_line
 from rl.runs.files import StorageError, append_line
 from rl.runs.folder import RunFolder
 from rl.runs.inspect import NothingToShowError, show_rollouts
@@ -197,7 +199,7 @@ def test_without_a_terminal_each_step_is_one_line() -> None:
 
 def test_a_terminal_shows_the_panel() -> None:
     out = io.StringIO()
-    show(Console(file=out, width=110, force_terminal=True, legacy_windows=False))
+    show(Console(file=out, width=110, force_terminal=True, legacy_windows=False, _environ={"TERM": "xterm"}))
     text = out.getvalue()
     for expected in (
         "training: collect",
@@ -208,6 +210,44 @@ def test_a_terminal_shows_the_panel() -> None:
         "mismatch [1.2] is high",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_shows_lines(term: str) -> None:
+    out, plain = io.StringIO(), io.StringIO()
+    show(Console(file=out, width=40, force_terminal=True, _environ={"TERM": term}))
+    show(Console(file=plain, width=40))
+    assert out.getvalue() == plain.getvalue()
+
+
+def test_the_panel_says_which_time_is_which() -> None:
+    out = io.StringIO()
+    show(Console(file=out, width=110, force_terminal=True, legacy_windows=False, _environ={"TERM": "xterm"}))
+    line = next(line for line in out.getvalue().splitlines() if "elapsed" in line)
+    assert line.index("elapsed") < line.index("left")
+
+
+def test_what_libraries_log_and_warn_about_appears_above_the_panel(capsys: pytest.CaptureFixture[str]) -> None:
+    out, library = io.StringIO(), logging.getLogger("a.library")
+    handler = logging.StreamHandler()  # made before the display, as transformers and Ray make theirs
+    library.addHandler(handler)
+    try:
+        terminal = Console(file=out, width=110, force_terminal=True, _environ={"TERM": "xterm"})
+        with Display(make_config(Path("runs/x")), terminal):
+            library.warning("of a library")
+            print("from somewhere", file=sys.stderr)
+            logging.getLogger("another").warning("without a handler")
+        assert "of a library" in out.getvalue() and "from somewhere" in out.getvalue()
+        assert capsys.readouterr().err == ""
+        library.warning("afterwards")
+        assert capsys.readouterr().err == "afterwards\n"
+    finally:
+        library.removeHandler(handler)
+
+
+def test_a_step_without_a_reward_is_not_shown_as_nan() -> None:
+    line = step_line(3, make_config(Path("runs/x")), {"outcome/env_error": 2, "seconds": 1.5})
+    assert line == "step 3/10  reward unknown: no rollout counted  outcomes env_error 2  1.5 s"
 
 
 def inspected(run_dir: Path, **asked: object) -> str:

@@ -1,8 +1,11 @@
 """How is a training run doing, on the terminal? A live panel; in logs and Ray jobs a line a step."""
 
+import logging
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -33,17 +36,21 @@ class Display:
             TextColumn("step"),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
+            TextColumn("elapsed"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
         )
         self._task = self._progress.add_task("train", total=config.train.num_steps)
+        self._streams = (sys.stdout, sys.stderr)
+        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> "Display":
-        if self._console.is_terminal:
+        if self._console.is_interactive:  # neither a file nor a terminal that cannot move its cursor (TERM=dumb)
             self._live.start()
+            self._redirect_logging()
         return self
 
     def __exit__(
@@ -51,6 +58,17 @@ class Display:
     ) -> None:
         if self._live.is_started:
             self._live.stop()
+        for handler, stream in self._redirected:
+            handler.setStream(stream)
+
+    def _redirect_logging(self) -> None:
+        """Let what libraries log appear above the panel: their handlers write to the streams of when they were made."""
+        loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
+        handlers = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
+        for handler in handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream in self._streams:
+                self._redirected.append((handler, handler.stream))
+                handler.setStream(sys.stderr)  # the panel's, while it is shown
 
     def stage(self, name: str) -> None:
         """Say what the run is at: starting, training, ..."""
@@ -115,10 +133,15 @@ def step_line(step: int, config: ExperimentConfig, metrics: Mapping[str, float])
         f"{env_id} {metrics[f'reward/{env_id}']:.3f}" for env_id in config.environments if f"reward/{env_id}" in metrics
     ]
     outcomes = _outcomes(metrics)
-    return (
-        f"step {step}/{config.train.num_steps}  reward {metrics.get('reward', float('nan')):.3f}"
-        f" ({', '.join(rewards)})  {_rates(metrics)}  outcomes {outcomes}  {metrics.get('seconds', 0.0):.1f} s"
+    reward = f"{metrics['reward']:.3f} ({', '.join(rewards)})" if "reward" in metrics else "unknown: no rollout counted"
+    parts = (
+        f"step {step}/{config.train.num_steps}",
+        f"reward {reward}",
+        _rates(metrics),
+        f"outcomes {outcomes}",
+        f"{metrics.get('seconds', 0.0):.1f} s",
     )
+    return "  ".join(filter(None, parts))
 
 
 def moving_mean(values: Sequence[float], num: int = NUM_MEAN) -> float:
