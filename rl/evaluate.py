@@ -10,7 +10,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from envs.text_env import Split
-from rl.cluster.actors import ActorDied, ClusterError
+from rl.cluster.actors import ActorDied
+from rl.cluster.address import ClusterError
 from rl.cluster.cluster import cluster
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError

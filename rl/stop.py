@@ -18,15 +18,16 @@ POLL_S = 0.2
 class StopRequested(BaseException):
     """Somebody asked the run to stop. A BaseException, so that no handler of errors swallows it."""
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
+    def __init__(self, what: str, exit_code: int) -> None:
+        """`what` made the run stop: a signal's name, or a cause in words."""
+        super().__init__(what)
+        self.exit_code = exit_code
 
 
 class _Note:
     """The process's one note; signals are a matter of the whole process."""
 
-    received: int | None = None
+    received: StopRequested | None = None
     is_deferred = False
 
 
@@ -42,15 +43,20 @@ def handled_signals() -> Iterator[None]:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    _Note.received = number
+    _Note.received = StopRequested(signal.Signals(number).name, 128 + number)
+
+
+def request_stop(what: str) -> None:
+    """Stop the run at its next safe point, as a signal would, with exit code 1; from any thread."""
+    _Note.received = StopRequested(what, 1)
 
 
 def raise_if_requested() -> None:
-    """Raises `StopRequested`, once, when a signal came and no block defers it."""
-    number = _Note.received
-    if number is not None and not _Note.is_deferred:
+    """Raises `StopRequested`, once, when a stop was requested and no block defers it."""
+    received = _Note.received
+    if received is not None and not _Note.is_deferred:
         _Note.received = None
-        raise StopRequested(number)
+        raise received
 
 
 @contextlib.contextmanager

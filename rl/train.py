@@ -16,7 +16,8 @@ from pathlib import Path
 
 from envs.sandbox import require_level
 from rl.algorithms.corrections import NonFiniteError
-from rl.cluster.actors import ActorDied, ClusterError
+from rl.cluster.actors import ActorDied
+from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster, cluster
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update

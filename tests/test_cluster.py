@@ -1,10 +1,46 @@
+"""Which Ray cluster is joined, what is found before the supervised stage, and what is said when there is no place."""
+
+import errno
+import os
 import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import ray
+from safetensors.numpy import save_file
 
+from rl.cluster import address as address_module
 from rl.cluster import cluster as cluster_module
-from rl.cluster.cluster import _answers, _running_cluster, reserved
+from rl.cluster import shared_memory, watch
+from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
+from rl.cluster.cluster import check_cluster, cluster, reserved, start_actor, wait_for
+from rl.cluster.shared_memory import check_shared_memory, published_bytes
+from rl.cluster.watch import watched
+from rl.stop import StopRequested, handled_signals, raise_if_requested
 from tests.conftest import make_config
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cluster of this machine and no variable of this process is seen."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(address_module, "read_ray_address", lambda: None)
 
 
 def test_what_is_reserved_is_the_learner_and_all_workers() -> None:
@@ -12,17 +48,154 @@ def test_what_is_reserved_is_the_learner_and_all_workers() -> None:
     assert reserved(config) == (3.5, 1.0)
 
 
-def test_a_port_that_nobody_listens_at_does_not_answer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert _answers(address)
-    assert not _answers(address)
-    assert not _answers("nonsense")
+def test_a_port_that_somebody_listens_at_answers(listening: str, silent: str) -> None:
+    assert answers(listening) and answers(f"ray://{listening}")
+    assert not answers(silent) and not answers(f"ray://{silent}")
+    assert answers("anyscale://a-cluster")  # of a kind that only Ray knows
 
 
-def test_the_address_that_a_killed_cluster_left_behind_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster_module, "read_ray_address", lambda: address)
-    assert _running_cluster(make_config()) is False
+@pytest.mark.parametrize("address", ["nonsense", "", "host:", ":6379x", "127.0.0.1:99999999", "ray://", "[::1]:x"])
+def test_what_is_no_address_does_not_answer(address: str) -> None:
+    assert not answers(address)
+
+
+def test_without_a_cluster_one_is_started_here(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cluster_address("auto") is None
+    assert cluster_address("local") is None
+    monkeypatch.setattr(address_module, "read_ray_address", lambda: silent)  # left behind by a head that was killed
+    assert cluster_address("auto") is None
+
+
+def test_the_cluster_of_this_machine_is_joined_unless_a_local_one_is_asked_for(
+    listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(address_module, "read_ray_address", lambda: listening)
+    assert cluster_address("auto") == listening
+    assert cluster_address("local") is None
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert cluster_address("auto") is None
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}", "auto", " auto ", ""])
+def test_the_variable_is_honoured(form: str, listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address_module, "read_ray_address", lambda: listening)
+    monkeypatch.setenv("RAY_ADDRESS", form.format(listening))
+    assert cluster_address("auto") == (form if "{}" in form else "{}").format(listening)
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}", "auto", "nonsense"])
+def test_a_cluster_that_is_named_and_does_not_answer_is_an_error(
+    form: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(address_module, "read_ray_address", lambda: silent)
+    monkeypatch.setenv("RAY_ADDRESS", form.format(silent))
+    with pytest.raises(ClusterError, match=r"RAY_ADDRESS: no Ray cluster answers at .*ray.address=local"):
+        cluster_address("auto")
+    if form != "auto":
+        monkeypatch.delenv("RAY_ADDRESS")
+        with pytest.raises(ClusterError, match=r"ray.address: no Ray cluster answers"):
+            check_cluster(make_config(ray={"address": form.format(silent)}))
+
+
+def test_a_folder_that_is_too_long_for_sockets_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 60)
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.setenv(variable, str(long))
+        with pytest.raises(ClusterError, match=r"is too long: a socket in it would have a path of 1\d\d bytes"):
+            check_cluster(make_config())
+        monkeypatch.delenv(variable)
+    check_local_start()
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null"])
+def test_a_folder_that_ray_cannot_write_is_told(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", place)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ClusterError, match="cannot be written; set RAY_TMPDIR"):
+        check_local_start()
+
+
+@pytest.mark.parametrize("section", ["learner", "rollout"])
+def test_gpus_that_are_not_there_are_told_before_anything_starts(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(**{section: {"gpus" if section == "learner" else "gpus_per_worker": 1}})
+    monkeypatch.setattr(cluster_module, "num_local_gpus", lambda: 0)
+    with pytest.raises(ClusterError, match=r"reserve 1 GPUs and the cluster has 0; lower learner.gpus"):
+        check_cluster(config)
+    monkeypatch.setattr(cluster_module, "num_local_gpus", lambda: 1)
+    check_cluster(config)
+
+
+def test_gpus_that_this_process_may_not_see_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = SimpleNamespace(
+        get_current_node_num_accelerators=lambda: 4, get_current_process_visible_accelerator_ids=lambda: ["2"]
+    )
+    monkeypatch.setattr(address_module, "get_accelerator_manager_for_resource", lambda name: manager)
+    assert num_local_gpus() == 1
+    manager.get_current_process_visible_accelerator_ids = lambda: None
+    assert num_local_gpus() == 4
+
+
+def test_the_bytes_that_a_policy_publishes_are_counted_in_its_files(tmp_path: Path) -> None:
+    save_file({"a": np.zeros((3, 5), np.float16), "b": np.zeros(7, np.float32)}, tmp_path / "model-1.safetensors")
+    save_file({"c": np.zeros((), np.float32)}, tmp_path / "model-2.safetensors", metadata={"format": "pt"})
+    assert published_bytes(tmp_path, 4) == 3 * (15 + 7 + 1) * 4
+    (tmp_path / "model-3.safetensors").write_bytes(b"\xff" * 20)
+    assert published_bytes(tmp_path, 2) == 3 * (15 + 7 + 1) * 2
+    assert published_bytes(tmp_path / "nothing", 4) == 0
+
+
+def test_too_little_shared_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
+    check_shared_memory(64 * 2**20)
+    with pytest.raises(ClusterError, match=r"has 64 MiB free, and 3 versions .* need 65 MiB; .*--shm-size"):
+        check_shared_memory(65 * 2**20)
+
+
+def test_a_head_that_no_longer_answers_asks_the_run_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "INTERVAL_S", 0.02)
+    server = socket.create_server(("127.0.0.1", 0))
+    head = f"127.0.0.1:{server.getsockname()[1]}"
+    with handled_signals(), watched(head):
+        time.sleep(0.2)
+        raise_if_requested()
+        server.close()
+        with pytest.raises(StopRequested, match=f"its head at {head} no longer answers") as stopped:
+            for _ in range(500):
+                time.sleep(0.02)
+                raise_if_requested()
+    assert stopped.value.exit_code == 1
+
+
+@ray.remote
+class Waits:
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.mark.slow
+def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> None:
+    config = make_config(ray={"address": "local", "local_cpus": 2})
+    with cluster(config) as words:
+        assert words == "started Ray on this machine: 1 node, 2 of 2 CPUs free"
+        first = start_actor(Waits, 1.5, 0.0)
+        assert wait_for(first.pid.remote(), 60, "starting", "key") > 0
+        with pytest.raises(ClusterError) as caught:
+            wait_for(start_actor(Waits, 1.5, 0.0).pid.remote(), 3, "starting the engines", "train.start_timeout_s")
+    message = str(caught.value)
+    assert message.startswith(
+        "starting the engines took longer than 3 s; train.start_timeout_s sets the deadline. 1 of"
+    )
+    assert "the run's 2 actors have no place yet" in message and "0.5 of 2 CPUs free" in message
+
+
+def test_ray_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch, listening: str) -> None:
+    def fail(**settings: object) -> None:
+        raise OSError(errno.ENOENT, "no such thing\nand a traceback")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(ClusterError, match=r"Ray cannot be started here: FileNotFoundError: .*no such thing$"):
+        cluster(make_config()).__enter__()
+    with pytest.raises(ClusterError, match=f"no Ray cluster can be joined at '{listening}'"):
+        cluster(make_config(ray={"address": listening})).__enter__()

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from rl.cluster.actors import ActorDied, ClusterError, Deadline
+from rl.cluster.actors import ActorDied, Deadline
+from rl.cluster.address import ClusterError
 from rl.data_types import Group, Outcome
 from rl.engine.protocol import EngineError
 from rl.rollouts.pool import WeightHashError, WorkerPool

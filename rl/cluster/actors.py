@@ -13,6 +13,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from rl.cluster.address import ClusterError
+from rl.cluster.places import unplaced
 from rl.stop import POLL_S, raise_if_requested
 
 A = TypeVar("A")
@@ -20,10 +22,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """One thread a process: tiny models run several times slower on two (measured)."""
-
-
-class ClusterError(RuntimeError):
-    """The cluster could not do what was asked in time, or cannot hold the run."""
 
 
 class ActorDied(RuntimeError):
@@ -63,7 +61,7 @@ class Pending(Generic[R]):
             except GetTimeoutError:
                 if time.monotonic() >= end:
                     told = f"{deadline.what} took longer than {deadline.seconds:g} s; {deadline.key} sets the deadline"
-                    raise ClusterError(told) from None
+                    raise ClusterError(told + unplaced()) from None
             except RayTaskError as error:
                 raise error.as_instanceof_cause() from None
             except RayError as error:  # dead actors and nodes, lost objects, memory: the same to whoever waits

@@ -1,76 +1,77 @@
-"""Which Ray cluster does a run use, and is it large enough? Joining one, or starting and stopping one here."""
+"""Which Ray cluster does a run use, and is it large enough? Joining one, or starting and stopping one here.
+
+Which cluster is joined, if any, is what `rl.cluster.address` says.
+"""
 
 import contextlib
 import logging
 import math
-import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ray
-from ray._private.utils import read_ray_address
 
-from rl.cluster.actors import ClusterError
+from rl.cluster.address import ClusterError, check_local_start, cluster_address, num_local_gpus
+from rl.cluster.places import room
+from rl.cluster.watch import watched
 from rl.config.experiment import ExperimentConfig
 
 
 @contextlib.contextmanager
-def cluster(config: ExperimentConfig) -> Iterator[None]:
-    """Join the running cluster, or start a local one and stop it in the end.
+def cluster(config: ExperimentConfig) -> Iterator[str]:
+    """Join the running cluster, or start a local one and stop it in the end; gives in words which, and what it has.
 
-    Raises `ClusterError` when the cluster is too small for what the configuration reserves.
+    While the block runs, a head that no longer answers asks the run to stop, as a signal would. Raises `ClusterError`
+    when there is no such cluster or it is too small for what the configuration reserves.
     """
+    address = cluster_address(config.ray.address)
     cpus, gpus = reserved(config)
-    joined = config.ray.address != "local" and _running_cluster(config)
-    if not joined:
-        ray.init(
-            address="local",
+    if address is None:
+        _init(
+            "local",
             num_cpus=config.ray.local_cpus or max(1, math.ceil(cpus)),
             object_store_memory=config.ray.object_store_mib * 2**20,
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
         )
+    else:
+        _init(address)
     try:
-        _check_size(cpus, gpus)
-        yield
+        _check_size(cpus, gpus, ray.cluster_resources())
+        head = ray.get_runtime_context().gcs_address
+        with watched(head):
+            yield (f"joined the Ray cluster at {address}" if address else "started Ray on this machine") + f": {room()}"
     finally:
         ray.shutdown()
 
 
 def check_cluster(config: ExperimentConfig) -> None:
-    """Raise `ClusterError` now for a running cluster that would be too small later, after the supervised stage."""
-    if config.ray.address != "local" and _running_cluster(config):
-        try:
-            _check_size(*reserved(config))
-        finally:
-            ray.shutdown()
+    """Raise `ClusterError` now for what would be found later, after the supervised stage.
 
-
-def _running_cluster(config: ExperimentConfig) -> bool:
-    """Join `ray.address`. With `auto`, no running cluster is no error."""
-    address = config.ray.address
-    if address == "auto":
-        known = os.environ.get("RAY_ADDRESS") or read_ray_address()
-        # A head that was killed leaves its address behind, and Ray would try it for minutes.
-        if not known or not _answers(known):
-            return False
+    That is a cluster that does not answer or is too small, and a machine on which Ray cannot start or that lacks GPUs.
+    """
+    address = cluster_address(config.ray.address)
+    if address is None:
+        check_local_start()
+        cpus, gpus = reserved(config)
+        _check_size(cpus, gpus, {"CPU": config.ray.local_cpus or math.ceil(cpus), "GPU": num_local_gpus()})
+        return
+    _init(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        message = f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local"
-        raise ClusterError(message) from error
-    return True
+        _check_size(*reserved(config), ray.cluster_resources())
+    finally:
+        ray.shutdown()
 
 
-def _answers(address: str) -> bool:
-    """Whether something listens at `host:port`."""
-    host, _, port = address.rpartition(":")
+def _init(address: str, **settings: Any) -> None:
     try:
-        with socket.create_connection((host, int(port)), timeout=2.0):
-            return True
-    except (OSError, ValueError):
-        return False
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    except Exception as error:  # Ray raises what its parts raise, from ConnectionError to bare Exception
+        what = "Ray cannot be started here" if address == "local" else f"no Ray cluster can be joined at {address!r}"
+        reason = str(error).strip().split("\n")[0]
+        raise ClusterError(
+            f"ray.address: {what}: {type(error).__name__}: {reason}"
+            + ("" if address == "local" else "; start one, or use ray.address=local")
+        ) from error
 
 
 def reserved(config: ExperimentConfig) -> tuple[float, float]:
@@ -82,8 +83,7 @@ def reserved(config: ExperimentConfig) -> tuple[float, float]:
     )
 
 
-def _check_size(cpus: float, gpus: float) -> None:
-    total = ray.cluster_resources()
+def _check_size(cpus: float, gpus: float, total: Mapping[str, float]) -> None:
     for name, need, key in (("CPU", cpus, "cpus"), ("GPU", gpus, "gpus")):
         if need > total.get(name, 0.0):
             raise ClusterError(

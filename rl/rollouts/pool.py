@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl.cluster.actors import Actor, ActorDied, ClusterError, Deadline, Pending, start_actor
+from rl.cluster.actors import Actor, ActorDied, Deadline, Pending, start_actor
+from rl.cluster.address import ClusterError
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout
 from rl.engine.protocol import EngineError
