@@ -197,5 +197,7 @@ def test_ray_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch, lis
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(ClusterError, match=r"Ray cannot be started here: FileNotFoundError: .*no such thing$"):
         cluster(make_config()).__enter__()
-    with pytest.raises(ClusterError, match=f"no Ray cluster can be joined at '{listening}'"):
+    with pytest.raises(
+        ClusterError, match=f"something answers at '{listening}', and it cannot be joined .*no such thing; use"
+    ):
         cluster(make_config(ray={"address": listening})).__enter__()

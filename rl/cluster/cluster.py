@@ -66,11 +66,12 @@ def _init(address: str, **settings: Any) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # Ray raises what its parts raise, from ConnectionError to bare Exception
-        what = "Ray cannot be started here" if address == "local" else f"no Ray cluster can be joined at {address!r}"
-        reason = str(error).strip().split("\n")[0]
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        if address == "local":
+            raise ClusterError(f"Ray cannot be started here: {reason}") from error
         raise ClusterError(
-            f"ray.address: {what}: {type(error).__name__}: {reason}"
-            + ("" if address == "local" else "; start one, or use ray.address=local")
+            f"something answers at {address!r}, and it cannot be joined as a Ray cluster: {reason}; use the head's Ray"
+            " version and its RAY_AUTH_MODE, or ray.address=local"
         ) from error
 
 
