@@ -215,6 +215,16 @@ def test_what_a_network_file_system_keeps_of_removed_files_is_no_part_of_a_check
     assert latest_checkpoint(tmp_path) == saved
 
 
+def test_what_cannot_be_removed_of_an_unfinished_checkpoint_does_not_keep_the_next_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".unfinished_step_000020" / "learner").mkdir(parents=True)
+    (tmp_path / ".unfinished_step_000020" / "learner" / ".nfs000000000001").write_text("still open")
+    monkeypatch.setattr("rl.runs.checkpoint.remove", lambda path: None)
+    saved = save(tmp_path, 20)
+    assert latest_checkpoint(tmp_path) == saved
+
+
 def test_a_step_that_is_saved_whole_is_not_written_again(tmp_path: Path) -> None:
     first = save(tmp_path, 20)
 

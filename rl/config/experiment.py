@@ -220,7 +220,8 @@ class RayConfig(Section):
     """The Ray cluster."""
 
     address: str = "auto"
-    """`auto` joins the running cluster and starts a local one where there is none; `local` always starts one."""
+    """`auto` joins the cluster that RAY_ADDRESS names, else the one that runs on this machine, and starts a local one
+    where there is none; `local` always starts one; `host:port` or `ray://host:port` joins that one."""
     local_cpus: Positive | None = None
     """CPUs of a cluster that is started here; none takes what the learner and the workers reserve."""
     object_store_mib: Annotated[int, Field(ge=80)] = 128

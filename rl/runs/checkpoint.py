@@ -68,7 +68,7 @@ def save_checkpoint(
         for leftover in folder.glob(f"{UNFINISHED}*"):
             remove(leftover)
         try:
-            (unfinished / "learner").mkdir(parents=True)
+            (unfinished / "learner").mkdir(parents=True, exist_ok=True)
             write_learner(unfinished / "learner")
             _write_manifest(unfinished, step, state)
             _put_in_place(unfinished, target)
