@@ -54,15 +54,16 @@ def storing(path: Path) -> Iterator[None]:
 def _error_number(error: BaseException, path: Path) -> int | None:
     """The system's number of a storage failure; None for another error.
 
-    safetensors and torch report a full disk as errors of their own types, one with the number, one without.
+    safetensors and torch report a full disk as errors of their own types: one with the number, one as "unexpected pos"
+    of its writer of archives (inline_container.cc).
     """
     error = getattr(error, "cause", None) or error  # Ray wraps what an actor raises
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         return error.errno
     if found := RUST_ERRNO.search(str(error)):
         return int(found[1])
-    if "file write failed" in str(error) and _is_full(path):
-        return errno.ENOSPC
+    if "inline_container" in str(error):
+        return errno.ENOSPC if _is_full(path) else errno.EIO
     return None
 
 
