@@ -3,9 +3,12 @@
 Values are compared as the Berkeley function-calling leaderboard does (Patil et al. 2025, "The Berkeley Function Calling
 Leaderboard (BFCL)", ICML): each parameter has several allowed values, `""` among them means it may be left out, text is
 compared without case and punctuation, and a whole number will do for a decimal one. Calls in one turn have no order.
+Unlike there, `""` is a value that may be given only where the other allowed values are texts.
 """
 
+import json
 import re
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,30 +29,81 @@ IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
 def judge_calls(calls: Sequence[Call], wanted: Sequence[Wanted]) -> Category:
-    """`right` when the calls are the wanted ones in any order, else the first thing that is wrong with them."""
+    """`right` when the calls are the wanted ones in any order, else what is wrong with the first that is left over.
+
+    Equal calls are counted, not compared one by one, so that many of them cost little.
+    """
     if not wanted:
         return "unexpected_call" if calls else "right"
     if not calls:
         return "no_call"
     if len(calls) != len(wanted):
         return "wrong_number_of_calls"
-    return _match(list(calls), list(wanted))
-
-
-def _match(calls: list[Call], wanted: list[Wanted]) -> Category:
-    """Whether the calls can be assigned to the wanted ones, each to one; else what is wrong with the first call."""
-    if not calls:
+    num_calls, num_wanted = Counter(map(_key, calls)), Counter(map(_key, wanted))
+    call_of, wanted_of = (
+        dict(zip(map(_key, calls), calls, strict=True)),
+        dict(zip(map(_key, wanted), wanted, strict=True)),
+    )
+    verdicts: dict[str, dict[str, Category]] = {
+        key: {other: judge_call(call_of[key], wanted_of[other]) for other in num_wanted} for key in num_calls
+    }
+    calls_left, wanted_left = _match(verdicts, num_calls, num_wanted)
+    if not calls_left:
         return "right"
-    verdicts: list[Category] = [judge_call(calls[0], target) for target in wanted]
-    worst: Category | None = None
-    for place, verdict in enumerate(verdicts):
-        if verdict == "right":
-            rest = _match(calls[1:], wanted[:place] + wanted[place + 1 :])
-            if rest == "right":
-                return "right"
-            worst = worst or rest
-    same_name: list[Category] = [verdict for verdict in verdicts if verdict not in ("right", "wrong_function")]
-    return worst or (same_name[0] if same_name else "wrong_function")
+    left: list[Category] = [verdicts[calls_left[0]][other] for other in wanted_left]
+    same_name: list[Category] = [verdict for verdict in left if verdict != "wrong_function"]
+    return same_name[0] if same_name else "wrong_function"
+
+
+def _match(
+    verdicts: Mapping[str, Mapping[str, Category]], num_calls: Mapping[str, int], num_wanted: Mapping[str, int]
+) -> tuple[list[str], list[str]]:
+    """The kinds of calls, and of wanted ones, that the largest assignment of one to the other leaves over.
+
+    Augmenting paths between kinds (Ford and Fulkerson 1956), each found breadth first.
+    """
+    assigned: Counter[tuple[str, str]] = Counter()
+    calls_left, wanted_left = dict(num_calls), dict(num_wanted)
+    for start in num_calls:
+        while calls_left[start] and (path := _augmenting_path(start, verdicts, assigned, wanted_left)):
+            taken = list(zip(path[2::2], path[1::2], strict=False))  # (call, wanted) pairs that give way
+            size = min(calls_left[start], wanted_left[path[-1]], *(assigned[pair] for pair in taken))
+            for pair in zip(path[::2], path[1::2], strict=True):
+                assigned[pair] += size
+            for pair in taken:
+                assigned[pair] -= size
+            calls_left[start] -= size
+            wanted_left[path[-1]] -= size
+    return [key for key, num in calls_left.items() if num], [key for key, num in wanted_left.items() if num]
+
+
+def _augmenting_path(
+    start: str,
+    verdicts: Mapping[str, Mapping[str, Category]],
+    assigned: Mapping[tuple[str, str], int],
+    wanted_left: Mapping[str, int],
+) -> list[str] | None:
+    """Call, wanted, call, ..., wanted: each wanted one would do for the call before it and is held by the one after."""
+    paths, reached = deque([[start]]), {start}
+    seen: set[str] = set()
+    while paths:
+        path = paths.popleft()
+        for other, verdict in verdicts[path[-1]].items():
+            if verdict != "right" or other in seen:
+                continue
+            seen.add(other)
+            if wanted_left[other]:
+                return [*path, other]
+            for holder in verdicts:
+                if holder not in reached and assigned.get((holder, other), 0):
+                    reached.add(holder)
+                    paths.append([*path, other, holder])
+    return None
+
+
+def _key(call: tuple[str, Mapping[str, Any]]) -> str:
+    """Equal for equal calls; types are kept apart."""
+    return json.dumps(call, sort_keys=True, default=repr)
 
 
 def judge_call(call: Call, wanted: Wanted) -> Category:
@@ -64,8 +118,8 @@ def judge_call(call: Call, wanted: Wanted) -> Category:
         if argument not in arguments:
             if "" not in values:
                 return "missing_argument"
-        elif not any(same_argument(arguments[argument], value) for value in values):
-            kinds = {_kind(value) for value in values if value != ""}
+        elif not any(same_argument(arguments[argument], value) for value in _given_values(values)):
+            kinds = {_kind(value) for value in _given_values(values)}
             return "wrong_value" if _kind(arguments[argument]) in kinds else "wrong_type"
     return "right"
 
@@ -79,6 +133,12 @@ def same_argument(given: Any, allowed: Any) -> bool:
     if isinstance(given, dict) and isinstance(allowed, dict):
         return judge_call(("", given), ("", {name: _alternatives(value) for name, value in allowed.items()})) == "right"
     return _kind(given) == _kind(allowed) and given == allowed
+
+
+def _given_values(values: Sequence[Any]) -> Sequence[Any]:
+    """The allowed values without the `""` that stands for leaving out; among texts it is a value too."""
+    others = [value for value in values if value != ""]
+    return values if all(isinstance(value, str) for value in others) else others
 
 
 def _alternatives(value: Any) -> Sequence[Any]:

@@ -1,36 +1,61 @@
-"""Does a worked answer end in the right value? Numbers are compared exactly; only the rest goes to math-verify.
+"""Does a worked answer end in the right value? Numbers are compared exactly; the rest is read as LaTeX.
 
-math-verify (https://github.com/huggingface/Math-Verify) reads LaTeX and algebra. It bounds its own time with SIGALRM,
-which fails outside of a process's main thread, and sympy can hang all the same; so it runs in worker processes that are
-killed when an answer takes too long.
+`rewards.final_answer` says which part of a reply is its answer, and which of several boxes counts. Then, in this order:
+
+- Numbers (`rewards.numbers`) are compared as fractions; no tolerance.
+- Units (`rewards.units`): one left out, in the answer or in what is expected, is forgiven; two that differ are wrong.
+- Words, conditions and whatever else is no mathematics are compared as text, without case. So is an answer that the
+  parser cannot read as a whole: a part that happens to be readable never decides.
+- Everything else goes to a parser of LaTeX and to sympy, in worker processes (`rewards/math_worker.py`, which says what
+  is equal there). sympy can hang: a worker gives up after a second of its own time, and is killed after `deadline_s`.
+  Towers of powers and factorials too large to compare are wrong at once. Each of these scores 0 and holds up no others.
 """
 
 import re
 from fractions import Fraction
 from pathlib import Path
 
-from rewards.numbers import NUMBER, final_answer, parse_number
+from rewards.final_answer import final_answer, value_runs
+from rewards.latex import plain_latex
+from rewards.numbers import Quantity, named_value, parse_quantity
+from rewards.units import split_unit
 from rewards.worker_pool import WorkerPool
 
 DEADLINE_S = 5.0
+"""From when a worker takes the answer."""
 MAX_ANSWER_CHARACTERS = 400
 WORKERS = WorkerPool(
     Path(__file__).with_name("math_worker.py"), 2, "is math-verify installed? Try: python -c 'import math_verify'"
 )
-MATHEMATICS = re.compile(r"[\\^*/+=(){}<>|!%]|\d\s*[a-z]?\s*-\s*\d")
+LATEX = re.compile(r"[\\=]")
+MATHEMATICS = re.compile(r"[\\^*/+=(){}<>|!%_×÷·√∞≤≥±°]|\d[^\W\d]|\d\s*[a-z]?\s*-\s*\d")  # noqa: RUF001
+CONDITION = re.compile(r"\b(?:if|when|unless|otherwise|not|mod)\b", re.IGNORECASE)
+BASE = re.compile(r"(-?[0-9A-Fa-f]+) ?_ ?\{? ?(\d{1,2}) ?\}?")
+STYLED_UNIT = re.compile(r"[\d})] *(?:\\[, ])* *\\(?:text|mathrm|mbox)")
+TEXT = re.compile(r"\\text\{([^{}]*)\}")
+NO_MATHEMATICS = re.compile(
+    r"\\text\{|(?<![\\A-Za-z])[A-Za-z]{4,}(?![A-Za-z}])|\d ?_|'|\d \d|\\[bp]?mod\b|\\[lc]?dots|[?\"#@]|\.\.|\\\Z"
+)
+"""What the parser would read as something else: words as products, a base or a prime as nothing, `1 2` as a sum."""
 
 
 def answer_correct(text: str, expected: int | Fraction | str, deadline_s: float = DEADLINE_S) -> float:
     """1.0 when the final answer of `text` equals `expected`, else 0.0. An expected text is mathematics (LaTeX).
 
-    An answer that math-verify cannot judge within `deadline_s` is wrong. Raises `WorkerError`.
+    An answer that cannot be judged within `deadline_s` of a worker's taking it is wrong. Raises `WorkerError`.
     """
     answer = final_answer(text)
-    number = parse_number(expected) if isinstance(expected, str) else Fraction(expected)
-    decided = expression_decides(answer, str(expected)) if number is None else number_decides(answer, number)
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return 0.0
+    wanted = _plain_quantity(expected) if isinstance(expected, str) else Quantity(Fraction(expected), False)
+    if wanted is None:
+        decided = expression_decides(answer, str(expected))
+    elif (decided := number_decides(answer, wanted.value)) is None:
+        decided = mathematics_decides(answer, wanted.value)
     if decided is not None:
         return float(decided)
-    return float(verify_symbolically(answer, str(expected), deadline_s))
+    given, gold = _values(answer, str(expected))
+    return float(verify_symbolically(given, gold, deadline_s))
 
 
 def number_decides(answer: str, expected: Fraction) -> bool | None:
@@ -38,21 +63,97 @@ def number_decides(answer: str, expected: Fraction) -> bool | None:
 
     None where it is mathematics that has to be read.
     """
-    if (number := parse_number(answer)) is not None:
-        return number == expected
-    if MATHEMATICS.search(answer):
-        return None if len(answer) <= MAX_ANSWER_CHARACTERS else False
-    numbers = NUMBER.findall(answer)
-    return len(numbers) == 1 and parse_number(numbers[0]) == expected
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return False
+    if LATEX.search(answer):
+        return None
+    if given := parse_quantity(answer):
+        return given.equals(Quantity(expected, False))
+    return None if MATHEMATICS.search(answer) else words_decide(answer, expected)
+
+
+def words_decide(answer: str, expected: Fraction) -> bool:
+    """Whether the one number in an answer of words is the expected one, under no condition."""
+    runs = value_runs(answer)
+    given = parse_quantity(runs[0]) if len(runs) == 1 and not CONDITION.search(answer) else None
+    return given is not None and given.equals(Quantity(expected, False))
+
+
+def mathematics_decides(answer: str, expected: Fraction) -> bool | None:
+    """Whether mathematics is the expected number: a number in LaTeX, with a name or a unit, in a base; else None.
+
+    False where the parser would read something else than what is written.
+    """
+    plain = plain_latex(answer)
+    value = named_value(plain)
+    for written in (plain, value, split_unit(value, letters=True)[0]):
+        if given := parse_quantity(written):
+            return given.equals(Quantity(expected, False))
+    if number := _number_in_base(value):
+        return number[2] == expected
+    words = TEXT.sub(r"\1", plain)
+    if not MATHEMATICS.search(words):
+        return words_decide(words, expected)
+    return False if NO_MATHEMATICS.search(named_value(split_unit(plain)[0])) else None
 
 
 def expression_decides(answer: str, expected: str) -> bool | None:
-    """Whether the answer is right where that is plain: it is the expected text, empty, or too long; else None."""
-    if answer.replace(" ", "") == expected.replace(" ", ""):
+    """Whether the answer is right where that is plain: the same text, another unit, words, or too long; else None."""
+    if not answer.strip() or len(answer) > MAX_ANSWER_CHARACTERS:
+        return False
+    given, gold = plain_latex(answer), plain_latex(expected)
+    if text_key(given) == text_key(gold):
         return True
-    return None if 0 < len(answer) <= MAX_ANSWER_CHARACTERS else False
+    gold_value, gold_unit = split_unit(gold, expected, letters=bool(STYLED_UNIT.search(expected)))
+    given_value, given_unit = split_unit(given, answer, letters=bool(gold_unit))
+    if gold_unit and given_unit and gold_unit != given_unit:
+        return False
+    if "=" not in gold_value:
+        given_value = named_value(given_value)
+    given_number, gold_number = parse_quantity(given_value), parse_quantity(gold_value)
+    if given_number and gold_number:
+        return given_number.equals(gold_number)
+    if (wanted := _number_in_base(gold_value)) is not None:
+        return wanted[:2] == (_number_in_base(given_value) or (given_value.lower(), wanted[1]))[:2]
+    if NO_MATHEMATICS.search(given_value) or NO_MATHEMATICS.search(gold_value):
+        return text_key(given_value) == text_key(gold_value)
+    return None
+
+
+def text_key(plain: str) -> str:
+    """What two texts in plain LaTeX have in common when they say the same: blanks, braces and case of words apart."""
+    plain = TEXT.sub(lambda found: found[1].casefold(), plain)
+    plain = re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", lambda word: word[0].casefold(), plain)
+    plain = re.sub(r"[ {}]|(?<=[a-z])\.\Z", "", plain.replace("\\{", "<(").replace("\\}", ")>"))
+    return re.sub(r"\A\(([A-Za-z])\)\Z", r"\1", plain)
+
+
+def _plain_quantity(expected: str) -> Quantity | None:
+    """The expected number where it has neither unit nor percent sign."""
+    quantity = None if split_unit("", expected)[1] else parse_quantity(expected)
+    return None if quantity is None or quantity.percent else quantity
+
+
+def _values(answer: str, expected: str) -> tuple[str, str]:
+    """Both sides as a worker reads them: plain LaTeX without units, percentages as hundredths."""
+    gold = split_unit(plain_latex(expected), letters=bool(STYLED_UNIT.search(expected)))
+    given = split_unit(plain_latex(answer), letters=bool(gold[1]) or parse_quantity(gold[0]) is not None)
+    sides = given[0], gold[0]
+    if all(side.endswith("%") for side in sides):
+        return sides[0].removesuffix("%").removesuffix("\\"), sides[1].removesuffix("%").removesuffix("\\")
+    given_side, gold_side = (re.sub(r"\A(.*?) ?\\?%\Z", r"(\1)/100", side) for side in sides)
+    return given_side, gold_side
+
+
+def _number_in_base(plain: str) -> tuple[str, int, Fraction] | None:
+    """Digits, base and value of a number such as `1010_2`; None for anything else."""
+    found = BASE.fullmatch(plain)
+    try:
+        return (found[1].lower(), int(found[2]), Fraction(int(found[1], int(found[2])))) if found else None
+    except ValueError:  # no such base, or no such digit in it
+        return None
 
 
 def verify_symbolically(answer: str, expected: str, deadline_s: float = DEADLINE_S) -> bool:
-    """math-verify's verdict in a worker process; False when it takes longer than `deadline_s`. Raises `WorkerError`."""
+    """Whether a worker process finds both equal; False when it takes longer than `deadline_s`. Raises `WorkerError`."""
     return bool(WORKERS.ask([answer, expected], deadline_s))

@@ -1,51 +1,112 @@
-"""Is the number in a reply the right one? Reading numbers from text, exactly and without a symbolic library."""
+"""Is the number in a reply the right one? Reading numbers from text, exactly and without a symbolic library.
+
+A comma separates thousands only between a first group of one to three digits and groups of exactly three; else it
+makes a list, which is no number. A percentage equals its hundredth; its sign may be left out, in the answer or in what
+is expected, where the number that is expected is 1 or more: "what per cent" is answered by 50 as by 50 %, while 0.5 %
+for a share of 1/2 is wrong.
+"""
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
-NUMBER = re.compile(r"(?<![\w.])[-\u2212]?\$?\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
-FINAL_LINE = re.compile(r"^####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+from rewards.final_answer import final_answer, value_runs
+from rewards.latex import plain_latex
+
+MAX_CHARACTERS = 400
+MAX_DIGITS = 40
+MAX_EXPONENT = 300
+WHOLE = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+"
+NUMBER = re.compile(
+    rf"(?P<sign>[-+]? ?)\(?(?:(?P<mixed>{WHOLE})(?: |(?=\\)))??"
+    rf"(?:\\frac ?\{{ ?(?P<sign2>-?) ?(?P<above>{WHOLE}) ?\}} ?\{{ ?(?P<below>{WHOLE}) ?\}}"
+    rf"|(?P<over>{WHOLE}) ?/ ?(?P<under>{WHOLE})"
+    rf"|(?P<whole>{WHOLE})?(?:\.(?P<decimals>\d*)(?:\\(?:overline|bar|dot) ?\{{(?P<period>\d+)\}})?)?"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,4})| ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?\{? ?(?P<power>[-+]?\d{1,4}) ?\}?)?)"
+    r"\)?(?P<percent> ?(?:\\?%|\\text\{ ?percent ?\}|percent))?(?: ?\^ ?\{? ?\\circ ?\}?)?"
+)
+NAMED = re.compile(r"(?:[^\d=<>,\\]|\\text\{[^{}\d]*\}|\\[A-Za-z]+|_\{?\w+\}?|\(\w*\)){1,40}(?:=|\\approx)(?!=)")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """An exact number, a percentage divided by 100, and whether it was written with a percent sign."""
+
+    value: Fraction
+    percent: bool
+
+    def equals(self, other: "Quantity") -> bool:
+        """Whether this answer equals the other, expected one, as the module's docstring says."""
+        if self.value == other.value:
+            return True
+        if self.percent == other.percent:
+            return False
+        written = other.value * 100 if other.percent else other.value
+        return abs(written) >= 1 and written == (self.value * 100 if self.percent else self.value)
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The number that the text consists of, such as `-3`, `1,200`, `$4.50` or `3/4`; None when it is something else.
+    """The number that the text consists of, such as `-3`, `1,200`, `$4.50`, `3/4`, `2 1/2` or `1.5e3`; else None.
 
-    A closing full stop and blanks around the number are ignored.
+    A closing full stop, blanks, currency, bold and styling in LaTeX are ignored. A percentage is None.
     """
-    plain = text.strip().removesuffix(".").replace("\u2212", "-").replace("$", "").replace(",", "")
-    if not re.fullmatch(r"-?\d{1,40}(\.\d{1,40})?(/[1-9]\d{0,40})?", plain) or ("." in plain and "/" in plain):
+    quantity = parse_quantity(text)
+    return None if quantity is None or quantity.percent else quantity.value
+
+
+def parse_quantity(text: str) -> Quantity | None:
+    """The number or percentage that the text consists of; None for anything else, and beyond `MAX_DIGITS` digits."""
+    if len(text) > MAX_CHARACTERS:
         return None
-    return Fraction(plain)
+    found = NUMBER.fullmatch(re.sub(r"[$€£¥₹]", "", plain_latex(text)).strip())
+    parts = {} if found is None else {name: part for name, part in found.groupdict().items() if part is not None}
+    value = _value({name: re.sub(r"[ ,]", "", part) for name, part in parts.items()})
+    return None if value is None else Quantity(value / 100 if "percent" in parts else value, "percent" in parts)
 
 
-def final_answer(text: str) -> str:
-    """The part of a worked answer that states the result.
-
-    Looked for in this order: the last `#### ...` line (the format of GSM8K, Cobbe et al. 2021, arXiv:2110.14168), the
-    last `\\boxed{...}`, the last number. Empty when there is none of them.
-    """
-    if lines := FINAL_LINE.findall(text):
-        return lines[-1]
-    if (boxed := last_boxed(text)) is not None:
-        return boxed
-    numbers = NUMBER.findall(text)
-    return numbers[-1] if numbers else ""
-
-
-def last_boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{...}`, braces within it matched; None when there is none or it is not closed."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+def _value(parts: dict[str, str]) -> Fraction | None:
+    digits = "".join(parts.get(name, "") for name in ("whole", "decimals", "period"))
+    sizes = [len(part) for part in parts.values()]
+    if not parts or max(sizes) > MAX_DIGITS or not (digits or "above" in parts or "over" in parts):
         return None
-    begin = start + len("\\boxed{")
-    depth = 1
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[begin:place]
-    return None
+    if digits:
+        if "mixed" in parts:  # `2 3` is two numbers
+            return None
+        value = _decimal(parts)
+        exponent = int(parts.get("exponent") or parts.get("power") or 0)
+        if abs(exponent) > MAX_EXPONENT:
+            return None
+        value *= Fraction(10) ** exponent
+    else:
+        below = int(parts.get("below") or parts.get("under") or 0)
+        if not below:
+            return None
+        value = Fraction(int(parts.get("above") or parts.get("over") or 0), below)
+        value = -value if parts.get("sign2") == "-" else value
+        value += int(parts.get("mixed", 0))
+    return -value if parts.get("sign") == "-" else value
+
+
+def _decimal(parts: dict[str, str]) -> Fraction:
+    whole, decimals, period = parts.get("whole") or "0", parts.get("decimals", ""), parts.get("period", "")
+    value = Fraction(int(whole + decimals), 10 ** len(decimals))
+    return value + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(decimals)) if period else value
+
+
+def named_value(answer: str) -> str:
+    """The answer without a name before it, such as `x =`."""
+    found = NAMED.match(answer[:MAX_CHARACTERS])
+    return answer[found.end() :] if found else answer
 
 
 def number_correct(text: str, expected: int | Fraction) -> float:
     """1.0 when the final answer of `text` equals `expected` exactly, else 0.0."""
-    return float(parse_number(final_answer(text)) == Fraction(expected))
+    answer = named_value(final_answer(text))
+    given = parse_quantity(answer) or _only_quantity(answer)
+    return float(given is not None and given.equals(Quantity(Fraction(expected), False)))
+
+
+def _only_quantity(answer: str) -> Quantity | None:
+    """The one number in an answer of words, such as `42 dollars`."""
+    runs = value_runs(answer) if len(answer) <= MAX_CHARACTERS else []
+    return parse_quantity(runs[0]) if len(runs) == 1 else None

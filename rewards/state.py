@@ -1,7 +1,9 @@
 """Does a state hold in the end what it should? Databases as plain values, compared record by record."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from rewards.code import same_value
 
 
 def state_differences(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -14,13 +16,14 @@ def state_reached(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
     return float(not state_differences(state, wanted))
 
 
-def _differences(left: Any, right: Any, path: str) -> Any:
+def _differences(left: Any, right: Any, path: str) -> Iterator[str]:
     if isinstance(left, Mapping) and isinstance(right, Mapping):
-        for key in sorted({*left, *right}, key=str):
+        keys = [{(type(key), key) for key in side} for side in (left, right)]  # 1 and True are two keys
+        for kind, key in sorted(keys[0] | keys[1], key=lambda typed: str(typed[1])):
             below = f"{path}.{key}" if path else str(key)
-            if key in left and key in right:
+            if all((kind, key) in side for side in keys):
                 yield from _differences(left[key], right[key], below)
             else:
                 yield below
-    elif type(left) is not type(right) or left != right:
+    elif not same_value(left, right):
         yield path

@@ -1,11 +1,11 @@
 """What stands between `<answer>` and `</answer>`?"""
 
-import re
-
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+OPENING, CLOSING = "<answer>", "</answer>"
 
 
 def tagged_answer(text: str) -> str | None:
     """The content of the text's last answer tags, without blanks around it; None where there are none."""
-    found = ANSWER.findall(text)
-    return found[-1].strip() if found else None
+    start = text.rfind(OPENING, 0, max(text.rfind(CLOSING), 0))
+    if start < 0:
+        return None
+    return text[start + len(OPENING) : text.find(CLOSING, start)].strip()

@@ -2,7 +2,7 @@
 
 For libraries that can hang, or whose own time limits work in a main thread only. A worker is a script that writes
 `ready` and then a line of JSON for each line of JSON that it reads. Workers start with the first question that needs
-them, and end with this process.
+them, and end with this process, however it ends: the kernel kills them with it (`PR_SET_PDEATHSIG`).
 """
 
 import contextlib
@@ -13,10 +13,26 @@ import selectors
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 START_DEADLINE_S = 60.0
+BOOTSTRAP = """
+import ctypes, os, runpy, signal, sys
+host, script = int(sys.argv[1]), sys.argv[2]
+try:
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
+except AttributeError:
+    pass
+if os.getppid() == host:
+    runpy.run_path(script, run_name="__main__")
+"""
+"""Asks for SIGKILL at the host's end (PR_SET_PDEATHSIG is 1), then runs the script, unless the host has ended already.
+Systems without prctl end a worker when it next reads."""
+STARTER = ThreadPoolExecutor(1, thread_name_prefix="worker-starter")
+"""PR_SET_PDEATHSIG fires when the *thread* that started the worker ends, so one that lasts as long as the process does
+starts them all."""
 
 
 class WorkerError(RuntimeError):
@@ -29,12 +45,15 @@ class WorkerPool:
     def __init__(self, script: Path, num: int, hint: str, python: str = sys.executable) -> None:
         self.script = script
         self._start = lambda: _Worker(python, script, hint)
-        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # last in, first out: no more start than needed
         for _ in range(num):
             self._idle.put(None)  # a place for a worker that has not been started
 
     def ask(self, question: Any, deadline_s: float) -> Any:
-        """The answer, or None when there is none within `deadline_s`. Raises `WorkerError`."""
+        """The answer, or None when there is none within `deadline_s` of a worker's taking the question.
+
+        Waiting for an idle worker, and for one to start, does not count. Raises `WorkerError`.
+        """
         worker, answer = self._idle.get(), None
         try:
             worker = worker or self._start()
@@ -49,14 +68,7 @@ class WorkerPool:
 class _Worker:
     def __init__(self, python: str, script: Path, hint: str) -> None:
         try:
-            self._process = subprocess.Popen(
-                [python, "-P", str(script)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONHASHSEED": "0"},  # all workers of a pool give equal answers
-                start_new_session=True,
-            )
+            self._process = STARTER.submit(_start_process, python, script).result()
         except OSError as error:
             raise WorkerError(f"no process of {script.name} could be started: {error}") from error
         if self._read_line(START_DEADLINE_S) != b"ready":
@@ -89,3 +101,14 @@ class _Worker:
                     if not chunk or line.endswith(b"\n"):
                         return line.strip() or None
         return None
+
+
+def _start_process(python: str, script: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [python, "-P", "-c", BOOTSTRAP, str(os.getpid()), str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # all workers of a pool give equal answers
+        start_new_session=True,
+    )

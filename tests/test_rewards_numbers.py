@@ -6,8 +6,9 @@ from fractions import Fraction
 import pytest
 
 from rewards.expression import read_expression
+from rewards.final_answer import final_answer, last_boxed
 from rewards.math_answer import answer_correct, number_decides, verify_symbolically
-from rewards.numbers import final_answer, last_boxed, number_correct, parse_number
+from rewards.numbers import number_correct, parse_number
 from rewards.worker_pool import WorkerError, WorkerPool
 
 
@@ -24,7 +25,8 @@ from rewards.worker_pool import WorkerError, WorkerPool
         ("", None),
         ("nine", None),
         ("3/0", None),
-        ("1e9", None),
+        ("1e9", Fraction(10**9)),
+        ("1e999", None),
         ("2 3", None),
         ("1.5/2", None),
         ("9" * 41, None),
