@@ -1,27 +1,44 @@
 """Which code did the reply give, and are the values it computed the right ones?
 
-Of several fenced blocks one holds the solution: the last that is code of the wanted language and defines something.
-A block that only calls what another one defined, or shows what was printed, is no solution. Where no block defines
-anything (a program may be a few statements), it is the last block that is tagged as Python; where none is tagged, the
-last block without a tag; a block in another language counts only where there is nothing else.
+Of several fenced blocks one holds the solution: the last in Python that defines the wanted function or, if no name is
+given, anything. A block that only calls what another one defined, or shows what was printed, is no solution. Earlier
+blocks that define what the solution uses go before it. If no block defines anything (a program may be a few
+statements), it is the last block that is tagged as Python; if none is tagged, the last block without a tag; a block in
+another language counts only if there is nothing else.
 """
 
 import re
 from typing import Any
 
-FENCE = re.compile(r"^[ \t]*(?:>[ \t]*)?(`{3,}|~{3,})[ \t]*([^\n]*)$")
+FENCE = re.compile(r"^([ \t]*)(?:>[ \t]*)?(`{3,}|~{3,})[ \t]*([^\n]*)$")
 LANGUAGE = re.compile(r"\{?[ \t]*\.?([A-Za-z+#_-]*)")
 PYTHON = frozenset({"python", "py", "python2", "python3", "py3", "ipython", "cpython", "pypy", "sage", "code"})
-DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+\w", re.MULTILINE)
-NAMED_LAMBDA = re.compile(r"^\w+[ \t]*(?::[^=\n]*)?=[ \t]*lambda\b", re.MULTILINE)
+DEFINES = 4
+DEFINITION = re.compile(
+    r"^(?:(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|(\w+)[ \t]*(?::[^=\n]*)?=[ \t]*lambda\b)", re.MULTILINE
+)
 
 
-def extract_code(text: str) -> str:
-    """The fenced block that holds the solution, closed or not; the whole text when there is no fence."""
+def extract_code(text: str, name: str = "") -> str:
+    """The fenced block that holds the solution, closed or not; the whole text when there is no fence.
+
+    `name` is the function that is wanted, where one is.
+    """
     blocks = fenced_blocks(text)
     if not blocks:
         return text
-    return max(enumerate(blocks), key=lambda numbered: (_rank(*numbered[1]), numbered[0]))[1][1]
+    ranks = [_rank(language, content, name) for language, content in blocks]
+    place = max(range(len(blocks)), key=lambda number: (ranks[number], number))
+    solution = blocks[place][1]
+    if ranks[place] < DEFINES:
+        return solution
+    parts, defined, used = [solution], _defined(solution), _used(solution)
+    for number in reversed(range(place)):
+        if ranks[number] >= DEFINES and (_defined(blocks[number][1]) - defined) & used:
+            parts.append(blocks[number][1].rstrip() + "\n")
+            defined |= _defined(blocks[number][1])
+            used |= _used(blocks[number][1])
+    return "".join(reversed(parts))
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
@@ -30,20 +47,20 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
     A block ends at a bare fence of its own sign that is at least as long as the opening one, or with the text.
     """
     blocks: list[tuple[str, str]] = []
-    fence, language, content = "", "", []
+    indent, fence, language, content = "", "", "", []
     for line in text.splitlines(keepends=True):
         bare, found = line.rstrip("\r\n"), FENCE.match(line.rstrip())
         if not fence:
-            if found and not (found[1][0] == "`" and "`" in found[2]):  # else it is code within a line
-                fence, language, content = found[1], _language(found[2]), []
-        elif found and not found[2] and found[1].startswith(fence):
+            if found and not (found[2][0] == "`" and "`" in found[3]):  # else it is code within a line
+                indent, fence, language, content = found[1], found[2], _language(found[3]), []
+        elif found and not found[3] and found[2].startswith(fence):
             blocks.append((language, "".join(content)))
             fence = ""
         elif bare.endswith(fence) and fence[0] == "`":  # the last line of the code closes the block
             blocks.append((language, "".join(content) + bare.removesuffix(fence)))
             fence = ""
         else:
-            content.append(line)
+            content.append(line.removeprefix(indent))
     return [*blocks, (language, "".join(content))] if fence else blocks
 
 
@@ -52,12 +69,23 @@ def _language(info: str) -> str:
     return found[1].lower() if found else ""
 
 
-def _rank(language: str, content: str) -> int:
-    """How likely a block is the solution."""
-    if language in PYTHON or not language:
-        defines = DEFINITION.search(content) or NAMED_LAMBDA.search(content)
-        return 4 if defines else 3 if language and content.strip() else 2 if content.strip() else 0
-    return 1 if content.strip() else 0
+def _rank(language: str, content: str, name: str) -> int:
+    """How likely a block is the solution; `DEFINES` or more for one that defines something."""
+    if not content.strip():
+        return 0
+    if language and language not in PYTHON:
+        return 1
+    if defined := _defined(content):
+        return DEFINES + (name in defined)
+    return 3 if language else 2
+
+
+def _defined(content: str) -> set[str]:
+    return {found[1] or found[2] for found in DEFINITION.finditer(content)}
+
+
+def _used(content: str) -> set[str]:
+    return set(re.findall(r"\w+", content))
 
 
 def same_value(left: Any, right: Any) -> bool:

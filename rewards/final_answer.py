@@ -13,7 +13,7 @@ Looked for in this order:
    is never cut: `1/3`, `2^10`, `3:4`, `5-10`, `2, 3`, `3 out of 4`, `2x + 1` and `sqrt(2)` are each one run, none of
    which is its last number. An equals sign separates runs: what stands after the last one is the value.
 
-Every search reads the text once, and looks a bounded number of characters around each number.
+Every search reads the text once. The last value is looked for in the last 8,000 characters.
 """
 
 import re
@@ -28,6 +28,7 @@ MAX_BETWEEN_BOXES = 40
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:[eE][-+]?\d+(?!\w))?|(?<![\w.])\.\d+(?:[eE][-+]?\d+(?!\w))?")
 MAX_GAP = 24
+MAX_TAIL = 8_000
 LETTERS = r"[^\W\d_]"
 COMMAND = r"\\(?!times|cdot|div|quad|left|right)[a-zA-Z]+(?:\{[^{}\n]{0,16}\})?"
 AFTER = rf"(?:[)\]}}°]|\^\\circ|\^\{{\\circ\}}|{LETTERS}|{COMMAND})*(?:[ \t]?\\?%|[ \t]percent\b)?"
@@ -111,7 +112,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, str]], str | None]:
 
 def last_value(text: str) -> str:
     """The last mathematics or run of numbers in the text; empty when there is none."""
-    text = plain_signs(text)
+    text = plain_signs(text[-MAX_TAIL:])
     end, value = -1, ""
     for found in MATHEMATICS.finditer(text):
         content = found[found.lastindex or 0]
@@ -119,16 +120,16 @@ def last_value(text: str) -> str:
             end, value = found.end(), content.rpartition("=")[2] if "\\ne" not in content else content
     numbers = list(NUMBER.finditer(text, max(end, 0)))
     runs = _runs(text, numbers)
-    return runs[-1] if runs else value.strip()
+    return _extended(text, *runs[-1]) if runs else value.strip()
 
 
 def value_runs(text: str) -> list[str]:
     """All runs of numbers in a text without mathematics between signs."""
-    return _runs(text, list(NUMBER.finditer(text)))
+    return [_extended(text, *run) for run in _runs(text, list(NUMBER.finditer(text)))]
 
 
-def _runs(text: str, numbers: list[re.Match[str]]) -> list[str]:
-    has_bullets = len(BULLET.findall(text)) > 1
+def _runs(text: str, numbers: list[re.Match[str]]) -> list[tuple[int, int]]:
+    """Where each run begins and ends."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         start, end = number.span()
@@ -136,7 +137,7 @@ def _runs(text: str, numbers: list[re.Match[str]]) -> list[str]:
             runs[-1] = (runs[-1][0], end)
         elif not re.match(r"[^\W\d]", text[start - 1 : start]):  # `x1` is a name
             runs.append((start, end))
-    return [_extended(text, start, end, has_bullets) for start, end in runs]
+    return runs
 
 
 def _joined(text: str, end: int, start: int, next_end: int) -> bool:
@@ -149,13 +150,14 @@ def _joined(text: str, end: int, start: int, next_end: int) -> bool:
     return GAP.fullmatch(gap) is not None or ATTACHED.fullmatch(gap) is not None
 
 
-def _extended(text: str, start: int, end: int, has_bullets: bool) -> str:
+def _extended(text: str, start: int, end: int) -> str:
     """A run with its sign, brackets, function and unit, brackets without a partner left out."""
     before = text[max(0, start - MAX_GAP) : start]
     found = next((PREFIX.match(before, place) for place in range(len(before) + 1) if PREFIX.match(before, place)), None)
     prefix = before[found.start() :] if found else ""
     line_start = text.rfind("\n", max(0, start - MAX_GAP), start) + 1 or max(0, start - MAX_GAP)
-    if has_bullets and BULLET.fullmatch(text[line_start : start - len(prefix)] + prefix[:2]):
+    is_bullet = BULLET.fullmatch(text[line_start : start - len(prefix)] + prefix[:2])
+    if is_bullet and len(BULLET.findall(text)) > 1:  # else it is a sign
         prefix = prefix[2:]
     prefix = re.sub(r"(?:minus|negative)[ \t]", "-", prefix)
     suffix = SUFFIX.match(text[end : end + MAX_GAP])

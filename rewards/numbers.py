@@ -25,7 +25,8 @@ NUMBER = re.compile(
     r"(?:[eE](?P<exponent>[-+]?\d{1,4})| ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?\{? ?(?P<power>[-+]?\d{1,4}) ?\}?)?)"
     r"\)?(?P<percent> ?(?:\\?%|\\text\{ ?percent ?\}|percent))?(?: ?\^ ?\{? ?\\circ ?\}?)?"
 )
-NAMED = re.compile(r"(?:[^\d=<>,\\]|\\text\{[^{}\d]*\}|\\[A-Za-z]+|_\{?\w+\}?|\(\w*\)){1,40}(?:=|\\approx)(?!=)")
+NAME = re.compile(r"(?:_\{?\w{1,4}+\}?+|\([\w, ]{0,8}+\)|[^\d=<>,_()])++")
+MAX_NAME = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,8 @@ def _decimal(parts: dict[str, str]) -> Fraction:
 
 def named_value(answer: str) -> str:
     """The answer without a name before it, such as `x =`."""
-    found = NAMED.match(answer[:MAX_CHARACTERS])
-    return answer[found.end() :] if found else answer
+    name, sign, value = answer.replace("\\approx", "=", 1).partition("=")
+    return value if sign and len(name) <= MAX_NAME and NAME.fullmatch(name) else answer
 
 
 def number_correct(text: str, expected: int | Fraction) -> float:

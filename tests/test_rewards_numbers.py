@@ -1,13 +1,18 @@
 """Reading numbers and judging worked answers, against answers computed by hand."""
 
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
+import psutil
 import pytest
 
 from rewards.expression import read_expression
 from rewards.final_answer import final_answer, last_boxed
-from rewards.math_answer import answer_correct, number_decides, verify_symbolically
+from rewards.math_answer import WORKERS, answer_correct, number_decides, verify_symbolically
 from rewards.numbers import number_correct, parse_number
 from rewards.worker_pool import WorkerError, WorkerPool
 
@@ -105,6 +110,108 @@ def test_an_answer_that_takes_too_long_is_wrong_and_blocks_nothing_after_it() ->
     assert verify_symbolically(hostile, "12", deadline_s=0.5) is False
     assert verify_symbolically(hostile, "12", deadline_s=0.5) is False
     assert answer_correct("#### 3*4", 12, deadline_s=60.0) == 1.0
+
+
+HARD = [
+    "9^{9^{9^{9}}}",
+    "9^{9^9}!",
+    "((9!)!)!",
+    "2^{10^{10}}",
+    "\\binom{1000000000}{500000000}",
+    "\\sum_{k=1}^{10^{9}} k^{-2}",
+    "\\prod_{k=1}^{10^{9}} k",
+    "x^{x^{10^{9}}}",
+]
+
+
+def test_hard_answers_earn_nothing_and_keep_no_worker_from_the_others() -> None:
+    pids = {answer_pid(number) for number in range(8)}
+    for hard in HARD:
+        assert answer_correct(f"\\boxed{{{hard}}}", 12) == 0.0
+        assert answer_correct("#### 3*4", 12) == 1.0
+    assert answer_correct("\\boxed{9^{9^9}}", "9^{9^{9}}") == 1.0  # the same text
+    assert {answer_pid(number) for number in range(8)} == pids
+
+
+def answer_pid(number: int) -> int:
+    """The process that judges, which stays the same as long as none is killed; one question keeps one worker busy."""
+    assert answer_correct(f"#### {number}+1", number + 1) == 1.0
+    worker = WORKERS._idle.get()
+    WORKERS._idle.put(worker)
+    assert worker is not None
+    return worker._process.pid
+
+
+def test_a_worker_gives_up_by_itself_and_stays() -> None:
+    before = answer_pid(1)
+    assert verify_symbolically("\\int_0^1 e^{x^x} dx", "3") is False
+    assert answer_pid(1) == before
+
+
+SLOW_WORKER = """
+import json, os, sys, time
+print("ready", flush=True)
+for line in sys.stdin:
+    seconds = json.loads(line)
+    if seconds is None:
+        9 ** 9 ** 8  # holds the interpreter's lock for minutes
+    time.sleep(seconds)
+    print(os.getpid(), flush=True)
+"""
+
+
+def test_waiting_for_a_worker_is_not_part_of_the_deadline(tmp_path) -> None:
+    script = tmp_path / "slow_worker.py"
+    script.write_text(SLOW_WORKER)
+    pool = WorkerPool(script, 1, "")
+    pool.ask(0.0, 60.0)
+    with ThreadPoolExecutor(7) as threads:  # the last one waits longer than its deadline
+        answers = list(threads.map(lambda _: pool.ask(0.5, 2.5), range(7)))
+    assert len(set(answers)) == 1
+    assert None not in answers
+
+
+def test_a_worker_ends_with_its_host_even_in_the_middle_of_a_computation(tmp_path) -> None:
+    script = tmp_path / "slow_worker.py"
+    script.write_text(SLOW_WORKER)
+    host = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import pathlib, sys, threading; from rewards.worker_pool import WorkerPool\n"
+            "pool = WorkerPool(pathlib.Path(sys.argv[1]), 1, '')\n"
+            "print(pool.ask(0.0, 60.0), flush=True)\n"
+            "pool.ask(None, 600.0)",
+            str(script),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert host.stdout is not None
+    worker = int(host.stdout.readline())
+    time.sleep(0.5)
+    assert psutil.Process(worker).status() != psutil.STATUS_ZOMBIE
+    host.kill()
+    host.wait()
+    deadline = time.monotonic() + 30.0
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_worker_outlives_the_thread_that_asked_first(tmp_path) -> None:
+    script = tmp_path / "slow_worker.py"
+    script.write_text(SLOW_WORKER)
+    pool, pids = WorkerPool(script, 1, ""), []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: pids.append(pool.ask(0.0, 60.0)))
+        thread.start()
+        thread.join()
+    assert pids[0] == pids[1]
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(tmp_path) -> None:

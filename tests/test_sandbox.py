@@ -139,6 +139,7 @@ def test_what_was_printed_before_an_end_is_kept() -> None:
     assert (result.status, result.stdout) == ("timeout", "before\n")
 
 
+EXPECT = "try: candidate([])\n    except IndexError: return\n    raise AssertionError('nothing was raised')"
 CHECK = "def check(candidate):\n    assert candidate([3, 1]) == (1, 3)\n    assert candidate([]) == ()"
 
 
@@ -156,6 +157,28 @@ def test_assertions_decide_in_a_jail_of_their_own(code: str, tests: str, status:
     result = run_tests(code, "f", tests, PATIENT)
     assert result.status == status
     assert detail in result.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "status"),
+    [
+        ("def f(x, *, by=1): return x + by", "assert candidate(1, by=2) == 3", "ok"),
+        ("def f(x, *, by=1): return x + 1", "assert candidate(x=1, by=2) == 3", "error"),
+        ("def f(x): x.sort()", "x = [2, 1]\n    assert candidate(x) is None and x == [1, 2]", "ok"),
+        ("def f(x): sorted(x)", "x = [2, 1]\n    assert candidate(x) is None and x == [1, 2]", "error"),
+        ("def f(x): x['k'] = [x.pop('j')]", "x = {'j': 1}\n    candidate(x)\n    assert x == {'k': [1]}", "ok"),
+        ("def f(*, x): x.add(3)", "x = {1}\n    candidate(x=x)\n    assert x == {1, 3}", "ok"),
+        ("def f(x): x.append(x); return 1", "x = [1]\n    assert candidate(x) == 1 and x == [1]", "ok"),
+        ("def f(x): return x[0]", EXPECT, "ok"),
+        ("class Own(IndexError): pass\ndef f(x): raise Own('no')", EXPECT, "ok"),
+        ("def f(x): raise KeyError(1)", EXPECT, "error"),
+        ("def f(x): return 0", EXPECT, "error"),
+        ("def f(x): raise SystemExit", EXPECT, "error"),
+        ("def f(x): bytes([255]).decode()", EXPECT.replace("IndexError", "UnicodeError"), "ok"),
+    ],
+)
+def test_assertions_can_expect_keywords_changes_and_exceptions(code: str, body: str, status: str) -> None:
+    assert run_tests(code, "f", f"def check(candidate):\n    {body}", PATIENT).status == status
 
 
 def test_a_session_keeps_its_names_and_starts_afresh_after_its_end() -> None:

@@ -117,7 +117,7 @@ def draw_step(rng: np.random.Generator, steps: dict[str, str]) -> tuple[str, str
 class Functions(TextEnv):
     """Write a Python function from its steps: `Write f(x): add 3, then square.`
 
-    The code is the reply's text, or the last fenced block in it. It runs on all hidden inputs in the sandbox
+    The code is the reply's text, or the fenced block in it that defines f. It runs on all hidden inputs in the sandbox
     (`envs.sandbox`), and its values are compared with the expected ones out here, types included.
 
     Options: `level` 1 (two to four steps on a whole number), 2 (four to six), 3 (two or three, some with a condition),
@@ -140,7 +140,7 @@ class Functions(TextEnv):
         return (Message("user", self._description.prompt),), {"key": self._description.prompt}
 
     def step(self, action: Reply) -> StepResult:
-        result = run_function(extract_code(action.text), "f", [[argument] for argument in self._level.inputs])
+        result = run_function(extract_code(action.text, "f"), "f", [[argument] for argument in self._level.inputs])
         expected = [self._description.values(argument)[-1] for argument in self._level.inputs]
         share = share_correct(list(result.value or ()), expected)
         scores = {"runs": float(result.status == "ok"), "share": share, "all": float(share == 1.0)}

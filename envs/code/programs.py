@@ -60,7 +60,7 @@ def lines_of(text: str) -> list[str]:
 def programs(reply: Reply, row: Row) -> dict[str, float]:
     """Write a Python program that reads numbers from stdin, works on them step by step and prints one number.
 
-    The code is the last fenced block of the reply, or all of it; it runs in the sandbox once an input.
+    The code is the reply's fenced block with the program, or all of it; it runs in the sandbox once an input.
 
     Options: `level` sets the number of steps: 1 one and a last one, 2 one or two, 3 two or three.
     Reward parts: `share` 0.3 times the share of right outputs, `all` 0.7 when all are right.

@@ -17,7 +17,7 @@ class Repair(TextEnv):
     """Write a Python function; after each try that fails, a failing case comes back.
 
     The tests that are shown are the first three inputs; once they pass, the hidden ones decide and the episode ends.
-    The code is the last fenced block of a reply, or all of it.
+    The code is the fenced block of a reply that defines f, or all of it.
 
     Options: `level` chooses the functions as in `code/Functions-v0`.
     Reward parts: `passed` 1 when shown and hidden tests pass; `tries` takes 0.1 for every try after the first.
@@ -42,7 +42,7 @@ class Repair(TextEnv):
     def step(self, action: Reply) -> StepResult:
         self._num_tries += 1
         inputs = [[argument] for argument in self._level.inputs]
-        result = run_function(extract_code(action.text), "f", inputs)
+        result = run_function(extract_code(action.text, "f"), "f", inputs)
         failing = self._failing_case(result)
         if failing is not None and self._num_tries < self.max_turns:
             return (Message("user", failing),), 0.0, False, False, {}

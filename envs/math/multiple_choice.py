@@ -49,8 +49,8 @@ def draw_options(rng: np.random.Generator, answer: Fraction, num: int) -> list[F
 def multiple_choice(reply: Reply, row: Row) -> dict[str, float]:
     """Choose the right option of a question; the prompt asks to end with `Answer: LETTER`.
 
-    The choice is read from `\\boxed{B}`, else from `Answer: B`, else from a last line that is a letter alone; several
-    different letters choose none.
+    The choice is read from the last `\\boxed{B}`, else from the last `Answer: B`, else from a last line that is or
+    begins with a letter; several letters choose none (`rewards.choice`).
 
     Options: `source` is `sums` or `words`; `level` chooses the sums as in `math/Arithmetic-v0`; `num_options` 2 to 10.
     Reward parts: `correct` 1 when the letter is right.

@@ -95,7 +95,9 @@ def run_tests(
     """Run assertions against the function `name` of `code`; `ok` when all hold.
 
     `tests` defines `check(candidate)`. It runs in a jail of its own, where `candidate`, also under the function's own
-    name, hands each call over to the jail of `code`; so the code can neither see nor change what is asserted. Raises
+    name, hands each call over to the jail of `code`; so the code can neither see nor change what is asserted. A call
+    has positional and keyword arguments; what it leaves in lists, sets and dicts among them is there afterwards; an
+    exception that it raises is raised here as the nearest built-in one, so that `check` may expect it. Raises
     `SandboxError`.
     """
     if too_long := _too_long(code, level):
@@ -108,7 +110,8 @@ def run_tests(
                 return _from_answer(candidate, defined)
             answer = tester.ask({"do": "tests", "name": name, "code": tests}, may_call=True)
             while "call" in answer:
-                called = candidate.ask({"do": "call", "name": name, "arguments": answer["call"]})
+                call = {"arguments": answer["call"], "keywords": answer["keywords"], "changes": True}
+                called = candidate.ask({"do": "call", "name": name, **call})
                 answer = tester.ask(called, may_call=True)
         except JailEnded as ended:
             return _without_answer(ended)

@@ -8,6 +8,7 @@ produce them.
 
 import atexit
 import base64
+import builtins
 import contextlib
 import io
 import json
@@ -35,13 +36,15 @@ def serve() -> int:
     while line := requests.readline():
         request = json.loads(line)
         try:
-            result = PERFORM[request["do"]](request, module, requests)
+            result: dict[str, Any] = PERFORM[request["do"]](request, module, requests)
         except MemoryError:
             result = {"status": "memory", "detail": "memory used up"}
         except SystemExit as error:
             result, code = end_of_program(error, request["do"])
         except BaseException as error:
             result = {"status": "denied" if is_refusal(error) else "error", "detail": described(error)}
+            if request["do"] == "call":
+                result["raised"] = raised(error)
             code = 1
         flush()
         answer(result)
@@ -77,6 +80,15 @@ def described(error: BaseException) -> str:
         return type(error).__name__
 
 
+def raised(error: BaseException) -> dict:
+    """Names of the built-in classes of an exception, its own class first, and its text."""
+    names = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
+    try:
+        return {"names": names, "text": str(error)[:500]}
+    except BaseException:  # its text is code too
+        return {"names": names, "text": ""}
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether a layer of the jail refused something."""
     return isinstance(error, PermissionError)
@@ -98,7 +110,13 @@ def call(request: dict, module: types.ModuleType, _: object) -> dict:
     function = module.__dict__.get(request["name"])
     if not callable(function):
         return {"status": "error", "detail": f"no function {request['name']}"}
-    return {"status": "ok", "value": pack(function(*map(unpack, request["arguments"])))}
+    arguments = [unpack(argument) for argument in request["arguments"]]
+    keywords = {keyword: unpack(value) for keyword, value in request.get("keywords", {}).items()}
+    result = {"status": "ok", "value": pack(function(*arguments, **keywords))}
+    if request.get("changes"):
+        with contextlib.suppress(TypeError):  # it put something into them that cannot leave
+            result["changed"] = [pack(argument) for argument in (*arguments, *keywords.values())]
+    return result
 
 
 def program(request: dict, _: types.ModuleType, __: object) -> dict:
@@ -117,13 +135,18 @@ def tests(request: dict, module: types.ModuleType, requests: io.BufferedReader) 
     """Run the test code and its function `check` on a stand-in for the candidate, whose calls go to the other jail."""
     num_calls = 0
 
-    def candidate(*arguments: object) -> object:
+    def candidate(*arguments: object, **keywords: object) -> object:
         nonlocal num_calls
         num_calls += 1
-        answer({"call": [pack(argument) for argument in arguments]})
+        packed = {keyword: pack(value) for keyword, value in keywords.items()}
+        answer({"call": [pack(argument) for argument in arguments], "keywords": packed})
         reply = json.loads(requests.readline())
+        if reply["status"] == "error" and (error := error_like(reply.get("raised"))):
+            raise error
         if reply["status"] != "ok":
             raise AssertionError(f"the candidate ended with {reply['status']}: {reply.get('detail', '')}")
+        for argument, changed in zip((*arguments, *keywords.values()), reply.get("changed", ()), strict=False):
+            change_to(argument, unpack(changed))
         return unpack(reply["value"])
 
     exec(compile(request["code"], "tests", "exec"), module.__dict__)
@@ -132,6 +155,29 @@ def tests(request: dict, module: types.ModuleType, requests: io.BufferedReader) 
     if not num_calls:
         return {"status": "error", "detail": "no test called the function"}
     return {"status": "ok", "num_calls": num_calls}
+
+
+def error_like(described_error: Any) -> Exception | None:
+    """A built-in exception of the nearest class to the one that was raised elsewhere; None where there is none."""
+    if not isinstance(described_error, dict):
+        return None
+    for name in described_error.get("names", ()):
+        kind = getattr(builtins, str(name), None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            with contextlib.suppress(TypeError):  # one that wants more than a text
+                return kind(str(described_error.get("text", "")))
+    return None
+
+
+def change_to(argument: Any, changed: Any) -> None:
+    """Make a list, set or dict hold what the function in the other jail left in it."""
+    if type(argument) is not type(changed):
+        return
+    if isinstance(argument, list):
+        argument[:] = changed
+    elif isinstance(argument, dict | set):
+        argument.clear()
+        argument.update(changed)
 
 
 PERFORM = {"define": define, "call": call, "program": program, "tests": tests}
