@@ -44,8 +44,9 @@ def competition(reply: Reply, row: Row) -> dict[str, float]:
     """Solve a competition problem; the answer is a number or an expression. Needs the package `champ-dataset`.
 
     The answer is read from the last `####` line, else from the last `\\boxed{}`, else it is the last value
-    (`rewards.final_answer`); `rewards.math_answer` decides whether it equals the expected one. About 110 problems
-    in combinatorics, inequalities, number theory, polynomials and sequences, with worked solutions (CHAMP, Mao et al. 2024, arXiv:2401.06961; MIT licence).
+    (`rewards.final_answer`); `rewards.math_answer` decides whether it equals the expected one. About 110 problems in
+    combinatorics, inequalities, number theory, polynomials and sequences, with worked solutions (CHAMP, Mao et al.
+    2024, arXiv:2401.06961; MIT licence).
 
     Options: `category` keeps one of Combinatorics, Inequality, Number-Theory, Polynomial, Sequence; `row` plays one.
     Reward parts: `correct` 1 when the answer is right.
