@@ -33,7 +33,7 @@ LETTERS = r"[^\W\d_]"
 COMMAND = r"\\(?!times|cdot|div|quad|left|right)[a-zA-Z]+(?:\{[^{}\n]{0,16}\})?"
 AFTER = rf"(?:[)\]}}°]|\^\\circ|\^\{{\\circ\}}|{LETTERS}|{COMMAND})*(?:[ \t]?\\?%|[ \t]percent\b)?"
 OPERATOR = (
-    r"\*\*|[-+*/^×÷·±]|\\times|\\cdot|\\div|\\pm|x(?=[ \t])"  # noqa: RUF001 - as people write them
+    r"\*\*|[-+*/^×÷·±]|[<>≤≥]=?(?:[ \t]?[A-Za-z][ \t]?[<>≤≥]=?)?|\\times|\\cdot|\\div|\\pm|x(?=[ \t])"  # noqa: RUF001 - as people write them
     r"|,?[ \t](?:and|or)(?=[ \t])|(?:to|of|out of|times|plus|minus|divided by|over)(?=[ \t])|,(?=[ \t])|(?=[(\[{√\\])"
 )
 BEFORE = rf"(?:[-+±]|[A-Za-z]{{0,6}}[(\[{{]|√|\\[a-zA-Z]+\{{?|{LETTERS}|\$)*"
@@ -41,8 +41,8 @@ GAP = re.compile(rf"!*{AFTER}!*(?::| : |[ \t]?(?:{OPERATOR})[ \t]?{BEFORE})")
 ATTACHED = re.compile(rf"{LETTERS}+|_\{{?|{LETTERS}*\^\{{?")
 PREFIX = re.compile(
     r"(?:(?:(?<![\w)])[A-Za-z]|(?<![\w)])[A-Za-z]\^\{?\d\}?)[ \t]?[-+*/^][ \t]?)?"
-    r"(?:\b(?:minus|negative)[ \t]|(?<![\w)])[-+±][ \t]?)?\$?"
-    r"(?:\\[a-zA-Z]+\{|[A-Za-z]{0,6}[(\[{]|√){0,4}[-+±]?\$?\Z"
+    r"(?:(?<![\w)])[A-Za-z][ \t]?[<>≤≥]=?[ \t]?)?(?:\b(?:minus|negative)[ \t]|(?<![\w)])[-+±][ \t]?)?\$?"
+    r"(?:\\[a-zA-Z]+\{|[A-Za-z]{0,6}(?:_\{?\d+\}?)?[(\[{]|√){0,4}[-+±]?\$?\Z"
 )
 SUFFIX = re.compile(rf"{AFTER}(?:[ \t]?[-+*/^][ \t]?[A-Za-z](?!\w))?")
 BULLET = re.compile(r"^[ \t]*[-+*][ \t]", re.MULTILINE)
@@ -117,7 +117,9 @@ def last_value(text: str) -> str:
     for found in MATHEMATICS.finditer(text):
         content = found[found.lastindex or 0]
         if re.search(r"[\d\\]", content) and not WORDS.search(content):
-            end, value = found.end(), content.rpartition("=")[2] if "\\ne" not in content else content
+            content = content if "\\ne" in content else content.rpartition("=")[2]
+            is_list = value and BETWEEN_BOXES.fullmatch(text[end : found.start()][:MAX_BETWEEN_BOXES])
+            end, value = found.end(), f"{value}, {content}" if is_list else content
     numbers = list(NUMBER.finditer(text, max(end, 0)))
     runs = _runs(text, numbers)
     return _extended(text, *runs[-1]) if runs else value.strip()
@@ -146,7 +148,9 @@ def _joined(text: str, end: int, start: int, next_end: int) -> bool:
     if len(gap) > MAX_GAP or "\n" in gap:
         return False
     if gap.isspace():
-        return len(gap) == 1 and re.match(r"/[ \t]?\d", text[next_end : next_end + 3]) is not None  # 2 1/2
+        is_fraction = re.match(r"/[ \t]?\d", text[next_end : next_end + 3])  # 2 1/2
+        is_thousands = next_end - start == 3 and re.search(r"(?<!\d)\d{1,3}\Z", text[max(0, end - 4) : end])
+        return len(gap) == 1 and bool(is_fraction or is_thousands)
     return GAP.fullmatch(gap) is not None or ATTACHED.fullmatch(gap) is not None
 
 

@@ -55,6 +55,7 @@ SYNONYMS = {
     r"\lt": "<",
     r"\gt": ">",
     r"\ast": "*",
+    r"\lg": r"\log",
     r"\degree": r"^\circ",
     r"\lbrace": r"\{",
     r"\rbrace": r"\}",
@@ -169,4 +170,4 @@ def _braced_arguments(text: str) -> str:
     text = re.sub(r"\\frac ?(\d|[A-Za-z]) ?(\d|[A-Za-z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac ?(\d|[A-Za-z]) ?\{", r"\\frac{\1}{", text)
     text = re.sub(r"(\\frac ?\{[^{}]*\}) ?(\d|[A-Za-z])", r"\1{\2}", text)
-    return re.sub(r"\^ ?\(([^()]*)\)", r"^{\1}", text)
+    return re.sub(r"\^ ?(?:\(([^()]*)\)|(-\d+))", r"^{\1\2}", text)

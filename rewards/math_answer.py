@@ -32,6 +32,7 @@ MATHEMATICS = re.compile(r"[\\^*/+=(){}<>|!%_×÷·√∞≤≥±°]|\d[^\W\d]|\
 CONDITION = re.compile(r"\b(?:if|when|unless|otherwise|not|mod)\b", re.IGNORECASE)
 BASE = re.compile(r"(-?[0-9A-Fa-f]+) ?_ ?\{? ?(\d{1,2}) ?\}?")
 STYLED_UNIT = re.compile(r"[\d})] *(?:\\[, ])* *\\(?:text|mathrm|mbox)")
+DEGREES = re.compile(r"(\d+(?:\.\d+)?) ?\^ ?\{? ?\\circ ?\}?")
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
 NO_MATHEMATICS = re.compile(
     r"\\text\{|(?<![\\A-Za-z])[A-Za-z]{4,}(?![A-Za-z}])|\d ?_|'|\d \d|\\[bp]?mod\b|\\[lc]?dots|[?\"#@]|\.\.|\\\Z"
@@ -112,7 +113,7 @@ def expression_decides(answer: str, expected: str) -> bool | None:
         given_value = named_value(given_value)
     given_number, gold_number = parse_quantity(given_value), parse_quantity(gold_value)
     if given_number and gold_number:
-        return given_number.equals(gold_number)
+        return given_number.equals(gold_number) and not (gold_unit and given_number.percent)
     if (wanted := _number_in_base(gold_value)) is not None:
         return wanted[:2] == (_number_in_base(given_value) or (given_value.lower(), wanted[1]))[:2]
     if NO_MATHEMATICS.search(given_value) or NO_MATHEMATICS.search(gold_value):
@@ -138,7 +139,7 @@ def _values(answer: str, expected: str) -> tuple[str, str]:
     """Both sides as a worker reads them: plain LaTeX without units, percentages as hundredths."""
     gold = split_unit(plain_latex(expected), letters=bool(STYLED_UNIT.search(expected)))
     given = split_unit(plain_latex(answer), letters=bool(gold[1]) or parse_quantity(gold[0]) is not None)
-    sides = given[0], gold[0]
+    sides = [DEGREES.sub(r"(\1\\pi/180)", side) for side in (given[0], gold[0])]
     if all(side.endswith("%") for side in sides):
         return sides[0].removesuffix("%").removesuffix("\\"), sides[1].removesuffix("%").removesuffix("\\")
     given_side, gold_side = (re.sub(r"\A(.*?) ?\\?%\Z", r"(\1)/100", side) for side in sides)

@@ -19,7 +19,7 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -36,7 +36,7 @@ MAX_TERMS = 10_000
 DIGITS, RELATIVE, RELATIVE_DECIMAL = 50, sympy.Float("1e-30"), sympy.Float("1e-6")
 POINTS = (sympy.Rational(13, 17), sympy.Rational(-22, 13), sympy.Rational(31, 11), sympy.Rational(7, 29))
 BRACKETS = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}
-NAMED_LIST = re.compile(r"\s*(?:[A-Za-z](?:_\{?\w+\}?)?|\([A-Za-z, ]+\))\s*(?:=|\\in\b)\s*")
+NAMED_LIST = re.compile(r"\s*([A-Za-z](?:_\{?\w+\}?)?|\([A-Za-z, ]+\))\s*(?:=|\\in\b)\s*")
 FLIPPED = {sympy.Lt: sympy.Gt, sympy.Gt: sympy.Lt, sympy.Le: sympy.Ge, sympy.Ge: sympy.Le}
 
 
@@ -48,12 +48,11 @@ class TookTooLong(BaseException):
     """Not an `Exception`, for sympy catches those in many places and goes on."""
 
 
-def correct(answer: str, expected: str) -> bool:
-    return same(answer.strip(), expected.strip())
-
-
 def same(given: str, gold: str) -> bool:
     """Whether both are equal: first as lists, then as expressions."""
+    (given_name, given), (gold_name, gold) = named(given.strip()), named(gold.strip())
+    if given_name and gold_name and given_name != gold_name:
+        return False
     gold_items, given_items = items(gold), items(given)
     if given_items is None and gold_items is None:
         return same_expression(read(given), read(gold))
@@ -62,7 +61,8 @@ def same(given: str, gold: str) -> bool:
     if given_items is None or gold_items is None:
         only = (gold_items or given_items or ("", []))[1]
         bracket = (gold_items or given_items or ("", []))[0]
-        return len(only) == 1 and bracket in ("\\{", "") and same(only[0], given if given_items is None else gold)
+        other = given if given_items is None else gold
+        return len(only) == 1 and bracket == "\\{" and other != "\\emptyset" and same(only[0], other)
     (given_bracket, given_parts), (gold_bracket, gold_parts) = given_items, gold_items
     kinds = {given_bracket, gold_bracket}
     if "" not in kinds and kinds not in ({given_bracket}, {"(", "\\langle"}):
@@ -70,23 +70,29 @@ def same(given: str, gold: str) -> bool:
     if len(given_parts) != len(gold_parts):
         return False
     if kinds <= {"", "\\{"}:
-        return same_in_any_order(given_parts, gold_parts)
+        return in_any_order(given_parts, gold_parts, same)
     return all(map(same, given_parts, gold_parts))
 
 
-def same_in_any_order(given: Sequence[str], gold: Sequence[str]) -> bool:
+def in_any_order(given: Sequence[Any], gold: Sequence[Any], equal: Callable[[Any, Any], bool]) -> bool:
+    """Whether each of the given ones equals another one of the others, and none is left."""
     left = list(gold)
     for part in given:
-        match = next((place for place, other in enumerate(left) if same(part, other)), None)
+        match = next((place for place, other in enumerate(left) if equal(part, other)), None)
         if match is None:
             return False
         del left[match]
-    return True
+    return not left
+
+
+def named(text: str) -> tuple[str, str]:
+    """The name of a list such as `n = 1, 2`, empty where there is none, and the rest."""
+    found = NAMED_LIST.match(text) if "," in text and text.count("=") <= 1 else None
+    return (found[1].replace(" ", ""), text[found.end() :]) if found else ("", text)
 
 
 def items(text: str) -> tuple[str, list[str]] | None:
     """Bracket (both, where they differ) and parts of a list; None for what is no list."""
-    text = NAMED_LIST.sub("", text, count=1) if "," in text else text
     parts = split(text)
     if len(parts) > 1:
         return "", parts
@@ -238,13 +244,7 @@ def as_set(value: Any) -> Any:
 
 def same_set(given: Any, gold: Any) -> bool:
     if isinstance(given, sympy.FiniteSet) and isinstance(gold, sympy.FiniteSet):
-        left = list(gold.args)
-        for part in given.args:
-            match = next((place for place, other in enumerate(left) if same_expression(part, other)), None)
-            if match is None:
-                return False
-            del left[match]
-        return not left
+        return in_any_order(given.args, gold.args, same_expression)
     if isinstance(given, sympy.Interval) and isinstance(gold, sympy.Interval):
         ends = given.left_open == gold.left_open and given.right_open == gold.right_open
         return bool(ends) and same_expression(given.start, gold.start) and same_expression(given.end, gold.end)
@@ -338,7 +338,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_S)
-            verdict = correct(*json.loads(line))
+            verdict = same(*json.loads(line))
         except (Exception, TookTooLong):  # whatever the parser makes of it, it is not the expected value
             verdict = False
         finally:

@@ -25,7 +25,6 @@ NAMES = {
     "week": "",
     "month": "",
     "year": "yr",
-    "mph": "",
     "dollar": "usd",
     "cent": "",
     "euro": "eur",
@@ -33,12 +32,14 @@ NAMES = {
     "unit": "",
 }
 BY_NAME = {name: unit for unit, names in NAMES.items() for name in (unit, *names.split())}
+COMPOUND = {"mph": "mi/h", "kmh": "km/h", "kmph": "km/h", "kph": "km/h"}
 BARE_LETTERS = frozenset({"m", "g", "L", "l", "h", "s"})
 """Alone after a number they may as well be variables."""
 NO_UNIT = re.compile(r"\b(?:and|or|if|when|where|for|unless|otherwise|not|mod|base|such|with|all|is|are)\b")
 POWER = r"(?: ?\^ ?\{? ?-?\d ?\}?)?"
 WRITTEN = re.compile(rf" ?((?:\\text\{{[^{{}}\d]*\}}{POWER} ?/? ?)+)\Z")
 DEGREES = re.compile(r" ?\^ ?\{? ?\\circ ?\}? ?(?:\\text\{ ?)?([CF]?) ?\}?\Z")
+ANGLE_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 BARE = re.compile(rf"(?<=[\d}})]) ?((?:[A-Za-z]{{1,12}}{POWER}(?: ?/ ?(?=[A-Za-z]))?){{1,2}})\Z")
 CURRENCIES = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
 
@@ -50,13 +51,13 @@ def split_unit(answer: str, currency_of: str = "", letters: bool = False) -> tup
     in `12 m`, for a unit.
     """
     currency = next((name for sign, name in CURRENCIES.items() if sign in currency_of), "")
-    if (found := DEGREES.search(answer)) and found.start():
+    if (found := DEGREES.search(answer)) and found.start() and not ANGLE_FUNCTION.search(answer):
         return answer[: found.start()].strip(), f"degree {found[1]}".strip()
     if (found := WRITTEN.search(answer)) and found.start() and not NO_UNIT.search(found[1].lower()):
         return answer[: found.start()].strip(), _canonical(re.sub(r"\\text\{([^{}]*)\}", r"\1", found[1]))
     if found := BARE.search(answer):
         words = re.findall(r"[A-Za-z]+", found[1])
-        if all(_name(word) in NAMES and (letters or word not in BARE_LETTERS) for word in words):
+        if all((_name(word) in NAMES or word in COMPOUND) and (letters or word not in BARE_LETTERS) for word in words):
             return answer[: found.start()].strip(), _canonical(found[1])
     return re.sub(r"[€£¥₹]", "", answer).strip(), currency
 
@@ -66,7 +67,7 @@ def _canonical(unit: str) -> str:
     unit = re.sub(r"\bcubic (\w+)|\bcu\.? (\w+)", r"\1\2^3", unit)
     unit = re.sub(r"\bper\b", "/", unit.replace(".", ""))
     unit = re.sub(r"[A-Za-z]+", lambda word: _name(word[0]), unit)
-    return re.sub(r"[{} ]", "", unit)
+    return COMPOUND.get(plain := re.sub(r"[{} ]", "", unit), plain)
 
 
 def _name(word: str) -> str:
