@@ -3,7 +3,8 @@
 Looked for in this order:
 
 1. The last `\\boxed{...}` whose content begins with a letter, such as `\\boxed{B}` or `\\boxed{B. 42}`.
-2. The last line with a statement: `Answer: B`, `the answer is (B)`, `the correct option is B`, `I choose B`.
+2. The last line with a statement: `Answer: B`, `the answer is (B)`, `the correct option is B`, `I choose B`,
+   else `B is correct`.
 3. An option that is named and the only one, such as `So option B`. `Option A is too low` on the way to a statement is
    not looked at.
 4. A last line that is a letter alone or begins with one, such as `(B)` or `B) Paris`, if the reply does not list the
@@ -27,12 +28,16 @@ STATED = re.compile(
     r"\s?:?\s?(?i:(?:the )?(?:(?:option|choice|letter|answer|definitely|clearly|therefore|indeed|thus) ?){0,2}:?\s?)"
     + LETTER
 )
+CALLED_RIGHT = re.compile(
+    r"\b" + LETTER + r" (?:is|seems|must be) (?i:(?:definitely|clearly|therefore|thus|indeed) )?"
+    r"(?i:(?:the )?(?:only )?(?:correct|right|best|answer)\b)"
+)
 NAMED = re.compile(r"(?i:\b(?:answer|option|choice|letter)) ?" + LETTER)
 FIRST = re.compile(LETTER + r"(?:\Z|[.:,;)/&+]|(?= ?(?:,|/|&|\+|-|–|and\b|or\b)))")  # noqa: RUF001
 ANOTHER = re.compile(
     r"(?: ?(?:,? ?(?:and|or)\b|[,;/&+]) ?| - |[ .](?=\W?[A-Z]\W?(?:\W|\Z)))"
     + LETTER
-    + r"(?! (?:is|are|was|has|would|does|can|cannot|fails|seems)\b)"
+    + r"(?! (?:is|was|has|would|does|can|cannot|fails|seems)\b)"
 )
 PRONOUN = re.compile(r" [a-z]|['\u2019]")
 
@@ -48,12 +53,11 @@ def chosen_letter(text: str, letters: str) -> str | None:
         if stated:
             return _only(stated, letters)
     text = plain(text)
-    for pattern in (STATED, NAMED):
-        by_line = _stated_by_line(text, pattern)
-        if pattern is STATED and by_line:
+    for pattern in (STATED, CALLED_RIGHT):
+        if by_line := _stated_by_line(text, pattern):
             return _only(by_line[max(by_line)], letters)
-        if by_line:
-            return _only(set().union(*by_line.values()), letters)
+    if by_line := _stated_by_line(text, NAMED):
+        return _only(set().union(*by_line.values()), letters)
     return _only(_letters_of_last_line(text), letters)
 
 

@@ -56,6 +56,9 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
         elif found and not found[3] and found[2].startswith(fence):
             blocks.append((language, "".join(content)))
             fence = ""
+        elif found and found[2].startswith(fence) and _language(found[3]) in PYTHON:  # the last one was left open
+            blocks.append((language, "".join(content)))
+            indent, fence, language, content = found[1], found[2], _language(found[3]), []
         elif bare.endswith(fence) and fence[0] == "`":  # the last line of the code closes the block
             blocks.append((language, "".join(content) + bare.removesuffix(fence)))
             fence = ""

@@ -64,7 +64,7 @@ def final_answer(text: str) -> str:
         if line and (value := last_value(line)):
             return value
         if line:
-            return last_value(text[end:])  # what stands before a heading is not under it
+            return last_value(text[end:]) or line  # what stands before a heading is not under it
     return last_value(text)
 
 
