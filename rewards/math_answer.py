@@ -7,10 +7,12 @@
 - Words, conditions and whatever else is no mathematics are compared as text, without case. So is an answer that the
   parser cannot read as a whole: a part that happens to be readable never decides.
 - Everything else goes to a parser of LaTeX and to sympy, in worker processes (`rewards/math_worker.py`, which says what
-  is equal there). sympy can hang: a worker gives up after a second of its own time, and is killed after `deadline_s`.
-  Towers of powers and factorials too large to compare are wrong at once. Each of these scores 0 and holds up no others.
+  is equal there). Towers of powers and factorials too large to compare are wrong at once. sympy can hang all the same:
+  a worker gives up after half a second of its own time, and is killed after `deadline_s`. Each of these scores 0, and
+  the answers that wait behind it wait no longer than that.
 """
 
+import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -24,8 +26,11 @@ from rewards.worker_pool import WorkerPool
 DEADLINE_S = 5.0
 """From when a worker takes the answer."""
 MAX_ANSWER_CHARACTERS = 400
+NUM_WORKERS = min(8, max(2, (os.cpu_count() or 2) // 2))
 WORKERS = WorkerPool(
-    Path(__file__).with_name("math_worker.py"), 2, "is math-verify installed? Try: python -c 'import math_verify'"
+    Path(__file__).with_name("math_worker.py"),
+    NUM_WORKERS,
+    "is math-verify installed? Try: python -c 'import math_verify'",
 )
 LATEX = re.compile(r"[\\=]")
 MATHEMATICS = re.compile(r"[\\^*/+=(){}<>|!%_×÷·√∞≤≥±°]|\d[^\W\d]|\d\s*[a-z]?\s*-\s*\d")  # noqa: RUF001
@@ -36,6 +41,7 @@ DEGREES = re.compile(r"(\d+(?:\.\d+)?) ?\^ ?\{? ?\\circ ?\}?")
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
 NO_MATHEMATICS = re.compile(
     r"\\text\{|(?<![\\A-Za-z])[A-Za-z]{4,}(?![A-Za-z}])|\d ?_|'|\d \d|\\[bp]?mod\b|\\[lc]?dots|[?\"#@]|\.\.|\\\Z"
+    r"|\^ ?\{? ?(?:T\b|\\top)"
 )
 """What the parser would read as something else: words as products, a base or a prime as nothing, `1 2` as a sum."""
 
@@ -123,7 +129,7 @@ def expression_decides(answer: str, expected: str) -> bool | None:
 
 def text_key(plain: str) -> str:
     """What two texts in plain LaTeX have in common when they say the same: blanks, braces and case of words apart."""
-    plain = TEXT.sub(lambda found: found[1].casefold(), plain)
+    plain = TEXT.sub(lambda found: found[1].casefold(), re.sub(r"(?<=\d), (?=\d{3}(?!\d))", ";", plain))
     plain = re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", lambda word: word[0].casefold(), plain)
     plain = re.sub(r"[ {}]|(?<=[a-z])\.\Z", "", plain.replace("\\{", "<(").replace("\\}", ")>"))
     return re.sub(r"\A\(([A-Za-z])\)\Z", r"\1", plain)
@@ -139,6 +145,11 @@ def _values(answer: str, expected: str) -> tuple[str, str]:
     """Both sides as a worker reads them: plain LaTeX without units, percentages as hundredths."""
     gold = split_unit(plain_latex(expected), letters=bool(STYLED_UNIT.search(expected)))
     given = split_unit(plain_latex(answer), letters=bool(gold[1]) or parse_quantity(gold[0]) is not None)
+    exact = [parse_quantity(side) for side in (given[0], gold[0])]
+    if any(exact) and not any(quantity and quantity.percent for quantity in exact):
+        given, gold = (
+            (str(quantity.value),) if quantity else side for quantity, side in zip(exact, (given, gold), strict=True)
+        )
     sides = [DEGREES.sub(r"(\1\\pi/180)", side) for side in (given[0], gold[0])]
     if all(side.endswith("%") for side in sides):
         return sides[0].removesuffix("%").removesuffix("\\"), sides[1].removesuffix("%").removesuffix("\\")

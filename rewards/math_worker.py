@@ -4,7 +4,7 @@ latex2sympy (the parser of https://github.com/huggingface/Math-Verify) reads eac
 cannot read equals nothing. Math-Verify's own comparison is not used: it takes numbers for equal that differ by less
 than 1e-15 or in the seventh decimal, however small they are. Here
 
-- numbers and expressions are equal when their values at several points agree to 30 of 50 digits, relative to their
+- numbers and expressions are equal when their values at several points agree to 45 of 60 digits, relative to their
   size; decimals count as exact fractions, but for an irrational number one with six decimals or more will do;
 - equations and inequalities are equal when one is a multiple of the other; `x = 5` equals `5` where all else in the
   chain of equations agrees;
@@ -28,12 +28,12 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-LIMIT_S = 1.0
+LIMIT_S = 0.5
 MAX_MEMORY_BYTES = 4 << 30
 MAX_EXPONENT = 20_000
 MAX_FACTORIAL = 3_000
 MAX_TERMS = 10_000
-DIGITS, RELATIVE, RELATIVE_DECIMAL = 50, sympy.Float("1e-30"), sympy.Float("1e-6")
+DIGITS, RELATIVE, RELATIVE_DECIMAL = 60, sympy.Float("1e-45"), sympy.Float("1e-6")
 POINTS = (sympy.Rational(13, 17), sympy.Rational(-22, 13), sympy.Rational(31, 11), sympy.Rational(7, 29))
 BRACKETS = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}
 NAMED_LIST = re.compile(r"\s*([A-Za-z](?:_\{?\w+\}?)?|\([A-Za-z, ]+\))\s*(?:=|\\in\b)\s*")
@@ -122,7 +122,7 @@ def split(text: str) -> list[str]:
 
 def _in_number(text: str, place: int) -> bool:
     """Whether a comma separates thousands: in an item of the form 1,234 with no blank after the comma."""
-    before = re.search(r"(?<![\d,])\d{1,3}(?:,\d{3})*\Z", text[max(0, place - 24) : place])
+    before = re.search(r"(?<![\d,])[1-9]\d{0,2}(?:,\d{3})*\Z", text[max(0, place - 24) : place])
     return before is not None and re.match(r",\d{3}(?!\d)", text[place : place + 5]) is not None
 
 
@@ -222,8 +222,9 @@ def is_name(value: Any) -> bool:
 def equation_value(equation: Any) -> Any:
     """The right side of `x = 5` or of a chain whose other sides equal it. Raises `Unreadable` for a false chain."""
     chain = relations(equation)
-    sides, value = [chain[0].lhs, *(relation.rhs for relation in chain)], chain[-1].rhs
-    for side in sides[:-1]:
+    sides = [chain[0].lhs, *(relation.rhs for relation in chain)]
+    value = sides[0] if is_name(sides[-1]) and not is_name(sides[0]) else sides[-1]  # `5 = x`
+    for side in sides:
         if not side.free_symbols and not same_expression(side, value):
             raise Unreadable("a false equation")
     return value
@@ -316,15 +317,13 @@ def exact(value: Any) -> Any:
 
 
 def value_at(expression: Any, point: int) -> Any:
-    """The value with each symbol replaced by a fraction of its own, to 50 digits; None where there is none."""
+    """The value with each symbol replaced by a fraction of its own, to 60 digits; None where there is none."""
     names = sorted(expression.free_symbols, key=str)
     places = {name: POINTS[point] + sympy.Rational(sum(map(ord, str(name))) % 97, 101 + point) for name in names}
     value = sympy.N(expression.subs(places), DIGITS)
-    return value if value.is_number and not value.has(sympy.nan, sympy.zoo, sympy.oo) and is_evaluated(value) else None
-
-
-def is_evaluated(value: Any) -> bool:
-    return all(part.is_Float or part.is_Integer or part.is_Rational for part in value.as_real_imag())
+    if not value.is_number or value.has(sympy.nan, sympy.zoo, sympy.oo):
+        return None
+    return value if all(part.is_Number for part in value.as_real_imag()) else None
 
 
 def stop(*_: object) -> None:
@@ -334,6 +333,7 @@ def stop(*_: object) -> None:
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.RLIM_INFINITY))
     signal.signal(signal.SIGVTALRM, stop)  # counts this process's own time: a busy machine makes no answer wrong
+    same("\\frac{x}{2} + \\sqrt{3}", "3!")  # the parser's tables are built by the first use
     print("ready", flush=True)
     for line in sys.stdin:
         try:

@@ -16,7 +16,7 @@ from rewards.latex import plain_latex
 MAX_CHARACTERS = 400
 MAX_DIGITS = 40
 MAX_EXPONENT = 300
-WHOLE = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+"
+WHOLE = r"[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+"
 NUMBER = re.compile(
     rf"(?P<sign>[-+]? ?)\(?(?:(?P<mixed>{WHOLE})(?: |(?=\\)))??"
     rf"(?:\\frac ?\{{ ?(?P<sign2>-?) ?(?P<above>{WHOLE}) ?\}} ?\{{ ?(?P<below>{WHOLE}) ?\}}"
