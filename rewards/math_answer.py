@@ -38,6 +38,7 @@ CONDITION = re.compile(r"\b(?:if|when|unless|otherwise|not|mod)\b", re.IGNORECAS
 BASE = re.compile(r"(-?[0-9A-Fa-f]+) ?_ ?\{? ?(\d{1,2}) ?\}?")
 STYLED_UNIT = re.compile(r"[\d})] *(?:\\[, ])* *\\(?:text|mathrm|mbox)")
 DEGREES = re.compile(r"(\d+(?:\.\d+)?) ?\^ ?\{? ?\\circ ?\}?")
+EXPONENT = re.compile(r"\A(-?[\d.]+)[eE]([-+]?\d+)\Z")
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
 NO_MATHEMATICS = re.compile(
     r"\\text\{|(?<![\\A-Za-z])[A-Za-z]{4,}(?![A-Za-z}])|\d ?_|'|\d \d|\\[bp]?mod\b|\\[lc]?dots|[?\"#@]|\.\.|\\\Z"
@@ -145,12 +146,7 @@ def _values(answer: str, expected: str) -> tuple[str, str]:
     """Both sides as a worker reads them: plain LaTeX without units, percentages as hundredths."""
     gold = split_unit(plain_latex(expected), letters=bool(STYLED_UNIT.search(expected)))
     given = split_unit(plain_latex(answer), letters=bool(gold[1]) or parse_quantity(gold[0]) is not None)
-    exact = [parse_quantity(side) for side in (given[0], gold[0])]
-    if any(exact) and not any(quantity and quantity.percent for quantity in exact):
-        given, gold = (
-            (str(quantity.value),) if quantity else side for quantity, side in zip(exact, (given, gold), strict=True)
-        )
-    sides = [DEGREES.sub(r"(\1\\pi/180)", side) for side in (given[0], gold[0])]
+    sides = [DEGREES.sub(r"(\1\\pi/180)", EXPONENT.sub(r"\1 \\cdot 10^{\2}", side)) for side in (given[0], gold[0])]
     if all(side.endswith("%") for side in sides):
         return sides[0].removesuffix("%").removesuffix("\\"), sides[1].removesuffix("%").removesuffix("\\")
     given_side, gold_side = (re.sub(r"\A(.*?) ?\\?%\Z", r"(\1)/100", side) for side in sides)

@@ -144,7 +144,7 @@ def answer_pid(number: int) -> int:
 
 def test_a_worker_gives_up_by_itself_and_stays() -> None:
     before = answer_pid(1)
-    assert verify_symbolically("\\int_0^1 e^{x^x} dx", "3") is False
+    assert verify_symbolically("\\int_0^1 e^{x^x} dx", "3", deadline_s=60.0) is False
     assert answer_pid(1) == before
 
 
