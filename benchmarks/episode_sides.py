@@ -68,8 +68,9 @@ def polygym() -> Callable[[], float]:
     from tests.conftest import make_config, make_task
 
     chat = load_chat(tiny_policy(), "nemotron")
-    call = chat.reply_ids(Reply("", "I look.", (ToolCall("look", CALLED),)), "unlimited")
-    end = chat.reply_ids(Reply(ENDED, "I saw."), "unlimited")
+    dialogue = chat.begin((), (), "unlimited")
+    call = dialogue.reply_ids(Reply("", "I look.", (ToolCall("look", CALLED),)))
+    end = dialogue.reply_ids(Reply(ENDED, "I saw."))
 
     class Lane:
         def __init__(self) -> None:
@@ -232,12 +233,13 @@ def asyncio_ms(one: Callable[..., Any], make_threads: Callable[[int], Any]) -> f
 
 def tiny_policy() -> Path:
     """A folder with the tokenizer of the tiny policy, the same on every side."""
+    from rl.chat.formats.nemotron import NemotronFormat
     from rl.config.policy import TinyHybrid
     from rl.policies import build_policy
 
     folder = Path(tempfile.mkdtemp()) / "policy"
     texts = [f"<|im_start|>user\n{PROMPT}<|im_end|>\n<tool_call> look place here nothing {ENDED}"] * 200
-    build_policy(TinyHybrid(), texts, folder, 0)
+    build_policy(TinyHybrid(), texts, folder, 0, NemotronFormat())
     return folder
 
 

@@ -106,7 +106,7 @@ async def sample(engine: Any, config: ExperimentConfig) -> list[Tokens]:
     for seed in range(NUM_PROMPTS):
         env = make("math/GradeSchool-v0")
         messages, _ = env.reset(seed=seed, options={"source": "variants"})
-        prompts += [chat.open(messages, (), "unlimited")] * NUM_REPLIES
+        prompts += [chat.begin(messages, (), "unlimited").prompt_ids] * NUM_REPLIES
     lanes = engine.open_lanes(len(prompts))
     params = [SamplingParams(NUM_REPLY_TOKENS, 1.0, 1.0, seed, chat.stop_ids) for seed in range(len(prompts))]
     replies = await asyncio.gather(

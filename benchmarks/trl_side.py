@@ -81,7 +81,7 @@ def prompts_and_reward(config: ExperimentConfig) -> tuple[Dataset, Callable[...,
         messages, _ = env.reset(seed=task.seed, options={**task.options, "split": task.split})
         prompt = [{"role": message.role, "content": message.content} for message in messages]
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        if chat.open(messages, env.tools, task.budget) != tuple(ids):
+        if chat.begin(messages, env.tools, task.budget).prompt_ids != tuple(ids):
             raise ValueError(f"TRL and polygym make different tokens of the prompt {prompt}")
         envs.append(env)
         rows.append({"prompt": prompt, "ordinal": ordinal})

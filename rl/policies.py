@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl.chat.formats.nemotron import IM_END, NEMOTRON_TOKENS
+from rl.chat.format import ChatFormat
 from rl.config.policy import TinyHybrid
 
 if TYPE_CHECKING:
@@ -29,26 +29,26 @@ class PolicyError(ValueError):
     """A policy that cannot be built or converted."""
 
 
-def build_policy(config: TinyHybrid, conversations: Sequence[str], folder: Path, seed: int) -> None:
-    """Write a random policy and a tokenizer trained on rendered conversations, as a Hugging Face folder.
+def build_policy(config: TinyHybrid, conversations: Sequence[str], folder: Path, seed: int, format: ChatFormat) -> None:
+    """Write a random policy and a tokenizer trained on conversations rendered in `format`, as a Hugging Face folder.
 
     The folder is a function of the arguments. transformers and vLLM load it. Raises `PolicyError` without
     conversations.
     """
     if not conversations:
         raise PolicyError("a tokenizer cannot be trained on no conversations")
-    tokenizer = train_tokenizer(conversations, config.vocab_size)
+    tokenizer = train_tokenizer(conversations, config.vocab_size, format)
     model = random_hybrid(_hybrid_config(config, tokenizer), seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def train_tokenizer(conversations: Sequence[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE with the control tokens of the Nemotron format. Digits stand alone, so that numbers line up."""
+def train_tokenizer(conversations: Sequence[str], vocab_size: int, format: ChatFormat) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE with the control tokens of the format. Digits stand alone, so that numbers line up."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    controls = [PAD, *(token.text for token in NEMOTRON_TOKENS)]
+    controls = [PAD, *(token.text for token in format.tokens)]
     splitter = re.compile("|".join(map(re.escape, controls)))
 
     def plain_parts() -> Iterator[str]:
@@ -67,7 +67,10 @@ def train_tokenizer(conversations: Sequence[str], vocab_size: int) -> "PreTraine
     )
     tokenizer.train_from_iterator(plain_parts(), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=IM_END.text, pad_token=PAD, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token=format.end_of_turn.text,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -96,7 +99,7 @@ def _hybrid_config(config: TinyHybrid, tokenizer: "PreTrainedTokenizerFast") -> 
         tie_word_embeddings=False,
         max_position_embeddings=MAX_POSITIONS,
         bos_token_id=None,
-        eos_token_id=tokenizer.get_vocab()[IM_END.text],
+        eos_token_id=tokenizer.get_vocab()[str(tokenizer.eos_token)],
         pad_token_id=tokenizer.get_vocab()[PAD],
     )
 

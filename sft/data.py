@@ -128,9 +128,10 @@ def token_rows(conversations: Iterable[Conversation], chat: Chat, config: Experi
     rows, num_too_long = [], 0
     for conversation in conversations:
         try:
-            budget = _budget(conversation, chat)
-            limit = chat.thinking_limit(budget, config.budget, config.rollout.max_reply_tokens)
-            ids, mask = chat.conversation(conversation.messages, conversation.tools, budget, limit)
+            budget, room = _budget(conversation, chat), config.rollout.max_reply_tokens
+            ids, mask = chat.conversation(
+                conversation.messages, conversation.tools, budget, enforcement=config.budget, room=room
+            )
         except ChatError as error:
             raise SftDataError(f"{conversation.source}: {error}") from None
         if len(ids) > config.policy.max_tokens:

@@ -19,7 +19,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from envs.sandbox import require_level
 from rl.chat.chat import load_chat
-from rl.chat.formats.nemotron import conversation_text
+from rl.chat.format import conversation_text
 from rl.config.experiment import ExperimentConfig
 from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
@@ -34,7 +34,7 @@ def run(config: ExperimentConfig) -> Path:
     """Train as `config.sft` says and give the checkpoint's folder, `<run_dir>/sft`.
 
     The folder appears at once and complete. With `policy.build`, the random policy is first written to
-    `<run_dir>/policy`. Raises `sft.data.SftDataError` and `rl.chat.formats.nemotron.ChatError`.
+    `<run_dir>/policy`. Raises `sft.data.SftDataError` and `rl.chat.format.ChatError`.
     """
     require_level(config.rollout.sandbox_level)  # gold replies may run code
     if config.sft is None:
@@ -57,8 +57,9 @@ def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> P
     assert config.policy.build is not None
     target, partial = config.run_dir / "policy", config.run_dir / "policy.partial"
     _clear(partial)
-    texts = [conversation_text(c.messages, c.tools, c.budget) for c in conversations[:CONVERSATIONS_FOR_TOKENIZER]]
-    build_policy(config.policy.build, texts, partial, config.seed)
+    format, some = config.policy.chat_format.for_new_tokenizer(), conversations[:CONVERSATIONS_FOR_TOKENIZER]
+    texts = [conversation_text(format, c.messages, c.tools, c.budget) for c in some]
+    build_policy(config.policy.build, texts, partial, config.seed, format)
     _replace(partial, target)
     return target
 

@@ -31,23 +31,35 @@ class CharacterChat:
     stop_ids = (END,)
     pad_id = END
 
-    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> tuple[int, ...]:
-        return self.extend(messages, budget, True)
+    def begin(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> "CharacterDialogue":
+        return CharacterDialogue(messages, budget)
 
-    def extend(self, messages: Sequence[Message], budget: Budget, closed: bool) -> tuple[int, ...]:
-        ids = [] if closed else [END]
-        for message in messages:
-            ids += [*map(ord, message.content), END]
-        return tuple(ids)
 
-    def thinking_limit(self, budget: Budget, enforcement: BudgetConfig, room: int) -> ThinkingLimit | None:
-        if not isinstance(budget, int):
-            return None
-        return ThinkingLimit(budget, enforcement.grace_tokens, (ord("|"),), ord("|"), frozenset({ord(".")}))
+class CharacterDialogue:
+    def __init__(self, messages: Sequence[Message], budget: Budget) -> None:
+        self._budget = budget
+        self._is_closed = True
+        self.prompt_ids: tuple[int, ...] = ()
+        self.say(messages)
 
-    def parse(self, reply_ids: Sequence[int], tools: Sequence[ToolSpec], budget: Budget) -> Reply:
+    def take(self, reply_ids: Sequence[int]) -> Reply:
+        self._is_closed = reply_ids[-1] == END
+        self.prompt_ids = (*self.prompt_ids, *reply_ids)
         text = "".join(chr(token) for token in reply_ids if token != END)
         return Reply("", malformed=text) if text.startswith("malformed") else Reply(text)
+
+    def say(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        ids = [] if self._is_closed else [END]
+        for message in messages:
+            ids += [*map(ord, message.content), END]
+        self.new_ids = tuple(ids)
+        self.prompt_ids = (*self.prompt_ids, *ids)
+        return self.new_ids
+
+    def thinking_limit(self, enforcement: BudgetConfig, room: int) -> ThinkingLimit | None:
+        if not isinstance(self._budget, int):
+            return None
+        return ThinkingLimit(self._budget, enforcement.grace_tokens, (ord("|"),), ord("|"), frozenset({ord(".")}))
 
 
 class ScriptedLane:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.policy import TinyHybrid
 from rl.data_types import Sample, Turn
 from rl.learner.batching import make_batches
@@ -34,7 +35,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Learner, "V
     from rl.engine.vllm_core import VllmEngine
 
     folder = tmp_path_factory.mktemp("policy")
-    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder, 0)
+    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder, 0, NemotronFormat())
     config = make_config(
         policy={"path": folder, "max_tokens": MAX_TOKENS},
         rollout={"max_in_flight": 12, "kv_cache_gib": 0.25},

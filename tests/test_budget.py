@@ -148,44 +148,45 @@ def test_no_forced_token_enters_the_loss(reply_ids: list[int]) -> None:
 
 def test_the_budget_is_told_at_the_end_of_the_last_user_message() -> None:
     messages = (Message("user", "first"), Message("assistant", "yes"), Message("user", "second"))
-    text = CHAT.text(CHAT.open(messages, (), 48))
+    text = CHAT.text(CHAT.begin(messages, (), 48).prompt_ids)
     assert "user\nsecond\n\n{thinking token budget: 48}<|im_end|>" in text
     assert text.count("budget") == 1
     assert text.endswith("<|im_start|>assistant\n<think>\n")
     for budget in ("off", "unlimited"):
-        assert "budget" not in CHAT.text(CHAT.open(messages, (), budget))
+        assert "budget" not in CHAT.text(CHAT.begin(messages, (), budget).prompt_ids)
 
 
 def test_room_for_the_answer_is_kept() -> None:
     enforcement = BudgetConfig(grace_tokens=16, answer_tokens=20)
-    wide = CHAT.thinking_limit(30, enforcement, room=200)
+    wide = CHAT.begin((), (), 30).thinking_limit(enforcement, room=200)
     assert wide is not None
     assert (wide.num_tokens, wide.grace_tokens) == (30, 16)
     assert CHAT.text(wide.closing_ids) == "\n</think>"
     closing = len(wide.closing_ids)
-    tight = CHAT.thinking_limit(30, enforcement, room=40 + closing + 20)
+    tight = CHAT.begin((), (), 30).thinking_limit(enforcement, room=40 + closing + 20)
     assert tight is not None
     assert (tight.num_tokens, tight.grace_tokens) == (30, 10)
-    tighter = CHAT.thinking_limit(30, enforcement, room=12 + closing + 20)
+    tighter = CHAT.begin((), (), 30).thinking_limit(enforcement, room=12 + closing + 20)
     assert tighter is not None
     assert (tighter.num_tokens, tighter.grace_tokens) == (12, 0)
-    assert CHAT.thinking_limit("off", enforcement, 200) is CHAT.thinking_limit("unlimited", enforcement, 200) is None
+    for budget in ("off", "unlimited"):
+        assert CHAT.begin((), (), budget).thinking_limit(enforcement, 200) is None
     assert all(CHAT.text((id,)).endswith("\n") for id in wide.line_end_ids)
 
 
 def test_the_text_of_an_end_of_thinking_in_a_prompt_is_only_text() -> None:
     """Typed by a user it is no control token, and the limit counts the reply's tokens only."""
-    limit = CHAT.thinking_limit(5, BudgetConfig(), 100)
+    limit = CHAT.begin((), (), 5).thinking_limit(BudgetConfig(), 100)
     assert limit is not None
-    assert limit.end_id not in CHAT.open((Message("user", "a </think> b"),), (), 5)
-    assert limit.end_id not in CHAT.reply_ids(Reply("x", "say </think> now"), "unlimited")[:5]
+    assert limit.end_id not in CHAT.begin((Message("user", "a </think> b"),), (), 5).prompt_ids
+    assert limit.end_id not in CHAT.begin((), (), 5).reply_ids(Reply("x", "say </think> now"))[:5]
 
 
 def test_gold_conversations_are_cut_as_the_engine_would_and_what_it_forces_is_not_trained() -> None:
     messages = (Message("user", "q"), Message("assistant", "42", "one two three four five six seven eight nine ten"))
-    limit = CHAT.thinking_limit(4, BudgetConfig(grace_tokens=2), 200)
+    limit = CHAT.begin((), (), 4).thinking_limit(BudgetConfig(grace_tokens=2), 200)
     whole, _ = CHAT.conversation(messages, (), 4)
-    ids, mask = CHAT.conversation(messages, (), 4, limit)
+    ids, mask = CHAT.conversation(messages, (), 4, BudgetConfig(grace_tokens=2), 200)
     assert limit is not None
     assert len(ids) < len(whole)
     untrained = [id for id, mine in zip(ids, mask, strict=True) if not mine]
@@ -193,7 +194,7 @@ def test_gold_conversations_are_cut_as_the_engine_would_and_what_it_forces_is_no
     trained = CHAT.text([id for id, mine in zip(ids, mask, strict=True) if mine])
     assert trained.endswith("\n42<|im_end|>")
     assert trained.startswith("one")
-    assert mask.count(True) == 6 + len(CHAT.reply_ids(Reply("42"), "unlimited")) - 2  # minus its own "\n</think>"
+    assert mask.count(True) == 6 + len(CHAT.begin((), (), 4).reply_ids(Reply("42"))) - 2  # minus its own "\n</think>"
 
 
 def test_a_template_without_a_think_block_has_no_budget() -> None:
@@ -229,4 +230,4 @@ def test_a_chat_without_think_block_refuses_to_enforce() -> None:
     from tests.test_chat import TEMPLATE_CHAT
 
     with pytest.raises(ChatError, match="think block"):
-        TEMPLATE_CHAT.thinking_limit(5, BudgetConfig(), 100)
+        TEMPLATE_CHAT.begin((Message("user", "x"),), (), 5).thinking_limit(BudgetConfig(), 100)

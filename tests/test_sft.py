@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 from envs.messages import Message, Reply, ToolCall
 from envs.text_env import TextEnv
 from rl.chat.chat import load_chat
-from rl.chat.formats.nemotron import conversation_text
+from rl.chat.format import conversation_text
+from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.experiment import ExperimentConfig, PrecisionConfig
 from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
@@ -63,6 +64,12 @@ def with_max_tokens(config: ExperimentConfig, max_tokens: int) -> ExperimentConf
     return config.model_copy(update={"policy": config.policy.model_copy(update={"max_tokens": max_tokens})})
 
 
+def build_for(config: ExperimentConfig, conversations, folder) -> None:
+    format = NemotronFormat()
+    texts = [conversation_text(format, c.messages, c.tools, c.budget) for c in conversations]
+    build_policy(config.policy.build, texts, folder, 0, format)
+
+
 def write_jsonl(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -98,9 +105,7 @@ def test_environments_are_drawn_by_weight(tmp_path):
 def test_labels_are_exactly_what_the_assistant_says(tmp_path):
     config = experiment(tmp_path)
     conversations = gold_conversations(config)
-    build_policy(
-        config.policy.build, [conversation_text(c.messages, c.tools, c.budget) for c in conversations], tmp_path, 0
-    )
+    build_for(config, conversations, tmp_path)
     chat = load_chat(tmp_path, "nemotron")
     rows, num_too_long = token_rows(conversations, chat, config)
     assert num_too_long == 0
@@ -177,12 +182,7 @@ def test_broken_json_and_foreign_folders_are_named(tmp_path):
 def test_truncated_conversations_tell_their_budget_and_do_not_train_what_the_engine_would_force(tmp_path):
     config = experiment(tmp_path, truncated_share=1.0, no_thinking_share=0.0)
     conversations = gold_conversations(config)
-    build_policy(
-        config.policy.build,
-        [conversation_text(c.messages, c.tools, c.budget) for c in conversations],
-        tmp_path,
-        0,
-    )
+    build_for(config, conversations, tmp_path)
     chat = load_chat(tmp_path, "nemotron")
     no_grace = config.model_copy(update={"budget": config.budget.model_copy(update={"grace_tokens": 0})})
     rows, _ = token_rows(conversations, chat, no_grace)
@@ -214,7 +214,7 @@ def test_a_quantised_policy_is_taught_with_folded_weights_and_saved_with_its_mas
 
 
 def test_a_conversation_in_the_wrong_order_names_its_row(tmp_path):
-    build_policy(experiment(tmp_path).policy.build, ["text"], tmp_path, 0)
+    build_policy(experiment(tmp_path).policy.build, ["text"], tmp_path, 0, NemotronFormat())
     conversation = Conversation((Message("assistant", "x"),), (), "off", "a.jsonl, row 7")
     with pytest.raises(SftDataError, match=r"row 7: .*must begin"):
         token_rows([conversation], load_chat(tmp_path, "nemotron"), experiment(tmp_path))

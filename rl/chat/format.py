@@ -10,10 +10,13 @@ can delete it; then a turn's prompt would not begin with the tokens that were sa
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from envs.messages import Message, Reply, ToolSpec
 from rl.data_types import Budget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class ChatError(ValueError):
@@ -30,18 +33,42 @@ class Token:
 Pieces = tuple[Token | str, ...]
 
 
-class Format(Protocol):
-    """What `rl.chat.chat.Chat` needs from a format. With budget `off` the policy may not think."""
+class ChatFormat(Protocol):
+    """One way to write conversations. With budget `off` the policy may not think.
 
+    A format is a file in `rl/chat/formats/` and an entry of `CHAT_FORMATS` there; `policy.chat` names it. Everything
+    else asks for its properties, never for its name.
+    """
+
+    has_tools: ClassVar[bool]
+    """Whether tools can be described and called. If not, `tools` is always empty."""
+    has_thinking: ClassVar[bool]
+    """Whether a reply has a think block, and so can have a budget other than `unlimited`."""
     tokens: tuple[Token, ...]
     """Control tokens that the tokenizer must have."""
     end_of_turn: Token
     """What ends a reply."""
     end_of_thinking: Token | None
-    """What ends the reasoning of a reply; None where there is none, and so no budget."""
+    """What ends the reasoning of a reply; None without a think block."""
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: "PreTrainedTokenizerFast") -> Self:
+        """The format as this checkpoint's tokenizer has it. Raises `ChatError` when the tokenizer lacks what it needs.
+
+        That all of `tokens` exist is checked by the caller.
+        """
+        ...
+
+    @classmethod
+    def for_new_tokenizer(cls) -> Self:
+        """The format of a policy that is built; its tokenizer gets `tokens`.
+
+        Raises `ChatError` for a format that only a checkpoint can define.
+        """
+        ...
 
     def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Pieces:
-        """The first prompt, up to where the policy writes."""
+        """The first prompt, up to where the policy writes. Texts and JSON Schemas may be anything."""
         ...
 
     def follow_up(self, messages: Sequence[Message], budget: Budget) -> Pieces:
@@ -49,14 +76,24 @@ class Format(Protocol):
         ...
 
     def reply(self, reply: Reply, budget: Budget) -> Pieces:
-        """What a policy would write to say this, without the end-of-turn token."""
+        """What a policy would write to say this, without the end-of-turn token.
+
+        Raises `ChatError` when `parse` could not read it back.
+        """
         ...
 
     def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], budget: Budget) -> Reply:
-        """The inverse of `reply`. Never raises: a policy may write anything."""
+        """The inverse of `reply`, in time linear in the pieces. Never raises: a policy may write anything."""
         ...
 
 
 def plain_text(pieces: Iterable[Token | str]) -> str:
     """The pieces as one text, control tokens by their names."""
     return "".join(piece.text if isinstance(piece, Token) else piece for piece in pieces)
+
+
+def conversation_text(
+    format: ChatFormat, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget
+) -> str:
+    """A whole conversation and the opening of one more turn as text, to train a tokenizer on."""
+    return plain_text(format.opening(messages, tools if format.has_tools else (), budget))

@@ -1,11 +1,12 @@
 """Which policy is trained?"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rl.config.section import Positive, Section
+from rl.chat.formats import CHAT_FORMATS, ChatFormat, formats_with_thinking
+from rl.config.section import NameOf, Positive, Section
 
 ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM's attention takes on CPUs."""
@@ -57,7 +58,7 @@ class PolicyConfig(Section):
     """Folder of a Hugging Face checkpoint. Give this or `build`."""
     build: TinyHybrid | None = None
     """Sizes of a policy to build; `build: {}` takes the defaults."""
-    chat: Literal["nemotron", "template"] = "nemotron"
+    chat: Annotated[str, NameOf(CHAT_FORMATS)] = "nemotron"
     """How conversations become tokens: the Nemotron format, or the checkpoint's own chat template."""
     max_tokens: Positive = 512
     """Longest sequence, in tokens: prompts, replies and tool results of one rollout together."""
@@ -71,3 +72,25 @@ class PolicyConfig(Section):
         if self.path is not None and self.build is not None:
             raise ValueError("both path and build are given; keep one and set the other to null")
         return self
+
+    @model_validator(mode="after")
+    def _chat_can_be_built(self) -> "PolicyConfig":
+        if self.build is not None:
+            try:
+                self.chat_format.for_new_tokenizer()
+            except ValueError as error:
+                raise ValueError(f"build and chat: {self.chat} do not go together: {error}") from None
+        return self
+
+    @property
+    def chat_format(self) -> type[ChatFormat]:
+        """The format that `chat` names: what it can do is known before a tokenizer is loaded."""
+        return CHAT_FORMATS[self.chat]
+
+    def need_thinking(self, key: str) -> None:
+        """Raises `ValueError` naming the key that needs a think block when the chat format has none."""
+        if not self.chat_format.has_thinking:
+            raise ValueError(
+                f"{key}: policy.chat {self.chat} has no think block, so no budget can be kept; leave it out, or take a"
+                f" policy whose tokenizer has the control tokens of {formats_with_thinking()}"
+            )

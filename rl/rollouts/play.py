@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from envs.messages import Message
 from rl.chat.budget import violation
 from rl.chat.chat import Chat
+from rl.chat.dialogue import Dialogue
 from rl.chat.format import ChatError
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Outcome, Rollout, Task, Turn
@@ -98,16 +99,13 @@ class _Table:
         """Play until the episode ends. Raises `EnvSessionError` and `EngineError`."""
         opening = await episode.reset()
         self.messages += opening
-        chat, budget, tools = self._player.chat, self._task.budget, episode.env.tools
-        prompt_ids = chat.open(opening, tools, budget)
-        self._check_opening(prompt_ids)
+        dialogue = self._player.chat.begin(opening, episode.env.tools, self._task.budget)
+        self._check_opening(dialogue.prompt_ids)
         malformed = ""
-        new_ids = prompt_ids
         for _ in range(episode.env.max_turns):
-            turn = await self._sample(lane, prompt_ids, new_ids)
+            turn = await self._sample(lane, dialogue)
             self.turns.append(turn)
-            reply_ids = tuple(turn.reply.ids.tolist())
-            reply = chat.parse(reply_ids, tools, budget)
+            reply = dialogue.take(turn.reply.ids.tolist())
             self.messages.append(reply.as_message())
             malformed = reply.malformed
             self.num_malformed_calls += bool(malformed)
@@ -123,18 +121,16 @@ class _Table:
                     self.messages += following
                     return Outcome.TRUNCATED if truncated else self._ended()
             self.messages += following
-            new_ids = chat.extend(following, budget, reply_ids[-1] in chat.stop_ids)
-            prompt_ids = (*prompt_ids, *reply_ids, *new_ids)
-            if len(prompt_ids) >= self._player.config.policy.max_tokens:
+            dialogue.say(following)
+            if len(dialogue.prompt_ids) >= self._player.config.policy.max_tokens:
                 return Outcome.TRUNCATED
         return Outcome.INVALID_ACTION if malformed else Outcome.TRUNCATED
 
-    async def _sample(self, lane: Lane, prompt_ids: tuple[int, ...], new_ids: tuple[int, ...]) -> Turn:
-        """One reply to the prompt, which ends with `new_ids`."""
+    async def _sample(self, lane: Lane, dialogue: Dialogue) -> Turn:
         config = self._player.config
         rollout = config.rollout
-        room = min(rollout.max_reply_tokens, config.policy.max_tokens - len(prompt_ids))
-        limit = self._player.chat.thinking_limit(self._task.budget, config.budget, room)
+        room = min(rollout.max_reply_tokens, config.policy.max_tokens - len(dialogue.prompt_ids))
+        limit = dialogue.thinking_limit(config.budget, room)
         params = SamplingParams(
             max_reply_tokens=room,
             temperature=self._player.temperature,
@@ -144,11 +140,11 @@ class _Table:
             thinking=limit,
             timeout_s=rollout.reply_timeout_s,
         )
-        reply = await lane.sample(prompt_ids, params)
+        reply = await lane.sample(dialogue.prompt_ids, params)
         if reply.finish == "abort":
             raise EngineError("the engine gave up the reply")
         self.budget_violation = self.budget_violation or violation(reply.tokens, limit)
-        return Turn(Tokens.unsampled(new_ids), reply.tokens, reply.finish, is_start=not self.turns)
+        return Turn(Tokens.unsampled(dialogue.new_ids), reply.tokens, reply.finish, is_start=not self.turns)
 
     def _ended(self) -> Outcome:
         """How an episode that came to its end counts."""

@@ -1,19 +1,23 @@
 """How do the Nemotron 3 models write conversations? ChatML with think blocks and XML tool calls."""
 
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.format import ChatError, Pieces, Token, plain_text
+from rl.chat.xml_calls import MalformedCall, call_text, check_sayable, json_text, read_call
 from rl.data_types import Budget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 IM_START, IM_END = Token("<|im_start|>"), Token("<|im_end|>")
 THINK, THINK_END = Token("<think>"), Token("</think>")
 CALL, CALL_END = Token("<tool_call>"), Token("</tool_call>")
 RESULT, RESULT_END = Token("<tool_response>"), Token("</tool_response>")
 NEMOTRON_TOKENS = (IM_START, IM_END, THINK, THINK_END, CALL, CALL_END, RESULT, RESULT_END)
+MAX_CALLS = 128
+"""In one reply; more are malformed. Each call is a step of environment code, so a policy must not choose how many."""
 
 
 class NemotronFormat:
@@ -26,9 +30,19 @@ class NemotronFormat:
     `</parameter>` cannot be expressed in a tool call: the format quotes nothing.
     """
 
-    tokens = NEMOTRON_TOKENS
-    end_of_turn = IM_END
+    has_tools: ClassVar[bool] = True
+    has_thinking: ClassVar[bool] = True
+    tokens: tuple[Token, ...] = NEMOTRON_TOKENS
+    end_of_turn: Token = IM_END
     end_of_thinking: Token | None = THINK_END
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: "PreTrainedTokenizerFast") -> "NemotronFormat":
+        return cls()
+
+    @classmethod
+    def for_new_tokenizer(cls) -> "NemotronFormat":
+        return cls()
 
     def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Pieces:
         pieces: list[Token | str] = []
@@ -46,10 +60,9 @@ class NemotronFormat:
         if reply.reasoning and budget == "off":
             raise ChatError("the reply has reasoning, but its budget is 'off': remove the reasoning first")
         pieces: list[Token | str] = [reply.reasoning + "\n", THINK_END, "\n"] if budget != "off" else []
-        pieces.append(reply.text)
-        for index, call in enumerate(reply.tool_calls):
-            pieces += ["\n" if reply.text or index else "", CALL, _call_text(call), CALL_END]
-        return tuple(pieces)
+        for call in reply.tool_calls:
+            check_sayable(call)
+        return (*pieces, *_answer(reply.text, reply.tool_calls))
 
     def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], budget: Budget) -> Reply:
         reasoning = ""
@@ -65,7 +78,7 @@ class NemotronFormat:
             return Reply(plain_text(pieces), reasoning)
         try:
             text, calls = _read_calls(pieces, tools)
-        except _MalformedCall as error:
+        except MalformedCall as error:
             return Reply(plain_text(pieces), reasoning, malformed=str(error))
         return Reply(text, reasoning, calls)
 
@@ -79,17 +92,19 @@ class NemotronFormat:
                 yield from (RESULT, "\n" + message.content + "\n", RESULT_END, "\n")
                 yield from (IM_END, "\n") if last else ()
             elif message.role == "assistant":
-                reply = Reply(message.content, message.reasoning, message.tool_calls)
-                spent: Budget = "unlimited" if message.reasoning else "off"
-                yield from (*_generation_prompt(spent != "off"), *self.reply(reply, spent), IM_END, "\n")
+                yield from _generation_prompt(bool(message.reasoning))
+                yield from (message.reasoning + "\n", THINK_END, "\n") if message.reasoning else ()
+                yield from (*_answer(message.content, message.tool_calls), IM_END, "\n")
             else:
                 told = _told(budget) if index == last_of_user else ""
                 yield from (IM_START, message.role + "\n", message.content + told, IM_END, "\n")
 
 
-def conversation_text(messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> str:
-    """A whole conversation and the opening of one more turn as text, to train a tokenizer on."""
-    return plain_text(NemotronFormat().opening(messages, tools, budget))
+def _answer(text: str, calls: Sequence[ToolCall]) -> Iterable[Token | str]:
+    """What follows the think block."""
+    yield text
+    for index, call in enumerate(calls):
+        yield from ("\n" if text or index else "", CALL, call_text(call), CALL_END)
 
 
 def _told(budget: Budget) -> str:
@@ -106,95 +121,50 @@ def _tools_text(tools: Sequence[ToolSpec]) -> str:
         return ""
     functions = (
         f"<function><name>{tool.name}</name><description>{tool.description}</description>"
-        f"<parameters>{json.dumps(_brief_schema(tool.parameters), separators=(',', ':'))}</parameters></function>\n"
+        f"<parameters>{json_text(_brief_schema(tool.parameters), f'the schema of tool {tool.name}', compact=True)}"
+        "</parameters></function>\n"
         for tool in tools
     )
     return f"# Tools\n<tools>\n{''.join(functions)}</tools>"
 
 
-def _brief_schema(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`{"name": "type"}` where the JSON schema says no more than that, else the schema itself."""
-    properties = schema.get("properties", {})
-    says_more = set(schema) - {"type", "properties", "required"} or any(set(p) != {"type"} for p in properties.values())
-    if says_more or set(schema.get("required", ())) != set(properties):
+def _brief_schema(schema: Any) -> Any:
+    """`{"name": "type"}` where the JSON schema says no more than that, else the schema itself.
+
+    The schema may be anything that JSON can hold: with `properties: null`, a property that is `true`, and so on.
+    """
+    if not isinstance(schema, Mapping) or set(schema) - {"type", "properties", "required"}:
         return schema
-    return {name: value["type"] for name, value in properties.items()}
-
-
-def _call_text(call: ToolCall) -> str:
-    parameters = (
-        f"<parameter={name}>\n{value if isinstance(value, str) else json.dumps(value)}\n</parameter>\n"
-        for name, value in call.arguments.items()
-    )
-    return f"\n<function={call.name}>\n{''.join(parameters)}</function>\n"
-
-
-class _MalformedCall(ValueError):
-    pass
-
-
-_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", re.DOTALL)
-_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n(.*?)\n</parameter>\n", re.DOTALL)
+    properties, required = schema.get("properties") or {}, schema.get("required") or []
+    if not isinstance(properties, Mapping) or not isinstance(required, list | tuple):
+        return schema
+    says_only_types = all(isinstance(entry, Mapping) and set(entry) == {"type"} for entry in properties.values())
+    if not says_only_types or len(required) != len(properties) or any(name not in required for name in properties):
+        return schema
+    return {name: entry["type"] for name, entry in properties.items()}
 
 
 def _read_calls(pieces: Pieces, tools: Sequence[ToolSpec]) -> tuple[str, tuple[ToolCall, ...]]:
-    """Text before the calls, and the calls. Raises `_MalformedCall`."""
+    """Text before the calls, and the calls. Raises `MalformedCall`."""
     first = next(i for i, piece in enumerate(pieces) if piece in (CALL, CALL_END))
     calls: list[ToolCall] = []
-    rest = list(pieces[first:])
-    while rest:
-        piece = rest.pop(0)
-        if piece == CALL_END:
-            raise _MalformedCall("</tool_call> closes no tool call")
-        if piece != CALL:
-            if plain_text([piece]).strip():
-                raise _MalformedCall("text after a tool call")
-            continue
-        if CALL_END not in rest:
-            raise _MalformedCall("tool call is not closed with </tool_call>")
-        end = rest.index(CALL_END)
-        calls.append(_read_call(rest[:end], tools))
-        rest = rest[end + 1 :]
+    call: list[Token | str] | None = None  # the pieces of the call that is open
+    for piece in pieces[first:]:
+        if call is None and piece == CALL:
+            call = []
+        elif call is None and piece == CALL_END:
+            raise MalformedCall("</tool_call> closes no tool call")
+        elif call is None and plain_text([piece]).strip():
+            raise MalformedCall("text after a tool call")
+        elif call is not None and piece == CALL_END:
+            if len(calls) == MAX_CALLS:
+                raise MalformedCall(f"more than {MAX_CALLS} tool calls in one reply")
+            if CALL in call:
+                raise MalformedCall("tool call inside a tool call")
+            calls.append(read_call(plain_text(call), tools))
+            call = None
+        elif call is not None:
+            call.append(piece)
+    if call is not None:
+        raise MalformedCall("tool call is not closed with </tool_call>")
     return plain_text(pieces[:first]).removesuffix("\n"), tuple(calls)
-
-
-def _read_call(pieces: Sequence[Token | str], tools: Sequence[ToolSpec]) -> ToolCall:
-    if CALL in pieces:
-        raise _MalformedCall("tool call inside a tool call")
-    function = _FUNCTION.fullmatch(plain_text(pieces))
-    if function is None:
-        raise _MalformedCall("tool call does not read <function=NAME> ... </function>")
-    name, body = function.groups()
-    schema = next((tool.parameters for tool in tools if tool.name == name), {}).get("properties", {})
-    arguments: dict[str, Any] = {}
-    end = 0
-    while parameter := _PARAMETER.match(body, end):
-        key, value = parameter.groups()
-        if key in arguments:
-            raise _MalformedCall(f"parameter {key} is given twice")
-        arguments[key] = _read_value(value, schema.get(key, {}).get("type", "string"))
-        end = parameter.end()
-    if body[end:].strip():
-        raise _MalformedCall("arguments do not read <parameter=NAME> VALUE </parameter>, each on lines of its own")
-    return ToolCall(name, arguments)
-
-
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "object": (dict,),
-    "array": (list,),
-}
-
-
-def _read_value(text: str, kind: str) -> Any:
-    """The value in the schema's type; text that is not of that type stays text, and the tool will say so."""
-    if kind not in _JSON_TYPES:
-        return text
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    fits = isinstance(value, _JSON_TYPES[kind]) and isinstance(value, bool) == (kind == "boolean")
-    return value if fits else text

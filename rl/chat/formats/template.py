@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from envs.messages import Message, Reply, ToolSpec
 from rl.chat.format import ChatError, Pieces, Token, plain_text
 from rl.data_types import Budget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class TemplateFormat:
@@ -18,21 +22,42 @@ class TemplateFormat:
     Gold replies lose their reasoning, because there is no place for it.
     """
 
+    has_tools: ClassVar[bool] = False
+    has_thinking: ClassVar[bool] = False
+
     def __init__(self, render: Callable[[list[dict[str, str]], bool], str], special_tokens: Iterable[str]) -> None:
         self._render = render
         self._special = re.compile("|".join(re.escape(text) for text in sorted(special_tokens, key=len, reverse=True)))
         after_reply = self._after_reply([Message("user", "x")])
         if not after_reply or not isinstance(after_reply[0], Token):
             raise ChatError("the chat template does not end an assistant message with a special token")
-        self.end_of_turn = after_reply[0]
+        self.end_of_turn: Token = after_reply[0]
         self.end_of_thinking: Token | None = None
-        self.tokens = (self.end_of_turn,)
+        self.tokens: tuple[Token, ...] = (self.end_of_turn,)
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: "PreTrainedTokenizerFast") -> "TemplateFormat":
+        if not tokenizer.chat_template:
+            raise ChatError("the tokenizer has no chat template")
+
+        def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+            try:
+                text = tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            except Exception as error:  # a template is a program, and many refuse an order of roles
+                roles = ", ".join(message["role"] for message in messages)
+                raise ChatError(f"the chat template refuses messages of the roles {roles}: {error}") from None
+            return str(text)
+
+        special = [token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()]
+        return cls(render, special)
+
+    @classmethod
+    def for_new_tokenizer(cls) -> "TemplateFormat":
+        raise ChatError("a policy that is built has no chat template of its own")
 
     def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Pieces:
-        if tools:
-            raise ChatError(
-                "environments with tools cannot be played with chat: template; take a policy with chat: nemotron"
-            )
         return self._pieces(self._render(_marked(messages), True), messages)
 
     def follow_up(self, messages: Sequence[Message], budget: Budget) -> Pieces:
@@ -40,7 +65,7 @@ class TemplateFormat:
 
     def reply(self, reply: Reply, budget: Budget) -> Pieces:
         if reply.tool_calls:
-            raise ChatError("chat: template has no tool calls")
+            raise ChatError("this chat format has no tool calls")
         return (reply.text,)
 
     def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], budget: Budget) -> Reply:

@@ -1,0 +1,83 @@
+"""How does text become token ids, and ids text? The only user of the tokenizer.
+
+Control tokens are apart from ordinary text: text that reads `<|im_end|>` is encoded as text, never as the token.
+"""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from rl.chat.format import ChatError, Pieces, Token
+from rl.chat.valid_text import valid_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Ids = tuple[int, ...]
+_EXACT = " a\n\n<b> 12 é  \t👍"  # must survive encoding and decoding
+
+
+class TokenText:
+    """Encodes and decodes pieces of text with one tokenizer. Threads may share it.
+
+    Raises `ChatError` when the tokenizer lacks one of the control tokens, or changes text.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", needed: Iterable[Token]) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._plain = _without_added_tokens(self._tokenizer)
+        self._added = {id: token.content for id, token in self._tokenizer.get_added_tokens_decoder().items()}
+        self._ids = {text: id for id, text in self._added.items()}
+        missing = [token.text for token in needed if token.text not in self._ids]
+        if missing:
+            raise ChatError(f"the tokenizer has no token {', '.join(missing)}")
+        for text in (_EXACT, *self._ids):
+            ids = self.encode((text,))
+            if self.decode(ids) != (text,):
+                raise ChatError(f"the tokenizer changes plain text: {text!r} becomes {self.decode(ids)!r}")
+
+    def control_id(self, text: object) -> int | None:
+        """The id of the control token with this text, None when there is none."""
+        return self._ids.get(str(text))
+
+    def encode(self, pieces: Pieces) -> Ids:
+        """Ids of the pieces. Text between two control tokens is encoded at once; text that is not valid is made so."""
+        ids: list[int] = []
+        for control, group in groupby(pieces, lambda piece: isinstance(piece, Token)):
+            if control:
+                ids += [self._ids[piece.text] for piece in group if isinstance(piece, Token)]
+            else:
+                text = valid_text("".join(piece for piece in group if isinstance(piece, str)))
+                ids += self._plain.encode(text, add_special_tokens=False).ids
+        return tuple(ids)
+
+    def decode(self, ids: Iterable[int]) -> Pieces:
+        pieces: list[Token | str] = []
+        for control, group in groupby(ids, lambda id: id in self._added):
+            if control:
+                pieces += [Token(self._added[id]) for id in group]
+            else:
+                pieces.append(self._plain.decode(list(group), skip_special_tokens=False))
+        return tuple(pieces)
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return self._tokenizer.get_vocab_size()
+
+    @cached_property
+    def line_end_ids(self) -> frozenset[int]:
+        """Tokens of ordinary text that end with a line break."""
+        ids = range(self.num_tokens)
+        return frozenset(id for id in ids if id not in self._added and self._plain.decode([id]).endswith("\n"))
+
+
+def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer to which `<|im_end|>` and its like are text like any other."""
+    state = json.loads(tokenizer.to_str())
+    state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(state))
