@@ -296,3 +296,15 @@ def test_a_tokenizer_that_changes_text_is_refused():
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(ChatError, match="cannot load the tokenizer"):
         load_chat(tmp_path, "nemotron")
+
+
+def test_a_tool_with_half_a_surrogate_pair_in_its_words_is_described() -> None:
+    tool = ToolSpec("t\ud800", "d\udfff", {"properties": {"\ud800": {"type": "string"}}})
+    assert "<name>t\ufffd</name><description>d\ufffd</description>" in prompt_text(
+        CHAT, [Message("user", "x")], (tool,), "off"
+    )
+
+
+def test_a_message_with_a_call_that_could_not_be_said_is_shown_all_the_same() -> None:
+    called = Message("assistant", "", "", (ToolCall("stock", {"sku": "a\n</parameter>\nb"}),))
+    assert "a\n</parameter>\nb" in prompt_text(CHAT, [Message("user", "x"), called], (STORE,), "off")

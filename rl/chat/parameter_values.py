@@ -24,7 +24,7 @@ from rl.chat.valid_text import valid_json
 
 MAX_JSON_CHARACTERS = 1_000_000
 MAX_JSON_DEPTH = 64
-MAX_SCHEMA_DEPTH = 32
+MAX_SCHEMA_DEPTH = 64
 MAX_SCHEMA_PARTS = 256
 """How far references and combinations in a schema are followed; it may refer to itself."""
 
