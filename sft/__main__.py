@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import typer
 
 from rl.config.errors import ConfigError
+from rl.config.experiment import ExperimentConfig
+from rl.config.read import load_config
 from rl.errors import is_ours
+from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,13 +24,26 @@ def train(
     yaml: Annotated[Path, typer.Argument(help="Experiment YAML with an `sft` section.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")] = None,
 ) -> None:
-    """Run an experiment's supervised stage alone and print the checkpoint's folder, RUN/sft."""
-    from rl.config.read import load_config
+    """Run an experiment's supervised stage alone and print the checkpoint's folder, RUN/sft.
 
-    config = load_config(yaml, overrides or [])
+    The YAML needs no `train` section, and with `sft.data` no `environments` either.
+    """
+    config = load_stage(yaml, overrides or [])
     from sft.train import run  # takes ten seconds to import: mistakes in the YAML are told before
 
     typer.echo(f"checkpoint: {run(config)}")
+
+
+def load_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """The configuration for the supervised stage alone, with neutral values for sections that it does not read.
+
+    Raises `ConfigError`.
+    """
+    unread = {"train": {"num_steps": 1}, "environments": {"none": {}}}
+    config = load_config(yaml, overrides, unread)
+    if config.sft is None or config.sft.data is None:
+        return load_config(yaml, overrides, {"train": unread["train"]})
+    return config
 
 
 @app.command()
@@ -39,12 +56,15 @@ def smollm2(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) ->
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 failed, 2 wrong configuration."""
+    """Exit codes: 0 done, 1 failed, 2 wrong configuration, 128 + n stopped by signal n."""
     try:
         app()
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except StopRequested as stop:
+        typer.echo(f"stopped by {stop}; the same command goes on from the last step", err=True)
+        sys.exit(stop.exit_code)
     except Exception as error:
         if not is_ours(error):
             raise

@@ -1,16 +1,13 @@
-"""What does the supervised stage train on? Conversations of environments or of a file, as rows of tokens."""
+"""What does the supervised stage train on? Gold conversations, and conversations as rows of tokens in their order."""
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
 
 from envs.gold import gold_conversation
-from envs.messages import Message, Reply, Role, ToolCall, ToolSpec
+from envs.messages import Message, Reply
 from envs.registry import make
 from envs.text_env import TextEnv
 from rl.chat.chat import Chat
@@ -18,29 +15,13 @@ from rl.chat.format import ChatError
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Budget
 from rl.tasks.seeds import draw_budget
+from sft.rows import Conversation, SftDataError, read_conversations, to_last_reply
 
 IGNORED_LABEL = -100  # what torch's cross-entropy leaves out
 GIVING_UP = "I do not know."
 MAX_SEED = 2**31
 MICRO_BATCHES = (1, 2, 4, 8)
 TOKENS_PER_START = 100  # measured for the tiny hybrid on one core: a pass costs 10 ms, and a token 0.1 ms
-ROLES: tuple[Role, ...] = get_args(Role)
-
-
-class SftDataError(ValueError):
-    """Conversations that cannot be trained on. Says which file and row, or which environment and seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Messages up to the last assistant's, what the policy could call and think, and where they are from."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[ToolSpec, ...]
-    budget: Budget
-    source: str
-    cut_at: float | None = None
-    """Where the reasoning is to be cut at a random budget: the place, as a share of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +30,14 @@ class Row:
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+
+
+def training_conversations(config: ExperimentConfig) -> list[Conversation]:
+    """Those of `sft.data`, or gold ones. Raises `SftDataError` and `envs.gold.GoldError`."""
+    assert config.sft is not None
+    if config.sft.data is None:
+        return gold_conversations(config)
+    return read_conversations(config.sft.data, has_thinking=config.policy.chat_format.has_thinking)
 
 
 def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextEnv] = make) -> list[Conversation]:
@@ -83,7 +72,7 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
             messages = tuple(replace(message, reasoning="") for message in messages)
         cut_at = places[number] if cut[number] and any(message.reasoning for message in messages) else None
         source = f"{env_id}, seed {seed}"
-        conversations.append(Conversation(_to_last_reply(messages), env.tools, budget, source, cut_at))
+        conversations.append(Conversation(to_last_reply(messages), env.tools, budget, source, cut_at))
     for env in envs.values():
         env.close()
     return conversations
@@ -93,29 +82,6 @@ def giving_up(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The conversation as a helpless assistant would have it: the opening, and nothing tried."""
     first = next(index for index, message in enumerate(messages) if message.role == "assistant")
     return (*messages[:first], Message("assistant", GIVING_UP))
-
-
-def read_conversations(path: Path) -> list[Conversation]:
-    """Conversations of a JSONL file or a `datasets` folder with a column `messages`, and `tools` where there are any.
-
-    Messages are OpenAI-like: `role`, `content`, for the assistant also `reasoning_content` and `tool_calls`.
-    A conversation without any reasoning is trained with budget `off`. Raises `SftDataError` that counts the bad
-    rows and names the first.
-    """
-    rows = _jsonl_rows(path) if path.is_file() else _folder_rows(path)
-    conversations, problems = [], []
-    for number, row in rows:
-        try:
-            conversations.append(_read_row(row, f"{path}, row {number}"))
-        except SftDataError as error:
-            problems.append(str(error))
-    if problems:
-        raise SftDataError(
-            f"{len(problems)} of {len(conversations) + len(problems)} rows are bad; first: {problems[0]}"
-        )
-    if not conversations:
-        raise SftDataError(f"{path} holds no conversations")
-    return conversations
 
 
 def token_rows(conversations: Iterable[Conversation], chat: Chat, config: ExperimentConfig) -> tuple[list[Row], int]:
@@ -176,73 +142,3 @@ def _budget(conversation: Conversation, chat: Chat) -> Budget:
     replies = [message for message in conversation.messages if message.role == "assistant"]
     longest = max(chat.num_reasoning_tokens(Reply(reply.content, reply.reasoning)) for reply in replies)
     return 1 + int(conversation.cut_at * (longest - 1))
-
-
-def _to_last_reply(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Without what the environment said after the last reply: nothing of it is trained."""
-    last = max(index for index, message in enumerate(messages) if message.role == "assistant")
-    return tuple(messages[: last + 1])
-
-
-def _jsonl_rows(path: Path) -> Iterable[tuple[int, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise SftDataError(f"{path}, row {number}: not JSON: {error}") from None
-
-
-def _folder_rows(path: Path) -> Iterable[tuple[int, Any]]:
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        data = load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise SftDataError(f"{path} is neither a JSONL file nor a folder written by datasets: {error}") from None
-    if isinstance(data, DatasetDict):
-        if "train" not in data:
-            raise SftDataError(f"{path} has no split 'train', only {', '.join(map(str, data))}")
-        data = data["train"]
-    return enumerate(data, 1)
-
-
-def _read_row(row: Any, source: str) -> Conversation:
-    if not isinstance(row, Mapping) or not isinstance(row.get("messages"), list) or not row["messages"]:
-        raise SftDataError(f"{source}: no list 'messages'")
-    messages = tuple(_read_message(message, source) for message in row["messages"])
-    if all(message.role != "assistant" for message in messages):
-        raise SftDataError(f"{source}: no assistant message, so nothing to train on")
-    tools = tuple(_read_tool(tool, source) for tool in row.get("tools") or ())
-    budget: Budget = "unlimited" if any(message.reasoning for message in messages) else "off"
-    return Conversation(_to_last_reply(messages), tools, budget, source)
-
-
-def _read_message(message: Any, source: str) -> Message:
-    role = message.get("role") if isinstance(message, Mapping) else None
-    if role not in ROLES:
-        raise SftDataError(f"{source}: a message's role must be one of {', '.join(ROLES)}, got {role!r}")
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        raise SftDataError(f"{source}: a message's content must be text, got {type(content).__name__}")
-    calls = tuple(_read_call(call, source) for call in message.get("tool_calls") or ())
-    return Message(role, content, message.get("reasoning_content") or "", calls, message.get("name") or "")
-
-
-def _read_call(call: Any, source: str) -> ToolCall:
-    function = call.get("function", call) if isinstance(call, Mapping) else {}
-    arguments = function.get("arguments") or {}
-    try:
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        # A `datasets` column gives every call the arguments of all calls, None where it has none.
-        return ToolCall(function["name"], {name: value for name, value in arguments.items() if value is not None})
-    except (KeyError, AttributeError, json.JSONDecodeError):
-        raise SftDataError(f"{source}: a tool call needs a name and arguments as an object, got {call!r}") from None
-
-
-def _read_tool(tool: Any, source: str) -> ToolSpec:
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-    if not function.get("name"):
-        raise SftDataError(f"{source}: a tool needs a name, got {tool!r}")
-    return ToolSpec(function["name"], function.get("description") or "", function.get("parameters") or {})

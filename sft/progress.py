@@ -11,6 +11,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from envs.json_lines import read_lines
+
 
 class StepMetrics(TrainerCallback):
     """Writes step, loss, tokens, seconds and tokens_per_s; tokens are those of this step, padding not counted."""
@@ -21,7 +23,7 @@ class StepMetrics(TrainerCallback):
             TextColumn("supervised"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+            TextColumn("{task.fields[last]}"),
             TimeRemainingColumn(),
             refresh_per_second=2,  # drawing takes time from training
         )
@@ -30,8 +32,11 @@ class StepMetrics(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        before = [line for line in read_lines(self._path) if line["step"] <= state.global_step]  # of a stopped stage
         self._file = self._path.open("w", encoding="utf-8")
-        self._task = self._progress.add_task("sft", total=state.max_steps, loss=float("nan"), rate=0.0)
+        self._file.writelines(json.dumps(line) + "\n" for line in before)
+        self._first_step = state.global_step
+        self._task = self._progress.add_task("sft", total=state.max_steps, completed=state.global_step, last="")
         self._progress.start()
         self._start = self._last = time.monotonic()
 
@@ -59,14 +64,12 @@ class StepMetrics(TrainerCallback):
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         rate = num_tokens / (now - self._start)
-        self._progress.update(self._task, completed=state.global_step, loss=logs["loss"], rate=rate)
+        last = f"loss {logs['loss']:.3f}  {rate:,.0f} tokens/s"
+        self._progress.update(self._task, completed=state.global_step, last=last)
         if not self._progress.console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
-            left_s = (state.max_steps - state.global_step) * (now - self._start) / state.global_step
-            print(
-                f"supervised step {state.global_step}/{state.max_steps}  loss {logs['loss']:.3f}  {rate:,.0f} tokens/s"
-                f"  {left_s:.0f} s left",
-                flush=True,
-            )
+            seconds_a_step = (now - self._start) / (state.global_step - self._first_step)
+            left_s = (state.max_steps - state.global_step) * seconds_a_step
+            print(f"supervised step {state.global_step}/{state.max_steps}  {last}  {left_s:.0f} s left", flush=True)
         self._num_tokens, self._last = num_tokens, now
 
     def close(self) -> None:

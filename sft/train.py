@@ -12,20 +12,24 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback
+from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig as TrlConfig
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from envs.sandbox import require_level
 from rl.chat.chat import load_chat
 from rl.chat.format import conversation_text
-from rl.config.experiment import ExperimentConfig
+from rl.config.experiment import ExperimentConfig, SftConfig
+from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
-from sft.data import Conversation, Row, gold_conversations, read_conversations, token_rows, training_order
+from rl.stop import handled_signals
+from sft.checkpoints import Checkpoints, Trainer, discard, prepare
+from sft.data import Row, token_rows, training_conversations, training_order
 from sft.precision import FoldedSteps
 from sft.progress import StepMetrics
+from sft.rows import Conversation
 
 CONVERSATIONS_FOR_TOKENIZER = 4000
 
@@ -33,22 +37,25 @@ CONVERSATIONS_FOR_TOKENIZER = 4000
 def run(config: ExperimentConfig) -> Path:
     """Train as `config.sft` says and give the checkpoint's folder, `<run_dir>/sft`.
 
-    The folder appears at once and complete. With `policy.build`, the random policy is first written to
-    `<run_dir>/policy`. Raises `sft.data.SftDataError` and `rl.chat.format.ChatError`.
+    The folder appears at once and complete. A stage that was stopped goes on where it was. With `policy.build`, the
+    random policy is first written to `<run_dir>/policy`. Raises `sft.rows.SftDataError`,
+    `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`, and `rl.stop.StopRequested` when a signal
+    stopped training.
     """
     require_level(config.rollout.sandbox_level)  # gold replies may run code
     if config.sft is None:
         raise ValueError("the experiment has no `sft` section: add one, such as `sft: {num_steps: 300}`")
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, int(config.learner.cpus)))
-    conversations = read_conversations(config.sft.data) if config.sft.data else gold_conversations(config)
+    conversations = training_conversations(config)
     policy = config.policy.path or _build(config, conversations)
     chat = load_chat(policy, config.policy.chat)
     rows, num_too_long = token_rows(conversations, chat, config)
     _describe(rows, num_too_long)
     target, partial = config.run_dir / "sft", config.run_dir / "sft.partial"
-    _clear(partial)
-    _train(config, policy, rows, chat.pad_id, partial)
+    checkpoint = prepare(partial, rows, config)
+    _train(config, policy, rows, chat.pad_id, partial, checkpoint)
+    discard(partial)
     _replace(partial, target)
     return target
 
@@ -64,41 +71,55 @@ def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> P
     return target
 
 
-def _train(config: ExperimentConfig, policy: Path, rows: Sequence[Row], pad_id: int, folder: Path) -> None:
-    assert config.sft is not None
-    model = load_model(policy)
+def _train(
+    config: ExperimentConfig, policy: Path, rows: Sequence[Row], pad_id: int, folder: Path, checkpoint: Path | None
+) -> None:
+    sft = config.sft
+    assert sft is not None
+    model = load_policy(checkpoint or policy)
     folded = FoldedWeights(model, config.precision)
     Console().print(folded.describe())
-    order, num_micro_batches = training_order(rows, config.sft.num_steps, config.sft.batch_size, config.seed)
+    if warning := learning_rate_warning(config):
+        Console().print(warning)
+    if checkpoint is not None:
+        Console().print(f"going on from {checkpoint.name} of the stage that was stopped")
+    order, num_micro_batches = training_order(rows, sft.num_steps, sft.batch_size, config.seed)
     dataset = Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
-    metrics = StepMetrics(folder / "metrics.jsonl")
-    trainer = SFTTrainer(
+    metrics, checkpoints = StepMetrics(folder / "metrics.jsonl"), Checkpoints(sft.num_steps)
+    trainer = Trainer(
         model=model,
         args=_trl_config(config, folder, num_micro_batches),
         train_dataset=dataset.select(order),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=pad_id),
-        callbacks=[metrics, FoldedSteps(folded)],
+        callbacks=[metrics, FoldedSteps(folded), checkpoints],
     )
     trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train()
+        with handled_signals():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         metrics.close()
+    if checkpoints.stop is not None:
+        raise checkpoints.stop
     model.save_pretrained(folder)
     assert trainer.processing_class is not None
     trainer.processing_class.save_pretrained(folder)
 
 
-def load_model(policy: Path) -> PreTrainedModel:
-    """The policy with float32 weights. Experts run as grouped matrix products: on a CPU, several times faster."""
-    return AutoModelForCausalLM.from_pretrained(
-        str(policy), dtype=torch.float32, local_files_only=True, experts_implementation="grouped_mm"
+def learning_rate_warning(config: ExperimentConfig) -> str:
+    """What is said when the default learning rate, which suits tiny policies, would train a checkpoint; else empty."""
+    rate = SftConfig.model_fields["learning_rate"].default
+    if config.policy.path is None or config.sft is None or config.sft.learning_rate != rate:
+        return ""
+    return (
+        f"warning: sft.learning_rate is the default, {rate:g}, which suits tiny policies that are built; it makes a"
+        " pretrained checkpoint forget what it knows. 2e-5 is usual for training all of its weights"
     )
 
 
 def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) -> TrlConfig:
     assert config.sft is not None
-    return TrlConfig(
+    arguments = TrlConfig(
         output_dir=str(folder),
         max_steps=config.sft.num_steps,
         per_device_train_batch_size=config.sft.batch_size // num_micro_batches,
@@ -119,10 +140,14 @@ def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) 
         gradient_checkpointing=False,
         logging_steps=1,
         disable_tqdm=True,
-        save_strategy="no",
+        save_strategy="no",  # `Checkpoints` says when
         report_to="none",
         dataloader_pin_memory=False,
     )
+    # Without a launcher transformers counts all visible GPUs and wraps the model in DataParallel: every step would take
+    # `n_gpu` times `batch_size` rows. trl refuses it, and one device is what the learner uses too.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _describe(rows: Sequence[Row], num_too_long: int) -> None:

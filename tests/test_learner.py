@@ -12,8 +12,9 @@ from rl.algorithms.corrections import NonFiniteError
 from rl.data_types import Sample
 from rl.learner.batching import make_batches
 from rl.learner.forward import UnsupportedHeadError, check_head, policy_logprobs
-from rl.learner.learner import IncompleteCheckpointError, Learner, LearnerStateError
+from rl.learner.learner import Learner, LearnerStateError
 from rl.learner.optimizer import learning_rate
+from rl.learner.policy import IncompleteCheckpointError
 from rl.learner.router import RouterBalancer, UnsupportedRouterError
 from rl.tokens import Tokens
 from tests.conftest import make_config

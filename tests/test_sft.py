@@ -14,15 +14,13 @@ from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
 from rl.precision.nvfp4 import dequantise, quantise
 from sft.data import (
-    Conversation,
     Row,
-    SftDataError,
     gold_conversations,
-    read_conversations,
     token_rows,
     training_order,
 )
 from sft.precision import FoldedSteps
+from sft.rows import Conversation, SftDataError, read_conversations
 
 SIZES = {
     "pattern": "M*E", "hidden_size": 32, "num_heads": 1, "num_experts": 4, "latent_size": 16, "expert_size": 32,

@@ -25,14 +25,18 @@ REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
 """`${section.key}`; relative ones and resolvers such as `${oc.env:HOME}` are left out."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Mapping[str, Any]] | None = None
+) -> ExperimentConfig:
     """The validated configuration of an experiment file with `key=value` overrides on top.
 
-    Raises `ConfigError` that lists every problem. Whether environments, the policy's folder and data exist is the
-    business of `check_references`.
+    `unread` gives top-level sections that the caller does not read, for when nobody writes them. Raises `ConfigError`
+    that lists every problem. Whether environments, the policy's folder and data exist is the business of
+    `check_references`.
     """
     source = read_with_base(Path(path))
     apply_overrides(source, overrides)
+    source.tree = {**(unread or {}), **source.tree}
     return _validate(_resolve(source), source.places, str(path))
 
 

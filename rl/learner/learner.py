@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rl.algorithms.corrections import NonFiniteError
 from rl.config.experiment import ExperimentConfig
@@ -20,15 +19,12 @@ from rl.learner.batch_loss import Measures, added, batch_loss, mean
 from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import check_head, policy_logprobs
 from rl.learner.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from rl.learner.policy import load_policy
 from rl.learner.router import RouterBalancer
 from rl.precision.folded import FoldedWeights
 
 STATE_FORMAT = 1
 UPDATE_FIELDS = frozenset(one.name for one in fields(Update))
-
-
-class IncompleteCheckpointError(ValueError):
-    """A checkpoint lacks weights of the policy."""
 
 
 class LearnerStateError(ValueError):
@@ -177,14 +173,4 @@ class Learner:
 
 
 def _load_model(path: Path, device: torch.device) -> PreTrainedModel:
-    """Float32, and without dropout: the engine has none, so it would only be logprob mismatch."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise IncompleteCheckpointError(
-            f"{path}: {len(missing)} weights are missing, first {missing[0]!r}; transformers would make them up."
-            " Point policy.path to a complete checkpoint"
-        )
-    return model.to(device).eval()
+    return load_policy(path).to(device)  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""How does the supervised stage go on after it was stopped? From a checkpoint of trl's, as if nothing had happened.
+
+Ten times a stage, and when a signal stops it, weights, optimiser, learning rate and random state are written beside the
+metrics. The next start with the same configuration and the same rows goes on from there; the result equals that of an
+uninterrupted stage bit for bit. With another configuration, the stage starts anew.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.sft_trainer import SFTTrainer
+
+from rl.config.experiment import ExperimentConfig
+from rl.stop import StopRequested, raise_if_requested
+from sft.data import Row
+
+STAGE_FILE = "stage.json"
+CHECKPOINTS = 10
+"""How many are written a stage; only the newest is kept."""
+
+
+class Trainer(SFTTrainer):
+    """trl's trainer for a model that is already the checkpoint's, without a model card."""
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """Nothing: transformers would look for the names in memory, but experts are stored under others."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: the folder belongs to a run, which says what was done."""
+
+
+class Checkpoints(TrainerCallback):
+    """Has checkpoints written, and ends training after the step in which a signal came."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._every = math.ceil(num_steps / CHECKPOINTS)
+        self.stop: StopRequested | None = None
+        """Set when a signal ended training before the last step."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= self._num_steps:
+            return  # the whole policy is written next
+        try:
+            raise_if_requested()
+        except StopRequested as stop:
+            self.stop = stop
+            control.should_training_stop = True
+        control.should_save = self.stop is not None or state.global_step % self._every == 0
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Keep the newest alone, now that it is whole."""
+        for path in Path(str(args.output_dir)).glob("checkpoint-*"):
+            if _step(path) != state.global_step:
+                shutil.rmtree(path)
+
+
+def prepare(folder: Path, rows: Sequence[Row], config: ExperimentConfig) -> Path | None:
+    """The checkpoint in `folder` to go on from; None when there is none of this stage, and the folder is then empty."""
+    fingerprint = _fingerprint(rows, config)
+    file = folder / STAGE_FILE
+    if file.is_file() and file.read_text() == fingerprint:
+        # The state is written last, so a checkpoint without it was cut off.
+        whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+        if whole:
+            return max(whole, key=_step)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    file.write_text(fingerprint)
+    return None
+
+
+def discard(folder: Path) -> None:
+    """Leave in `folder` only what a complete stage is."""
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    (folder / STAGE_FILE).unlink()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _fingerprint(rows: Sequence[Row], config: ExperimentConfig) -> str:
+    """What decides the outcome of the stage: the rows, and the parts of the configuration that it reads."""
+    parts = config.model_dump(mode="json", include={"seed", "policy", "precision", "sft"})
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for row in rows:
+        digest.update(json.dumps([row.input_ids, row.labels]).encode())
+    return json.dumps({"sha256": digest.hexdigest()}) + "\n"

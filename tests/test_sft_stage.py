@@ -1,0 +1,231 @@
+"""The supervised stage on policies with and without experts: built, dense, pretrained; stopped and gone on with."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    TrainingArguments,
+)
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from rl.chat.chat import load_chat
+from rl.chat.formats.nemotron import NemotronFormat
+from rl.config.errors import ConfigError
+from rl.config.experiment import ExperimentConfig
+from rl.learner.policy import IncompleteCheckpointError, load_policy
+from rl.policies import train_tokenizer
+from sft.__main__ import load_stage
+from tests.test_chat import CHATML
+from tests.test_sft import SIZES
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{n} + 1"}, {"role": "assistant", "content": str(n + 1)}]}
+    for n in range(40)
+]
+DENSE_SIZES: dict[str, Any] = {
+    "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+def dense_policy(kind: str, folder: Path) -> Path:
+    tokenizer = train_tokenizer(["text"], 384, NemotronFormat())
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(0)
+    if kind == "llama":
+        LlamaForCausalLM(LlamaConfig(**DENSE_SIZES, tie_word_embeddings=True)).save_pretrained(folder)
+    else:
+        Qwen3ForCausalLM(Qwen3Config(**DENSE_SIZES, head_dim=16)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def stage(run_dir: Path, policy: dict[str, Any], **sft: Any) -> ExperimentConfig:
+    rows = run_dir.parent / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return ExperimentConfig.model_validate(
+        {
+            "run_dir": str(run_dir),
+            "seed": 3,
+            "policy": policy,
+            "environments": {"math/Arithmetic-v0": {}},
+            "sft": {"num_steps": 4, "batch_size": 8, "warmup_steps": 1, "data": str(rows), **sft},
+            "train": {"num_steps": 1},
+        }
+    )
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("chat", ["template", "nemotron"])
+def test_a_policy_without_experts_is_trained(tmp_path: Path, kind: str, chat: str) -> None:
+    from sft.train import run
+
+    before = dense_policy(kind, tmp_path / "dense")
+    folder = run(stage(tmp_path / "run", {"path": str(before), "chat": chat, "max_tokens": 200}))
+    lines = steps_of(folder)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    names = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight")
+    old, new = load_file(before / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert not any(torch.equal(old[name], new[name]) for name in names)
+    assert load_chat(folder, chat).stop_ids == load_chat(before, chat).stop_ids
+
+
+@pytest.mark.slow
+def test_smollm2_learns_a_few_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf")
+    from rl.policies import convert_smollm2
+    from sft.train import run
+
+    convert_smollm2(tmp_path / "smollm2")
+    policy = {"path": str(tmp_path / "smollm2"), "chat": "template", "max_tokens": 200}
+    folder = run(stage(tmp_path / "run", policy, num_steps=3, batch_size=4, learning_rate=2e-5))
+    losses = [line["loss"] for line in steps_of(folder)]
+    assert losses[-1] < losses[0] < 3
+    assert "warning: sft.learning_rate" not in " ".join(capsys.readouterr().out.split())
+
+
+def run_stage(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> Path:
+    """Run the stage; a signal comes in step `stop_at`."""
+    import sft.train
+    from sft.progress import StepMetrics
+
+    class Stopping(StepMetrics):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+            super().on_log(args, state, control, logs, **more)
+            if state.global_step == stop_at and logs and "loss" in logs:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sft.train, "StepMetrics", Stopping)
+    return sft.train.run(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "nvfp4"])
+def test_a_stage_that_was_stopped_goes_on_to_the_very_same_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    from rl.stop import StopRequested
+
+    def config(name: str, **sft: Any) -> ExperimentConfig:
+        made = stage(tmp_path / name, {"build": SIZES}, num_steps=7, **sft)
+        return made.model_copy(update={"precision": made.precision.model_copy(update={"format": precision})})
+
+    whole = run_stage(config("whole"), monkeypatch)
+    with pytest.raises(StopRequested):
+        run_stage(config("stopped"), monkeypatch, stop_at=3)
+    partial = tmp_path / "stopped" / "sft.partial"
+    # the signal came after step 3 was logged and before its successor began, so it is seen at the end of step 4
+    assert [path.name for path in partial.glob("checkpoint-*")] == ["checkpoint-4"]
+    (partial / "checkpoint-5").mkdir()  # a checkpoint that was cut off is not taken
+    resumed = run_stage(config("stopped"), monkeypatch)
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    exact = ("step", "loss", "grad_norm", "learning_rate", "tokens")
+    first, second = ([{key: line[key] for key in exact} for line in steps_of(folder)] for folder in (whole, resumed))
+    assert first == second
+    assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+    with pytest.raises(StopRequested):
+        run_stage(config("stopped"), monkeypatch, stop_at=3)
+    other = run_stage(config("stopped", learning_rate=1e-3), monkeypatch)  # nothing of the stopped stage is in it
+    afresh = run_stage(config("afresh", learning_rate=1e-3), monkeypatch)
+    assert (other / "model.safetensors").read_bytes() == (afresh / "model.safetensors").read_bytes()
+
+
+def test_checkpoints_are_due_ten_times_a_stage_and_not_at_its_end(tmp_path: Path) -> None:
+    from sft.checkpoints import Checkpoints
+
+    callback, arguments = Checkpoints(25), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    due = []
+    for step in range(1, 26):
+        control, state = TrainerControl(), TrainerState(global_step=step)
+        callback.on_step_end(arguments, state, control)
+        if control.should_save:
+            due.append(step)
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            callback.on_save(arguments, state, control)
+    assert due == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-24"]
+    assert callback.stop is None
+
+
+@pytest.mark.slow
+def test_one_device_is_used_however_many_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sft.train import _trl_config
+
+    config = stage(tmp_path / "run", {"build": SIZES})
+    assert _trl_config(config, tmp_path, 1).n_gpu == 0  # here; `use_cpu` without CUDA
+    monkeypatch.setattr("trl.trainer.sft_config.SFTConfig.__post_init__", lambda self: setattr(self, "_n_gpu", 8))
+    arguments = _trl_config(config, tmp_path, 1)
+    assert arguments.n_gpu == 1
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 8
+
+
+@pytest.mark.slow
+def test_the_default_learning_rate_for_a_checkpoint_is_remarked_upon(tmp_path: Path) -> None:
+    from sft.train import learning_rate_warning
+
+    pretrained = {"path": "x"}
+    assert "2e-5 is usual" in learning_rate_warning(stage(tmp_path / "a", pretrained))
+    assert learning_rate_warning(stage(tmp_path / "a", pretrained, learning_rate=2e-5)) == ""
+    assert learning_rate_warning(stage(tmp_path / "a", {"build": SIZES})) == ""
+
+
+@pytest.mark.slow
+def test_the_progress_line_shows_no_loss_before_there_is_one(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from sft.progress import StepMetrics
+
+    metrics = StepMetrics(tmp_path / "metrics.jsonl")
+    metrics._progress.live.console = console = Console(file=(tmp_path / "out").open("w"), force_terminal=True)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    metrics.on_train_begin(arguments, TrainerState(max_steps=5), TrainerControl())
+    metrics.close()
+    console.file.close()
+    shown = (tmp_path / "out").read_text()
+    assert "supervised" in shown
+    assert "nan" not in shown
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_checkpoint_without_some_weights_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = dense_policy(kind, tmp_path)
+    assert not load_policy(folder).training
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        IncompleteCheckpointError, match=r"1 weights are missing, first 'model\.layers\.1\.mlp\.up_proj"
+    ):
+        load_policy(folder)
+
+
+def test_the_stage_needs_no_sections_that_it_does_not_read(tmp_path: Path) -> None:
+    yaml = tmp_path / "stage.yaml"
+    yaml.write_text("run_dir: r\nseed: 0\npolicy: {path: x}\nsft: {data: rows.jsonl}\n")
+    sft = load_stage(yaml, ["sft.num_steps=7"]).sft
+    assert sft is not None
+    assert (sft.num_steps, sft.data) == (7, Path("rows.jsonl"))
+    with pytest.raises(ConfigError, match="environments: is missing"):
+        load_stage(yaml, ["sft.data=null"])
+    gold = load_stage(yaml, ["sft.data=null", "environments.math/Arithmetic-v0.weight=2"])
+    assert list(gold.environments) == ["math/Arithmetic-v0"]
+    given = load_stage(yaml, ["train.num_steps=5", "environments.math/Arithmetic-v0.weight=2"])
+    assert (given.train.num_steps, list(given.environments)) == (5, ["math/Arithmetic-v0"])
+    with pytest.raises(ConfigError, match=r"sft\.num_step: there is no such key"):
+        load_stage(yaml, ["sft.num_step=5"])
