@@ -1,14 +1,15 @@
 """How does the supervised stage go on after it was stopped? From a checkpoint of trl's, as if nothing had happened.
 
-Ten times a stage, and when a signal stops it, weights, optimiser, learning rate and random state are written beside the
-metrics. The next start with the same configuration and the same rows goes on from there; the result equals that of an
-uninterrupted stage bit for bit. With another configuration, the stage starts anew.
+Every ten minutes, and when a signal stops the stage, weights, optimiser, learning rate and random state are written
+beside the metrics. The next start with the same configuration and the same rows goes on from there; the result equals
+that of an uninterrupted stage bit for bit. With another configuration, the stage starts anew. The interval is a time,
+not a number of steps, because a checkpoint is three times the policy's size: a short stage writes none.
 """
 
 import hashlib
 import json
-import math
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from rl.stop import StopRequested, raise_if_requested
 from sft.data import Row
 
 STAGE_FILE = "stage.json"
-CHECKPOINTS = 10
-"""How many are written a stage; only the newest is kept."""
+INTERVAL_S = 600.0
+"""Between checkpoints; only the newest is kept."""
 
 
 class Trainer(SFTTrainer):
@@ -40,7 +41,7 @@ class Checkpoints(TrainerCallback):
 
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
-        self._every = math.ceil(num_steps / CHECKPOINTS)
+        self._saved_at = time.monotonic()
         self.stop: StopRequested | None = None
         """Set when a signal ended training before the last step."""
 
@@ -52,10 +53,12 @@ class Checkpoints(TrainerCallback):
         except StopRequested as stop:
             self.stop = stop
             control.should_training_stop = True
-        control.should_save = self.stop is not None or state.global_step % self._every == 0
+        is_due = time.monotonic() - self._saved_at >= INTERVAL_S
+        control.should_save = self.stop is not None or is_due
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the newest alone, now that it is whole."""
+        self._saved_at = time.monotonic()
         for path in Path(str(args.output_dir)).glob("checkpoint-*"):
             if _step(path) != state.global_step:
                 shutil.rmtree(path)

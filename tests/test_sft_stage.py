@@ -95,7 +95,7 @@ def test_smollm2_learns_a_few_rows(tmp_path: Path, capsys: pytest.CaptureFixture
     policy = {"path": str(tmp_path / "smollm2"), "chat": "template", "max_tokens": 200}
     folder = run(stage(tmp_path / "run", policy, num_steps=3, batch_size=4, learning_rate=2e-5))
     losses = [line["loss"] for line in steps_of(folder)]
-    assert losses[-1] < losses[0] < 3
+    assert losses[-1] < losses[0] < 4  # of 10.8 for a policy that knows nothing
     assert "warning: sft.learning_rate" not in " ".join(capsys.readouterr().out.split())
 
 
@@ -146,12 +146,18 @@ def test_a_stage_that_was_stopped_goes_on_to_the_very_same_policy(
     assert (other / "model.safetensors").read_bytes() == (afresh / "model.safetensors").read_bytes()
 
 
-def test_checkpoints_are_due_ten_times_a_stage_and_not_at_its_end(tmp_path: Path) -> None:
-    from sft.checkpoints import Checkpoints
+@pytest.mark.slow
+def test_checkpoints_are_due_every_ten_minutes_and_not_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft import checkpoints
 
-    callback, arguments = Checkpoints(25), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    callback, arguments = checkpoints.Checkpoints(25), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     due = []
     for step in range(1, 26):
+        now[0] += 250.0
         control, state = TrainerControl(), TrainerState(global_step=step)
         callback.on_step_end(arguments, state, control)
         if control.should_save:
