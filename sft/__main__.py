@@ -29,7 +29,7 @@ def train(
     The YAML needs no `train` section, and with `sft.data` no `environments` either.
     """
     config = load_stage(yaml, overrides or [])
-    from sft.train import run  # takes ten seconds to import: mistakes in the YAML are told before
+    from sft.train import run  # takes ten seconds to import: mistakes in the YAML come first
 
     typer.echo(f"checkpoint: {run(config)}")
 

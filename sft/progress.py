@@ -1,6 +1,6 @@
 """How is the supervised stage doing? One line of `metrics.jsonl` a step, and on the terminal a progress bar.
 
-Where there is no terminal, a line is printed at every tenth of the way.
+Without a terminal that can redraw a line, one is printed at every tenth of the way.
 """
 
 import json
@@ -25,6 +25,7 @@ class StepMetrics(TrainerCallback):
             MofNCompleteColumn(),
             TextColumn("{task.fields[last]}"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             refresh_per_second=2,  # drawing takes time from training
         )
         self._num_tokens = 0
@@ -66,7 +67,10 @@ class StepMetrics(TrainerCallback):
         rate = num_tokens / (now - self._start)
         last = f"loss {logs['loss']:.3f}  {rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=state.global_step, last=last)
-        if not self._progress.console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
+        console = self._progress.console
+        if (not console.is_terminal or console.is_dumb_terminal) and state.global_step % max(
+            1, state.max_steps // 10
+        ) == 0:
             seconds_a_step = (now - self._start) / (state.global_step - self._first_step)
             left_s = (state.max_steps - state.global_step) * seconds_a_step
             print(f"supervised step {state.global_step}/{state.max_steps}  {last}  {left_s:.0f} s left", flush=True)

@@ -208,6 +208,24 @@ def test_the_progress_line_shows_no_loss_before_there_is_one(tmp_path: Path) -> 
     assert "nan" not in shown
 
 
+@pytest.mark.slow
+def test_a_terminal_that_cannot_redraw_gets_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from sft.progress import StepMetrics
+
+    monkeypatch.setenv("TERM", "dumb")
+    metrics = StepMetrics(tmp_path / "metrics.jsonl")
+    with (tmp_path / "out").open("w") as out:
+        metrics._progress.live.console = Console(file=out, force_terminal=True)
+        arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        metrics.on_train_begin(arguments, TrainerState(max_steps=5), TrainerControl())
+        logs = {"loss": 2.5, "grad_norm": 1.0, "learning_rate": 0.1, "num_tokens": 10.0}
+        metrics.on_log(arguments, TrainerState(max_steps=5, global_step=1), TrainerControl(), logs)
+        metrics.close()
+    assert "supervised step 1/5  loss 2.500" in (tmp_path / "out").read_text()
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_a_checkpoint_without_some_weights_is_refused(tmp_path: Path, kind: str) -> None:
     folder = dense_policy(kind, tmp_path)

@@ -15,8 +15,8 @@ def load_policy(path: Path) -> PreTrainedModel:
     """The policy with float32 weights on the CPU, in evaluation mode.
 
     Evaluation mode means no dropout: the engine has none, so it would only be logprob mismatch. Experts run as grouped
-    matrix products, transformers' own choice where a policy has any. Raises `IncompleteCheckpointError` when weights
-    are missing: transformers would fill them with random ones, and saving would hide that.
+    matrix products, which is transformers' default for models that have any. Raises `IncompleteCheckpointError` when
+    weights are missing: transformers would fill them with random ones, and saving would hide that.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(path), dtype=torch.float32, local_files_only=True, output_loading_info=True

@@ -23,7 +23,7 @@ MAX_CALLS = 128
 class NemotronFormat:
     """The format of the Nemotron 3 models: ChatML with think blocks and XML tool calls (template `nano3.jinja`).
 
-    The prompt opens the think block, or gives an empty one where thinking is off; a budget in tokens is told at the end
+    The prompt opens the think block, or gives an empty one if thinking is off; a budget in tokens stands at the end
     of the last user message. Tools stand in the system message,
     more briefly than in the published template; results come back as a user turn.
     A reply that never closes its think block is all reasoning, with empty text. A value that contains the line
@@ -96,8 +96,8 @@ class NemotronFormat:
                 yield from (message.reasoning + "\n", THINK_END, "\n") if message.reasoning else ()
                 yield from (*_answer(message.content, message.tool_calls), IM_END, "\n")
             else:
-                told = _told(budget) if index == last_of_user else ""
-                yield from (IM_START, message.role + "\n", message.content + told, IM_END, "\n")
+                said = message.content + (_budget_text(budget) if index == last_of_user else "")
+                yield from (IM_START, message.role + "\n", said, IM_END, "\n")
 
 
 def _answer(text: str, calls: Sequence[ToolCall]) -> Iterable[Token | str]:
@@ -107,7 +107,7 @@ def _answer(text: str, calls: Sequence[ToolCall]) -> Iterable[Token | str]:
         yield from ("\n" if text or index else "", CALL, call_text(call), CALL_END)
 
 
-def _told(budget: Budget) -> str:
+def _budget_text(budget: Budget) -> str:
     """What the last user message says about the budget, in the words of the published template."""
     return f"\n\n{{thinking token budget: {budget}}}" if isinstance(budget, int) else ""
 
@@ -129,7 +129,7 @@ def _tools_text(tools: Sequence[ToolSpec]) -> str:
 
 
 def _brief_schema(schema: Any) -> Any:
-    """`{"name": "type"}` where the JSON schema says no more than that, else the schema itself.
+    """`{"name": "type"}` if the JSON schema says no more than that, else the schema itself.
 
     The schema may be anything that JSON can hold: with `properties: null`, a property that is `true`, and so on.
     """
