@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from rl.cluster import address as address_module
 from rl.cluster import cluster as cluster_module
 from rl.cluster import shared_memory, watch
+from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
-from rl.cluster.cluster import check_cluster, cluster, reserved, start_actor, wait_for
+from rl.cluster.cluster import check_cluster, cluster, reserved
 from rl.cluster.shared_memory import check_shared_memory, published_bytes
 from rl.cluster.watch import watched
 from rl.stop import StopRequested, handled_signals, raise_if_requested
@@ -168,7 +169,6 @@ def test_a_head_that_no_longer_answers_asks_the_run_to_stop(monkeypatch: pytest.
     assert stopped.value.exit_code == 1
 
 
-@ray.remote
 class Waits:
     def pid(self) -> int:
         return os.getpid()
@@ -180,9 +180,10 @@ def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> No
     with cluster(config) as words:
         assert words == "started Ray on this machine: 1 node, 2 of 2 CPUs free"
         first = start_actor(Waits, 1.5, 0.0)
-        assert wait_for(first.pid.remote(), 60, "starting", "key") > 0
+        assert first.call(Waits.pid).wait(Deadline(60, "starting", "key")) > 0
         with pytest.raises(ClusterError) as caught:
-            wait_for(start_actor(Waits, 1.5, 0.0).pid.remote(), 3, "starting the engines", "train.start_timeout_s")
+            deadline = Deadline(3, "starting the engines", "train.start_timeout_s")
+            start_actor(Waits, 1.5, 0.0).call(Waits.pid).wait(deadline)
     message = str(caught.value)
     assert message.startswith(
         "starting the engines took longer than 3 s; train.start_timeout_s sets the deadline. 1 of"

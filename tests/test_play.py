@@ -5,7 +5,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
 from rl.tokens import Tokens
-from tests.conftest import CharacterChat, ScriptedEngine, make_config, make_task
+from tests.conftest import CharacterChat, CharacterDialogue, ScriptedEngine, make_config, make_task
 from tests.run_makers import make_rollout
 
 Script = Callable[..., Any]
@@ -83,10 +83,10 @@ def test_a_complete_episode_is_ok_and_its_tokens_are_appended(monkeypatch: pytes
 def test_an_exception_nobody_foresaw_costs_its_rollout_only_and_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def parse(self: object, *args: object) -> Reply:
+    def take(self: object, reply_ids: Sequence[int]) -> Reply:
         raise KeyError("a bug in a parser")
 
-    monkeypatch.setattr(CharacterChat, "parse", parse)
+    monkeypatch.setattr(CharacterDialogue, "take", take)
     rollout = played(Echo, lambda ids, params: "yes", monkeypatch)
     assert (rollout.outcome, rollout.reward) == (Outcome.INFRA_ERROR, None)
     assert "Traceback" in rollout.error and "a bug in a parser" in rollout.error
