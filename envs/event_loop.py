@@ -1,12 +1,14 @@
 """Where does asynchronous environment code run? On an event loop in a thread of its own, apart from the engine's.
 
 `settle` waits for what an environment gave, for code that is not asynchronous itself: checks, supervised data, people.
+`call_within` calls environment code with a deadline, which takes a thread: Python cannot stop what hangs.
 """
 
 import asyncio
 import concurrent.futures
 import contextvars
 import inspect
+import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -15,6 +17,12 @@ from typing import Any, Generic, TypeVar
 from envs.admission import CLOCK, QueueClock
 
 Result = TypeVar("Result")
+LOOP_TURN_S = 1.0
+"""A loop on which nothing happens for so long is blocked."""
+
+
+class DeadlineError(TimeoutError):
+    """A call missed our deadline; a plain `TimeoutError` is one that environment code raised itself."""
 
 
 class EnvLoop:
@@ -93,6 +101,23 @@ class Started(Generic[Result]):
             self._here.call_soon_threadsafe(lambda: None if self.future.done() else settle(*value))
 
 
+class _Raised:
+    """What environment code raised, carried as a value: SystemExit must end neither a loop nor a thread of ours."""
+
+    def __init__(self, error: BaseException) -> None:
+        is_ctrl_c = isinstance(error, KeyboardInterrupt)  # nobody pressed it in this thread
+        self.error = RuntimeError("the environment raised KeyboardInterrupt") if is_ctrl_c else error
+
+
+async def _carried(awaitable: Awaitable[Result]) -> "Result | _Raised":
+    try:
+        return await awaitable
+    except asyncio.CancelledError:  # ours, after a deadline: nobody looks at the result
+        raise
+    except BaseException as error:
+        return _Raised(error)
+
+
 _shared: EnvLoop | None = None
 _lock = threading.Lock()
 
@@ -106,11 +131,54 @@ def shared_loop() -> EnvLoop:
 
 
 def settle(value: Any, timeout_s: float = 120.0) -> Any:
-    """The value itself, or what it comes to where it is awaitable. Raises `TimeoutError`."""
+    """The value itself, or what it comes to where it is awaitable.
+
+    Raises `DeadlineError` after `timeout_s`, and whatever the awaitable raises. A loop that code blocks is abandoned.
+    """
     if not inspect.isawaitable(value):
         return value
+    loop = shared_loop()
+    future = loop.submit(_carried(value))
+    try:
+        result = future.result(timeout_s)
+    except concurrent.futures.CancelledError:
+        raise RuntimeError("the environment cancelled itself") from None
+    except TimeoutError:
+        future.cancel()
+        _abandon_if_blocked(loop)
+        raise DeadlineError(f"no result within {timeout_s} s") from None
+    if isinstance(result, _Raised):
+        raise result.error
+    return result
 
-    async def wait() -> Any:
-        return await value
 
-    return shared_loop().submit(wait()).result(timeout_s)
+def call_within(function: Callable[[], Any], timeout_s: float) -> Any:
+    """What the function gives, run in a thread of its own and waited for where it is awaitable.
+
+    Raises `DeadlineError` after `timeout_s`; the thread is abandoned then, since Python cannot end it. Raises whatever
+    the function raises.
+    """
+    outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put(function())
+        except BaseException as error:
+            outcome.put(_Raised(error))
+
+    deadline = time.monotonic() + timeout_s
+    threading.Thread(target=run, daemon=True, name="environment-call").start()
+    try:
+        value = outcome.get(timeout=timeout_s)
+    except queue.Empty:
+        raise DeadlineError(f"no result within {timeout_s} s") from None
+    if isinstance(value, _Raised):
+        raise value.error
+    return settle(value, max(0.0, deadline - time.monotonic()))
+
+
+def _abandon_if_blocked(loop: EnvLoop) -> None:
+    global _shared
+    if not loop.answers(LOOP_TURN_S):
+        with _lock:
+            _shared = None if _shared is loop else _shared

@@ -1,13 +1,16 @@
 """What is said in an episode: messages, the policy's reply, tools and calls.
 
-These types belong to the environments; how they become text and token ids is the business of `rl.chat.chat`.
+These types belong to the environments; how they become text and token ids is the business of `rl.chat.chat`. A Python
+string may hold half a surrogate pair (`'\\ud800'`), which no tokenizer and no UTF-8 file takes: all text of an
+environment goes through `valid_text`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
 
 Role = Literal["system", "user", "assistant", "tool"]
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +56,37 @@ class Reply:
 
     def as_message(self) -> Message:
         return Message("assistant", self.text, self.reasoning, self.tool_calls)
+
+
+def valid_text(text: str) -> str:
+    """The text as Unicode: surrogate pairs are joined, lone surrogates become U+FFFD; a `str`, of no subclass."""
+    plain = str.__str__(text)
+    if plain.isascii():
+        return plain
+    try:
+        plain.encode()
+    except UnicodeEncodeError:
+        return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return plain
+
+
+def valid(said: Said) -> Said:
+    """A message, call, tool or what they hold, with every text in it valid; itself where all are.
+
+    Raises `RecursionError` for what holds itself.
+    """
+    value: Any = said
+    if isinstance(value, str):
+        return valid_text(value)  # type: ignore[return-value]
+    if isinstance(value, Mapping):
+        pairs = {valid(key): valid(item) for key, item in value.items()}
+        return value if pairs == value else pairs  # type: ignore[return-value]
+    if isinstance(value, list | tuple):
+        items = [valid(item) for item in value]
+        unchanged = all(item is old for item, old in zip(items, value, strict=True))
+        return value if unchanged else type(value)(items)  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        old = {one.name: getattr(value, one.name) for one in fields(value)}
+        changed = {name: new for name, item in old.items() if (new := valid(item)) is not item}
+        return replace(value, **changed) if changed else said  # type: ignore[return-value]
+    return said

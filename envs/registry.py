@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
-import gymnasium
-
+from envs.errors import named, place_of
+from envs.results import ResultError, check_attributes
 from envs.text_env import TextEnv
 from envs.tool_class import ToolClassEnv, is_tool_class
 
@@ -69,11 +69,15 @@ def make(env_id: str) -> TextEnv:
     factory, what = factory_of(env_id)
     try:
         env = factory()
-    except TypeError as error:
-        raise EnvironmentPluginError(f"{what} cannot be made: {error}") from error
+    except Exception as error:
+        raise EnvironmentPluginError(f"{what} cannot be made: {named(error)}{place_of(error)}") from error
     if not isinstance(env, TextEnv):
         kind = type(env).__name__
         raise EnvironmentPluginError(f"{what} is not a TextEnv but a {kind}, and no class with reset and score")
+    try:
+        check_attributes(env)
+    except ResultError as error:
+        raise EnvironmentPluginError(f"{what}: {error}") from error
     return env
 
 
@@ -91,7 +95,7 @@ def factory_of(env_id: str) -> tuple[Callable[[], Any], str]:
     try:
         found = point.load()
     except Exception as error:
-        raise EnvironmentPluginError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+        raise EnvironmentPluginError(f"{what} cannot be imported: {named(error)}") from error
     is_plain = is_tool_class(found) and not issubclass(found, TextEnv)
     return (functools.partial(ToolClassEnv, found) if is_plain else found), what
 
@@ -114,13 +118,6 @@ def environment_version(env_id: str) -> str:
         return f"{top} {getattr(importlib.import_module(top), '__version__', 'unversioned')}"
     _, distribution = find(env_id)
     return f"{distribution.name} {distribution.version}"
-
-
-def register_gymnasium() -> None:
-    """Make every announced environment known to `gymnasium.make`; nothing is imported before it is made there."""
-    for env_id, sources in announced().items():
-        if env_id not in gymnasium.registry:
-            gymnasium.register(env_id, entry_point=sources[0][0].value, disable_env_checker=True)
 
 
 def find(env_id: str) -> tuple[EntryPoint, Distribution]:

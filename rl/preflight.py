@@ -1,43 +1,64 @@
 """Can this experiment run at all? Everything that can be known before processes are started or GPUs are held."""
 
-from envs.event_loop import settle
-from envs.registry import make
+from envs.session import Deadlines, EnvFailure, Session
 from rl.chat.chat import fitting_formats
 from rl.chat.format import ChatError
 from rl.chat.formats import CHAT_FORMATS, formats_with_tools
+from rl.config.errors import Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError, check_references
 from rl.tasks.curriculum import Curriculum, CurriculumError
 
 
 def preflight(config: ExperimentConfig) -> None:
-    """Raises `ConfigError` for missing files, unknown environments, and environments that cannot open a task."""
+    """Check that files are there, environments are installed, and each opens a task of both splits in time.
+
+    Raises `ConfigError` that lists every problem. Making and resetting an environment has `rollout.reset_timeout_s`.
+    """
     check_references(config)
     problems = []
-    for env_id, environment in config.environments.items():
-        if environment.curriculum is not None:
-            try:
-                Curriculum(env_id, environment.curriculum)
-            except CurriculumError as error:
-                problems.append(f"environments.{env_id}.curriculum.profile: {error}")
-        for split in ("train", "heldout"):
-            try:
-                env = make(env_id)
-                settle(env.reset(seed=0, options={**environment.options, "split": split}))
-            except Exception as error:
-                problems.append(
-                    f"environments.{env_id}.options: {env_id} cannot open a {split} task with"
-                    f" {environment.options}: {type(error).__name__}: {error}"
-                )
-            else:
-                if split == "train" and env.tools and not config.policy.chat_format.has_tools:
-                    problems.append(
-                        f"environments.{env_id}: {env_id} has tools, which policy.chat {config.policy.chat} cannot"
-                        f" express; {_ways_to_have_tools(config)}, or leave the environment out"
-                    )
-                settle(env.close())
+    for env_id in config.environments:
+        problems += _curriculum_problems(config, env_id)
+        problems += _opening_problems(config, env_id)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(problems)
+
+
+def _curriculum_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:
+    curriculum = config.environments[env_id].curriculum
+    if curriculum is None:
+        return []
+    try:
+        Curriculum(env_id, curriculum)
+    except CurriculumError as error:
+        place = config.place("environments", env_id, "curriculum", "profile")
+        fix = f"write one with: python -m envs profile ROLLOUTS --out {curriculum.profile}; or leave the curriculum out"
+        return [Problem(place, f"environments.{env_id}.curriculum.profile", str(error), fix)]
+    return []
+
+
+def _opening_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:
+    """A task of each split is opened in an environment of its own, as a worker does."""
+    key, options = f"environments.{env_id}", config.environments[env_id].options
+    deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
+    problems = []
+    for split in ("train", "heldout"):
+        with Session.installed(env_id, deadlines) as session:
+            try:
+                session.reset(0, {**options, "split": split})
+            except EnvFailure as failure:
+                fix = f"change the options, or see what is wrong with it: python -m envs check {env_id}"
+                if failure.outcome == "env_timeout":
+                    fix = "raise rollout.reset_timeout_s, or load what takes long once a process and not in each reset"
+                place = config.place("environments", env_id, "options")
+                wrong = f"{env_id} cannot open a {split} task with {options}: {failure}"
+                problems.append(Problem(place, f"{key}.options", wrong, fix))
+                continue
+            if split == "train" and session.env.tools and not config.policy.chat_format.has_tools:
+                wrong = f"{env_id} has tools, which policy.chat {config.policy.chat} cannot express"
+                fix = f"{_ways_to_have_tools(config)}, or leave the environment out"
+                problems.append(Problem(config.place("environments", env_id), key, wrong, fix))
+    return problems
 
 
 def _ways_to_have_tools(config: ExperimentConfig) -> str:

@@ -10,10 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
+from envs.errors import is_ours
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
-from rl.errors import is_ours
 from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

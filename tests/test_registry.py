@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium
 import pytest
 
 from envs.math.arithmetic import arithmetic
@@ -16,7 +15,6 @@ from envs.registry import (
     environment_version,
     factory_of,
     make,
-    register_gymnasium,
 )
 
 
@@ -48,7 +46,7 @@ def test_our_environments_are_announced_and_made_by_id() -> None:
 
 
 def test_listing_imports_no_environment() -> None:
-    code = "import sys, envs.registry as r; r.environment_ids(); r.register_gymnasium(); print([*sys.modules])"
+    code = "import sys, envs.registry as r; r.environment_ids(); print([*sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "envs.registry" in done.stdout
     assert "envs.math.arithmetic" not in done.stdout
@@ -89,14 +87,6 @@ def test_something_that_is_no_environment_is_refused(packages) -> None:
     packages("odd-plugin", "me/Odd-v0", "collections:OrderedDict")
     with pytest.raises(EnvironmentPluginError, match="is not a TextEnv but a OrderedDict"):
         make("me/Odd-v0")
-
-
-def test_gymnasium_makes_our_environments() -> None:
-    register_gymnasium()
-    register_gymnasium()
-    env = gymnasium.make("math/Arithmetic-v0")
-    messages, _ = env.reset(seed=4)
-    assert messages[0].content.endswith("=?")
 
 
 def test_a_module_and_class_has_its_top_modules_version() -> None:

@@ -4,9 +4,10 @@ import threading
 import time
 from pathlib import Path
 
-from envs.check.subject import Check, Skipped, Subject, play, require, saying
-from envs.event_loop import settle
+from envs.check.subject import DEADLINES, Check, Skipped, Subject, play, require
+from envs.event_loop import call_within
 from envs.messages import Reply, ToolCall
+from envs.player import saying
 
 HOSTILE = ("\0", "x" * 100_000, "\ud800", "9" * 5000, "((((" * 500, "\\frac{" * 200, "<|im_end|></think>", "💥" * 50)
 MAX_RESET_S = 5.0
@@ -18,46 +19,46 @@ SETTLE_S = 2.0
 def any_text_can_be_scored(subject: Subject) -> None:
     """NUL, lone surrogates, 100,000 letters, numbers of 5,000 digits, unclosed brackets: all get a reward.
     To mend: expect anything; what cannot be read is a wrong answer, not an error."""
-    env = subject.make()
+    session = subject.make()
     for text in HOSTILE:
-        subject.reset(env, 0)
-        play(subject, env, saying(text))
+        subject.reset(session, 0)
+        play(session, saying(text))
 
 
 def wrong_tool_calls_come_back_as_text(subject: Subject) -> None:
     """An unknown tool, missing, additional and nonsensical arguments do not raise and do not end the episode.
     To mend: raise `ValueError` with words for the policy; it becomes the tool's answer."""
-    env = subject.make()
-    subject.reset(env, 0)
-    if not env.tools:
+    session = subject.make()
+    subject.reset(session, 0)
+    if not session.env.tools:
         raise Skipped("there are no tools")
     calls = [ToolCall("no_such_tool", {})]
-    for tool in env.tools:
+    for tool in session.env.tools:
         names = list(tool.parameters.get("properties", {}))
         calls += [ToolCall(tool.name, {}), ToolCall(tool.name, {**dict.fromkeys(names, "?"), "more": 1})]
         calls += [ToolCall(tool.name, dict.fromkeys(names, value)) for value in ("", None, [], {"a": 1}, 10**30)]
     for call in calls:
-        subject.reset(env, 0)
-        messages, _, terminated, _, _ = subject.step(env, Reply("", "", (call,)))
-        if env.max_turns > 1:
+        subject.reset(session, 0)
+        messages, _, terminated, _, _ = subject.step(session, Reply("", "", (call,)))
+        if session.env.max_turns > 1:
             require(bool(messages) and not terminated, f"the call {call} ended the episode")
 
 
 def episodes_end_in_time(subject: Subject) -> None:
     """Whatever is replied, an episode is over after `max_turns` replies.
     To mend: end the episode in the last turn, or raise `max_turns`."""
-    env = subject.make()
+    session = subject.make()
     for seed in range(subject.num_seeds):
-        subject.reset(env, seed)
-        play(subject, env, saying("Let me think about it."))
+        subject.reset(session, seed)
+        play(session, saying("Let me think about it."))
 
 
 def reset_and_step_are_quick(subject: Subject) -> None:
     """Every reset took less than 5 s and every step less than 10 s, over all checks; the first reset may take longer.
     To mend: load data once a process, and give what is slow a deadline of its own."""
-    env = subject.make()
-    subject.reset(env, 0)
-    play(subject, env, saying("hello"))
+    session = subject.make()
+    subject.reset(session, 0)
+    play(session, saying("hello"))
     resets, steps = subject.latencies["reset"][1:], subject.latencies["step"]
     require(max(resets, default=0.0) < MAX_RESET_S, f"the slowest reset took {max(resets, default=0.0):.1f} s")
     require(max(steps) < MAX_STEP_S, f"the slowest step took {max(steps):.1f} s")
@@ -72,10 +73,10 @@ def nothing_is_left_behind(subject: Subject) -> None:
 
     def episodes(num: int) -> None:
         for seed in range(num):
-            env = subject.make()
-            subject.reset(env, seed)
-            play(subject, env, saying("hello"))
-            settle(env.close())
+            session = subject.make()
+            subject.reset(session, seed)
+            play(session, saying("hello"))
+            session.close()
         subject.made.clear()
 
     episodes(3)  # what is made once a process
@@ -93,8 +94,8 @@ def close_may_be_called_twice(subject: Subject) -> None:
     To mend: let `close` look what there is to close."""
     fresh, played = subject.make(), subject.make()
     subject.reset(played, 0)
-    for env in (fresh, fresh, played, played):
-        settle(env.close())
+    for session in (fresh, fresh, played, played):
+        call_within(session.env.close, DEADLINES.step_s)
 
 
 BEHAVIOUR_CHECKS: tuple[Check, ...] = (

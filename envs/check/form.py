@@ -6,8 +6,11 @@ import warnings
 import jsonschema
 from gymnasium.utils.env_checker import check_env
 
-from envs.check.subject import Check, Skipped, Subject, play, require, saying
-from envs.messages import Message
+from envs.check.subject import DEADLINES, Check, Skipped, Subject, play, require
+from envs.event_loop import call_within
+from envs.messages import Reply
+from envs.player import saying
+from envs.session import EnvFailure, Session
 from envs.text_env import EnvironmentOptionError
 
 
@@ -21,14 +24,14 @@ def can_be_made_and_opened(subject: Subject) -> None:
 def follows_gymnasium(subject: Subject) -> None:
     """gymnasium's own `check_env` finds no error.
     To mend: read what it says; `reset` must call `super().reset(seed=seed)` and give (messages, info)."""
-    env = subject.make()
+    env = subject.make().env
     if env.is_async:
         raise Skipped("gymnasium's check knows no asynchronous environments")
     reset = env.reset
     env.reset = lambda *, seed=None, options=None: reset(seed=seed, options={**subject.options, **(options or {})})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_env(env, skip_render_check=True)
+        call_within(lambda: check_env(env, skip_render_check=True), DEADLINES.reset_s)
 
 
 def an_unknown_option_is_refused(subject: Subject) -> None:
@@ -37,21 +40,23 @@ def an_unknown_option_is_refused(subject: Subject) -> None:
     wrong = Subject(subject.env_id, {**subject.options, "no such option": 1}, 1)
     try:
         wrong.reset(wrong.make(), 0)
-    except EnvironmentOptionError:
-        return
+    except EnvFailure as failure:
+        if isinstance(failure.error, EnvironmentOptionError):
+            return
+        raise
+    finally:
+        wrong.close_all()
     require(False, "options={'no such option': 1} was accepted")
 
 
 def an_opening_is_a_conversation_that_waits_for_a_reply(subject: Subject) -> None:
     """`reset` gives messages with text, a system message only first, the last one from the user or a tool.
     To mend: give a tuple of `Message("user", ...)`."""
-    env = subject.make()
+    session = subject.make()
     for seed in range(subject.num_seeds):
-        opening, _ = subject.reset(env, seed)
-        require(isinstance(opening, tuple) and bool(opening), f"seed {seed}: the opening must be a tuple of messages")
+        opening, _ = subject.reset(session, seed)
+        require(bool(opening), f"seed {seed}: the opening has no message")
         for place, message in enumerate(opening):
-            require(isinstance(message, Message), f"seed {seed}: {message!r:.100} is no Message")
-            require(isinstance(message.content, str), f"seed {seed}: the content {message.content!r:.100} is no text")
             require(message.role != "system" or place == 0, f"seed {seed}: a system message is not the first")
         require(opening[-1].role in ("user", "tool"), f"seed {seed}: the last message is the {opening[-1].role}'s")
         require(bool(opening[-1].content.strip()), f"seed {seed}: the last message is empty")
@@ -60,11 +65,11 @@ def an_opening_is_a_conversation_that_waits_for_a_reply(subject: Subject) -> Non
 def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
     """What `step` returns comes from the user or a tool, never from the assistant.
     To mend: the policy's reply is added to the conversation for you; return only what follows it."""
-    env = subject.make()
+    session = subject.make()
     for seed in range(subject.num_seeds):
-        subject.reset(env, seed)
-        for _ in range(env.max_turns):
-            messages, _, terminated, truncated, _ = subject.step(env, saying("hello")(env))
+        subject.reset(session, seed)
+        for _ in range(session.env.max_turns):
+            messages, _, terminated, truncated, _ = subject.step(session, Reply("hello"))
             wrong = [message.role for message in messages if message.role not in ("user", "tool")]
             require(not wrong, f"seed {seed}: step returned a message of role {wrong[:1]}")
             if terminated or truncated:
@@ -75,9 +80,9 @@ def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
 def tools_have_valid_schemas(subject: Subject) -> None:
     """Each tool has a name of its own, a description, and parameters that are a JSON Schema object.
     To mend: give every tool method type hints and a docstring, and what is no tool a name that begins with `_`."""
-    env = subject.make()
-    subject.reset(env, 0)
-    tools = env.tools
+    session = subject.make()
+    subject.reset(session, 0)
+    tools = session.env.tools
     if not tools:
         raise Skipped("there are no tools")
     require(len({tool.name for tool in tools}) == len(tools), "two tools have one name")
@@ -92,7 +97,7 @@ def tools_have_valid_schemas(subject: Subject) -> None:
 def is_described(subject: Subject) -> None:
     """The class has a docstring, and it names every option.
     To mend: write what the task is, what the reward consists of, and what each option means."""
-    env = subject.make()
+    env = subject.make().env
     described = getattr(env, "inner", env)
     doc = type(described).__doc__ or ""  # its own, not an inherited one
     require(bool(doc.strip()), f"{type(described).__name__} has no docstring")
@@ -103,16 +108,16 @@ def is_described(subject: Subject) -> None:
 def a_pickled_copy_plays_on(subject: Subject) -> None:
     """An environment that was reset survives pickling and earns the same, unless it has something to `close`.
     To mend: keep connections, locks and open files out of the instance, or make them when they are needed."""
-    env = subject.make()
-    subject.reset(env, 0)
+    session = subject.make()
+    subject.reset(session, 0)
     try:
-        pickled = pickle.dumps(env)
+        pickled = pickle.dumps(session.env)
     except TypeError:
-        if env.has_close:
+        if session.env.has_close:
             raise Skipped("it holds something open, which close ends") from None
         raise
-    copy = pickle.loads(pickled)
-    require(play(subject, copy, saying("")) == play(subject, env, saying("")), "the copy earned other")
+    with Session(lambda: pickle.loads(pickled), subject.env_id, DEADLINES) as copy:
+        require(play(copy, saying("")) == play(session, saying("")), "the copy earned other")
 
 
 FORM_CHECKS: tuple[Check, ...] = (

@@ -1,31 +1,22 @@
 """What is checked, and how a check is run: the parts that all checks share."""
 
 import inspect
-import os
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium
-
-from envs.event_loop import settle
+from envs.errors import named, place_of
 from envs.messages import Message, Reply
+from envs.player import Choose, play_turns
 from envs.registry import make
+from envs.results import ResultError
+from envs.session import Deadlines, EnvFailure, Session
 from envs.text_env import StepResult, TextEnv
 
-OURS = Path(__file__).parents[1]
-NOT_THE_AUTHORS = (
-    *(str(OURS / name) for name in ("check", "registry", "text_env", "scored", "tool_class", "tools.py", "event_loop")),
-    *(str(Path(module.__file__ or "").parents[up]) for module, up in ((os, 0), (gymnasium, 1))),
-    "<",
-)
-"""Where code lies that the author of an environment did not write: the machinery, Python's library, packages."""
 RAISED = "mend the line that is named; what raised is no answer to the question above"
-CALL_DEADLINE_S = 20.0
-"""How long one reset or step may take before a check gives up on it."""
+DEADLINES = Deadlines(reset_s=60.0, step_s=20.0)
+"""How long one call may take before a check gives up on it; the first reset may load data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +48,26 @@ class Subject:
     options: Mapping[str, Any]
     num_seeds: int
     latencies: dict[str, list[float]] = field(default_factory=lambda: {"reset": [], "step": []})
-    made: list[TextEnv] = field(default_factory=list)
+    made: list[Session] = field(default_factory=list)
 
-    def make(self) -> TextEnv:
-        """A new instance, closed when the check is over."""
-        self.made.append(make(self.env_id))
-        return self.made[-1]
+    def make(self) -> Session:
+        """A session of a new instance, closed when the check is over."""
+        session = Session(lambda: make(self.env_id), self.env_id, DEADLINES, self.latencies)
+        self.made.append(session)
+        return session
 
     def close_all(self) -> None:
         while self.made:
-            settle(self.made.pop().close(), CALL_DEADLINE_S)
+            self.made.pop().close()
 
-    def reset(self, env: TextEnv, seed: int, split: str = "train") -> tuple[tuple[Message, ...], dict[str, Any]]:
-        options = {**self.options, "split": split}
-        return self.timed("reset", lambda: env.reset(seed=seed, options=options))
+    def reset(self, session: Session, seed: int, split: str = "train") -> tuple[tuple[Message, ...], dict[str, Any]]:
+        return session.reset(seed, {**self.options, "split": split})
 
-    def step(self, env: TextEnv, reply: Reply) -> StepResult:
-        return self.timed("step", lambda: env.step(reply))
-
-    def timed(self, phase: str, call: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        value = settle(call(), CALL_DEADLINE_S)
-        self.latencies[phase].append(time.perf_counter() - started)
-        return value
+    def step(self, session: Session, reply: Reply) -> StepResult:
+        return session.step(reply)
 
 
 Check = Callable[[Subject], None]
-Choose = Callable[[TextEnv], Reply]
 
 
 def run_check(check: Check, subject: Subject) -> CheckResult:
@@ -99,8 +83,11 @@ def run_check(check: Check, subject: Subject) -> CheckResult:
         status, detail = "skipped", str(reason)
     except ContractError as error:
         status, detail = "failed", str(error)
+    except EnvFailure as failure:
+        was_raised = failure.error is not None and not isinstance(failure.error, ResultError)
+        status, detail, remedy = "failed", failure.reason, RAISED if was_raised else remedy
     except Exception as error:
-        status, detail, remedy = "failed", f"{type(error).__name__}: {error}{place_of(error)}", RAISED
+        status, detail, remedy = "failed", f"{named(error)}{place_of(error)}", RAISED
     return CheckResult(name, status, meaning, remedy, detail, time.perf_counter() - started)
 
 
@@ -115,44 +102,29 @@ def told_of(check: Check) -> tuple[str, str, str]:
     return check.__name__.replace("_", " "), meaning, remedy
 
 
-def place_of(error: BaseException) -> str:
-    """The innermost line of the author's code that led to the error, where there is one."""
-    frames: list[traceback.FrameSummary] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        frames += traceback.extract_tb(cause.__traceback__)
-        cause = cause.__cause__
-    own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_AUTHORS)]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-
-
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ContractError(message)
 
 
-def gold(env: TextEnv) -> Reply:
-    """The gold reply. Raises `Skipped` for an environment that has none."""
+def gold(session: Session, messages: Sequence[Message] = ()) -> Reply:
+    """Chooses the gold reply. Raises `Skipped` for an environment that has none."""
     try:
-        return env.gold_reply()
-    except NotImplementedError as error:
-        raise Skipped(f"there are no gold replies: {error}") from None
+        return session.gold_reply()
+    except EnvFailure as failure:
+        if isinstance(failure.error, NotImplementedError):
+            raise Skipped(f"there are no gold replies: {failure.error}") from None
+        raise
 
 
-def saying(text: str) -> Choose:
-    return lambda env: Reply(text)
-
-
-def play(subject: Subject, env: TextEnv, choose: Choose) -> tuple[float, dict[str, float]]:
-    """Sum of rewards and the parts of the last step, for an episode that was reset. Raises `ContractError`."""
-    total = 0.0
-    for _ in range(env.max_turns):
-        messages, reward, terminated, truncated, info = subject.step(env, choose(env))
-        require(isinstance(messages, tuple), f"step gave messages of type {type(messages).__name__}, not a tuple")
-        total += reward
-        if terminated or truncated:
-            return total, info.get("reward_parts", {"reward": total})
-    raise ContractError(f"the episode was not over after max_turns ({env.max_turns}) replies")
+def play(session: Session, choose: Choose) -> tuple[float, dict[str, float]]:
+    """What the replies earn from now on, and the reward's parts. Raises `ContractError` where they never end it."""
+    before = session.reward
+    most = session.env.max_turns
+    has_ended, _ = play_turns(session, [], choose, most)
+    require(has_ended, f"the episode was not over after max_turns ({most}) replies")
+    earned = session.reward - before
+    return earned, dict(session.parts) if session.parts is not None else {"reward": earned}
 
 
 def floor(env: TextEnv) -> float:

@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from envs.check.subject import Check, Subject, floor, gold, play, require, saying
-from envs.messages import Reply
-from envs.text_env import TextEnv
+from envs.check.subject import Check, Subject, floor, gold, play, require
+from envs.messages import Message, Reply
+from envs.player import play_turns, saying
+from envs.results import task_key
+from envs.session import Session
 
 MAX_LEAKED_SHARE = 0.5  # short answers stand in some prompts by chance
 NUM_SPLIT_SEEDS = 300
@@ -24,22 +27,23 @@ MEMBERS = ((0, gold), (0, saying("hello")), (1, gold), (0, gold), (0, saying("")
 
 
 def one_seed_is_one_task(subject: Subject) -> None:
-    """One seed gives equal messages in two instances and again in the same one.
+    """One seed gives equal messages and keys in two instances and again in the same one.
     To mend: draw everything from `self.np_random`, nothing from `random`, time or sets."""
     left, right = subject.make(), subject.make()
     for seed in range(subject.num_seeds):
-        opening, _ = subject.reset(left, seed)
-        require(opening == subject.reset(right, seed)[0], f"seed {seed}: two instances give different messages")
-        require(opening == subject.reset(left, seed)[0], f"seed {seed}: a second reset gives different messages")
+        first, other, again = (told_and_key(subject, session, seed) for session in (left, right, left))
+        require(first[0] == other[0], f"seed {seed}: two instances give different messages")
+        require(first[0] == again[0], f"seed {seed}: a second reset gives different messages")
+        require(first[1] == other[1] == again[1], f"seed {seed}: the same messages have different keys")
 
 
 def another_process_draws_the_same_task(subject: Subject) -> None:
-    """One seed gives equal messages in processes that hash text differently, as workers on a cluster do.
+    """One seed gives equal messages and keys in processes that hash text differently, as workers on a cluster do.
     To mend: sort what comes out of a set, and use no `hash()`."""
     code = (
-        "import json, sys; from envs.check.subject import Subject; env_id, options = json.loads(sys.argv[1]);"
-        "subject = Subject(env_id, options, 0); env = subject.make();"
-        f"print([subject.reset(env, seed)[0] for seed in range({NUM_PROCESS_SEEDS})])"
+        "import json, sys; from envs.check.subject import Subject; from envs.check.tasks import told_and_key;"
+        "env_id, options = json.loads(sys.argv[1]); subject = Subject(env_id, options, 0); session = subject.make();"
+        f"print([told_and_key(subject, session, seed) for seed in range({NUM_PROCESS_SEEDS})]); session.close()"
     )
     command = [sys.executable, "-c", code, json.dumps([subject.env_id, dict(subject.options)])]
     drawn = []
@@ -53,24 +57,23 @@ def another_process_draws_the_same_task(subject: Subject) -> None:
 
 
 def seeds_give_different_tasks(subject: Subject) -> None:
-    """At least half of the seeds give tasks of their own.
+    """At least half of the seeds give tasks of their own: other keys, or other openings where there are no keys.
     To mend: have more tasks, or rows, to draw from."""
-    env = subject.make()
-    tasks = [subject.reset(env, seed) for seed in range(subject.num_seeds)]
-    seen = [info.get("key", opening) for opening, info in tasks]
+    session = subject.make()
+    tasks = (subject.reset(session, seed) for seed in range(subject.num_seeds))
+    seen = [task_key(session.env, *task) for task in tasks]
     require(2 * len(set(seen)) >= len(seen), f"only {len(set(seen))} different tasks for {len(seen)} seeds")
 
 
 def splits_share_no_task(subject: Subject) -> None:
-    """Over 300 seeds, or half a minute, no opening occurs in both splits, nor a key where `info` has one.
+    """Over 300 seeds, or half a minute, no key occurs in both splits, nor an opening where there are no keys.
     To mend: draw with `draw_in_split`, and give variants of one problem the same key."""
-    env = subject.make()
+    session = subject.make()
     tasks: dict[str, set[Any]] = {"train": set(), "heldout": set()}
     deadline = time.monotonic() + SPLIT_SECONDS
     for seed in range(NUM_SPLIT_SEEDS):
         for split, seen in tasks.items():
-            opening, info = subject.reset(env, seed, split)
-            seen.add(info.get("key", opening))
+            seen.add(task_key(session.env, *subject.reset(session, seed, split)))
         if time.monotonic() > deadline:
             break
     both = tasks["train"] & tasks["heldout"]
@@ -80,32 +83,32 @@ def splits_share_no_task(subject: Subject) -> None:
 def prompts_do_not_hold_the_answer(subject: Subject) -> None:
     """The last gold reply's text stands in the opening messages of at most half of the tasks, or earns nothing at once.
     To mend: leave the answer out of the prompt; for answers of one letter or digit, use longer ones."""
-    env = subject.make()
+    session = subject.make()
     num_leaked = 0
     for seed in range(subject.num_seeds):
-        opening, _ = subject.reset(env, seed)
+        opening, _ = subject.reset(session, seed)
         replies: list[str] = []
 
-        def choose(env: TextEnv, replies: list[str] = replies) -> Reply:
-            replies.append(gold(env).text)
-            return env.gold_reply()
+        def choose(session: Session, messages: Sequence[Message], replies: list[str] = replies) -> Reply:
+            replies.append(gold(session).text)
+            return gold(session)
 
-        play(subject, env, choose)
+        play(session, choose)
         told = "\n".join(message.content for message in opening)
         if replies[-1] and re.search(rf"(?<!\w){re.escape(replies[-1])}(?!\w)", told):
-            subject.reset(env, seed)  # saying "done" is no answer where tools have to be called first
-            num_leaked += play(subject, env, saying(replies[-1]))[0] > floor(env)
+            subject.reset(session, seed)  # saying "done" is no answer where tools have to be called first
+            num_leaked += play(session, saying(replies[-1]))[0] > floor(session.env)
     require(num_leaked <= MAX_LEAKED_SHARE * subject.num_seeds, f"{num_leaked} of {subject.num_seeds} prompts hold it")
 
 
 def what_was_said_does_not_change(subject: Subject) -> None:
     """Messages that were returned stay as they were while the episode goes on: earlier tokens are never rewritten.
     To mend: return new messages and keep no list that you go on changing."""
-    env = subject.make()
+    session = subject.make()
     for seed in range(subject.num_seeds):
-        opening, info = subject.reset(env, seed)
+        opening, info = subject.reset(session, seed)
         kept = copy.deepcopy((opening, info.get("key")))
-        play(subject, env, gold)
+        play(session, gold)
         require((opening, info.get("key")) == kept, f"seed {seed}: the opening was changed by later steps")
 
 
@@ -114,19 +117,16 @@ def members_of_a_group_share_no_state(subject: Subject) -> None:
     turns what they earn alone. To mend: keep state in the instance, none in the module or class."""
     alone = []
     for seed, choose in MEMBERS:
-        env = subject.make()
-        subject.reset(env, seed)
-        alone.append(play(subject, env, choose)[0])
-    envs = [subject.make() for _ in MEMBERS]
-    for env, (seed, _) in zip(envs, MEMBERS, strict=True):
-        subject.reset(env, seed)
-    totals, over = [0.0] * len(envs), [False] * len(envs)
-    for _ in range(envs[0].max_turns):
-        for place, (env, (_, choose)) in enumerate(zip(envs, MEMBERS, strict=True)):
-            if not over[place]:
-                _, reward, terminated, truncated, _ = subject.step(env, choose(env))
-                totals[place] += reward
-                over[place] = terminated or truncated
+        session = subject.make()
+        subject.reset(session, seed)
+        alone.append(play(session, choose)[0])
+    members = [(subject.make(), seed, choose) for seed, choose in MEMBERS]
+    for session, seed, _ in members:
+        subject.reset(session, seed)
+    playing = members
+    for _ in range(members[0][0].env.max_turns):
+        playing = [one for one in playing if not play_turns(one[0], [], one[2], 1)[0]]
+    totals = [session.reward for session, _, _ in members]
     require(totals == alone, f"members played in turns earned {totals}, and each alone {alone}")
 
 
@@ -135,9 +135,9 @@ def episodes_at_once_do_not_meet(subject: Subject) -> None:
     To mend: guard what instances share (caches, files, connections) with a lock, or share nothing."""
 
     def earned(seed: int) -> tuple[float, dict[str, float]]:
-        env = subject.make()
-        subject.reset(env, seed)
-        return play(subject, env, gold)
+        session = subject.make()
+        subject.reset(session, seed)
+        return play(session, gold)
 
     gold_of = subject.make()
     subject.reset(gold_of, 0)
@@ -145,6 +145,13 @@ def episodes_at_once_do_not_meet(subject: Subject) -> None:
     alone = [earned(seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
         require(list(pool.map(earned, range(8))) == alone, "episodes at once earned other than one after another")
+
+
+def told_and_key(subject: Subject, session: Session, seed: int) -> tuple[tuple[Message, ...], Any]:
+    """The opening of a task, and its key where that is plain enough to be the same in another process."""
+    opening, info = subject.reset(session, seed)
+    key = task_key(session.env, opening, info)
+    return opening, key if isinstance(key, str | int) else None
 
 
 TASK_CHECKS: tuple[Check, ...] = (

@@ -67,22 +67,26 @@ def check_references(config: ExperimentConfig) -> None:
 
 def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | None:
     # Imported here because a configuration can be read where no environment is installed.
-    from envs.registry import UnknownEnvironmentError, environment_ids, make
+    from envs.registry import UnknownEnvironmentError, environment_ids
+    from envs.session import Deadlines, EnvFailure, Session
     from envs.text_env import EnvironmentOptionError
 
     key, place = f"environments.{env_id}", config.place("environments", env_id)
     try:
-        make(env_id).read_options(config.environments[env_id].options)
-    except UnknownEnvironmentError as error:
-        known = environment_ids()
-        near = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
-        fix = f"write {near[0]}" if near else "install the package it comes from"
-        return Problem(place, key, str(error), f"{fix}; installed environments: {', '.join(known) or 'none'}")
-    except EnvironmentOptionError as error:
-        place = config.place("environments", env_id, "options")
-        return Problem(place, f"{key}.options", str(error), "write the environment's own option, or leave it out")
-    except ValueError as error:
-        return Problem(place, key, str(error), "mend the package it comes from, or leave the environment out")
+        with Session.installed(env_id, Deadlines(reset_s=config.rollout.reset_timeout_s)) as session:
+            session.read_options(config.environments[env_id].options)
+    except EnvFailure as failure:
+        if isinstance(failure.error, UnknownEnvironmentError):
+            known = environment_ids()
+            near = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
+            fix = f"write {near[0]}" if near else "install the package it comes from"
+            return Problem(place, key, str(failure), f"{fix}; installed environments: {', '.join(known) or 'none'}")
+        if isinstance(failure.error, EnvironmentOptionError):
+            place = config.place("environments", env_id, "options")
+            fix = "write the environment's own option, or leave it out"
+            return Problem(place, f"{key}.options", str(failure.error), fix)
+        fix = "mend the package it comes from, or leave the environment out"
+        return Problem(place, key, str(failure), fix)
     return None
 
 

@@ -2,24 +2,21 @@
 
 Ordinary methods run in a thread of their own each, asynchronous ones together on another event loop. Neither can be
 killed: a thread that misses its deadline is abandoned and its place given to the next call, and so is a loop that code
-blocks. So a hanging environment costs its own rollouts only. Every failure leaves here as an `EnvSessionError` with its
-outcome.
+blocks. So a hanging environment costs its own rollouts only. A deadline counts from when a thread takes the call:
+waiting for one of the threads is not the environment's time.
 """
 
 import asyncio
+import contextlib
 import inspect
 import queue
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from envs.event_loop import EnvLoop
+from envs.event_loop import LOOP_TURN_S, DeadlineError, EnvLoop
 
 Result = TypeVar("Result")
-
-
-LOOP_TURN_S = 1.0
-"""A loop on which nothing happens for so long is blocked."""
 
 
 class EnvRunner:
@@ -35,21 +32,26 @@ class EnvRunner:
     async def run(self, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False) -> Any:
         """What the function gives, waited for where it is awaitable.
 
-        Raises `TimeoutError` after `timeout_s`, and whatever the function raises.
+        Raises `DeadlineError` after `timeout_s`, and whatever the function raises.
         """
-        value = function() if is_async else await self._in_thread(function, timeout_s)
+        value = _later(function) if is_async else await self._in_thread(function, timeout_s)
         return await self._on_loop(value, timeout_s) if inspect.isawaitable(value) else value
 
     def leave(self, function: Callable[[], Any]) -> None:
-        """Run a function in a thread that nobody waits for; what it gives to wait for ends on the loop."""
+        """Run a function in a thread that nobody waits for; what it gives to wait for ends on the loop.
 
-        async def wait(value: Awaitable[Any]) -> None:
-            await value
+        Where there is no loop, or code blocks it, it ends on one of its own.
+        """
 
         def call() -> None:
             value = function()
-            if inspect.isawaitable(value) and self._loop is not None:
-                self._loop.submit(wait(value))
+            if not inspect.isawaitable(value):
+                return
+            loop = self._loop
+            if loop is not None and loop.answers(LOOP_TURN_S):
+                loop.submit(_quietly(value))
+            else:
+                asyncio.run(_quietly(value))
 
         threading.Thread(target=call, daemon=True, name="environment-left").start()
 
@@ -57,9 +59,8 @@ class EnvRunner:
         loop = self._loop = self._loop or EnvLoop()
         started = loop.start(awaitable)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await started.future
-        except TimeoutError:
+            return await _within(started.future, timeout_s)
+        except DeadlineError:
             if self._loop is loop and not await asyncio.to_thread(loop.answers, LOOP_TURN_S):
                 self._loop = None
             raise
@@ -77,13 +78,35 @@ class EnvRunner:
                 threading.Thread(target=_run_calls, args=(self._calls,), daemon=True, name="environment").start()
             self._calls.put(call)
             try:
-                async with asyncio.timeout(timeout_s):
-                    return await call.future
+                return await _within(call.future, timeout_s)
             finally:
                 self._num_running -= 1
                 if call.future.cancelled() and call.has_begun:
                     call.is_abandoned = True
                     self._num_threads -= 1
+
+
+async def _within(future: "asyncio.Future[Result]", timeout_s: float) -> Result:
+    """Raises `DeadlineError` for our deadline only: a `TimeoutError` may be one that the environment's code raised."""
+    scope = asyncio.timeout(timeout_s)
+    try:
+        async with scope:
+            return await future
+    except TimeoutError:
+        if scope.expired():
+            raise DeadlineError(f"no result within {timeout_s} s") from None
+        raise
+
+
+async def _later(function: Callable[[], Any]) -> Any:
+    """Calls the function on the environments' loop: one that blocks, although it is called async, stops only that."""
+    value = function()
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _quietly(awaitable: Awaitable[Any]) -> None:
+    with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):  # the last two would end the loop
+        await awaitable
 
 
 class _Call:

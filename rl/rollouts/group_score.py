@@ -1,10 +1,9 @@
 """What do the members of a group earn when they are compared? For environments whose judge looks at all of them."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
-from envs.registry import make
+from envs.session import facts
 from rl.data_types import Rollout, Task
 from rl.rollouts.env_session import EnvSession, EnvSessionError
 from rl.rollouts.play import Player
@@ -17,11 +16,13 @@ async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollo
     episode; then no member has a reward, with the failure as outcome.
     """
     counted = [rollout for rollout in rollouts if rollout.outcome.counts]
-    if not counted or not compares(task.env_id):
+    if not counted:
         return tuple(rollouts)
     for num_left in range(player.config.rollout.num_retries, -1, -1):
         episode = EnvSession(task, player.runner, player.config.rollout)
         try:
+            if not await episode.ask(lambda: compares(task.env_id)):
+                return tuple(rollouts)
             await episode.reset()
             scores = await episode.score_group([rollout.messages for rollout in counted])
             added = {id(rollout): add(episode, rollout, *score) for rollout, score in zip(counted, scores, strict=True)}
@@ -34,17 +35,16 @@ async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollo
     raise AssertionError("the last attempt returns")
 
 
-@functools.cache
 def compares(env_id: str) -> bool:
-    """Whether the environment scores groups; looked up once, since every group asks."""
-    return make(env_id).scores_groups
+    """Whether the environment scores groups."""
+    return facts(env_id).scores_groups
 
 
 def add(episode: EnvSession, rollout: Rollout, score: float, parts: dict[str, float]) -> Rollout:
     """The rollout with the score added. Raises `EnvSessionError` where the sum is out of the declared range."""
     assert rollout.reward is not None
     reward = rollout.reward + score
-    episode.check_range(reward)
+    episode.check_total(reward)
     return dataclasses.replace(rollout, reward=reward, reward_parts={**rollout.reward_parts, **parts})
 
 

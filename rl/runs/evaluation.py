@@ -3,14 +3,15 @@
 import statistics
 from collections.abc import Sequence
 
+from envs.results import is_full_reward
+from envs.session import reward_range_of
 from rl.data_types import Group
-
-FULL_REWARD = 1 - 1e-9
 
 
 def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean reward, its standard error, accuracy (share of full rewards), reply tokens and counts by environment.
+    """Mean reward, its standard error, accuracy, reply tokens and counts by environment.
 
+    Accuracy is the share of rewards at the top of the environment's `reward_range` (`envs.results.is_full_reward`).
     Rollouts that do not count are left out and counted as `failed/ENV`.
     """
     metrics: dict[str, float] = {}
@@ -22,9 +23,10 @@ def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics[f"failed/{env_id}"] = len(rollouts) - len(rewards)
         if not rewards:
             continue
+        reward_range = reward_range_of(env_id)
         metrics[f"reward/{env_id}"] = statistics.fmean(rewards)
         metrics[f"stderr/{env_id}"] = statistics.stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else 0.0
-        metrics[f"accuracy/{env_id}"] = statistics.fmean(reward >= FULL_REWARD for reward in rewards)
+        metrics[f"accuracy/{env_id}"] = statistics.fmean(is_full_reward(reward, reward_range) for reward in rewards)
         metrics[f"reply_tokens/{env_id}"] = statistics.fmean(
             sum(len(turn.reply) for turn in rollout.turns) for rollout in valid
         )

@@ -1,0 +1,78 @@
+"""Which errors are shown as a sentence, and which are bugs that need their traceback? How is one put into words?
+
+Environments raise anything: an exception whose `__str__` raises, one with a text of megabytes, one with half a
+surrogate pair. What becomes an error string or a message for the policy goes through `error_text`.
+"""
+
+import os
+import traceback
+from pathlib import Path
+
+import gymnasium
+
+from envs.messages import valid_text
+
+OURS = frozenset({"rl", "sft", "envs", "rewards"})
+MAX_ERROR_CHARACTERS = 2000
+"""Of an exception's text in an error string or a message; the rest is counted."""
+
+_HERE = Path(__file__).parent
+_MACHINERY = (
+    *("check", "commands", "event_loop", "player", "registry", "results", "scored", "session"),
+    *("text_env", "tool_class", "tool_specs"),
+)
+NOT_THE_AUTHORS = (
+    *(str(_HERE / name) for name in _MACHINERY),
+    f"{_HERE.parent / 'rl'}{os.sep}",
+    *(str(Path(module.__file__ or "").parents[up]) for module, up in ((os, 0), (gymnasium, 1))),
+    "<",
+)
+"""Where code lies that the author of an environment did not write: the machinery, Python's library, packages."""
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the error is one of polygym's own types, whose message says what was wrong and how to fix it.
+
+    Ray wraps an actor's error in a type that inherits from it, so all bases are looked at.
+    """
+    return any(base.__module__.partition(".")[0] in OURS for base in type(error).__mro__)
+
+
+def error_text(error: BaseException) -> str:
+    """The exception's own text as valid text of bounded length. Never raises."""
+    try:
+        text = str(error)
+    except BaseException as second:  # SystemExit included: it is the environment's code that runs here
+        return f"(its text cannot be shown: __str__ raised {type(second).__name__})"
+    return cut(text, MAX_ERROR_CHARACTERS)
+
+
+def named(error: BaseException) -> str:
+    """`KeyError: 'answer'`: type and text. Never raises."""
+    text = error_text(error)
+    return valid_text(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def shown(value: object, most: int = 200) -> str:
+    """`repr(value)` as valid text of at most `most` characters; its type where that raises. Never raises."""
+    try:
+        return cut(repr(value), most)
+    except BaseException:
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def cut(text: str, most: int) -> str:
+    """The text made valid; beyond `most` characters it says how many are left out."""
+    left_out = f" ... ({len(text) - most} characters more)" if len(text) > most else ""
+    return valid_text(text[:most]) + left_out
+
+
+def place_of(error: BaseException) -> str:
+    """` (FILE:LINE)`, the innermost line of the author's code that led to the error; empty where there is none."""
+    frames: list[traceback.FrameSummary] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        frames += traceback.extract_tb(cause.__traceback__)
+        cause = cause.__cause__
+    own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_AUTHORS)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""

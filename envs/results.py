@@ -1,0 +1,214 @@
+"""What is a valid result of an environment? The one place that says so, for the trainer, the commands and the checks.
+
+Everything here raises `ResultError` naming what is wrong, and gives text that is valid Unicode (`envs.messages.valid`).
+
+What holds for rewards: each is a finite number; `reward_range` bounds the total of an episode and is checked when the
+episode is over, not at each step, so an environment may take away in one step what it pays in another. An episode that
+is cut off (out of turns or tokens) is over too: its total is what was paid until then.
+"""
+
+import json
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from envs.errors import named, shown
+from envs.messages import Message, Reply, ToolCall, ToolSpec, valid, valid_text
+from envs.text_env import StepResult, TextEnv, read_score
+
+MAX_MESSAGE_CHARACTERS = 1_000_000
+"""Where nobody says otherwise; `rollout.max_message_characters` does for a trainer."""
+ROLES = ("system", "user", "assistant", "tool")
+TOLERANCE = 1e-6
+"""How far a total may lie outside of the declared range: parts that are added up do not give 1 exactly."""
+FULL_TOLERANCE = 1e-9
+Read = TypeVar("Read")
+
+
+class ResultError(ValueError):
+    """An environment gave, or declares, something else than the contract allows."""
+
+
+def is_full_reward(reward: float, reward_range: tuple[float, float]) -> bool:
+    """Whether the reward is the top of the range: what accuracy, pass rates and pass@k count."""
+    top = reward_range[1]
+    return reward >= top - FULL_TOLERANCE * max(1.0, abs(top))
+
+
+def check_total(total: float, reward_range: tuple[float, float]) -> None:
+    """Raises `ResultError` for the total of an episode that the environment said it never gives."""
+    low, high = reward_range
+    if not math.isfinite(total) or not low - TOLERANCE <= total <= high + TOLERANCE:
+        raise ResultError(f"reward {total} is outside of its declared range [{low}, {high}]")
+
+
+def check_attributes(env: TextEnv) -> None:
+    """Raises `ResultError` naming the attribute that has a value of the wrong kind."""
+    turns = env.max_turns
+    if not isinstance(turns, int | np.integer) or isinstance(turns, bool) or turns < 1:
+        raise ResultError(f"max_turns must be a whole number of at least 1, got {shown(turns)}")
+    if not _is_range(env.reward_range):
+        raise ResultError(f"reward_range must be two numbers, the lower first, got {shown(env.reward_range)}")
+    if not isinstance(env.OPTIONS, Mapping) or not all(isinstance(name, str) for name in env.OPTIONS):
+        raise ResultError(f"OPTIONS must map names to their defaults, got {shown(env.OPTIONS)}")
+    for name in ("is_async", "has_close", "scores_groups"):
+        if not isinstance(getattr(env, name), bool):
+            raise ResultError(f"{name} must be True or False, got {shown(getattr(env, name))}")
+    if not isinstance(env.tools, tuple | list) or not all(isinstance(tool, ToolSpec) for tool in env.tools):
+        raise ResultError(f"tools must be a tuple of ToolSpec, got {shown(env.tools)}")
+
+
+def check_opened(env: TextEnv) -> None:
+    """Check what `reset` may have set, and make the tools' texts valid. Raises `ResultError`."""
+    check_attributes(env)
+    tools = read_tools(env.tools)
+    if tools != env.tools:
+        env.tools = tools
+
+
+def read_tools(tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
+    """The tools as they are shown to the policy."""
+    for tool in tools:
+        if not isinstance(tool.name, str) or not isinstance(tool.description, str) or not tool.name:
+            raise ResultError(f"tools: a tool needs a name and a description, both text, got {shown(tool)}")
+        if not isinstance(tool.parameters, Mapping):
+            raise ResultError(f"tools: the parameters of {tool.name} must be a mapping, got {shown(tool.parameters)}")
+        try:
+            json.dumps(dict(tool.parameters))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ResultError(f"tools: the parameters of {tool.name} are not JSON: {named(error)}") from None
+    return tuple(valid(tool) for tool in tools)
+
+
+def read_opening(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> tuple[tuple[Message, ...], dict[str, Any]]:
+    """What `reset` gave: messages of at most `most` characters each, and info."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ResultError(f"reset must return (messages, info), got {shown(result)}")
+    return _read(lambda: (_messages(result[0], most), _info(result[1])))
+
+
+def read_step(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> StepResult:
+    """What `step` gave; `info["reward_parts"]`, where it is there, as finite floats by name."""
+    if not isinstance(result, tuple) or len(result) != 5:
+        raise ResultError(f"step must return (messages, reward, terminated, truncated, info), got {shown(result)}")
+    messages, reward, terminated, truncated, info = result
+
+    def read() -> StepResult:
+        if not _is_finite_number(reward):
+            raise ResultError(f"reward must be a finite number, got {shown(reward)}")
+        checked = _info(info)
+        if "reward_parts" in checked:
+            checked = {**checked, "reward_parts": _parts(checked["reward_parts"])}
+        ends = _truth("terminated", terminated), _truth("truncated", truncated)
+        return _messages(messages, most), float(reward), *ends, checked
+
+    return _read(read)
+
+
+def read_scores(scores: Any, num_members: int) -> list[tuple[float, dict[str, float]]]:
+    """What `score_group` gave: reward and parts of each member."""
+
+    def read(score: Any) -> tuple[float, dict[str, float]]:
+        try:
+            reward, parts = read_score(score)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ResultError(f"score_group: {named(error)}") from None
+        if not _is_finite_number(reward):
+            raise ResultError(f"a score must be a finite number, got {shown(reward)}")
+        return reward, _parts(parts)
+
+    if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != num_members:
+        raise ResultError(f"score_group must give {num_members} scores in order, got {shown(scores)}")
+    return _read(lambda: [read(score) for score in scores])
+
+
+def read_gold(reply: Any) -> Reply:
+    """What `gold_reply` gave."""
+    if not isinstance(reply, Reply):
+        raise ResultError(f"gold_reply must return a Reply, got {shown(reply)}")
+
+    def read() -> Reply:
+        _messages((reply.as_message(),), MAX_MESSAGE_CHARACTERS)
+        return valid(reply)
+
+    return _read(read)
+
+
+def task_key(env: TextEnv, opening: tuple[Message, ...], info: Mapping[str, Any]) -> Hashable:
+    """What makes two tasks the same: `info["key"]`, else the attribute `key`, else the opening messages."""
+    key = info.get("key", getattr(env, "key", None))
+    if key is None:
+        return opening
+    try:
+        hash(key)
+    except TypeError:
+        return repr(key)
+    return key
+
+
+def _read(read: Callable[[], Read]) -> Read:
+    """What an environment gave may run its code: a property, a comparison, `__bool__`."""
+    try:
+        return read()
+    except ResultError:
+        raise
+    except Exception as error:
+        raise ResultError(f"what the environment returned cannot be read: {named(error)}") from error
+
+
+def _messages(messages: Any, most: int) -> tuple[Message, ...]:
+    if not isinstance(messages, tuple) or not all(isinstance(message, Message) for message in messages):
+        raise ResultError(f"messages must be a tuple of envs.messages.Message, got {shown(messages)}")
+    for message in messages:
+        if message.role not in ROLES:
+            raise ResultError(f"a message's role must be one of {', '.join(ROLES)}, got {shown(message.role)}")
+        for name in ("content", "reasoning", "name"):
+            if not isinstance(getattr(message, name), str):
+                raise ResultError(f"the {name} of a message must be text, got {shown(getattr(message, name))}")
+        longest = max(len(message.content), len(message.reasoning), len(message.name))
+        if longest > most:
+            raise ResultError(f"a message has {longest} characters, more than rollout.max_message_characters ({most})")
+        _check_calls(message.tool_calls)
+    return valid(messages)
+
+
+def _check_calls(calls: Any) -> None:
+    if not isinstance(calls, tuple) or not all(isinstance(call, ToolCall) for call in calls):
+        raise ResultError(f"the tool_calls of a message must be a tuple of ToolCall, got {shown(calls)}")
+    for call in calls:
+        if not isinstance(call.name, str) or not isinstance(call.arguments, Mapping):
+            raise ResultError(f"a tool call has a name and arguments by name, got {shown(call)}")
+
+
+def _info(info: Any) -> dict[str, Any]:
+    if not isinstance(info, dict):
+        raise ResultError(f"info must be a dict, got {type(info).__name__}")
+    return info
+
+
+def _parts(parts: Any) -> dict[str, float]:
+    if not isinstance(parts, dict) or not all(map(_is_finite_number, parts.values())):
+        raise ResultError(f"info['reward_parts'] must be a dict of finite numbers, got {shown(parts)}")
+    return {valid_text(str(name)): float(value) for name, value in parts.items()}
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ResultError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def _is_range(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in value)
+    return numbers and value[0] < value[1]
+
+
+def _is_finite_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond float
+        return False
