@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from envs.commands.options import read_options
+from envs.errors import is_ours
 from envs.sandbox import LEVEL_VARIABLE, Level, require_level
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -113,16 +114,14 @@ def evaluate(
     """Let a model play: mean, pass@k, parts, outcomes. Behind an endpoint (key: OPENAI_API_KEY), or a checkpoint."""
     from envs.commands.evaluate import Endpoint
     from envs.commands.evaluate import evaluate as run
-    from envs.commands.evaluate_local import evaluate_local
+    from envs.commands.evaluate_local import LocalPolicy, Tries, evaluate_local
 
     given = read_options(options)
     if split not in ("train", "heldout"):
         raise typer.BadParameter(f"--split must be train or heldout, got {split}")
     if policy is not None:
-        rollouts = evaluate_local(
-            console, policy, env_id, given, chat=chat, split=split, num_tasks=tasks, num_tries=tries, out=out,
-            temperature=temperature, max_tokens=max_tokens, timeout_s=timeout_s, at_once=at_once,
-        )  # fmt: skip
+        local = LocalPolicy(policy, chat, temperature, max_tokens, timeout_s, at_once)
+        rollouts = evaluate_local(console, local, Tries(env_id, given, split, tasks, tries), out)
     elif not model:
         raise typer.BadParameter("name the endpoint's model with --model, or a checkpoint's folder with --policy")
     else:
@@ -136,11 +135,14 @@ def evaluate(
 def profile(
     place: Annotated[Path, typer.Argument(help="Saved rollouts: a file, or a run folder.")],
     out: Annotated[Path | None, typer.Option(help="Every task's profile, as JSON lines.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="Whose rollouts, where they are of several policies, as the table names it.")
+    ] = "",
 ) -> None:
     """Pass rate and deviation of each task: which are too easy, too hard, or worth training on."""
     from envs.commands.profile import print_profile
 
-    print_profile(console, place, out)
+    print_profile(console, place, out, policy)
 
 
 @app.command()
@@ -176,10 +178,12 @@ def doctor() -> None:
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 failed, 2 wrong usage."""
+    """Exit codes: 0 done, 1 failed, 2 wrong usage. A bug shows its traceback."""
     try:
         app()
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
+        if not is_ours(error):
+            raise
         typer.echo(f"error: {error}", err=True)
         return 1
     return 0

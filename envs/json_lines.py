@@ -13,7 +13,7 @@ class JsonLineError(ValueError):
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects in a file that a run writes; a torn last line is left out, a missing file has none.
 
-    Raises `JsonLineError` naming file and line when another line cannot be read.
+    Raises `JsonLineError` naming file and line when another line, or the file, cannot be read.
     """
     if path.is_file():
         yield from _objects(path, may_be_torn=True)
@@ -22,7 +22,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
     """The objects in a file that somebody gives as data, each with the keys that are needed.
 
-    Raises `JsonLineError` naming file and line, `OSError` for a file that cannot be read.
+    Raises `JsonLineError` naming file and line, also for a file that cannot be read.
     """
     rows = []
     for number, row in enumerate(_objects(path, may_be_torn=False), start=1):
@@ -34,16 +34,20 @@ def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
 
 
 def _objects(path: Path, *, may_be_torn: bool) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise JsonLineError(f"{path} cannot be read: {error.strerror or error}") from error
+    with file:
         for number, text in enumerate(file, start=1):
             try:
-                line = json.loads(text)
-            except ValueError as error:
-                if may_be_torn and not text.endswith("\n"):
+                line = json.loads(text.decode())
+            except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+                if may_be_torn and not text.endswith(b"\n"):
                     return
                 raise JsonLineError(
                     f"{path}, line {number} is not JSON: {error}. Delete that line to read the others"
                 ) from None
             if not isinstance(line, dict):
-                raise JsonLineError(f"{path}, line {number} must be an object, got {text.strip()!r:.100}")
+                raise JsonLineError(f"{path}, line {number} must be an object, got {text.decode().strip()!r:.100}")
             yield line

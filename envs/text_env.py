@@ -37,8 +37,9 @@ class EnvironmentOptionError(ValueError):
 class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
     """Base of all environments. Subclasses write `reset`, `step` and `gold_reply`; the first two may be `async`.
 
-    `max_turns` bounds the replies of an episode; `reward_range` bounds the sum of its rewards, and a reward outside of
-    it is an error of the environment. `info["reward_parts"]` of the last step names what the reward consists of.
+    `max_turns` bounds the replies of an episode; `reward_range` bounds the sum of its rewards, and a total outside of
+    it is an error of the environment (`envs.results`). `info["reward_parts"]` of the last step names what the reward
+    consists of.
     """
 
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
@@ -63,8 +64,9 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
         super().__init_subclass__(**kwargs)
         if "step" in cls.__dict__:
             cls.is_async = inspect.iscoroutinefunction(cls.step)
-        cls.scores_groups = cls.scores_groups or "score_group" in cls.__dict__
-        cls.has_close = cls.has_close or "close" in cls.__dict__
+        # looked at by identity, not by name: a mixin may write the method
+        cls.scores_groups = cls.scores_groups or cls.score_group is not TextEnv.score_group
+        cls.has_close = cls.has_close or cls.close is not gymnasium.Env.close
 
     def step(self, action: Reply) -> StepResult:
         """Play one reply. Called after `reset`, never after the end of the episode."""

@@ -24,7 +24,8 @@ import inspect
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from envs.messages import Message, Reply, ToolCall, ToolSpec
+from envs.errors import error_text
+from envs.messages import Message, Reply, ToolCall, ToolSpec, valid_text
 from envs.scored import opening, options_of
 from envs.text_env import TextEnv, read_score
 from envs.tool_specs import read_arguments, tool_spec
@@ -79,19 +80,18 @@ class ToolClassEnv(TextEnv):
     def score_group(self, conversations: Any) -> Any:
         return self.inner.score_group(conversations)
 
-    def close(self) -> None:
-        if hasattr(self.inner, "close"):
-            self.inner.close()
+    def close(self) -> Any:
+        return self.inner.close() if hasattr(self.inner, "close") else None
 
     async def call(self, call: ToolCall) -> str:
         """Run one call and give its result, or what was wrong with it, as text."""
         if call.name not in self._methods:
-            return f"error: no tool named {call.name}; tools: {', '.join(self._methods)}"
+            return f"error: no tool named {valid_text(call.name)}; tools: {', '.join(self._methods)}"
         method = self._methods[call.name]
         try:
-            return str(await self._settled(method(**read_arguments(method, call.arguments))))
+            return valid_text(str(await self._settled(method(**read_arguments(method, call.arguments)))))
         except ValueError as error:
-            return f"error: {error}"
+            return f"error: {error_text(error)}"
 
     async def _reset(self, options: dict[str, Any] | None) -> tuple[tuple[Message, ...], dict[str, Any]]:
         split, chosen = self.read_options(options)

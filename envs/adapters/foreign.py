@@ -1,13 +1,8 @@
-"""What do adapters of foreign environments have in common? Failures, what can be sent, and the scale of rewards."""
+"""What do adapters of foreign environments have in common? Failures, and the scale of rewards."""
 
 
 class ForeignError(RuntimeError):
     """The other side failed, or gave what its interface does not allow. Never the policy's doing."""
-
-
-def sendable(text: str) -> str:
-    """The text without lone surrogates, which JSON can hold but UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def in_unit_range(total: float, lowest: float, highest: float) -> float:

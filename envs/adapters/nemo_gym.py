@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import aiohttp
 
-from envs.adapters.foreign import ForeignError, in_unit_range, sendable
+from envs.adapters.foreign import ForeignError, in_unit_range
 from envs.json_lines import read_rows
-from envs.messages import Message, Reply, ToolCall, ToolSpec
+from envs.messages import Message, Reply, ToolCall, ToolSpec, valid, valid_text
 from envs.scored import Row, RowError, RowTable
 from envs.text_env import EnvironmentOptionError, TextEnv
 
@@ -101,7 +101,7 @@ class NemoGym(TextEnv):
         if call.name not in {tool.name for tool in self.tools}:
             text = f"error: there is no tool {call.name}"
         else:
-            text = await self._ask_text("POST", call.name, dict(call.arguments))
+            text = await self._ask_text("POST", call.name, valid(dict(call.arguments)))
         self._output.append({"type": "function_call_output", "call_id": item["call_id"], "output": text})
         return Message("tool", text, name=call.name)
 
@@ -141,7 +141,7 @@ class NemoGym(TextEnv):
 
 
 def load_rows(path: str = "") -> list[Row]:
-    """The rows of a server's file, split by what the policy is asked. Raises `RowError`, `JsonLineError`, `OSError`."""
+    """The rows of a server's file, split by what the policy is asked. Raises `RowError`, `JsonLineError`."""
     rows = []
     for number, body in enumerate(read_rows(Path(path), REQUEST), start=1):
         try:
@@ -187,15 +187,15 @@ def items_of(reply: Reply, turn: int) -> list[dict[str, Any]]:
     """A reply as Responses items: reasoning, message, calls."""
     items: list[dict[str, Any]] = []
     if reply.reasoning:
-        summary = [{"type": "summary_text", "text": sendable(reply.reasoning)}]
+        summary = [{"type": "summary_text", "text": valid_text(reply.reasoning)}]
         items.append({"type": "reasoning", "id": f"reasoning_{turn}", "summary": summary})
     if reply.text or not reply.tool_calls:
-        content = [{"type": "output_text", "text": sendable(reply.text), "annotations": []}]
+        content = [{"type": "output_text", "text": valid_text(reply.text), "annotations": []}]
         kind = {"type": "message", "role": "assistant", "status": "completed"}
         items.append({**kind, "id": f"message_{turn}", "content": content})
     for number, call in enumerate(reply.tool_calls):
         name = {"type": "function_call", "name": call.name, "call_id": f"call_{turn}_{number}"}
-        items.append({**name, "arguments": json.dumps(dict(call.arguments))})
+        items.append({**name, "arguments": json.dumps(valid(dict(call.arguments)))})
     return items
 
 

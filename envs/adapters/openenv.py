@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import aiohttp
 
-from envs.adapters.foreign import ForeignError, in_unit_range, sendable
-from envs.messages import Message, Reply, ToolSpec
+from envs.adapters.foreign import ForeignError, in_unit_range
+from envs.messages import Message, Reply, ToolSpec, valid, valid_text
 from envs.text_env import EnvironmentOptionError, TextEnv, draw_in_split
 
 FULL, INVALID = "CAPACITY_REACHED", "VALIDATION_ERROR"
@@ -86,10 +86,10 @@ class OpenEnv(TextEnv):
     def _action(self, reply: Reply) -> dict[str, Any] | str:
         """The action of a reply, or what is wrong with it."""
         if self._text_field is not None:
-            return {self._text_field: sendable(reply.text)}
+            return {self._text_field: valid_text(reply.text)}
         if [call.name for call in reply.tool_calls] != ["act"]:
             return "call the tool act, once"
-        return dict(reply.tool_calls[0].arguments)
+        return valid(dict(reply.tool_calls[0].arguments))
 
     async def _schema(self) -> Mapping[str, Any]:
         assert self._http is not None

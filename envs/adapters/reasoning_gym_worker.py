@@ -3,6 +3,9 @@
 Some scorers evaluate the answer as Python. So each answer is scored in a fork of this process that has put on the
 sandbox's layers first (`envs/sandbox/layers.py`): it writes no file, starts no process and reaches no network, and what
 it changes is gone with it. Run by path; see `rewards.worker_pool` for the protocol.
+
+`main` is like that of `verifiers_worker.py`, and a copy on purpose: workers import nothing of ours, since a worker's
+Python may be another environment's.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """What runs in a worker process of `envs.adapters.verifiers_tasks`: a taskset of `verifiers`, and its scoring.
 
-The worker's Python may be another environment's, so nothing of polygym is imported. Run by path; see
-`rewards.worker_pool` for the protocol.
+The worker's Python may be another environment's, so nothing of polygym is imported, and `main` is a copy of that of
+`reasoning_gym_worker.py` on purpose. Run by path; see `rewards.worker_pool` for the protocol.
 """
 # pyright: reportMissingImports=false
 

@@ -1,5 +1,6 @@
 """Can the policy write a small Python function from a description of its steps? Judged by hidden tests in a sandbox."""
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -114,6 +115,14 @@ def draw_step(rng: np.random.Generator, steps: dict[str, str]) -> tuple[str, str
     return phrase.format(constant), steps[phrase].format(constant)
 
 
+def draw_task(env: TextEnv, options: dict[str, Any] | None) -> tuple[Level, Description]:
+    """The level that the options choose, and a description of it of their split, drawn from the environment's rng."""
+    split, chosen = env.read_options(options)
+    level = choose_level(chosen["level"], LEVELS)
+    draw = functools.partial(draw_description, level=level)
+    return level, draw_in_split(env.np_random, split, draw, lambda description: description.prompt)
+
+
 class Functions(TextEnv):
     """Write a Python function from its steps: `Write f(x): add 3, then square.`
 
@@ -132,11 +141,7 @@ class Functions(TextEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[tuple[Message, ...], dict[str, Any]]:
         super().reset(seed=seed)
-        split, chosen = self.read_options(options)
-        self._level = choose_level(chosen["level"], LEVELS)
-        self._description = draw_in_split(
-            self.np_random, split, lambda rng: draw_description(rng, self._level), lambda problem: problem.prompt
-        )
+        self._level, self._description = draw_task(self, options)
         return (Message("user", self._description.prompt),), {"key": self._description.prompt}
 
     def step(self, action: Reply) -> StepResult:

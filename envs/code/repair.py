@@ -3,10 +3,11 @@
 import json
 from typing import Any, ClassVar
 
-from envs.code.functions import LEVELS, draw_description
-from envs.messages import Message, Reply
+from envs.code.functions import draw_task
+from envs.errors import shown
+from envs.messages import Message, Reply, valid_text
 from envs.sandbox import SandboxResult, run_function
-from envs.text_env import StepResult, TextEnv, choose_level, draw_in_split
+from envs.text_env import StepResult, TextEnv
 from rewards.code import extract_code, same_value
 
 NUM_SHOWN = 3
@@ -30,11 +31,7 @@ class Repair(TextEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[tuple[Message, ...], dict[str, Any]]:
         super().reset(seed=seed)
-        split, chosen = self.read_options(options)
-        self._level = choose_level(chosen["level"], LEVELS)
-        self._description = draw_in_split(
-            self.np_random, split, lambda rng: draw_description(rng, self._level), lambda problem: problem.prompt
-        )
+        self._level, self._description = draw_task(self, options)
         self._num_tries = 0
         prompt = f"{self._description.prompt} It will be tested; you have {self.max_turns} tries."
         return (Message("user", prompt),), {"key": self._description.prompt}
@@ -56,11 +53,11 @@ class Repair(TextEnv):
     def _failing_case(self, result: SandboxResult) -> str | None:
         """What is said about the first shown case that fails; None when all pass."""
         if result.status != "ok":
-            return f"It failed: {result.status}: {result.detail}"
+            return valid_text(f"It failed: {result.status}: {result.detail}")
         for argument, value in list(zip(self._level.inputs, result.value, strict=True))[:NUM_SHOWN]:
             expected = self._description.values(argument)[-1]
             if not same_value(value, expected):
-                return f"f({json.dumps(argument)}) gave {value!r:.100}, expected {json.dumps(expected)}."
+                return f"f({json.dumps(argument)}) gave {shown(value, 100)[:100]}, expected {json.dumps(expected)}."
         return None
 
     def _num_wrong(self, result: SandboxResult) -> int:

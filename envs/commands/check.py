@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from envs.check import CHECKS, check_environment
+from envs.commands.output import write_text
 
 MARKS = {"passed": "[green]passed [/green]", "failed": "[red]failed [/red]", "skipped": "[yellow]skipped[/yellow]"}
 
@@ -32,5 +33,5 @@ def print_checks(console: Console, env_id: str, options: dict[str, Any], num_see
     console.print(f"{env_id}: {len(results)} checks, {counts['failed']} failed, {counts['skipped']} skipped")
     if report is not None:
         rows = [dataclasses.asdict(result) for result in results]
-        report.write_text(json.dumps({"env_id": env_id, "options": options, "checks": rows}, indent=2) + "\n")
+        write_text(report, json.dumps({"env_id": env_id, "options": options, "checks": rows}, indent=2) + "\n")
     return not counts["failed"]

@@ -16,13 +16,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from envs.event_loop import settle
-from envs.messages import Message, Reply, ToolCall
-from envs.registry import make
+from envs.commands.output import write_lines
+from envs.errors import named, shown
+from envs.messages import Message, Reply, ToolCall, ToolSpec, valid
+from envs.player import EnvRollout, EnvTask, NoReplyError, play, score_group
+from envs.results import is_full_reward
 from envs.rollout_file import message_object
-from envs.text_env import TextEnv
+from envs.session import Session, facts, reward_range_of
 
 KEY = "OPENAI_API_KEY"
+MALFORMED = (LookupError, ValueError, TypeError, AttributeError, RecursionError)
+"""What an answer that is no chat completion raises when it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Endpoint:
     at_once: int
 
 
-class EndpointError(RuntimeError):
+class EndpointError(NoReplyError):
     """The endpoint gave no reply."""
 
 
@@ -52,63 +56,53 @@ def evaluate(
     num_tries: int,
     out: Path | None,
 ) -> list[dict[str, Any]]:
-    """Play `num_tasks` tasks, each so many times; print and give the rollouts, also written to `out`."""
+    """Play `num_tasks` tasks, each so many times; print and give the rollouts, also written to `out`.
+
+    The tries at one task are a group: where the environment compares its members, they are compared. Raises
+    `EnvFailure` for an environment that cannot be made; what fails later is a rollout's outcome.
+    """
+    compares = facts(env_id).scores_groups
+    tasks = [EnvTask(env_id, seed, split, options) for seed in range(num_tasks)]
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task(f"{env_id}, {endpoint.model}", total=num_tasks * num_tries)
 
-        def one(seed: int) -> dict[str, Any]:
-            task = {"env_id": env_id, "seed": seed, "split": split, "options": options}
-            rollout = play(client, endpoint, task)
+        def one(task: EnvTask) -> EnvRollout:
+            choose = lambda session, messages: ask(client, endpoint, session.env.tools, messages)  # noqa: E731
+            rollout = play(task, choose, Session.installed(env_id))
             progress.advance(bar)
             return rollout
 
-        seeds = [seed for seed in range(num_tasks) for _ in range(num_tries)]
         with httpx.Client(timeout=endpoint.timeout_s) as client, ThreadPoolExecutor(endpoint.at_once) as pool:
-            rollouts = list(pool.map(one, seeds))
+            played = list(pool.map(one, [task for task in tasks for _ in range(num_tries)]))
+            groups = [played[first : first + num_tries] for first in range(0, len(played), num_tries)]
+            groups = list(pool.map(compared, tasks, groups)) if compares else groups
+    pairs = [(task, rollout) for task, group in zip(tasks, groups, strict=True) for rollout in group]
+    rollouts = [rollout_object(task, rollout, endpoint.model) for task, rollout in pairs]
     if out is not None:
-        out.write_text("".join(json.dumps(rollout) + "\n" for rollout in rollouts))
+        write_lines(out, rollouts)
     print_summary(console, env_id, rollouts, num_tries)
     return rollouts
 
 
-def play(client: httpx.Client, endpoint: Endpoint, task: Mapping[str, Any]) -> dict[str, Any]:
-    """One episode. Failures of the endpoint and of the environment are told apart, and are no reward."""
-    messages: list[Message] = []
-    env: TextEnv | None = None
-    reward, parts, outcome, error = 0.0, {}, "truncated", ""
-    try:
-        env = make(task["env_id"])
-        opening, _ = settle(env.reset(seed=task["seed"], options={**task["options"], "split": task["split"]}))
-        messages += opening
-        for _ in range(env.max_turns):
-            reply = ask(client, endpoint, env, messages)
-            messages.append(reply.as_message())
-            following, earned, terminated, truncated, info = settle(env.step(reply))
-            messages += following
-            reward += earned
-            parts |= info.get("reward_parts", {})
-            if terminated or truncated:
-                outcome = "truncated" if truncated else "ok"
-                break
-    except EndpointError as failure:
-        outcome, error = "infra_error", str(failure)
-    except Exception as failure:
-        outcome, error = "env_error", f"{type(failure).__name__}: {failure}"
-    finally:
-        if env is not None:
-            settle(env.close())
-    counts = outcome in ("ok", "truncated")
+def compared(task: EnvTask, group: Sequence[EnvRollout]) -> list[EnvRollout]:
+    """The tries at a task with what comparing them pays."""
+    return score_group(task, group, Session.installed(task.env_id))
+
+
+def rollout_object(task: EnvTask, rollout: EnvRollout, policy: str) -> dict[str, Any]:
+    """A rollout as it is saved."""
     return {
-        "task": dict(task),
-        "messages": [message_object(message) for message in messages],
-        "reward": reward if counts else None,
-        "reward_parts": parts if counts else {},
-        "outcome": outcome,
-        "error": error,
+        "task": {"env_id": task.env_id, "seed": task.seed, "split": task.split, "options": dict(task.options)},
+        "policy": policy,
+        "messages": [message_object(message) for message in rollout.messages],
+        "reward": rollout.reward,
+        "reward_parts": dict(rollout.reward_parts),
+        "outcome": rollout.outcome,
+        "error": rollout.error,
     }
 
 
-def ask(client: httpx.Client, endpoint: Endpoint, env: TextEnv, messages: Sequence[Message]) -> Reply:
+def ask(client: httpx.Client, endpoint: Endpoint, tools: Sequence[ToolSpec], messages: Sequence[Message]) -> Reply:
     """One reply. Raises `EndpointError`."""
     body: dict[str, Any] = {
         "model": endpoint.model,
@@ -116,19 +110,19 @@ def ask(client: httpx.Client, endpoint: Endpoint, env: TextEnv, messages: Sequen
         "temperature": endpoint.temperature,
         "max_tokens": endpoint.max_tokens,
     }
-    if env.tools:
+    if tools:
         body["tools"] = [
             {"type": "function", "function": {"name": tool.name, "description": tool.description,
                                               "parameters": dict(tool.parameters)}}
-            for tool in env.tools
+            for tool in tools
         ]  # fmt: skip
     headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
     try:
         response = client.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body, headers=headers)
         response.raise_for_status()
         return read_reply(response.json()["choices"][0]["message"])
-    except (httpx.HTTPError, LookupError, ValueError, TypeError) as error:
-        raise EndpointError(f"{endpoint.url}: {type(error).__name__}: {error}") from error
+    except (httpx.HTTPError, httpx.InvalidURL, *MALFORMED) as error:
+        raise EndpointError(f"{endpoint.url}: {named(error)}") from error
 
 
 def openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -151,17 +145,23 @@ def openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def read_reply(message: Mapping[str, Any]) -> Reply:
-    """The reply in a chat completion; arguments that are no JSON object go to the tool as they are."""
+    """The reply in a chat completion; arguments that are no JSON object go to the tool as they are.
+
+    Raises one of `MALFORMED` for what is no message.
+    """
     calls = []
     for call in message.get("tool_calls") or ():
         try:
             arguments = json.loads(call["function"]["arguments"] or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = None
         told = arguments if isinstance(arguments, dict) else {"arguments": call["function"]["arguments"]}
         calls.append(ToolCall(call["function"]["name"], told))
     reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-    return Reply(message.get("content") or "", str(reasoning), tuple(calls))
+    text = message.get("content") or ""
+    if not isinstance(text, str) or not all(isinstance(call.name, str) for call in calls):
+        raise TypeError(f"content and names of tools must be text, got {shown(message)}")
+    return valid(Reply(text, str(reasoning), tuple(calls)))
 
 
 def pass_at(num_tries: int, num_passed: int, k: int) -> float:
@@ -174,14 +174,15 @@ def print_summary(console: Console, env_id: str, rollouts: Sequence[Mapping[str,
     counted = [rollout for rollout in rollouts if rollout["reward"] is not None]
     table = Table("figure", "value", title=env_id)
     if counted:
-        top = make(env_id).reward_range[1]
+        reward_range = reward_range_of(env_id)
         by_task: dict[int, list[float]] = defaultdict(list)
         for rollout in counted:
             by_task[rollout["task"]["seed"]].append(rollout["reward"])
         table.add_row("mean reward", f"{statistics.fmean(rollout['reward'] for rollout in counted):.3f}")
         for k in sorted({1, num_tries}):
             full = [rewards for rewards in by_task.values() if len(rewards) >= k]
-            passed = [pass_at(len(rewards), sum(reward >= top - 1e-9 for reward in rewards), k) for rewards in full]
+            num_passed = [sum(is_full_reward(reward, reward_range) for reward in rewards) for rewards in full]
+            passed = [pass_at(len(rewards), num, k) for rewards, num in zip(full, num_passed, strict=True)]
             table.add_row(f"pass@{k}", f"{statistics.fmean(passed):.3f}" if passed else "none")
         for part in sorted({name for rollout in counted for name in rollout["reward_parts"]}):
             values = [rollout["reward_parts"].get(part, 0.0) for rollout in counted]

@@ -5,19 +5,21 @@ replies are read, as in training.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from envs.commands.evaluate import print_summary
-from envs.registry import make
+from envs.commands.output import write_lines
 from envs.rollout_file import read_rollouts
 from envs.sandbox import minimum_level
+from envs.session import Session
 
 CONTEXT_TOKENS = 4096
 """Longest conversation, where the checkpoint allows as much and replies are not longer still."""
@@ -27,58 +29,72 @@ class LocalEvaluationError(RuntimeError):
     """The folder holds no checkpoint, or the process that plays failed; it has said why."""
 
 
-def evaluate_local(
-    console: Console,
-    policy: Path,
-    env_id: str,
-    options: dict[str, Any],
-    *,
-    chat: str,
-    split: str,
-    num_tasks: int,
-    num_tries: int,
-    temperature: float,
-    max_tokens: int,
-    timeout_s: float,
-    at_once: int,
-    out: Path | None,
-) -> list[dict[str, Any]]:
-    """Play `num_tasks` tasks, each so many times; print and give the rollouts. Raises `LocalEvaluationError`."""
-    env = make(env_id)
-    env.read_options({**options, "split": split})
-    context = min(context_tokens(policy), max(CONTEXT_TOKENS, 2 * max_tokens))
+@dataclass(frozen=True, slots=True)
+class LocalPolicy:
+    """Which checkpoint, and how its replies are sampled."""
+
+    path: Path
+    chat: str
+    temperature: float
+    max_tokens: int
+    timeout_s: float
+    at_once: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What is played: `num_tasks` tasks of an environment's split, each so many times."""
+
+    env_id: str
+    options: Mapping[str, Any]
+    split: str
+    num_tasks: int
+    num_tries: int
+
+
+def evaluate_local(console: Console, policy: LocalPolicy, tries: Tries, out: Path | None) -> list[dict[str, Any]]:
+    """Play the tasks; print and give the rollouts, also written to `out`.
+
+    Raises `LocalEvaluationError`, and `EnvFailure` for an environment or options that cannot be used.
+    """
+    with Session.installed(tries.env_id) as session:
+        session.read_options({**tries.options, "split": tries.split})
     with tempfile.TemporaryDirectory(prefix="polygym_eval_") as folder:
-        experiment = {
-            "run_dir": folder,
-            "seed": 0,
-            "train": {"num_steps": 1},
-            "policy": {"path": str(policy.resolve()), "chat": chat, "max_tokens": context},
-            "environments": {env_id: {"options": options}},
-            "evaluation": {
-                "num_tasks": num_tasks,
-                "num_samples": num_tries,
-                "temperature": temperature,
-            },
-            "rollout": {
-                "max_in_flight": at_once,
-                "max_reply_tokens": min(max_tokens, context // 2),
-                "reply_timeout_s": timeout_s,
-                "sandbox_level": minimum_level(),
-            },
-        }
         yaml = Path(folder) / "evaluate.yaml"
-        yaml.write_text(json.dumps(experiment))  # JSON is YAML
-        done = subprocess.run(
-            [sys.executable, "-m", "rl", "evaluate", str(yaml), "--split", split], stdout=subprocess.DEVNULL
-        )
+        yaml.write_text(json.dumps(experiment(policy, tries, folder)))  # JSON is YAML
+        command = [sys.executable, "-m", "rl", "evaluate", str(yaml), "--split", tries.split]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL)
         if done.returncode:
-            raise LocalEvaluationError(f"{policy} could not be evaluated (exit code {done.returncode}); see above")
-        saved = Path(folder) / "evaluation" / "rollouts.jsonl"
-        if out is not None:
-            shutil.copyfile(saved, out)
-        rollouts = list(read_rollouts(saved))
-    print_summary(console, env_id, rollouts, num_tries)
+            raise LocalEvaluationError(f"{policy.path} could not be evaluated (exit code {done.returncode}); see above")
+        saved = read_rollouts(Path(folder) / "evaluation" / "rollouts.jsonl")
+        rollouts = [{**rollout, "policy": str(policy.path)} for rollout in saved]
+    if out is not None:
+        write_lines(out, rollouts)
+    print_summary(console, tries.env_id, rollouts, tries.num_tries)
     return rollouts
+
+
+def experiment(policy: LocalPolicy, tries: Tries, folder: str) -> dict[str, Any]:
+    """The experiment that `rl evaluate` plays. Raises `LocalEvaluationError`."""
+    context = min(context_tokens(policy.path), max(CONTEXT_TOKENS, 2 * policy.max_tokens))
+    return {
+        "run_dir": folder,
+        "seed": 0,
+        "train": {"num_steps": 1},
+        "policy": {"path": str(policy.path.resolve()), "chat": policy.chat, "max_tokens": context},
+        "environments": {tries.env_id: {"options": dict(tries.options)}},
+        "evaluation": {
+            "num_tasks": tries.num_tasks,
+            "num_samples": tries.num_tries,
+            "temperature": policy.temperature,
+        },
+        "rollout": {
+            "max_in_flight": policy.at_once,
+            "max_reply_tokens": min(policy.max_tokens, context // 2),
+            "reply_timeout_s": policy.timeout_s,
+            "sandbox_level": minimum_level(),
+        },
+    }
 
 
 def context_tokens(policy: Path) -> int:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from string import Template
 
+from envs.commands.output import write_text
 from envs.commands.templates import ENVIRONMENTS, PYPROJECT, README, TESTS
 
 NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
@@ -14,7 +15,7 @@ class NewEnvironmentError(ValueError):
 
 
 def write_package(name: str, kind: str, folder: Path) -> str:
-    """Write the package below `folder` and say what to do next. Raises `NewEnvironmentError`."""
+    """Write the package below `folder` and say what to do next. Raises `NewEnvironmentError`, `OutputError`."""
     if not NAME.fullmatch(name):
         raise NewEnvironmentError(
             f"a name is letters and digits and begins with a capital, such as WordCount: {name!r}"
@@ -34,8 +35,7 @@ def write_package(name: str, kind: str, folder: Path) -> str:
         f"tests/test_{module}.py": TESTS,
     }
     for path, text in files.items():
-        (package / path).parent.mkdir(parents=True, exist_ok=True)
-        (package / path).write_text(Template(text).substitute(values))
+        write_text(package / path, Template(text).substitute(values))
     return (
         f"wrote {package}; next:\n  pip install --no-deps --no-build-isolation -e {package}\n"
         f"  python -m envs check {values['env_id']}\n  python -m envs play {values['env_id']}"

@@ -2,19 +2,26 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from envs.event_loop import settle
-from envs.messages import Message, Reply, ToolCall
-from envs.registry import make
-from envs.text_env import TextEnv
+from envs.messages import Message, Reply, ToolCall, valid
+from envs.player import EnvTask, NoReplyError, play
+from envs.session import Session
 
 STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 HELP = "Write your reply, then an empty line. A line `!NAME argument=value ...` calls the tool NAME; Ctrl-D gives up."
+
+
+class PlayError(RuntimeError):
+    """The environment failed while it was played."""
+
+
+class GivenUp(NoReplyError):
+    """The person ended the input."""
 
 
 def play_environment(
@@ -26,52 +33,85 @@ def play_environment(
     gold: bool = False,
     read_line: Callable[[str], str] = input,
 ) -> float | None:
-    """Play one episode in the terminal and give its reward; None when it was given up."""
-    env = make(env_id)
-    messages, _ = settle(env.reset(seed=seed, options=options))
-    if not gold:
-        console.print(HELP, style="dim")
-    for tool in env.tools:
-        console.print(f"tool {tool.name}: {tool.description} {json.dumps(tool.parameters['properties'])}", markup=False)
-    total = 0.0
-    for turn in range(env.max_turns):
-        for message in messages:
-            print_message(console, message)
-        reply = env.gold_reply() if gold else ask(console, env, turn, read_line)
-        if reply is None:
-            return None
-        if gold:
-            print_message(console, reply.as_message())
-        messages, reward, terminated, truncated, info = settle(env.step(reply))
-        total += reward
-        if terminated or truncated:
-            for message in messages:
-                print_message(console, message)
-            parts = "".join(f"  {name} {value:.3g}" for name, value in info.get("reward_parts", {}).items())
-            console.print(f"[bold]reward {total:.3f}[/bold]{parts}")
-            break
-    settle(env.close())
-    return total
+    """Play one episode in the terminal and give its reward; None when it was given up.
+
+    The environment's calls have a deadline, the person has none. Raises `PlayError` when the environment fails.
+    """
+    table = _Table(console, read_line, gold=gold)
+    task = EnvTask(env_id, seed, options.get("split", "train"), options)
+    rollout = play(task, table.reply, Session.installed(env_id))
+    table.show(rollout.messages)
+    if rollout.reward is None and not table.has_given_up:
+        raise PlayError(rollout.error)
+    if rollout.reward is not None:
+        parts = "".join(f"  {name} {value:.3g}" for name, value in rollout.reward_parts.items())
+        cut = "" if rollout.outcome == "ok" else f" ({rollout.outcome})"
+        console.print(f"[bold]reward {rollout.reward:.3f}[/bold]{parts}{cut}")
+    return rollout.reward
 
 
-def ask(console: Console, env: TextEnv, turn: int, read_line: Callable[[str], str]) -> Reply | None:
-    """The person's reply; None at the end of the input."""
+class _Table:
+    """The conversation in the terminal, shown as it grows."""
+
+    def __init__(self, console: Console, read_line: Callable[[str], str], *, gold: bool) -> None:
+        self._console, self._read_line, self._gold = console, read_line, gold
+        self._num_shown = self._num_replies = 0
+        self.has_given_up = False
+
+    def reply(self, session: Session, messages: Sequence[Message]) -> Reply:
+        """Chooses the person's reply, or the gold one. Raises `GivenUp`, `EnvFailure`."""
+        if not self._num_replies:
+            if not self._gold:
+                self._console.print(HELP, style="dim")
+            print_tools(self._console, session)
+        self.show(messages)
+        self._num_replies += 1
+        if self._gold:
+            return session.gold_reply()
+        try:
+            prompt = f"reply {self._num_replies} of {session.env.max_turns}> "
+            reply = ask(self._console, prompt, self._read_line)
+        except GivenUp:
+            self.has_given_up = True
+            raise
+        self._num_shown += 1  # a person knows what they wrote
+        return reply
+
+    def show(self, messages: Sequence[Message]) -> None:
+        for message in messages[self._num_shown :]:
+            print_message(self._console, message)
+        self._num_shown = max(self._num_shown, len(messages))
+
+
+def print_tools(console: Console, session: Session) -> None:
+    for tool in session.env.tools:
+        parameters = json.dumps(tool.parameters.get("properties", {}))
+        console.print(f"tool {tool.name}: {tool.description} {parameters}", markup=False)
+
+
+def ask(console: Console, prompt: str, read_line: Callable[[str], str]) -> Reply:
+    """The person's reply. Raises `GivenUp` at the end of the input."""
     lines: list[str] = []
     while True:
         try:
-            line = read_line(f"reply {turn + 1} of {env.max_turns}> " if not lines else "... ")
+            line = read_line(prompt if not lines else "... ")
         except EOFError:
             console.print("given up")
-            return None
+            raise GivenUp("given up") from None
         if line.startswith("!"):
             try:
-                return Reply("\n".join(lines), "", (read_call(line[1:]),))
+                return valid_reply("\n".join(lines), read_call(line[1:]))
             except ValueError as error:
                 console.print(f"[red]{error}")
                 continue
         if not line and lines:
-            return Reply("\n".join(lines))
+            return valid_reply("\n".join(lines))
         lines.append(line)
+
+
+def valid_reply(text: str, *calls: ToolCall) -> Reply:
+    """A terminal gives what is not UTF-8 as lone surrogates."""
+    return valid(Reply(text, "", calls))
 
 
 def read_call(line: str) -> ToolCall:

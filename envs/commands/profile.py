@@ -3,7 +3,6 @@
 What it writes is read by curricula (`environments.ID.curriculum.profile` of an experiment).
 """
 
-import functools
 import json
 import statistics
 from collections import defaultdict
@@ -15,11 +14,17 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from envs.registry import UnknownEnvironmentError, make
+from envs.commands.output import write_lines
+from envs.results import is_full_reward
 from envs.rollout_file import read_rollouts
+from envs.session import reward_range_of
 
 Kind = Literal["too easy", "too hard", "useful", "too few tries"]
 MIN_TRIES = 2
+
+
+class ProfileError(ValueError):
+    """Rollouts that no profile can be made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class TaskProfile:
     options: Mapping[str, Any]
     budget: Any
     """The thinking budget, where the rollouts tell one: with another it is another task."""
+    policy: str
+    """Whose tries these are (`policy_of`): tries of two policies at one task say nothing about either."""
     num_tries: int
     mean: float
     deviation: float
@@ -42,28 +49,28 @@ class TaskProfile:
 
 
 def profile_tasks(rollouts: Sequence[Mapping[str, Any]]) -> list[TaskProfile]:
-    """One profile a task, from the tries that count, by environment and mean reward."""
+    """One profile a task and policy, from the tries that count, by environment and mean reward."""
     tries: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for rollout in rollouts:
         if rollout.get("reward") is not None:
             task = {key: rollout["task"].get(key) for key in ("env_id", "seed", "split", "options", "budget")}
+            task["policy"] = policy_of(rollout)
             tries[json.dumps(task, sort_keys=True)].append(rollout)
     profiles = [profile(json.loads(key), found) for key, found in tries.items()]
     return sorted(profiles, key=lambda one: (one.env_id, one.mean))
 
 
-@functools.cache
-def full_reward(env_id: str) -> float:
-    """The top of the environment's range, or 1 where it is not installed here."""
-    try:
-        return make(env_id).reward_range[1]
-    except UnknownEnvironmentError:
-        return 1.0
+def policy_of(rollout: Mapping[str, Any]) -> str:
+    """Which policy played: what `envs eval` wrote, else kind and step of a run, since each step has a new policy."""
+    if rollout.get("policy"):
+        return str(rollout["policy"])
+    return f"{rollout.get('kind', 'train')} step {rollout['step']}" if rollout.get("step") is not None else ""
 
 
 def profile(task: Mapping[str, Any], tries: Sequence[Mapping[str, Any]]) -> TaskProfile:
     rewards = [rollout["reward"] for rollout in tries]
-    pass_rate = sum(reward >= full_reward(task["env_id"]) - 1e-9 for reward in rewards) / len(rewards)
+    reward_range = reward_range_of(task["env_id"])
+    pass_rate = sum(is_full_reward(reward, reward_range) for reward in rewards) / len(rewards)
     deviation = statistics.pstdev(rewards)
     kind: Kind = "useful"
     if len(rewards) < MIN_TRIES:
@@ -74,21 +81,37 @@ def profile(task: Mapping[str, Any], tries: Sequence[Mapping[str, Any]]) -> Task
                        pass_rate=pass_rate, kind=kind)  # fmt: skip
 
 
-def print_profile(console: Console, place: Path, out: Path | None) -> None:
-    """A line an environment, and every task's profile into `out`."""
-    profiles = profile_tasks(list(read_rollouts(place)))
-    table = Table("environment", "tasks", "tries a task", "mean", "pass rate", "too easy", "too hard", "useful")
-    for env_id in sorted({one.env_id for one in profiles}):
-        own = [one for one in profiles if one.env_id == env_id]
-        shares = [sum(one.kind == kind for one in own) / len(own) for kind in ("too easy", "too hard", "useful")]
-        table.add_row(
-            env_id,
-            str(len(own)),
-            f"{statistics.fmean(one.num_tries for one in own):.1f}",
-            f"{statistics.fmean(one.mean for one in own):.3f}",
-            f"{statistics.fmean(one.pass_rate for one in own):.3f}",
-            *(f"{share:.0%}" for share in shares),
+def print_profile(console: Console, place: Path, out: Path | None, policy: str = "") -> None:
+    """A line an environment, split and policy, and every task's profile into `out`. Raises `ProfileError`."""
+    rollouts = list(read_rollouts(place))
+    policies = list(dict.fromkeys(map(policy_of, rollouts)))
+    if policy and policy not in policies:
+        raise ProfileError(f"{place} has no rollouts of policy {policy!r}; it has: {', '.join(policies)}")
+    if out is not None and not policy and len(policies) > 1:
+        raise ProfileError(
+            f"{place} holds rollouts of {len(policies)} policies ({policies[0]} to {policies[-1]}), and a profile is"
+            f" that of one: name it with --policy, such as --policy '{policies[-1]}'"
         )
+    profiles = profile_tasks([one for one in rollouts if not policy or policy_of(one) == policy])
+    table = Table(
+        *("environment", "split", "policy", "tasks", "tries a task", "mean", "pass rate"),
+        *("too easy", "too hard", "useful"),
+    )
+    for kind in sorted({(one.env_id, one.split or "", policies.index(one.policy)) for one in profiles}):
+        own = [one for one in profiles if (one.env_id, one.split or "", policies.index(one.policy)) == kind]
+        table.add_row(kind[0], kind[1], policies[kind[2]], *figures(own))
     console.print(table)
     if out is not None:
-        out.write_text("".join(json.dumps(asdict(one)) + "\n" for one in profiles))
+        write_lines(out, map(asdict, profiles))
+
+
+def figures(profiles: Sequence[TaskProfile]) -> list[str]:
+    """The numbers of a line of the table."""
+    shares = [sum(one.kind == kind for one in profiles) / len(profiles) for kind in ("too easy", "too hard", "useful")]
+    return [
+        str(len(profiles)),
+        f"{statistics.fmean(one.num_tries for one in profiles):.1f}",
+        f"{statistics.fmean(one.mean for one in profiles):.3f}",
+        f"{statistics.fmean(one.pass_rate for one in profiles):.3f}",
+        *(f"{share:.0%}" for share in shares),
+    ]

@@ -1,10 +1,9 @@
 """`python -m envs replay`: what would saved rollouts earn now, after a change of the scorer?"""
 
-import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from envs.event_loop import settle
-from envs.messages import Message, Reply
+from envs.commands.output import write_lines
+from envs.errors import named
+from envs.messages import Message, Reply, valid
+from envs.player import Choose, EnvTask, NoReplyError, play
 from envs.registry import make
 from envs.rollout_file import message_from, read_rollouts
-from envs.text_env import TextEnv
+from envs.session import EnvFailure, Session
 
 MAX_SHOWN = 20
 
@@ -56,7 +57,7 @@ def replay_file(console: Console, place: Path, out: Path | None) -> bool:
         means = [statistics.fmean(getattr(one, when) for one in scored) for when in ("before", "now")]
         console.print(f"mean reward {means[0]:.3f} -> {means[1]:.3f}")
     if out is not None:
-        out.write_text("".join(json.dumps(as_line(one)) + "\n" for one in replayed))
+        write_lines(out, map(as_line, replayed))
     return counts["same"] == len(replayed)
 
 
@@ -72,40 +73,49 @@ def as_line(one: Replayed) -> dict[str, Any]:
 
 def replay(rollout: Mapping[str, Any]) -> Replayed:
     """One rollout scored again: its task opened anew, its replies played in order. Never raises for what goes wrong."""
-    task, before = rollout["task"], rollout.get("reward")
-    messages = [message_from(message) for message in rollout["messages"]]
+    before = rollout.get("reward")
     if before is None:
         return Replayed(rollout, None, None, {})
-    env: TextEnv | None = None
     try:
-        env = make(task["env_id"])
-        if env.scores_groups:
+        saved = rollout["task"]
+        task = EnvTask(saved["env_id"], saved["seed"], saved["split"], saved["options"])
+        choose = saved_replies([valid(message_from(message)) for message in rollout["messages"]])
+    except (KeyError, TypeError, AttributeError) as error:
+        return Replayed(rollout, before, None, {}, f"it was not saved whole: {named(error)}")
+    with Session(lambda: make(task.env_id), task.env_id) as session:
+        try:
+            compares = session.env.scores_groups
+        except EnvFailure as failure:
+            return Replayed(rollout, before, None, {}, failure.reason)
+        if compares:
             return Replayed(rollout, before, None, {}, "its reward came from comparing a group: play it again (eval)")
-        opening, _ = settle(env.reset(seed=task["seed"], options={**task["options"], "split": task["split"]}))
-        if list(opening) != messages[: len(opening)]:
-            return Replayed(rollout, before, None, {}, "the environment opens this task with other messages now")
-        now, parts = play_again(env, messages[len(opening) :])
-    except Exception as error:
-        return Replayed(rollout, before, None, {}, f"{type(error).__name__}: {error}")
-    finally:
-        if env is not None:
-            settle(env.close())
-    return Replayed(rollout, before, now, parts)
+        again = play(task, choose, session)
+    return Replayed(rollout, before, again.reward, again.reward_parts, again.error)
 
 
-def play_again(env: TextEnv, messages: Sequence[Message]) -> tuple[float, dict[str, float]]:
-    """Step through the saved replies. Tool calls that could not be read, or were cut off, were never played."""
-    total, parts = 0.0, {}
+def saved_replies(saved: Sequence[Message]) -> Choose:
+    """Chooses the replies of a saved conversation in order.
+
+    Raises `NoReplyError` where the environment opens the task with other messages.
+    """
+    left: Iterator[Reply] | None = None
+
+    def choose(session: Session, messages: Sequence[Message]) -> Reply | None:
+        nonlocal left
+        if left is None:  # the first turn: what has been said is the opening
+            if list(messages) != list(saved[: len(messages)]):
+                raise NoReplyError("the environment opens this task with other messages now")
+            left = played_replies(saved[len(messages) :])
+        return next(left, None)
+
+    return choose
+
+
+def played_replies(messages: Sequence[Message]) -> Iterator[Reply]:
+    """The replies that were played: not those whose tool calls could not be read, or were cut off."""
     for place, message in enumerate(messages):
         following = messages[place + 1 : place + 2]
         could_not_be_read = any(after.role == "tool" and not after.name for after in following)
         was_cut_off = bool(message.tool_calls) and not following
-        if message.role != "assistant" or could_not_be_read or was_cut_off:
-            continue
-        reply = Reply(message.content, message.reasoning, message.tool_calls)
-        _, reward, terminated, truncated, info = settle(env.step(reply))
-        total += reward
-        parts |= info.get("reward_parts", {})
-        if terminated or truncated:
-            break
-    return total, parts
+        if message.role == "assistant" and not could_not_be_read and not was_cut_off:
+            yield Reply(message.content, message.reasoning, message.tool_calls)

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from envs.commands.play import print_message
-from envs.event_loop import settle
-from envs.registry import Announced, announcements, make, whole_name
+from envs.commands.play import print_message, print_tools
+from envs.errors import error_text
+from envs.registry import Announced, announcements, whole_name
+from envs.session import EnvFailure, Session
 
 
 def list_environments(console: Console, *, as_json: bool = False, try_them: bool = False) -> None:
@@ -35,10 +36,11 @@ def tried(announced: Announced) -> Announced:
     """With the error of making it, where there is one."""
     if announced.problem:
         return announced
-    try:
-        settle(make(announced.env_id).close())
-    except Exception as error:
-        return dataclasses.replace(announced, problem=str(error))
+    with Session.installed(announced.env_id) as session:
+        try:
+            session.env  # noqa: B018 - makes it
+        except EnvFailure as failure:
+            return dataclasses.replace(announced, problem=str(failure))
     return announced
 
 
@@ -52,23 +54,36 @@ def _row(announced: Announced) -> dict[str, str]:
 
 
 def show_environment(console: Console, env_id: str, options: dict[str, Any], seed: int) -> None:
-    """Description, options, tools and one task. Raises what `make` raises."""
-    env = make(env_id)
+    """Description, options, tools and one task. Raises `EnvFailure`."""
+    with Session.installed(env_id) as session:
+        print_description(console, env_id, session)
+        console.print(f"\n[bold]task of seed {seed}[/bold]")
+        messages, _ = session.reset(seed, options)
+        print_tools(console, session)  # some environments know their tools once a task is open
+        for message in messages:
+            print_message(console, message)
+        console.print("[bold]first gold reply[/bold]")
+        try:
+            print_message(console, session.gold_reply().as_message())
+        except EnvFailure as failure:
+            if not isinstance(failure.error, NotImplementedError):
+                raise
+            console.print(error_text(failure.error), markup=False)
+
+
+def print_description(console: Console, env_id: str, session: Session) -> None:
+    env = session.env
     described = getattr(env, "inner", env)
     console.print(f"[bold]{env_id}[/bold]  {whole_name(env_id)}")
     console.print(Markdown(inspect.getdoc(type(described)) or "It has no description."))
     low, high = env.reward_range
     console.print(f"\nreward {low} to {high}, at most {env.max_turns} replies, {'async' if env.is_async else 'sync'}")
-    console.print(f"options {', '.join(f'{name}={value!r}' for name, value in env.OPTIONS.items()) or 'none'}")
-    for tool in env.tools:
-        console.print(f"tool {tool.name}: {tool.description} {json.dumps(tool.parameters['properties'])}", markup=False)
-    console.print(f"\n[bold]task of seed {seed}[/bold]")
-    messages, _ = settle(env.reset(seed=seed, options=options))
-    for message in messages:
-        print_message(console, message)
-    try:
-        console.print("[bold]first gold reply[/bold]")
-        print_message(console, env.gold_reply().as_message())
-    except NotImplementedError as error:
-        console.print(str(error), markup=False)
-    settle(env.close())
+    own = {name: value for name, value in env.OPTIONS.items() if not is_row_choice(name, value)}
+    console.print(f"options {', '.join(f'{name}={value!r}' for name, value in own.items()) or 'none'}", markup=False)
+    if len(own) < len(env.OPTIONS):
+        console.print("row=NUMBER plays that row of the split, with any seed")
+
+
+def is_row_choice(name: str, value: Any) -> bool:
+    """Whether this option is the one that every environment over rows has: which row, by default drawn by the seed."""
+    return name == "row" and value is None

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.commands.output import write_text
 from envs.commands.view_page import PAGE
 from envs.rollout_file import array_from, read_rollouts
 
@@ -13,10 +14,10 @@ MAX_ROLLOUTS = 2000
 
 
 def write_page(place: Path, out: Path, limit: int = MAX_ROLLOUTS) -> str:
-    """Write the page and say how many rollouts it has. Raises `RolloutFileError`."""
+    """Write the page and say how many rollouts it has. Raises `RolloutFileError`, `OutputError`."""
     rollouts = list(read_rollouts(place))
     shown = rollouts[-limit:]
-    out.write_text(page(shown, str(place), token_texts(place)), encoding="utf-8")
+    write_text(out, page(shown, str(place), token_texts(place)))
     left_out = f", the newest of {len(rollouts)}" if len(shown) < len(rollouts) else ""
     return f"wrote {out}: {len(shown)} rollouts{left_out}"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.messages import Reply, ToolCall
+from envs.messages import Reply, ToolCall, valid_text
 from envs.sandbox import Limits, PythonSession
 from envs.text_env import Split, choose_level, draw_in_split
 from rewards.numbers import number_correct
@@ -71,7 +71,7 @@ class Python:
         if self._is_closed:  # a call that was running when the episode was given up
             raise RuntimeError("the episode is over")
         self._session = self._session or PythonSession(LIMITS)
-        self._printed = self._session.run(code)
+        self._printed = valid_text(self._session.run(code))
         return self._printed
 
     def score(self, reply: Reply) -> dict[str, float]:

@@ -66,7 +66,7 @@ def read_profile(path: Path, env_id: str) -> list[ProfiledTask]:
     """The environment's training tasks that were not always passed, as the file orders them."""
     try:
         rows = read_rows(path, "env_id", "seed", "split", "options", "pass_rate", "kind")
-    except (JsonLineError, OSError) as error:
+    except JsonLineError as error:
         raise CurriculumError(f"{error}; write one with: python -m envs profile ROLLOUTS --out {path}") from error
     trained = (row for row in rows if row["env_id"] == env_id and row["split"] == "train")
     own = [row for row in trained if row["kind"] != "too few tries"]
