@@ -24,6 +24,9 @@ ROLES = ("system", "user", "assistant", "tool")
 TOLERANCE = 1e-6
 """How far a total may lie outside of the declared range: parts that are added up do not give 1 exactly."""
 FULL_TOLERANCE = 1e-9
+MAX_SEEN_TOOLS = 1000
+_SEEN_TOOLS: dict[int, tuple[ToolSpec, ...]] = {}
+"""Tools that were read, by identity: reading 24 of them takes as long as opening a task."""
 Read = TypeVar("Read")
 
 
@@ -63,13 +66,15 @@ def check_attributes(env: TextEnv) -> None:
 def check_opened(env: TextEnv) -> None:
     """Check what `reset` may have set, and make the tools' texts valid. Raises `ResultError`."""
     check_attributes(env)
-    tools = read_tools(env.tools)
-    if tools != env.tools:
-        env.tools = tools
+    if _SEEN_TOOLS.get(id(env.tools)) is not env.tools:  # most environments have one tuple for all instances
+        env.tools = read_tools(env.tools)
+        if len(_SEEN_TOOLS) >= MAX_SEEN_TOOLS:
+            _SEEN_TOOLS.clear()
+        _SEEN_TOOLS[id(env.tools)] = env.tools
 
 
 def read_tools(tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
-    """The tools as they are shown to the policy."""
+    """The tools as they are shown to the policy; the same tuple where nothing had to be made valid."""
     for tool in tools:
         if not isinstance(tool.name, str) or not isinstance(tool.description, str) or not tool.name:
             raise ResultError(f"tools: a tool needs a name and a description, both text, got {shown(tool)}")
@@ -79,7 +84,10 @@ def read_tools(tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
             json.dumps(dict(tool.parameters))
         except (TypeError, ValueError, RecursionError) as error:
             raise ResultError(f"tools: the parameters of {tool.name} are not JSON: {named(error)}") from None
-    return tuple(valid(tool) for tool in tools)
+    read = tuple(valid(tool) for tool in tools)
+    if isinstance(tools, tuple) and all(new is old for new, old in zip(read, tools, strict=True)):
+        return tools
+    return read
 
 
 def read_opening(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> tuple[tuple[Message, ...], dict[str, Any]]:
@@ -152,9 +160,9 @@ def _read(read: Callable[[], Read]) -> Read:
     """What an environment gave may run its code: a property, a comparison, `__bool__`."""
     try:
         return read()
-    except ResultError:
+    except (ResultError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: it would end the process of whoever reads
         raise ResultError(f"what the environment returned cannot be read: {named(error)}") from error
 
 

@@ -5,7 +5,6 @@ loop; what a valid result is (`envs.results`), how a failure is put into words (
 closed exactly once (`Opened`) are shared.
 """
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from envs.results import (
     read_scores,
     read_step,
 )
-from envs.text_env import StepResult, TextEnv
+from envs.text_env import EnvironmentOptionError, StepResult, TextEnv
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +41,13 @@ class Deadlines:
 class EnvFailure(RuntimeError):
     """What an environment did that no rollout can go on after. Never the policy's doing."""
 
-    def __init__(self, where: str, reason: str, *, error: BaseException | None = None, timed_out: bool = False) -> None:
-        super().__init__(f"{where}: {reason}" if where else reason)
-        self.where = where
-        """Environment, seed and split, and which call raised, where one did."""
-        self.reason = reason
+    def __init__(
+        self, where: str, reason: str, *, phase: str = "", error: BaseException | None = None, timed_out: bool = False
+    ) -> None:
+        """`where` is environment, seed and split; `phase` the call that raised, where one did."""
+        what = f"{phase} raised {reason}" if phase else reason
+        super().__init__(f"{where}: {what}" if where else what)
+        self.where, self.phase, self.reason = where, phase, reason
         self.error = error
         """What its code raised; None where it gave something wrong or took too long."""
         self.outcome = "env_timeout" if timed_out else "env_error"
@@ -135,7 +136,8 @@ class Session:
         except EnvFailure as failure:
             raise EnvFailure(
                 failure.where,
-                failure.reason + options_text(env, options),
+                failure.reason + options_text(env, options, failure.error),
+                phase=failure.phase,
                 error=failure.error,
                 timed_out=failure.outcome == "env_timeout",
             ) from failure.error
@@ -204,8 +206,7 @@ class Session:
                 "" if not isinstance(error, ResultError) else self._where, str(error), error=error
             ) from error
         except BaseException as error:
-            where = f"{self._where}: {phase} raised" if phase else self._where
-            raise EnvFailure(where, raised(error), error=error) from error
+            raise EnvFailure(self._where, raised(error), phase=phase, error=error) from error
 
     def _read(self, read: Callable[[], Any]) -> Any:
         try:
@@ -224,8 +225,13 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, ResultError) else f"what the environment gave cannot be read: {named(error)}"
 
 
-def options_text(env: TextEnv, options: Mapping[str, Any]) -> str:
-    """Which options a task was opened with, where they are not the defaults: a wrong one fails inside of `reset`."""
+def options_text(env: TextEnv, options: Mapping[str, Any], error: BaseException | None) -> str:
+    """Which options a task was opened with, where they are not the defaults: a wrong one fails inside of `reset`.
+
+    Empty for an error that names the option itself.
+    """
+    if isinstance(error, EnvironmentOptionError):
+        return ""
     defaults = env.OPTIONS if isinstance(env.OPTIONS, Mapping) else {}
     given = {name: value for name, value in options.items() if name != "split" and defaults.get(name) != value}
     told = [f"{name}={shown(value, 60)} (default {shown(defaults.get(name), 60)})" for name, value in given.items()]
@@ -242,29 +248,3 @@ def close_quietly(env: TextEnv, timeout_s: float) -> None:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What can be known of an environment without opening a task."""
-
-    reward_range: tuple[float, float]
-    scores_groups: bool
-
-
-@functools.cache
-def facts(env_id: str) -> Facts:
-    """Made once for this, and closed. Raises `UnknownEnvironmentError`, `EnvFailure`."""
-    with Session.installed(env_id) as session:
-        low, high = session.env.reward_range
-        return Facts((low, high), session.env.scores_groups)
-
-
-def reward_range_of(env_id: str) -> tuple[float, float]:
-    """The declared range; 0 to 1 where the environment is not installed here, as with rollouts from elsewhere."""
-    try:
-        return facts(env_id).reward_range
-    except EnvFailure as failure:
-        if isinstance(failure.error, UnknownEnvironmentError):
-            return (0.0, 1.0)
-        raise

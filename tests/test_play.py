@@ -60,6 +60,14 @@ def played(env: type[TextEnv], script: Script, monkeypatch: pytest.MonkeyPatch, 
     return rollout_played
 
 
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether it holds within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
 def failing(method: str, fail: Callable[[], Any]) -> type[TextEnv]:
     """Echo whose `reset` or `step` does something bad."""
     return type("Failing", (Echo,), {method: lambda self, *args, **kwargs: fail()})
@@ -160,6 +168,115 @@ def test_a_step_that_returns_something_else_is_an_error_of_the_environment(
     assert played(failing("step", lambda: result), lambda ids, params: "y", monkeypatch).outcome is Outcome.ENV_ERROR
 
 
+def test_only_the_total_of_an_episode_must_lie_in_the_declared_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    def paying(*rewards: float) -> type[TextEnv]:
+        def step(self: Any, action: Reply) -> Any:
+            self.num_steps += 1
+            is_over = self.num_steps == len(rewards)
+            return (() if is_over else (Message("user", "?"),)), rewards[self.num_steps - 1], is_over, False, {}
+
+        return type("Paying", (Echo,), {"step": step})
+
+    rollout = played(paying(-0.1, 1.0), lambda *_: "y", monkeypatch)
+    assert (rollout.outcome, rollout.reward) == (Outcome.OK, pytest.approx(0.9))
+    assert played(paying(1.5, -0.5), lambda *_: "y", monkeypatch).reward == 1.0
+    for rewards in ((0.6, 0.6), (-0.6, 0.5)):
+        rollout = played(paying(*rewards), lambda *_: "y", monkeypatch)
+        assert (rollout.outcome, rollout.reward) == (Outcome.ENV_ERROR, None)
+        assert "outside of its declared range [0.0, 1.0]" in rollout.error
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        *(("max_turns", value) for value in (None, 0, "3", 2.5)),
+        *(("reward_range", value) for value in (None, (1.0,), (1, 0), "01")),
+        *(("tools", value) for value in (None, ("price",), {"price": 1})),
+        *(("OPTIONS", value) for value in (None, ["level"])),
+    ],
+)
+def test_an_attribute_of_the_wrong_kind_is_an_error_of_the_environment_that_names_it(
+    attribute: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reset(self: Any, *, seed: int | None = None, options: Any = None) -> Any:
+        setattr(self, attribute, value)
+        return (Message("user", "first?"),), {}
+
+    for env in (type("Wrong", (Echo,), {attribute: value}), type("Wrong", (Echo,), {"reset": reset})):
+        rollout = played(env, lambda *_: "y", monkeypatch)
+        assert (rollout.outcome, rollout.reward) == (Outcome.ENV_ERROR, None)
+        assert f": {attribute} must " in rollout.error
+
+
+class SaysHalfACharacter(Echo):
+    """What it says, names its parts and raises cannot be written as UTF-8."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return (Message("user", "q \udcff", reasoning="\ud800"),), {}
+
+    def step(self, action: Reply) -> Any:
+        if action.text == "fail":
+            raise ValueError("\ud800")
+        return (Message("tool", "\ud800", name="n\ud800"),), 1.0, True, False, {"reward_parts": {"p\ud800": 1.0}}
+
+
+def test_what_an_environment_says_is_made_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = played(SaysHalfACharacter, lambda *_: "y", monkeypatch)
+    assert rollout.messages[0] == Message("user", "q \ufffd", reasoning="\ufffd")
+    assert rollout.messages[-1] == Message("tool", "\ufffd", name="n\ufffd")
+    assert rollout.reward_parts == {"p\ufffd": 1.0}
+    rollout = played(SaysHalfACharacter, lambda *_: "fail", monkeypatch)
+    assert rollout.outcome is Outcome.ENV_ERROR and "ValueError: \ufffd" in rollout.error
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_an_exception_without_words_and_one_with_too_many_are_errors_of_the_environment(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wordless(Exception):
+        def __str__(self) -> str:
+            raise KeyError
+
+    for error in (Wordless(), ValueError("x" * 5_000_000)):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        rollout = played(failing(method, fail), lambda *_: "y", monkeypatch)
+        assert rollout.outcome is Outcome.ENV_ERROR
+        assert len(rollout.error) < 3000
+
+
+def test_a_timeout_that_the_environment_raises_is_its_error_and_not_our_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise TimeoutError("the server does not answer")
+
+    rollout = played(failing("step", fail), lambda *_: "y", monkeypatch)
+    assert rollout.outcome is Outcome.ENV_ERROR and "the server does not answer" in rollout.error
+
+
+def test_a_wrong_option_is_named_with_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Levels(Echo):
+        OPTIONS = {"level": 1}
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            int(options["level"])
+
+    monkeypatch.setattr(environment_module, "make", lambda env_id: Levels())
+
+    async def run() -> None:
+        session = environment_module.EnvSession(make_task(level="hard"), EnvRunner(1), make_config().rollout)
+        await session.reset()
+
+    with pytest.raises(environment_module.EnvSessionError) as caught:
+        asyncio.run(run())
+    assert "math/Arithmetic-v0 (seed 7, split train): reset raised ValueError" in str(caught.value)
+    assert "with the option level='hard' (default 1)" in str(caught.value)
+
+
 def test_an_environment_that_hangs_costs_its_deadline_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     rollout = played(failing("step", lambda: time.sleep(60)), lambda ids, params: "y", monkeypatch, step_timeout_s=0.2)
@@ -234,6 +351,95 @@ def test_an_asynchronous_close_is_waited_for_by_nobody_and_happens(monkeypatch: 
     assert closed.wait(5.0)
 
 
+class Closed(Echo):
+    """Counts how often it is made and closed, a class of its own a test."""
+
+    num_made = num_closed = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).num_made += 1
+
+    def close(self) -> None:
+        type(self).num_closed += 1
+
+
+def closing(**methods: Any) -> Any:
+    return type("Closing", (Closed,), {"num_made": 0, "num_closed": 0, **methods})
+
+
+def is_closed_once_each(env: Any, num: int) -> bool:
+    return soon(lambda: env.num_closed == num) and not time.sleep(0.05) and (env.num_made, env.num_closed) == (num, num)
+
+
+def test_every_environment_is_closed_exactly_once_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise KeyError("gone")
+
+    for methods, num in (({}, 1), ({"reset": fail}, 2), ({"step": fail}, 2)):
+        env = closing(**methods)
+        played(env, lambda *_: "y", monkeypatch)
+        assert is_closed_once_each(env, num)
+
+
+def test_an_environment_that_is_made_after_its_deadline_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_go_on = threading.Event()
+
+    def slow(self: Any) -> None:
+        may_go_on.wait(10)
+        Closed.__init__(self)
+
+    env = closing(__init__=slow)
+    rollout = played(env, lambda *_: "y", monkeypatch, reset_timeout_s=0.1)
+    assert (rollout.outcome, rollout.num_attempts) == (Outcome.ENV_TIMEOUT, 2)
+    may_go_on.set()
+    assert is_closed_once_each(env, 2)
+
+
+def test_an_asynchronous_close_of_a_synchronous_environment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def close(self: Any) -> None:
+        await asyncio.sleep(0.01)
+        type(self).num_closed += 1
+
+    env = closing(close=close)
+    assert played(env, lambda *_: "yes", monkeypatch).outcome is Outcome.OK
+    assert is_closed_once_each(env, 1)
+
+
+def test_an_asynchronous_close_happens_after_the_loop_was_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def step(self: Any, action: Reply) -> Any:
+        time.sleep(8)
+
+    async def close(self: Any) -> None:
+        await asyncio.sleep(0)
+        type(self).num_closed += 1
+
+    env = closing(step=step, close=close)
+    rollout = played(env, lambda *_: "y", monkeypatch, step_timeout_s=0.1)
+    assert rollout.outcome is Outcome.ENV_TIMEOUT
+    assert is_closed_once_each(env, 2)
+
+
+def test_a_step_that_blocks_although_it_is_called_asynchronous_does_not_block_the_engines_loop() -> None:
+    async def run() -> bool:
+        call = EnvRunner(1).run(lambda: time.sleep(5), 0.2, is_async=True)
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        with pytest.raises(TimeoutError):
+            await call
+        ticking.cancel()
+        return ticks > 3
+
+    assert asyncio.run(run())
+
+
 def test_a_thousand_waiting_episodes_take_as_long_as_one() -> None:
     async def run() -> list[int]:
         runner = EnvRunner(1)
@@ -293,6 +499,16 @@ class Judged(Echo):
             raise RuntimeError("the judge does not answer")
         lengths = [len(conversation[-1].content) for conversation in conversations]
         return [{"longest": 1.0 if length == max(lengths) else 0.0} for length in lengths]
+
+
+def test_whether_an_environment_compares_is_found_out_without_leaving_one_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = closing(score_group=lambda self, conversations: [0.0] * len(conversations))
+    monkeypatch.setattr("envs.session.make", lambda env_id: env())
+    assert group_score.compares("tests:ClosedOnce")
+    assert group_score.compares("tests:ClosedOnce")
+    assert is_closed_once_each(env, 1)
 
 
 def judged(outcomes: list[str], monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> tuple[Rollout, ...]:

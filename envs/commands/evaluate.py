@@ -18,11 +18,12 @@ from rich.table import Table
 
 from envs.commands.output import write_lines
 from envs.errors import named, shown
+from envs.facts import facts, reward_range_of
 from envs.messages import Message, Reply, ToolCall, ToolSpec, valid
 from envs.player import EnvRollout, EnvTask, NoReplyError, play, score_group
 from envs.results import is_full_reward
 from envs.rollout_file import message_object
-from envs.session import Session, facts, reward_range_of
+from envs.session import Session
 
 KEY = "OPENAI_API_KEY"
 MALFORMED = (LookupError, ValueError, TypeError, AttributeError, RecursionError)

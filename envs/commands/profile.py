@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.commands.output import write_lines
+from envs.facts import reward_range_of
 from envs.results import is_full_reward
 from envs.rollout_file import read_rollouts
-from envs.session import reward_range_of
 
 Kind = Literal["too easy", "too hard", "useful", "too few tries"]
 MIN_TRIES = 2

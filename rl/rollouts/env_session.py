@@ -121,7 +121,7 @@ class EnvSession:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 raise
-            options = options_text(self._env, self._task.options) if phase == "reset" and self._env else ""
+            options = options_text(self._env, self._task.options, error) if phase == "reset" and self._env else ""
             raise self._error(f"{phase} raised {raised(error)}{options}") from error
 
     def _read(self, read: Callable[[], Read]) -> Read:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from envs.session import facts
+from envs.facts import facts
 from rl.data_types import Rollout, Task
 from rl.rollouts.env_session import EnvSession, EnvSessionError
 from rl.rollouts.play import Player

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Sequence
 
+from envs.facts import reward_range_of
 from envs.results import is_full_reward
-from envs.session import reward_range_of
 from rl.data_types import Group
 
 
