@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from envs.check import CHECKS, check_environment
+from envs.check import CHECKS, check_environment, subject
 from envs.commands.check import print_checks
 from envs.messages import Message, Reply, ToolCall
+from envs.session import Deadlines
 from envs.text_env import TextEnv, draw_in_split
 
 WORDS = ("sun", "moon", "star", "sea", "wind", "rain", "snow", "tree", "leaf", "bird", "stone", "hill")
@@ -252,6 +253,72 @@ class MissesAKey(Sound):
         return self.pay(float({}["answer"]))
 
 
+class PaysAndTakes(Sound):
+    """Takes something for every reply, and gives it back. Option: `level`."""
+
+    max_turns = 2
+
+    def reset(self, **arguments: Any) -> Any:
+        self.has_tried = False
+        return super().reset(**arguments)
+
+    def step(self, action: Reply) -> Any:
+        if not self.has_tried and action.text == self.word[::-1]:
+            self.has_tried = True
+            return (Message("user", "again"),), -0.25, False, False, {}
+        right = float(action.text == self.word[::-1])
+        return (), right + 0.25 * self.has_tried, True, False, {"reward_parts": {"right": right}}
+
+
+class HiddenWord(Sound):
+    """Guess a number that nobody is told. Option: `level`."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.key = super().reset(seed=seed, options=options)[1]["key"]
+        return (Message("user", "Which word do I think of?"),), {}
+
+
+class HiddenFromElsewhere(HiddenWord):
+    """Thinks of another word each time. Option: `level`."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=time.monotonic_ns() % 2**31, options=options)
+
+
+class HiddenWithoutSplit(HiddenWord):
+    """Thinks of the same words in both splits. Option: `level`."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed, options={**(options or {}), "split": "train"})
+
+
+class TurnsAreNone(Sound):
+    """Declares no number of turns. Option: `level`."""
+
+    max_turns = None  # type: ignore[assignment]
+
+
+class AnswersInLists(Sound):
+    """Gives lists. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        return ([], *super().step(action)[1:])
+
+
+class RaisesHalfACharacter(Sound):
+    """Raises what cannot be written. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        raise ValueError("\ud800")
+
+
+class HangsAtStep(Sound):
+    """Does not come back. Option: `level`."""
+
+    def step(self, action: Reply) -> Any:
+        time.sleep(3)
+
+
 def broken_by(env: type) -> set[str]:
     return {
         result.name
@@ -269,6 +336,37 @@ def test_a_sound_environment_passes_and_every_check_says_what_it_means_and_how_t
         "there are no tools",
         "it does not score groups",
     }
+
+
+def test_only_the_total_must_lie_in_the_range_as_in_training() -> None:
+    assert broken_by(PaysAndTakes) == set()
+
+
+def test_a_task_that_the_prompt_does_not_tell_is_known_by_its_key() -> None:
+    assert broken_by(HiddenWord) == set()
+    assert "one seed is one task" in broken_by(HiddenFromElsewhere)
+    assert "splits share no task" in broken_by(HiddenWithoutSplit)
+
+
+def test_a_wrong_attribute_is_named() -> None:
+    opened, *others = check_environment("tests.test_check:TurnsAreNone", num_seeds=1)
+    assert opened.status == "failed"
+    assert "max_turns must be a whole number of at least 1, got None" in opened.detail
+    assert {result.status for result in others} == {"skipped"}
+
+
+def test_what_breaks_the_contract_or_cannot_be_written_is_told_in_words() -> None:
+    details = {result.detail for result in check_environment("tests.test_check:AnswersInLists", num_seeds=1)}
+    assert "messages must be a tuple of envs.messages.Message, got []" in details
+    results = check_environment("tests.test_check:RaisesHalfACharacter", num_seeds=1)
+    assert any(result.detail.startswith("ValueError: \ufffd (") for result in results)
+
+
+def test_an_environment_that_hangs_is_not_waited_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "DEADLINES", Deadlines(30.0, 0.1))
+    results = check_environment("tests.test_check:HangsAtStep", num_seeds=1)
+    assert sum(result.detail == "step took longer than 0.1 s" for result in results) == subject.MAX_TIMEOUTS
+    assert any("calls missed their deadline" in result.detail for result in results)
 
 
 @pytest.mark.slow

@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from envs import __main__ as main_module
 from envs.commands.new import NewEnvironmentError, write_package
-from envs.commands.play import play_environment, read_call
-from envs.messages import ToolCall
+from envs.commands.play import PlayError, play_environment, read_call
+from envs.messages import Message, Reply, ToolCall
+from envs.session import Deadlines, EnvFailure, Session
+from envs.text_env import TextEnv
 
 
 def envs(*arguments: str, path: Path | None = None, typed: str = "") -> subprocess.CompletedProcess[str]:
@@ -114,6 +119,75 @@ def test_the_end_of_the_input_gives_up() -> None:
     done = envs("play", "math/Arithmetic-v0", typed="")
     assert done.returncode == 0
     assert "given up" in done.stdout
+
+
+class Stubborn(TextEnv):
+    """Fails where its option says. Option: `where`."""
+
+    OPTIONS = {"where": ""}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        _, chosen = self.read_options(options)
+        self.where = chosen["where"]
+        if self.where.startswith("reset"):
+            raise KeyError(int(self.where.removeprefix("reset ")))
+        return (Message("user", "?"),), {}
+
+    def step(self, action: Reply) -> Any:
+        if self.where == "step":
+            raise ValueError("mine")
+        time.sleep(1000 if self.where == "hang" else 0)
+        return (), 1.0, True, False, {}
+
+
+def test_an_environment_that_hangs_is_not_played_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = Session.installed
+    monkeypatch.setattr(Session, "installed", lambda env_id: installed(env_id, Deadlines(5.0, 0.2)))
+    lines = iter(["a", ""])
+    with pytest.raises(PlayError, match=r"step took longer than 0\.2 s"):
+        play_environment(
+            Console(quiet=True), f"{__name__}:Stubborn", {"where": "hang"}, 0, read_line=lambda prompt: next(lines)
+        )
+
+
+def test_a_failure_of_an_environment_is_a_sentence_that_names_it_its_option_and_its_line() -> None:
+    done = envs("info", "tests.test_envs_commands:Stubborn", "where=reset first")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "tests.test_envs_commands:Stubborn (seed 0, split train): reset raised ValueError: invalid" in done.stderr
+    assert "tests/test_envs_commands.py:" in done.stderr
+    assert "with the option where='reset first' (default '')" in done.stderr
+    done = envs("play", "tests.test_envs_commands:Stubborn", "where=step", typed="a\n\n")
+    assert done.returncode == 1 and "step raised ValueError: mine" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_bug_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def bug() -> None:
+        raise ValueError("a bug")
+
+    def known() -> None:
+        raise EnvFailure("me/Mine-v0", "it broke")
+
+    monkeypatch.setattr(main_module, "app", bug)
+    with pytest.raises(ValueError, match="a bug"):
+        main_module.main()
+    monkeypatch.setattr(main_module, "app", known)
+    assert main_module.main() == 1
+    assert capsys.readouterr().err == "error: me/Mine-v0: it broke\n"
+
+
+def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b'\xff{"task": 1}\n')
+    done = envs("profile", str(tmp_path / "file"))
+    assert done.returncode == 1 and "file, line 1 is not JSON" in done.stderr and "Traceback" not in done.stderr
+    for wrong in (tmp_path / "file" / "below.json", Path("/proc/nowhere.json")):
+        done = envs("check", "math/Arithmetic-v0", "--seeds", "1", "--report", str(wrong))
+        assert done.returncode == 1 and f"{wrong} cannot be written" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_choice_of_a_row_is_told_apart_from_an_environments_own_options() -> None:
+    told = envs("info", "code/HumanEval-v0").stdout
+    assert "row=None" not in told and "options none" in told and "row=NUMBER plays that row" in told
 
 
 def test_errors_are_one_line() -> None:

@@ -16,17 +16,36 @@ from rich.console import Console
 
 from envs.commands import replay as replaying
 from envs.commands.evaluate import Endpoint, evaluate, openai_messages, pass_at, read_reply
-from envs.commands.profile import profile_tasks
+from envs.commands.profile import ProfileError, print_profile, profile_tasks
 from envs.commands.replay import replay, replay_file
 from envs.commands.view import page, write_page
 from envs.gold import gold_conversation
 from envs.messages import Message, Reply, ToolCall
 from envs.registry import make
 from envs.rollout_file import RolloutFileError, array_object, message_from, message_object, read_rollouts
+from envs.scored import scored
+from envs.text_env import TextEnv
 from tests.conftest import make_reply
 from tests.run_makers import make_config, write_run
 
 QUIET = Console(quiet=True)
+
+
+class Paid(TextEnv):
+    """Any reply ends it and earns nothing."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return (Message("user", "Say something."),), {}
+
+    def step(self, action: Reply) -> Any:
+        return (), 0.0, True, False, {}
+
+
+class SaysHalfACharacter(Paid):
+    """Says what cannot be written."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return (Message("user", "\ud800"),), {}
 
 
 def saved(env_id: str, seed: int, reward: float | None = 1.0, **changes: Any) -> dict[str, Any]:
@@ -130,6 +149,61 @@ def test_tasks_are_too_easy_too_hard_or_useful() -> None:
     assert (profiles[2].mean, profiles[2].deviation, profiles[2].pass_rate) == (0.5, 0.5, 0.5)
 
 
+@scored(rows=[{"prompt": f"{number}?"} for number in range(50)], reward_range=(0.0, 10.0))
+def up_to_ten(reply, row):
+    """Pay up to 10."""
+    return 10.0 if reply.text == "ten" else 3.0
+
+
+def test_a_pass_is_the_top_of_the_declared_range() -> None:
+    task = {"env_id": "tests.test_saved_rollouts:up_to_ten", "seed": 0, "split": "train", "options": {}}
+    (profile,) = profile_tasks([{"task": task, "reward": reward} for reward in (3.0, 10.0)])
+    assert (profile.pass_rate, profile.kind) == (0.5, "useful")
+    (profile,) = profile_tasks([{"task": task, "reward": reward} for reward in (3.0, 3.0)])
+    assert (profile.pass_rate, profile.kind) == (0.0, "too hard")
+
+
+def test_tries_of_several_policies_and_splits_are_kept_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rollouts = [
+        {
+            "task": {"env_id": "a", "seed": 0, "split": split, "options": {}},
+            "messages": [],
+            "step": step,
+            "kind": kind,
+            "reward": reward,
+        }
+        for step, split, kind, reward in (
+            *((1, "train", "train", 0.0), (1, "train", "train", 0.0)),
+            *((2, "train", "train", 1.0), (2, "train", "train", 1.0)),
+            *((2, "heldout", "evaluation", 0.0), (2, "heldout", "evaluation", 1.0)),
+        )
+    ]
+    profiles = profile_tasks(rollouts)
+    assert {(one.policy, one.split, one.kind) for one in profiles} == {
+        ("train step 1", "train", "too hard"),
+        ("train step 2", "train", "too easy"),
+        ("evaluation step 2", "heldout", "useful"),
+    }
+    place, out = write(tmp_path / "rollouts.jsonl", rollouts), tmp_path / "new" / "profile.jsonl"
+    print_profile(Console(width=200), place, None)
+    printed = capsys.readouterr().out
+    assert printed.count("train step") == 2 and printed.count("evaluation step 2") == 1
+    with pytest.raises(ProfileError, match=r"3 policies .* name it with --policy, such as --policy 'eval"):
+        print_profile(QUIET, place, out)
+    with pytest.raises(ProfileError, match="no rollouts of policy 'step 9'; it has: train step 1, train step 2"):
+        print_profile(QUIET, place, out, "step 9")
+    print_profile(QUIET, place, out, "train step 2")
+    assert [json.loads(line)["pass_rate"] for line in out.read_text().splitlines()] == [1.0]
+
+
+def test_rollouts_of_two_models_are_of_two_policies() -> None:
+    task = {"env_id": "a", "seed": 0, "split": "train", "options": {}}
+    profiles = profile_tasks([{"task": task, "reward": 1.0, "policy": policy} for policy in ("one", "two", "two")])
+    assert {one.policy: one.num_tries for one in profiles} == {"one": 1, "two": 2}
+
+
 def test_pass_at_k_by_hand() -> None:
     assert pass_at(4, 1, 1) == pytest.approx(0.25)
     assert pass_at(4, 1, 2) == pytest.approx(1 - 3 / 6)
@@ -204,6 +278,59 @@ def test_failures_of_the_endpoint_are_no_rewards(serve: Callable[[Answer], Endpo
         QUIET, serve(shopper), "math/Arithmetic-v0", {"level": 9}, split="train", num_tasks=1, num_tries=1, out=None
     )
     assert rollout["outcome"] == "env_error" and "level must be" in rollout["error"]
+
+
+class Longest(Paid):
+    """The longest reply of the group earns 1."""
+
+    def score_group(self, conversations: Any) -> Any:
+        lengths = [len(conversation[-1].content) for conversation in conversations]
+        return [{"longest": float(length == max(lengths))} for length in lengths]
+
+
+def test_the_tries_at_a_task_are_compared_where_the_environment_compares(serve: Callable[[Answer], Endpoint]) -> None:
+    lengths = iter([1, 5, 3, 2] * 3)
+    lock = threading.Lock()
+
+    def talk(body: dict[str, Any]) -> dict[str, Any]:
+        with lock:
+            return {"content": "x" * next(lengths)}
+
+    rollouts = evaluate(
+        QUIET, serve(talk), f"{__name__}:Longest", {}, split="train", num_tasks=3, num_tries=4, out=None
+    )
+    assert [rollout["outcome"] for rollout in rollouts] == ["ok"] * 12
+    for first in (0, 4, 8):
+        group = rollouts[first : first + 4]
+        sizes = [len(rollout["messages"][-1]["content"]) for rollout in group]
+        assert [rollout["reward"] for rollout in group] == [float(size == max(sizes)) for size in sizes]
+        assert all("longest" in rollout["reward_parts"] for rollout in group)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": ["parts"]},
+        {"content": None, "tool_calls": [{"function": {"name": None, "arguments": "{}"}}]},
+        {"content": "", "tool_calls": "no"},
+    ],
+)
+def test_an_answer_that_is_no_message_is_a_failure_of_the_endpoint(
+    message: Any, serve: Callable[[Answer], Endpoint]
+) -> None:
+    (rollout,) = evaluate(
+        QUIET, serve(lambda body: message), f"{__name__}:Paid", {}, split="train", num_tasks=1, num_tries=1, out=None
+    )
+    assert (rollout["reward"], rollout["outcome"]) == (None, "infra_error")
+
+
+def test_half_a_character_from_an_endpoint_or_an_environment_passes_through(
+    serve: Callable[[Answer], Endpoint],
+) -> None:
+    endpoint = serve(lambda body: {"content": "\ud800"})
+    for env_id in (f"{__name__}:Paid", f"{__name__}:SaysHalfACharacter"):
+        (rollout,) = evaluate(QUIET, endpoint, env_id, {}, split="train", num_tasks=1, num_tries=1, out=None)
+        assert (rollout["outcome"], rollout["messages"][-1]["content"]) == ("ok", "\ufffd")
 
 
 def test_arguments_that_are_no_object_go_to_the_tool_as_they_are() -> None:

@@ -176,6 +176,25 @@ def test_arguments_of_other_types_are_told_to_the_policy() -> None:
     assert said(lamp=1, also=[2, 3]) == "3 lit"
 
 
+def test_what_a_tool_gives_or_raises_is_valid_text_of_bounded_length() -> None:
+    class Odd(Lamp):
+        def say(self, what: str) -> str:
+            """Say it."""
+            if what == "raise":
+                raise ValueError("\ud800" + "x" * 1_000_000)
+            return "\ud800"
+
+    env = ToolClassEnv(Odd)
+    env.reset(seed=0)
+
+    def said(name: str, what: str) -> str:
+        return env.step(Reply("", "", (ToolCall(name, {"what": what}),)))[0][0].content
+
+    assert said("say", "x") == "\ufffd"
+    assert said("say", "raise").startswith("error: \ufffdxxx") and len(said("say", "raise")) < 3000
+    assert said("\ud800", "x").startswith("error: no tool named \ufffd; tools: ")
+
+
 def test_a_method_that_waits_without_saying_so_is_an_error() -> None:
     class Hidden(Lamp):
         def switch(self, lamp: int) -> Any:  # type: ignore[override]

@@ -55,7 +55,8 @@ def empty_replies_earn_nothing(subject: Subject) -> None:
         require(total <= floor(session.env), f"seed {seed}: empty replies earned {total}")
         subject.reset(session, seed)
         if session.env.max_turns > 1 and not subject.step(session, gold(session))[2]:
-            total, _ = play(session, saying(""))
+            earned, _ = play(session, saying(""))
+            total = min(earned, session.reward)  # what the gold reply earned is not theirs, what it cost may come back
             require(total <= floor(session.env), f"seed {seed}: empty replies after a gold one earned {total}")
 
 
