@@ -211,7 +211,7 @@ class Session:
     def _read(self, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # reading may run the environment's code
             raise EnvFailure(self._where, reason_of(error)) from error
 
 
@@ -220,7 +220,7 @@ def raised(error: BaseException) -> str:
     return named(error) + place_of(error)
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """In words: why something that an environment gave cannot be used."""
     return str(error) if isinstance(error, ResultError) else f"what the environment gave cannot be read: {named(error)}"
 

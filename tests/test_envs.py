@@ -10,6 +10,7 @@ import pytest
 from envs.chat.constraints import Constraints
 from envs.check import check_environment
 from envs.code.functions import Functions
+from envs.code.repair import Repair
 from envs.gold import GoldError, gold_conversation
 from envs.math.arithmetic import Sum, arithmetic
 from envs.math.countdown import countdown
@@ -22,6 +23,7 @@ from envs.registry import environment_ids, make
 from envs.text_env import EnvironmentOptionError, in_split
 from envs.tool_class import ToolClassEnv, run_now
 from envs.tool_specs import read_arguments
+from envs.tool_use.python_tool import Python
 from envs.tool_use.store import Store
 from envs.tool_use.workplace import Workplace
 
@@ -160,6 +162,21 @@ def test_a_gold_conversation_that_does_not_end_is_an_error() -> None:
 
     with pytest.raises(GoldError, match="seed 3"):
         gold_conversation(ToolClassEnv(Endless), 3)
+
+
+@pytest.mark.parametrize("raised", ["'\\ud800'", "'x' * 100_000", "'\\udcff' * 3"])
+def test_what_a_policys_code_raises_comes_back_as_valid_text(raised: str) -> None:
+    repair = Repair()
+    repair.reset(seed=0)
+    following = repair.step(Reply(f"def f(x): raise ValueError({raised})"))[0]
+    python = ToolClassEnv(Python)
+    python.reset(seed=0)
+    following += python.step(Reply("", "", (ToolCall("run", {"code": f"raise ValueError({raised})"}),)))[0]
+    python.close()
+    assert len(following) == 2
+    for message in following:
+        message.content.encode()
+        assert "ValueError" in message.content and len(message.content) < 10_000
 
 
 def test_an_environment_without_gold_replies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ class EnvSession:
     def _read(self, read: Callable[[], Read]) -> Read:
         try:
             return read()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # reading may run the environment's code
             raise self._error(reason_of(error)) from error
 
     def _error(self, message: str) -> EnvSessionError:
