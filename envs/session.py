@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from envs.errors import named, place_of, shown
+from envs.errors import error_text, is_ours, named, place_of, shown
 from envs.event_loop import DeadlineError, call_within
 from envs.messages import Message, Reply
 from envs.registry import EnvironmentPluginError, UnknownEnvironmentError, make
@@ -206,6 +206,8 @@ class Session:
                 "" if not isinstance(error, ResultError) else self._where, str(error), error=error
             ) from error
         except BaseException as error:
+            if is_ours(error):  # it says in words what is wrong, such as a level that there is none of
+                raise EnvFailure(self._where, error_text(error), error=error) from error
             raise EnvFailure(self._where, raised(error), phase=phase, error=error) from error
 
     def _read(self, read: Callable[[], Any]) -> Any:

@@ -11,7 +11,7 @@ from envs.messages import Message, Reply
 from envs.player import Choose, play_turns
 from envs.registry import make
 from envs.results import ResultError
-from envs.session import Deadlines, EnvFailure, Session
+from envs.session import Deadlines, EnvFailure, Session, raised
 from envs.text_env import StepResult, TextEnv
 
 RAISED = "mend the line that is named; what raised is no answer to the question above"
@@ -91,7 +91,9 @@ def run_check(check: Check, subject: Subject) -> CheckResult:
         status, detail = "failed", str(error)
     except EnvFailure as failure:
         was_raised = failure.error is not None and not isinstance(failure.error, ResultError)
-        status, detail, remedy = "failed", failure.reason, RAISED if was_raised else remedy
+        status, detail = "failed", failure.reason
+        if failure.error is not None and was_raised:
+            detail, remedy = raised(failure.error), RAISED
         if failure.outcome == "env_timeout":
             subject.timeouts.append(name)
     except Exception as error:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from envs.errors import error_text, is_ours
 from envs.event_loop import DeadlineError
 from envs.messages import Message, Reply
 from envs.registry import make
@@ -122,7 +123,8 @@ class EnvSession:
             if isinstance(error, asyncio.CancelledError):
                 raise
             options = options_text(self._env, self._task.options, error) if phase == "reset" and self._env else ""
-            raise self._error(f"{phase} raised {raised(error)}{options}") from error
+            what = error_text(error) if is_ours(error) else f"{phase} raised {raised(error)}"
+            raise self._error(what + options) from error
 
     def _read(self, read: Callable[[], Read]) -> Read:
         try:
