@@ -114,6 +114,15 @@ def test_weights_of_a_killed_process_are_removed_by_the_next_and_those_of_a_livi
     assert not path.parent.exists()
 
 
+def test_only_folders_of_published_weights_are_ever_removed(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(AssertionError, match="not a folder of published weights"):
+        shared_memory._remove_if_abandoned(tmp_path / "precious")
+    with pytest.raises(AssertionError):
+        shared_memory._remove_if_abandoned(Path(""))
+    assert (tmp_path / "precious").is_dir()
+
+
 def test_checkpoint_tensors_are_what_is_saved_without_copies(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

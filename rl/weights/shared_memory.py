@@ -145,6 +145,7 @@ def _own_folder() -> Path:
 
 
 def _remove_if_abandoned(folder: Path) -> None:
+    assert folder.name.startswith(_FOLDER_PREFIX), f"{folder} is not a folder of published weights"
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # gone, or another user's
