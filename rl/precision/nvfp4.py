@@ -7,7 +7,6 @@ quantisers differ in the last bit of intermediate results, and then in 0.2 % of 
 engine must not each have their own. Four-over-six: https://arxiv.org/abs/2512.02010.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -52,18 +51,12 @@ def amax(x: Tensor) -> Tensor:
     return largest
 
 
-def quantise(
-    x: Tensor,
-    recipe: PrecisionConfig,
-    *,
-    shared_amax: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Quantised:
+def quantise(x: Tensor, recipe: PrecisionConfig, *, shared_amax: Tensor | None = None) -> Quantised:
     """Write `x` [..., N, K] in NVFP4; every leading index is a matrix with a tensor scale of its own.
 
-    `shared_amax` [...] replaces the matrices' own largest magnitude, for matrices that engines fuse into one. With a
-    `generator`, codes are rounded stochastically (for gradients; weights are rounded to the nearest, ties to even);
-    scales never are. An all-zero matrix has tensor scale 1, an all-zero block block scale 0.
+    `shared_amax` [...] replaces the matrices' own largest magnitude, for matrices that engines fuse into one. Codes and
+    block scales are rounded to the nearest, ties to even. An all-zero matrix has tensor scale 1, an all-zero block
+    block scale 0.
 
     Raises `PrecisionError` where K, or with 16x16 blocks N, is not divisible by 16, and for NaN and infinities.
     """
@@ -73,9 +66,9 @@ def quantise(
     largest = _block_amax(blocks, recipe)
     encode, decode = encode[..., None, None], decode[..., None, None]
     scales = _block_scales(largest * (encode * (1 / CODE_MAX)))
-    values = _round_codes(blocks, scales, decode, generator)
+    values = _round_codes(blocks, scales, decode)
     if recipe.four_over_six:
-        scales, values = _four_over_six(blocks, largest, encode, decode, scales, values, recipe, generator)
+        scales, values = _four_over_six(blocks, largest, encode, decode, scales, values, recipe)
     tensor_scale = decode[..., 0, 0].contiguous()
     return Quantised(pack(_codes(values).flatten(-2)), scales.to(torch.float8_e4m3fn), tensor_scale)
 
@@ -85,21 +78,6 @@ def dequantise(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tens
     values = decode_codes(unpack(quantised.packed)).unflatten(-1, (-1, BLOCK))
     scales = quantised.block_scales.float() * quantised.tensor_scale[..., None, None]
     return (values * scales[..., None]).flatten(-2).to(dtype)
-
-
-class _FakeQuantise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor, recipe: PrecisionConfig, shared_amax: Tensor | None) -> Tensor:
-        return dequantise(quantise(x, recipe, shared_amax=shared_amax), x.dtype)
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad, None, None
-
-
-def fake_quantise(x: Tensor, recipe: PrecisionConfig, shared_amax: Tensor | None = None) -> Tensor:
-    """`x` rounded to NVFP4 and back; the gradient passes unchanged (a straight-through estimator)."""
-    return _FakeQuantise.apply(x, recipe, shared_amax)  # type: ignore[return-value]
 
 
 def check_shape(x: Tensor, recipe: PrecisionConfig) -> None:
@@ -139,18 +117,13 @@ def _block_scales(wanted: Tensor) -> Tensor:
     return wanted.clamp(max=SCALE_MAX).to(torch.float8_e4m3fn).float()
 
 
-def _round_codes(blocks: Tensor, scales: Tensor, decode: Tensor, generator: torch.Generator | None) -> Tensor:
+def _round_codes(blocks: Tensor, scales: Tensor, decode: Tensor) -> Tensor:
     """Signed magnitudes [..., N, K/16, 16] of E2M1."""
     factors = (1 / (scales * decode)).clamp(max=FLOAT32_MAX)
     scaled = (blocks * factors[..., None]).clamp(-CODE_MAX, CODE_MAX)
     magnitude = scaled.abs()
     step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    in_steps = magnitude / step
-    if generator is None:
-        rounded = torch.round(in_steps)  # ties to even
-    else:
-        uniform = torch.rand(in_steps.shape, generator=generator, device=in_steps.device)
-        rounded = torch.floor(in_steps + uniform)
+    rounded = torch.round(magnitude / step)  # ties to even
     return torch.copysign(rounded * step, scaled)
 
 
@@ -162,11 +135,10 @@ def _four_over_six(
     scales: Tensor,
     values: Tensor,
     recipe: PrecisionConfig,
-    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """Scales and values where the larger of the two block scales is kept when its error is smaller."""
     larger = _block_scales(largest * (encode * (1 / CODE_MAX)) * 1.5)
-    larger_values = _round_codes(blocks, larger, decode, generator)
+    larger_values = _round_codes(blocks, larger, decode)
     errors = [_error(blocks, v, s * decode, recipe) for v, s in ((values, scales), (larger_values, larger))]
     better = errors[1] < errors[0]
     return torch.where(better, larger, scales), torch.where(better[..., None], larger_values, values)
@@ -203,23 +175,3 @@ def pack(codes: Tensor) -> Tensor:
 def unpack(packed: Tensor) -> Tensor:
     """uint8 [..., K/2] to [..., K]."""
     return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
-
-
-RHT_SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
-"""TransformerEngine's fixed signs."""
-
-
-def hadamard_matrix() -> Tensor:
-    """The random Hadamard transform [16, 16]: signs, Sylvester's matrix, and 1/4 so that it is orthonormal."""
-    matrix = torch.ones(1, 1)
-    while matrix.shape[0] < BLOCK:
-        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    return torch.tensor(RHT_SIGNS, dtype=torch.float32)[:, None] * matrix / math.sqrt(BLOCK)
-
-
-def hadamard(x: Tensor) -> Tensor:
-    """`x` [..., K] with each 16 numbers of the last axis rotated; bfloat16 in, the same type out.
-
-    For the operands of the weight gradient only (never weights, never forward): it spreads outliers over a block.
-    """
-    return (x.unflatten(-1, (-1, BLOCK)).float() @ hadamard_matrix().to(x.device)).flatten(-2).to(x.dtype)
