@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,11 +20,14 @@ from rl.precision.nvfp4 import (
     dequantise,
     pack,
     quantise,
+    tensor_scales,
     unpack,
 )
 
 DATA = Path(__file__).parent
 VECTORS = load_file(DATA / "nvfp4_vectors.safetensors")
+NEAR_TIES = load_file(DATA / "nvfp4_near_ties.safetensors")
+"""By `NVFP4QuantizerRef` of TransformerEngine 2.20.2: matrices that another order of operations gives other codes."""
 
 
 def recipe(**options: object) -> PrecisionConfig:
@@ -35,6 +39,18 @@ GOLDEN = {
     "2d": recipe(tensor_scale="float32", block="16x16"),
     "1d_4o6_256_mse": recipe(tensor_scale="float32", four_over_six="mse"),
     "1d_4o6_448_mae": recipe(tensor_scale="float32", four_over_six="mae", four_over_six_scale_max=448),
+}
+REFERENCE = {
+    f"{tile}{ending}": recipe(tensor_scale="float32", block=block, **options)
+    for tile, block in (("1d", "1x16"), ("2d", "16x16"))
+    for ending, options in (
+        ("", {}),
+        *(
+            (f"_4o6_{top}_{error}", {"four_over_six": error, "four_over_six_scale_max": top})
+            for top in (256, 448)
+            for error in ("mse", "mae")
+        ),
+    )
 }
 RECIPES = [
     recipe(block=block, tensor_scale=scale, four_over_six=four_over_six)
@@ -69,6 +85,27 @@ def test_codes_and_scale_bytes_are_those_of_transformer_engine(case: str, varian
     assert torch.equal(amax(x).reshape(1), VECTORS[f"{case}.{variant}.amax"])
     assert torch.equal(quantised.packed, VECTORS[f"{case}.{variant}.packed"])
     assert torch.equal(quantised.block_scales.view(torch.uint8), VECTORS[f"{case}.{variant}.scale_u8"])
+
+
+@pytest.mark.parametrize("variant", REFERENCE)
+def test_near_ties_fall_as_in_transformer_engine(variant: str) -> None:
+    quantised = quantise(NEAR_TIES[f"{variant}.x"], REFERENCE[variant])
+    assert torch.equal(quantised.packed, NEAR_TIES[f"{variant}.packed"])
+    assert torch.equal(quantised.block_scales.view(torch.uint8), NEAR_TIES[f"{variant}.scale_u8"])
+
+
+def test_tensor_scales_are_quotients_that_are_rounded_once() -> None:
+    largest = torch.linspace(0.01, 9.0, 4001).bfloat16().float()
+    encode, decode = tensor_scales(largest, recipe(tensor_scale="float32"))
+    expected = np.float32(2688) / largest.numpy()
+    assert np.array_equal(encode.numpy(), expected)
+    assert np.array_equal(decode.numpy(), np.float32(1) / expected)
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(2688.0, 1.0), (2689.0, 2.0), (2688 / 1024, 2**-10), (0.0, 1.0)])
+def test_a_power_of_two_scale_is_the_next_one_above_the_quotient(largest: float, scale: float) -> None:
+    encode, decode = tensor_scales(torch.tensor(largest), recipe())
+    assert (encode.item(), decode.item()) == (1 / scale, scale)
 
 
 def test_a_block_by_hand() -> None:

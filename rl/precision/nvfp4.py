@@ -7,6 +7,7 @@ quantisers differ in the last bit of intermediate results, and then in 0.2 % of 
 engine must not each have their own. Four-over-six: https://arxiv.org/abs/2512.02010.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -61,14 +62,15 @@ def quantise(x: Tensor, recipe: PrecisionConfig, *, shared_amax: Tensor | None =
     Raises `PrecisionError` where K, or with 16x16 blocks N, is not divisible by 16, and for NaN and infinities.
     """
     check_shape(x, recipe)
-    encode, decode = tensor_scales(amax(x) if shared_amax is None else shared_amax, recipe)
+    matrix_amax = (amax(x) if shared_amax is None else shared_amax.float())[..., None, None]
+    encode, decode = tensor_scales(matrix_amax, recipe)
     blocks = x.detach().float().unflatten(-1, (-1, BLOCK))
     largest = _block_amax(blocks, recipe)
-    encode, decode = encode[..., None, None], decode[..., None, None]
-    scales = _block_scales(largest * (encode * (1 / CODE_MAX)))
-    values = _round_codes(blocks, scales, decode)
     if recipe.four_over_six:
-        scales, values = _four_over_six(blocks, largest, encode, decode, scales, values, recipe)
+        scales, values = _four_over_six(blocks, largest, matrix_amax, recipe)
+    else:
+        scales = _block_scales(largest * (encode * (1 / CODE_MAX)))
+        values = _round_codes(blocks, scales, decode)
     tensor_scale = decode[..., 0, 0].contiguous()
     return Quantised(pack(_codes(values).flatten(-2)), scales.to(torch.float8_e4m3fn), tensor_scale)
 
@@ -93,7 +95,7 @@ def check_shape(x: Tensor, recipe: PrecisionConfig) -> None:
 def tensor_scales(largest: Tensor, recipe: PrecisionConfig) -> tuple[Tensor, Tensor]:
     """What matrices with these largest magnitudes are multiplied by before, and after, the block scales [...]."""
     largest = largest.float()
-    top = (recipe.four_over_six_scale_max if recipe.four_over_six else SCALE_MAX) * CODE_MAX
+    top = torch.full_like(largest, _top(recipe))  # a tensor: torch takes the reciprocal for a Python number
     if recipe.tensor_scale == "power_of_two":
         mantissa, exponent = torch.frexp(largest / top)
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)  # ceil(log2), exactly
@@ -101,6 +103,11 @@ def tensor_scales(largest: Tensor, recipe: PrecisionConfig) -> tuple[Tensor, Ten
         return 1 / decode, decode
     encode = torch.where(largest == 0, 1.0, (top / largest).clamp(max=FLOAT32_MAX))
     return encode, 1 / encode
+
+
+def _top(recipe: PrecisionConfig) -> float:
+    """The magnitude that a matrix's largest one is mapped to."""
+    return (recipe.four_over_six_scale_max if recipe.four_over_six else SCALE_MAX) * CODE_MAX
 
 
 def _block_amax(blocks: Tensor, recipe: PrecisionConfig) -> Tensor:
@@ -128,29 +135,41 @@ def _round_codes(blocks: Tensor, scales: Tensor, decode: Tensor) -> Tensor:
 
 
 def _four_over_six(
-    blocks: Tensor,
-    largest: Tensor,
-    encode: Tensor,
-    decode: Tensor,
-    scales: Tensor,
-    values: Tensor,
-    recipe: PrecisionConfig,
+    blocks: Tensor, largest: Tensor, matrix_amax: Tensor, recipe: PrecisionConfig
 ) -> tuple[Tensor, Tensor]:
-    """Scales and values where the larger of the two block scales is kept when its error is smaller."""
-    larger = _block_scales(largest * (encode * (1 / CODE_MAX)) * 1.5)
-    larger_values = _round_codes(blocks, larger, decode)
-    errors = [_error(blocks, v, s * decode, recipe) for v, s in ((values, scales), (larger_values, larger))]
-    better = errors[1] < errors[0]
+    """Scales and values where the larger of the two block scales is kept when its error is smaller.
+
+    Errors of the two lie so close in some blocks that the last bit decides, so all operations come in
+    TransformerEngine's order, also those that differ from the order without four-over-six.
+    """
+    encode, decode = tensor_scales(matrix_amax, recipe)
+    wanted = largest / torch.full_like(largest, CODE_MAX) * encode
+    candidates = []
+    for scales in (_block_scales(wanted), _block_scales(wanted * 1.5)):
+        values = _round_codes(blocks, scales, decode)
+        numbers = values * scales[..., None]
+        if recipe.tensor_scale == "power_of_two":
+            numbers = numbers * decode[..., None]
+        else:
+            numbers = numbers * matrix_amax[..., None] / torch.full_like(numbers, _top(recipe))
+        candidates.append((scales, values, _error(numbers - blocks, recipe)))
+    (scales, values, error), (larger, larger_values, larger_error) = candidates
+    better = larger_error < error
     return torch.where(better, larger, scales), torch.where(better[..., None], larger_values, values)
 
 
-def _error(blocks: Tensor, values: Tensor, scales: Tensor, recipe: PrecisionConfig) -> Tensor:
-    """Of each block [..., N, K/16]; with 16x16 blocks, of its whole tile."""
-    difference = values * scales[..., None] - blocks
-    error = (difference.square() if recipe.four_over_six == "mse" else difference.abs()).sum(dim=-1)
+def _error(differences: Tensor, recipe: PrecisionConfig) -> Tensor:
+    """Of each block [..., N, K/16]; with 16x16 blocks, of its whole tile.
+
+    A block's numbers are summed one by one, a tile's rows in halves: the order of TransformerEngine's kernel.
+    """
+    errors = differences.square() if recipe.four_over_six == "mse" else differences.abs()
+    error = functools.reduce(torch.add, errors.unbind(dim=-1))
     if recipe.block == "16x16":
-        tiles = error.unflatten(-2, (-1, BLOCK)).sum(dim=-2)
-        error = tiles.repeat_interleave(BLOCK, dim=-2)
+        rows = error.unflatten(-2, (-1, BLOCK))
+        while (half := rows.shape[-2] // 2) > 0:
+            rows = rows[..., :half, :] + rows[..., half:, :]
+        error = rows.squeeze(-2).repeat_interleave(BLOCK, dim=-2)
     return error
 
 
