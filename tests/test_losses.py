@@ -113,6 +113,31 @@ def test_k3_is_zero_for_equal_policies_and_never_negative():
     )
 
 
+@pytest.mark.parametrize(
+    ("log_ratio", "value", "gradient"),
+    [
+        (19.0, math.exp(19) - 20, math.exp(19) - 1),
+        (21.0, math.exp(20) - 21, 0.0),
+        (110.0, math.exp(20) - 21, 0.0),
+        (-110.0, 109.0, -1.0),
+    ],
+)
+def test_k3_of_policies_far_apart_is_finite_and_so_is_its_gradient(log_ratio, value, gradient):
+    ratio = torch.tensor(log_ratio, requires_grad=True)
+    estimate = k3(ratio)
+    estimate.backward()
+    assert ratio.grad is not None
+    assert (estimate.item(), ratio.grad.item()) == pytest.approx((value, gradient))
+
+
+def test_a_reference_far_from_the_policy_gives_a_finite_loss_and_gradient():
+    batch = make_batch([[0.0, -111.0, -1.0]], advantages=[1.0])
+    loss, gradient, sums = run([[0.0, -111.0, -1.0]], batch, Grpo(reference_kl=0.1), reference=[[0.0, -1.0, -1.0]])
+    assert loss == pytest.approx(-1 + 0.1 * (math.exp(20) - 21) / 2)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, -0.5, -0.5]]))
+    assert math.isfinite(total(sums, "reference_kl"))
+
+
 def test_a_sequence_far_from_the_engine_leaves_the_loss_but_not_the_denominator():
     # row 0: mean(3, 2) = 2.5 > 2 is masked; row 1: mean(3, 1) = 2 stays
     engine = [[0.0, -5.0, -5.0], [0.0, -5.0, -5.0]]

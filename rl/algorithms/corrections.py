@@ -48,9 +48,17 @@ def truncated_weights(delta_BT: Tensor, weight_max: float) -> Tensor:
     return delta_BT.detach().exp().clamp(max=weight_max)
 
 
+LOG_RATIO_MAX = 20.0
+"""Nats; exp of it is 4.9e8, and exp of 89 is above what float32 holds."""
+
+
 def k3(log_ratio: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(q || p) from samples of q: r - 1 - log r with log r = log p - log q; never negative.
 
-    http://joschu.net/blog/kl-approx.html
+    http://joschu.net/blog/kl-approx.html. As in verl (`kl_penalty` in trainer/ppo/core_algos.py) the log ratio is
+    bounded at 20 nats, so that one token cannot make the estimate infinite; above the bound it has no gradient. Unlike
+    there, it is not bounded below, where nothing overflows, and the estimate is not bounded at 10, which would take the
+    gradient from all tokens above 2.6 nats.
     """
+    log_ratio = log_ratio.clamp(max=LOG_RATIO_MAX)
     return log_ratio.exp() - 1.0 - log_ratio
