@@ -67,6 +67,11 @@ BROKEN = {
     "both path and build": ("", ["policy.path=models/x"], ["policy", "keep one and set the other to null"]),
     "neither path nor build": ("", ["policy={}", "policy.build=null"], ["policy", "neither path", "`build: {}`"]),
     "clip on one side": ("loss: {clip_low: 0.2}", [], ["loss", "set clip_low and clip_high together"]),
+    "weights bounded below the clip": (
+        "loss: {clip_low: 0.2, clip_high: 0.28, importance_weight_max: 1.05}",
+        [],
+        ["loss", "importance_weight_max (1.05) is below 1 + clip_high (1.28)"],
+    ),
     "built policy that is not taught": ("", ["sft=null"], ["add an sft section"]),
     "no environments": ("", ["environments=null"], ["environments", "write keys below it"]),
     "empty section": ("loss:", [], ["loss", "null is not a section", "baseline"]),

@@ -97,6 +97,10 @@ def test_clipping_stops_the_gradient_outside_the_trust_region():
     assert total(sums, "clip_fraction") == 1
 
 
+def test_importance_weights_may_be_bounded_where_the_clip_is():
+    assert Grpo(clip_low=0.2, clip_high=0.53, importance_weight_max=1.53).clip_high == 0.53
+
+
 def test_the_reference_penalty_is_k3_of_reference_against_policy():
     # log r = reference - policy = ln 2: k3 = 2 - 1 - ln 2; its gradient by the policy's logprob is 1 - 2
     batch = make_batch([[0.0, -2.0]], advantages=[0.0])
@@ -279,11 +283,17 @@ def random_case(seed, num_loss_tokens=None):
 
 
 CASES = {
-    "on policy, truncated weights": ({}, {"weight_max": 1.2}),
-    "on policy with a reference": ({"reference_kl": 0.05}, {"weight_max": 1.2, "beta": 0.05}),
-    "clipped": ({"clip_low": 0.2, "clip_high": 0.28}, {"clip": (0.2, 0.28), "delta": 1.2}),
+    "on policy, truncated weights": ({"importance_weight_max": 1.2}, {"weight_max": 1.2}),
+    "on policy with a reference": (
+        {"importance_weight_max": 1.2, "reference_kl": 0.05},
+        {"weight_max": 1.2, "beta": 0.05},
+    ),
+    "clipped": (
+        {"clip_low": 0.2, "clip_high": 0.28, "importance_weight_max": 1.3},
+        {"clip": (0.2, 0.28), "delta": 1.3},
+    ),
     "clipped with a reference": (
-        {"clip_low": 0.1, "clip_high": 0.1, "reference_kl": 0.02},
+        {"clip_low": 0.1, "clip_high": 0.1, "importance_weight_max": 1.2, "reference_kl": 0.02},
         {"clip": (0.1, 0.1), "delta": 1.2, "beta": 0.02},
     ),
 }
@@ -302,7 +312,7 @@ def test_loss_gradient_and_metrics_are_those_of_trl(trl_loss, case, loss_type):
         their_loss, their_gradient, metrics = trl_loss(
             logprobs, entropy, batch, loss_type=loss_type, ref=reference, **trl_settings
         )
-        config = Grpo(importance_weight_max=1.2, sequence_mismatch_max=1e6, **settings)
+        config = Grpo(sequence_mismatch_max=1e6, **settings)
         loss, sums = batch_loss(logprobs, entropy, batch, {MATH: config}.__getitem__, 0, reference)
         (gradient,) = torch.autograd.grad(loss, logprobs)
         num_tokens = int(batch.loss_mask_BT.sum())

@@ -39,9 +39,16 @@ class Grpo(Algorithm):
     """Weight of the KL penalty (k3) to the policy that training started from; 0 keeps no reference in memory."""
 
     @model_validator(mode="after")
-    def _clip_both_sides(self) -> "Grpo":
+    def _clips_fit(self) -> "Grpo":
         if (self.clip_low is None) != (self.clip_high is None):
             raise ValueError("set clip_low and clip_high together, or neither")
+        # 1.53 is less than 1 + 0.53 in floating point.
+        if self.clip_high is not None and self.importance_weight_max < 1 + self.clip_high - 1e-9:
+            raise ValueError(
+                f"importance_weight_max ({self.importance_weight_max:g}) is below 1 + clip_high"
+                f" ({1 + self.clip_high:g}): it would end the gradient of rewarded tokens before clip_high does;"
+                " raise it, or lower clip_high"
+            )
         return self
 
     @property
