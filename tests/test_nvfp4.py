@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rl.config.experiment import PrecisionConfig
+from rl.precision.amax import amax
+from rl.precision.formats.nvfp4 import Nvfp4
+from rl.precision.number_format import PrecisionError
 from rl.precision.nvfp4 import (
     MAGNITUDES,
-    PrecisionError,
     Quantised,
-    amax,
     decode_codes,
     dequantise,
     pack,
@@ -30,8 +30,8 @@ NEAR_TIES = load_file(DATA / "nvfp4_near_ties.safetensors")
 """By `NVFP4QuantizerRef` of TransformerEngine 2.20.2: matrices that another order of operations gives other codes."""
 
 
-def recipe(**options: object) -> PrecisionConfig:
-    return PrecisionConfig.model_validate({"format": "nvfp4", **options})
+def recipe(**options: object) -> Nvfp4:
+    return Nvfp4.model_validate(options)
 
 
 GOLDEN = {
@@ -65,7 +65,7 @@ def weights(seed: int = 0, shape: tuple[int, ...] = (64, 128), std: float = 0.02
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std
 
 
-def error(x: Tensor, like: PrecisionConfig) -> float:
+def error(x: Tensor, like: Nvfp4) -> float:
     return ((dequantise(quantise(x, like)) - x).norm() / x.norm()).item()
 
 
@@ -142,7 +142,7 @@ def test_the_error_on_gaussian_weights(options: dict[str, str], published: float
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from(POWER_OF_TWO), st.floats(1e-6, 1e4), st.booleans())
-def test_quantising_again_changes_nothing(seed: int, like: PrecisionConfig, std: float, heavy_tails: bool) -> None:
+def test_quantising_again_changes_nothing(seed: int, like: Nvfp4, std: float, heavy_tails: bool) -> None:
     """With power-of-two tensor scales. What was quantised may have another amax, so only its numbers must stay."""
     x = weights(seed, (32, 64), std)
     if heavy_tails:
@@ -153,7 +153,7 @@ def test_quantising_again_changes_nothing(seed: int, like: PrecisionConfig, std:
 
 
 @pytest.mark.parametrize("like", RECIPES, ids=str)
-def test_scaling_by_a_power_of_two_scales_and_signs_are_symmetric(like: PrecisionConfig) -> None:
+def test_scaling_by_a_power_of_two_scales_and_signs_are_symmetric(like: Nvfp4) -> None:
     x = weights()
     codes = quantise(x, like)
     scaled = quantise(x * 2.0**-9, like)
@@ -163,7 +163,7 @@ def test_scaling_by_a_power_of_two_scales_and_signs_are_symmetric(like: Precisio
 
 
 @pytest.mark.parametrize("like", POWER_OF_TWO, ids=str)
-def test_with_power_of_two_scales_every_value_is_exact_in_bfloat16(like: PrecisionConfig) -> None:
+def test_with_power_of_two_scales_every_value_is_exact_in_bfloat16(like: Nvfp4) -> None:
     values = dequantise(quantise(weights(shape=(256, 256)), like))
     assert torch.equal(values.bfloat16().float(), values)
 
@@ -204,7 +204,7 @@ def test_numbers_that_nvfp4_does_not_have_are_refused(bad: float) -> None:
 
 
 @pytest.mark.parametrize("like", RECIPES, ids=str)
-def test_zeros_and_extremes_stay_finite(like: PrecisionConfig) -> None:
+def test_zeros_and_extremes_stay_finite(like: Nvfp4) -> None:
     zeros = torch.zeros(16, 32)
     assert torch.equal(dequantise(quantise(zeros, like)), zeros)
     for x in (weights(std=1e-38), weights(std=1e36)):

@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from rl.config.experiment import PrecisionConfig
-from rl.precision.folded import FoldedWeights, quantised_names, shared_amax
-from rl.precision.nvfp4 import PrecisionError, dequantise, quantise
+from rl.precision.amax import shared_amax
+from rl.precision.folded import FoldedWeights, quantised_names
+from rl.precision.formats.bf16 import Bf16
+from rl.precision.formats.nvfp4 import TENSOR_SCALE, Nvfp4
+from rl.precision.number_format import PrecisionError
+from rl.precision.nvfp4 import dequantise, quantise
 from rl.weights.names import checkpoint_tensors, restored_tensors
 from rl.weights.shared_memory import read_weights, write_weights
 from tests.test_engine import random_policy
 
-NVFP4 = PrecisionConfig(format="nvfp4")
-EVERYTHING = PrecisionConfig(format="nvfp4", keep=("*lm_head*",))
+NVFP4 = Nvfp4()
+EVERYTHING = Nvfp4(keep=("*lm_head*",))
 
 
 class Gated(nn.Module):
@@ -57,7 +60,7 @@ def test_matrices_that_engines_fuse_share_a_tensor_scale() -> None:
         model.k_proj.weight.mul_(50)
         model.up_proj.weight.mul_(30)
     folded = FoldedWeights(model, EVERYTHING).quantised
-    scales = {name.removesuffix("_proj.weight"): weight.tensor_scale.item() for name, weight in folded.items()}
+    scales = {name.removesuffix("_proj.weight"): parts[TENSOR_SCALE].item() for name, parts in folded.items()}
     assert scales["q"] == scales["k"] == scales["v"] > scales["o"]
     assert scales["gate"] == scales["up"]
     largest = shared_amax(
@@ -121,7 +124,7 @@ def test_the_share_of_changed_codes_is_counted() -> None:
 
 def test_other_formats_fold_nothing() -> None:
     model = nn.Sequential(nn.Linear(5, 3))
-    folded = FoldedWeights(model, PrecisionConfig(format="bf16"))
+    folded = FoldedWeights(model, Bf16())
     assert folded.quantised == {}
     assert folded.refresh() == 0.0
     assert "bf16" in folded.describe()
@@ -136,12 +139,12 @@ def test_the_description_counts_bits() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"tensor_scale": "float32"}, {"four_over_six": "mse"}, {"block": "16x16"}])
 def test_the_engine_gets_exactly_what_the_learner_computes_with(tmp_path: Path, options: dict[str, str]) -> None:
-    precision = PrecisionConfig.model_validate({"format": "nvfp4", **options})
+    precision = Nvfp4.model_validate(options)
     model = random_policy(tmp_path, seed=0)
     folded = FoldedWeights(model, precision)
     source = write_weights(checkpoint_tensors(model, "bfloat16", folded.quantised), 1, tmp_path / "published")
     sent = dict(read_weights(source).tensors)
-    arrived = dict(restored_tensors(sent.items(), torch.bfloat16))
+    arrived = dict(restored_tensors(sent.items(), NVFP4, torch.bfloat16))
     with folded.in_place():
         expected = dict(checkpoint_tensors(model, "bfloat16"))
     assert arrived.keys() == expected.keys()
@@ -158,4 +161,4 @@ def test_the_engine_gets_exactly_what_the_learner_computes_with(tmp_path: Path, 
 def test_weights_that_are_merely_named_like_scales_arrive() -> None:
     weight, scale = torch.ones(4, 4), torch.ones(1)
     sent = {"head.weight": weight, "head.weight_scale": scale, "logit_scale": scale, "norm.weight_scale_2": scale}
-    assert dict(restored_tensors(sent.items(), torch.bfloat16)) == sent
+    assert dict(restored_tensors(sent.items(), NVFP4, torch.bfloat16)) == sent

@@ -9,9 +9,10 @@ from envs.text_env import TextEnv
 from rl.chat.chat import load_chat
 from rl.chat.format import conversation_text
 from rl.chat.formats.nemotron import NemotronFormat
-from rl.config.experiment import ExperimentConfig, PrecisionConfig
+from rl.config.experiment import ExperimentConfig
 from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
+from rl.precision.formats.nvfp4 import Nvfp4
 from rl.precision.nvfp4 import dequantise, quantise
 from sft.data import (
     Row,
@@ -197,18 +198,18 @@ def test_truncated_conversations_tell_their_budget_and_do_not_train_what_the_eng
 def test_a_quantised_policy_is_taught_with_folded_weights_and_saved_with_its_masters():
     model = torch.nn.Sequential(torch.nn.Linear(32, 16, bias=False))
     master = model[0].weight.detach().clone()
-    folded = FoldedWeights(model, PrecisionConfig(format="nvfp4"))
+    folded = FoldedWeights(model, Nvfp4())
     callback = FoldedSteps(folded)
     callback.on_step_begin()
     assert not torch.equal(model[0].weight, master)
-    assert torch.equal(model[0].weight, dequantise(quantise(master, PrecisionConfig(format="nvfp4"))))
+    assert torch.equal(model[0].weight, dequantise(quantise(master, Nvfp4())))
     callback.on_pre_optimizer_step()
     assert torch.equal(model[0].weight, master)
     with torch.no_grad():
         model[0].weight.mul_(2)
     callback.on_optimizer_step()
     callback.on_step_begin()
-    assert torch.equal(model[0].weight, dequantise(quantise(2 * master, PrecisionConfig(format="nvfp4"))))
+    assert torch.equal(model[0].weight, dequantise(quantise(2 * master, Nvfp4())))
 
 
 def test_a_conversation_in_the_wrong_order_names_its_row(tmp_path):

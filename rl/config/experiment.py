@@ -5,7 +5,7 @@ here.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -16,50 +16,11 @@ from rl.algorithms.grpo import Grpo
 from rl.config.environments import BudgetConfig, EnvironmentConfig
 from rl.config.policy import PolicyConfig
 from rl.config.section import NonNegative, Positive, Seconds, Section, Share
+from rl.precision.formats import AnyFormat
+from rl.precision.formats.float32 import Float32
 from rl.runs.sinks import Tracking
 from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.tensorboard import TensorBoard
-
-
-class PrecisionConfig(Section):
-    """Number formats of the policy. `precision: nvfp4` is short for `precision: {format: nvfp4}`."""
-
-    format: Literal["float32", "bf16", "nvfp4"] = "float32"
-    """What the engine serves and the learner computes with: float32, bfloat16, or bfloat16 with most matrices' weights
-    in 4 bits (NVFP4). Master weights are always float32."""
-    keep: tuple[str, ...] = (
-        "*lm_head*",
-        "*embed*",
-        "*[qkvo]_proj.*",
-        "*in_proj.*",
-        "*out_proj.*",
-        "*latent_proj*",
-    )
-    """Patterns of the weights that stay bfloat16 with `nvfp4`: by default embeddings, head, attention, Mamba's
-    projections and the latent ones. Vectors, convolutions and routers stay so in any case."""
-    block: Literal["1x16", "16x16"] = "1x16"
-    """What shares a block scale in NVFP4: 16 numbers of a row, or a tile of 16 rows and 16 columns."""
-    tensor_scale: Literal["float32", "power_of_two"] = "power_of_two"
-    """NVFP4's scale of a matrix: amax / 2688, or that rounded up to a power of two, which makes every value exact in
-    bfloat16."""
-    four_over_six: Literal["mse", "mae"] | None = None
-    """Try to map a block's largest magnitude to 4 as well as to 6, and keep what has the smaller error of this kind."""
-    four_over_six_scale_max: Literal[256, 448] = 256
-    """Largest block scale that four-over-six starts from."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return {"format": value} if isinstance(value, str) else value
-
-    @property
-    def is_quantised(self) -> bool:
-        return self.format == "nvfp4"
-
-    @property
-    def arithmetic(self) -> Literal["float32", "bfloat16"]:
-        """torch's name of the type that forward passes compute in."""
-        return "float32" if self.format == "float32" else "bfloat16"
 
 
 class SftConfig(Section):
@@ -245,7 +206,8 @@ class ExperimentConfig(Section):
     seed: NonNegative
     """Everything random derives from it."""
     policy: PolicyConfig
-    precision: PrecisionConfig = PrecisionConfig()
+    precision: AnyFormat = Float32()
+    """The number format of the policy. `precision: nvfp4` is short for `precision: {format: nvfp4}`."""
     environments: dict[str, EnvironmentConfig] = Field(min_length=1)
     """The mixture, by environment id."""
     sft: SftConfig | None = None

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +54,7 @@ class VllmCore:
     """vLLM's synchronous engine as a `rl.engine.thread.Core`."""
 
     def __init__(self, model_path: Path, config: ExperimentConfig) -> None:
+        self._config = config
         self._max_tokens = config.policy.max_tokens
         self._columns = {name: COLUMNS[name] for name in config.columns}
         preload = os.environ.get("LD_PRELOAD")
@@ -112,9 +112,10 @@ class VllmCore:
 
     def load(self, source: WeightSource) -> str:
         """vLLM's own sequence of calls. The transfer verifies the file before it touches the model."""
+        update = {"source": source, "precision": self._config.precision}
         self._llm.collective_rpc("start_weight_update")
         try:
-            self._llm.collective_rpc("update_weights", kwargs={"update_info": asdict(source)})
+            self._llm.collective_rpc("update_weights", kwargs={"update_info": update})
         except WeightsError as error:
             raise EngineError(str(error)) from error
         self._llm.collective_rpc("finish_weight_update")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from rl.data_types import Batch
 from rl.learner.logprobs import token_logprobs
-from rl.learner.router import BIAS_NAME
+from rl.precision.float32_weights import float32_weights
 
 
 class UnsupportedHeadError(ValueError):
@@ -42,7 +42,7 @@ def policy_logprobs(
     """
     decoder, head = model.base_model, model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
-    kept = _float32_names(decoder)
+    kept = float32_weights(decoder)
     parameters = {name: p if name in kept else p.to(dtype) for name, p in decoder.named_parameters()}
     output = functional_call(
         decoder,
@@ -57,9 +57,3 @@ def policy_logprobs(
         temperature,
         chunk_tokens,
     )
-
-
-def _float32_names(decoder: nn.Module) -> set[str]:
-    """Parameters that vLLM holds in float32 whatever the policy's dtype."""
-    routers = {f"{name}.weight" for name, module in decoder.named_modules() if hasattr(module, BIAS_NAME)}
-    return routers | {name for name, _ in decoder.named_parameters() if name.endswith(".A_log")}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BIAS_NAME = "e_score_correction_bias"
+from rl.precision.float32_weights import ROUTER_BIAS
 
 
 class UnsupportedRouterError(ValueError):
@@ -66,10 +66,10 @@ class RouterBalancer:
 
 
 def _routers(model: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in model.modules() if isinstance(getattr(module, BIAS_NAME, None), Tensor))
+    return (module for module in model.modules() if isinstance(getattr(module, ROUTER_BIAS, None), Tensor))
 
 
 def _bias(router: nn.Module) -> Tensor:
-    bias = getattr(router, BIAS_NAME)
+    bias = getattr(router, ROUTER_BIAS)
     assert isinstance(bias, Tensor)
     return bias

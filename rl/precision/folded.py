@@ -7,19 +7,13 @@ after each optimiser step, not in every pass (Courbariaux et al. 2015, https://a
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from rl.config.experiment import PrecisionConfig
-from rl.precision.nvfp4 import BLOCK, PrecisionError, Quantised, amax, check_shape, dequantise, quantise
-
-FUSED = ((re.compile(r"\b[qkv]_proj\b"), "qkv_proj"), (re.compile(r"\b(gate|up)_proj\b"), "gate_up_proj"))
-"""Matrices that engines fuse into one, and so must share one tensor scale."""
-BITS = {"float32": 32.0, "bfloat16": 16.0}
-NVFP4_BITS = 4 + 8 / BLOCK
+from rl.precision.amax import shared_amax
+from rl.precision.number_format import NumberFormat, Parts, PrecisionError
 
 
 class FoldedWeights:
@@ -29,35 +23,32 @@ class FoldedWeights:
     a weight does not fit the format, or where nothing is left to quantise.
     """
 
-    def __init__(self, model: nn.Module, precision: PrecisionConfig) -> None:
+    def __init__(self, model: nn.Module, precision: NumberFormat) -> None:
         self._precision = precision
         self._model = model
         names = quantised_names(model, precision) if precision.is_quantised else ()
         self._masters = {name: model.get_parameter(name) for name in names}
-        self._quantised: dict[str, Quantised] = {}
+        self._quantised: dict[str, Parts] = {}
         self._folded: dict[str, Tensor] = {}
         self._is_in = False
         self.refresh()
 
     @property
-    def quantised(self) -> Mapping[str, Quantised]:
+    def quantised(self) -> Mapping[str, Parts]:
         """By parameter name: what the master weights were quantised to when they were last folded."""
         return self._quantised
 
     def refresh(self) -> float:
         """Fold the master weights as they are now; returns the share of codes that differ from the last time's."""
         assert not self._is_in, "the parameters hold folded weights, not the masters"
-        before, num_changed, num_codes = self._quantised, 0, 0
+        number_format, before = self._precision, self._quantised
         largest = shared_amax(self._masters)
         self._quantised = {
-            name: quantise(master, self._precision, shared_amax=largest[name]) for name, master in self._masters.items()
+            name: number_format.quantise(master, largest[name]) for name, master in self._masters.items()
         }
-        self._folded = {name: dequantise(quantised) for name, quantised in self._quantised.items()}
-        for name, old in before.items():
-            differs = old.packed ^ self._quantised[name].packed
-            num_changed += int(((differs & 0xF) != 0).sum() + ((differs >> 4) != 0).sum())
-            num_codes += 2 * differs.numel()
-        return num_changed / max(1, num_codes)
+        self._folded = {name: number_format.dequantise(parts, torch.float32) for name, parts in self._quantised.items()}
+        num_changed = sum(number_format.num_changed(old, self._quantised[name]) for name, old in before.items())
+        return num_changed / max(1, sum(self._masters[name].numel() for name in before))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -88,56 +79,38 @@ class FoldedWeights:
 
     def describe(self) -> str:
         """Which weights are quantised, and the bits a weight over the whole policy, as one line for people."""
+        number_format = self._precision
         total = sum(parameter.numel() for parameter in self._model.parameters())
-        rest_bits = BITS[self._precision.arithmetic]
+        rest_bits = torch.finfo(getattr(torch, number_format.arithmetic)).bits
         if not self._masters:
-            return f"precision {self._precision.format}: {total / 1e6:,.1f} M weights, {rest_bits:g} bits each"
+            return f"precision {number_format.name}: {total / 1e6:,.1f} M weights, {rest_bits} bits each"
         num = sum(master.numel() for master in self._masters.values())
-        bits = (num * NVFP4_BITS + (total - num) * rest_bits) / total
+        bits = (num * number_format.bits + (total - num) * rest_bits) / total
         kinds = sorted({re.sub(r"\d+", "*", name) for name in self._masters})
         return (
-            f"precision nvfp4: {num / total:.0%} of {total / 1e6:,.1f} M weights in 4-bit codes ({', '.join(kinds)}),"
-            f" the rest in {self._precision.arithmetic}: {bits:.2f} bits a weight; the engine computes with the codes'"
-            f" values in {self._precision.arithmetic}"
+            f"precision {number_format.name}: {num / total:.0%} of {total / 1e6:,.1f} M weights in"
+            f" {number_format.codes} ({', '.join(kinds)}), the rest in {number_format.arithmetic}: {bits:.2f} bits a"
+            f" weight; the engine computes with the codes' values in {number_format.arithmetic}"
         )
 
 
-def quantised_names(model: nn.Module, precision: PrecisionConfig) -> tuple[str, ...]:
+def quantised_names(model: nn.Module, precision: NumberFormat) -> tuple[str, ...]:
     """Names of the parameters that `precision` quantises: weights of linear layers, and stacked experts [E, N, K].
 
-    Raises `PrecisionError` where one of them has no blocks of 16, or where none is left.
+    Raises `PrecisionError` where one of them does not fit the format, or where none is left.
     """
-    names = [name for name in _matrices(model) if not any(fnmatch(name, pattern) for pattern in precision.keep)]
+    names = [name for name in _matrices(model) if not precision.keeps(name)]
     for name in names:
         try:
-            check_shape(model.get_parameter(name), precision)
+            precision.check_shape(model.get_parameter(name))
         except PrecisionError as error:
             raise PrecisionError(f"{name}: {error}") from None
     if not names:
         raise PrecisionError(
-            f"precision nvfp4 has nothing to quantise: precision.keep ({', '.join(precision.keep)}) keeps every matrix"
-            f" of {type(model).__name__}; take a pattern out"
+            f"precision {precision.name} has nothing to quantise: precision.keep keeps every matrix of"
+            f" {type(model).__name__}; take a pattern out"
         )
     return tuple(names)
-
-
-def shared_amax(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Largest magnitude of each weight's matrices; matrices that engines fuse have the largest of all of them."""
-    own = {name: amax(weight) for name, weight in weights.items()}
-    groups: dict[str, list[str]] = {}
-    for name in weights:
-        groups.setdefault(_fused_name(name), []).append(name)
-    return {name: _largest([own[other] for other in groups[_fused_name(name)]]) for name in weights}
-
-
-def _largest(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(tuple(values)).amax(dim=0)
-
-
-def _fused_name(name: str) -> str:
-    for pattern, fused in FUSED:
-        name = pattern.sub(fused, name)
-    return name
 
 
 def _matrices(model: nn.Module) -> list[str]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl.config.experiment import PrecisionConfig
+from rl.precision.amax import amax
+from rl.precision.formats.nvfp4 import Nvfp4
+from rl.precision.number_format import PrecisionError
 
 BLOCK = 16
 """Numbers that share a block scale."""
@@ -23,10 +25,6 @@ SCALE_MAX = 448.0
 """Largest block scale."""
 FLOAT32_MAX = torch.finfo(torch.float32).max
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-
-class PrecisionError(ValueError):
-    """A tensor that cannot be written in the number format, or a model without anything to write in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +39,7 @@ class Quantised:
     """float32 [...]: one a matrix."""
 
 
-def amax(x: Tensor) -> Tensor:
-    """Largest magnitude of each matrix of `x` [..., N, K], float32 [...].
-
-    Raises `PrecisionError` for NaN and infinities.
-    """
-    largest = x.detach().abs().amax(dim=(-2, -1)).float()
-    if not torch.isfinite(largest).all():
-        raise PrecisionError(f"a tensor of shape {tuple(x.shape)} has NaN or infinite numbers; NVFP4 has neither")
-    return largest
-
-
-def quantise(x: Tensor, recipe: PrecisionConfig, *, shared_amax: Tensor | None = None) -> Quantised:
+def quantise(x: Tensor, recipe: Nvfp4, *, shared_amax: Tensor | None = None) -> Quantised:
     """Write `x` [..., N, K] in NVFP4; every leading index is a matrix with a tensor scale of its own.
 
     `shared_amax` [...] replaces the matrices' own largest magnitude, for matrices that engines fuse into one. Codes and
@@ -82,7 +69,7 @@ def dequantise(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tens
     return (values * scales[..., None]).flatten(-2).to(dtype)
 
 
-def check_shape(x: Tensor, recipe: PrecisionConfig) -> None:
+def check_shape(x: Tensor, recipe: Nvfp4) -> None:
     """Raise `PrecisionError` where the blocks do not tile the matrices."""
     if x.dim() < 2 or x.shape[-1] % BLOCK or (recipe.block == "16x16" and x.shape[-2] % BLOCK):
         needed = "rows and columns" if recipe.block == "16x16" else "columns"
@@ -92,7 +79,7 @@ def check_shape(x: Tensor, recipe: PrecisionConfig) -> None:
         )
 
 
-def tensor_scales(largest: Tensor, recipe: PrecisionConfig) -> tuple[Tensor, Tensor]:
+def tensor_scales(largest: Tensor, recipe: Nvfp4) -> tuple[Tensor, Tensor]:
     """What matrices with these largest magnitudes are multiplied by before, and after, the block scales [...]."""
     largest = largest.float()
     top = torch.full_like(largest, _top(recipe))  # a tensor: torch takes the reciprocal for a Python number
@@ -105,12 +92,12 @@ def tensor_scales(largest: Tensor, recipe: PrecisionConfig) -> tuple[Tensor, Ten
     return encode, 1 / encode
 
 
-def _top(recipe: PrecisionConfig) -> float:
+def _top(recipe: Nvfp4) -> float:
     """The magnitude that a matrix's largest one is mapped to."""
     return (recipe.four_over_six_scale_max if recipe.four_over_six else SCALE_MAX) * CODE_MAX
 
 
-def _block_amax(blocks: Tensor, recipe: PrecisionConfig) -> Tensor:
+def _block_amax(blocks: Tensor, recipe: Nvfp4) -> Tensor:
     """[..., N, K/16], the same in all 16 rows of a tile."""
     largest = blocks.abs().amax(dim=-1)
     if recipe.block == "16x16":
@@ -134,9 +121,7 @@ def _round_codes(blocks: Tensor, scales: Tensor, decode: Tensor) -> Tensor:
     return torch.copysign(rounded * step, scaled)
 
 
-def _four_over_six(
-    blocks: Tensor, largest: Tensor, matrix_amax: Tensor, recipe: PrecisionConfig
-) -> tuple[Tensor, Tensor]:
+def _four_over_six(blocks: Tensor, largest: Tensor, matrix_amax: Tensor, recipe: Nvfp4) -> tuple[Tensor, Tensor]:
     """Scales and values where the larger of the two block scales is kept when its error is smaller.
 
     Errors of the two lie so close in some blocks that the last bit decides, so all operations come in
@@ -158,7 +143,7 @@ def _four_over_six(
     return torch.where(better, larger, scales), torch.where(better[..., None], larger_values, values)
 
 
-def _error(differences: Tensor, recipe: PrecisionConfig) -> Tensor:
+def _error(differences: Tensor, recipe: Nvfp4) -> Tensor:
     """Of each block [..., N, K/16]; with 16x16 blocks, of its whole tile.
 
     A block's numbers are summed one by one, a tile's rows in halves: the order of TransformerEngine's kernel.

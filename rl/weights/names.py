@@ -8,63 +8,75 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from rl.precision.nvfp4 import Quantised, dequantise
-
-_ROUTER = ".gate.weight"
-BLOCK_SCALES, TENSOR_SCALE = "_scale", "_scale_2"
-"""What ModelOpt's checkpoints append to a weight's name."""
+from rl.precision.float32_weights import float32_weights
+from rl.precision.number_format import NumberFormat, Parts
 
 
 def checkpoint_tensors(
-    model: PreTrainedModel, dtype: Literal["float32", "bfloat16"], quantised: Mapping[str, Quantised] | None = None
+    model: PreTrainedModel, dtype: Literal["float32", "bfloat16"], quantised: Mapping[str, Parts] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield what `save_pretrained` would save, layer by layer, as views of the model's memory wherever possible.
 
     transformers renames weights and stacks experts when it loads a checkpoint; vLLM wants the checkpoint's names and
     one tensor an expert. Of tied weights only the one that is saved is yielded. Matrices are rounded to `dtype` one at
-    a time, as the engine would. Vectors (norms, biases, Mamba's A) and routers keep their precision, for engines hold
-    some of them in float32 whatever the dtype.
+    a time, as the engine would, except `float32_weights`. Vectors (norms, biases) keep their precision: the engine
+    rounds those that it does not hold in float32.
 
-    Of the weights in `quantised` (by the live model's names) not the numbers are yielded but codes, block scales and
-    tensor scale, under ModelOpt's names; `restored_tensors` is the way back.
+    Of the weights in `quantised` (by the live model's names) not the numbers are yielded but the parts of their number
+    format, under its checkpoint's names; `restored_tensors` is the way back.
     """
     quantised = quantised or {}
     state = remove_tied_weights_from_state_dict(model.state_dict(), model)
-    yield from _packed_tensors(model, quantised)
+    yield from _part_tensors(model, quantised)
+    kept = revert_weight_conversion(model, {name: state[name] for name in float32_weights(model) if name in state})
     state = {name: tensor for name, tensor in state.items() if name not in quantised}
     for name, tensor in revert_weight_conversion(model, state).items():
-        is_rounded = tensor.dim() > 1 and tensor.is_floating_point() and not name.endswith(_ROUTER)
+        is_rounded = tensor.dim() > 1 and tensor.is_floating_point() and name not in kept
         yield name, tensor.to(getattr(torch, dtype)) if is_rounded else tensor
 
 
 def restored_tensors(
-    tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype
+    tensors: Iterable[tuple[str, torch.Tensor]], number_format: NumberFormat, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What `checkpoint_tensors` yielded, with the numbers that codes and scales stand for in place of those."""
-    held = dict(tensors)
-    packed = {name for name in held if name + BLOCK_SCALES in held and name + TENSOR_SCALE in held}
-    scales = {name + end for name in packed for end in (BLOCK_SCALES, TENSOR_SCALE)}  # others may be named so too
+    """What `checkpoint_tensors` yielded, with the numbers in `dtype` that the format's parts stand for in their place.
+
+    A weight is quantised if all its parts are there; a tensor that is merely named like a part stays what it is.
+    """
+    held, suffixes = dict(tensors), number_format.suffixes
+    quantised = {name for name in held if suffixes and all(name + suffix in held for suffix in suffixes)}
+    parts = {name + suffix for name in quantised for suffix in suffixes}
     for name, tensor in held.items():
-        if name in packed:
-            yield name, dequantise(Quantised(tensor, held[name + BLOCK_SCALES], held[name + TENSOR_SCALE]), dtype)
-        elif name not in scales:
+        if name in quantised:
+            yield name, number_format.dequantise({suffix: held[name + suffix] for suffix in suffixes}, dtype)
+        elif name not in parts:
             yield name, tensor
 
 
-def _packed_tensors(model: PreTrainedModel, quantised: Mapping[str, Quantised]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Codes, block scales and tensor scale of each quantised weight, by the checkpoint's names.
+def _part_tensors(model: PreTrainedModel, quantised: Mapping[str, Parts]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parts of each quantised weight, by the checkpoint's names.
 
-    transformers cuts stacked weights apart along their leading axes when it saves them. All three tensors have these
-    axes, so each goes the same way; the tensor scale of a matrix is spread over its rows for that.
+    transformers cuts stacked weights apart along their leading axes when it saves them. All parts have these axes, so
+    each goes the same way; what is one number a matrix is spread over the matrix's rows for that.
     """
-    codes = {name: weight.packed for name, weight in quantised.items()}
-    block_scales = {name: weight.block_scales for name, weight in quantised.items()}
-    tensor_scales = {
-        name: weight.tensor_scale[..., None, None].expand(*weight.packed.shape[:-1], 1)
-        for name, weight in quantised.items()
+    suffixes = next(iter(quantised.values()), {}).keys()
+    saved = {
+        suffix: revert_weight_conversion(model, {name: _spread(parts, suffix) for name, parts in quantised.items()})
+        for suffix in suffixes
     }
-    saved = [revert_weight_conversion(model, part) for part in (codes, block_scales, tensor_scales)]
-    for name, part in saved[0].items():
-        yield name, part
-        yield name + BLOCK_SCALES, saved[1][name].reshape(*part.shape[:-1], -1)  # axes of length 1 get lost
-        yield name + TENSOR_SCALE, saved[2][name].flatten()[0]
+    scalars = {suffix for suffix in suffixes if any(_is_scalar(parts, suffix) for parts in quantised.values())}
+    for name, codes in saved.get("", {}).items():
+        for suffix in suffixes:
+            part = saved[suffix][name]
+            # Axes of length 1 get lost on the way.
+            yield name + suffix, part.flatten()[0] if suffix in scalars else part.reshape(*codes.shape[:-1], -1)
+
+
+def _is_scalar(parts: Parts, suffix: str) -> bool:
+    """Whether this part is one number a matrix."""
+    return parts[suffix].dim() == parts[""].dim() - 2
+
+
+def _spread(parts: Parts, suffix: str) -> torch.Tensor:
+    if not _is_scalar(parts, suffix):
+        return parts[suffix]
+    return parts[suffix][..., None, None].expand(*parts[""].shape[:-1], 1)

@@ -18,6 +18,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from rl.precision.number_format import NumberFormat
 from rl.weights.names import restored_tensors
 from rl.weights.shared_memory import read_weights
 from rl.weights.source import WeightSource
@@ -40,11 +41,10 @@ class SharedMemoryInit(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    """The fields of `rl.engine.protocol.WeightSource`."""
+    """What `rl.engine.vllm_core` hands over."""
 
-    version: int
-    path: str
-    hash: str
+    source: WeightSource
+    precision: NumberFormat
 
 
 class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
@@ -66,12 +66,13 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUp
 
         Raises `WeightsError` with the old weights untouched, or `IncompleteWeightsError` with a mixture of both.
         """
-        weights = read_weights(WeightSource(update_info.version, update_info.path, update_info.hash))
+        weights = read_weights(update_info.source)
+        restored = restored_tensors(weights.tensors, update_info.precision, self.model_config.dtype)
         initialize_layerwise_reload(self.model)
-        cast(SupportsLoading, self.model).load_weights(restored_tensors(weights.tensors, self.model_config.dtype))
+        cast(SupportsLoading, self.model).load_weights(restored)
         if layers := _incomplete_layers(self.model):
             raise IncompleteWeightsError(
-                f"version {update_info.version} leaves {len(layers)} layers without all their weights, such as"
+                f"version {update_info.source.version} leaves {len(layers)} layers without all their weights, such as"
                 f" {layers[0]}; publish every tensor of the checkpoint (rl.weights.names.checkpoint_tensors)"
             )
         self.loaded_hash = weights.hash

@@ -1,0 +1,16 @@
+"""Which weights do engines compute with in float32, whatever type the policy has?
+
+Learner and publishing both ask here, so that they cannot differ. vLLM holds the routers of mixtures of experts and
+Mamba's A in float32: a rounded router sends tokens to other experts.
+"""
+
+from torch import nn
+
+ROUTER_BIAS = "e_score_correction_bias"
+"""The buffer that makes a module a router with an expert bias."""
+
+
+def float32_weights(model: nn.Module) -> set[str]:
+    """Names of the parameters of `model` that stay float32."""
+    routers = {f"{name}.weight" for name, module in model.named_modules() if hasattr(module, ROUTER_BIAS)}
+    return routers | {name for name, _ in model.named_parameters() if name.endswith(".A_log")}

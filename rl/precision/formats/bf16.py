@@ -1,0 +1,12 @@
+"""Bfloat16: engine and learner compute with the master weights rounded to it."""
+
+from typing import Literal
+
+from rl.precision.number_format import NumberFormat
+
+
+class Bf16(NumberFormat):
+    """Engine and learner compute with the master weights rounded to bfloat16."""
+
+    format: Literal["bf16"] = "bf16"
+    """What the engine serves and the learner computes with."""

@@ -1,0 +1,13 @@
+"""Float32: engine and learner compute with the master weights."""
+
+from typing import ClassVar, Literal
+
+from rl.precision.number_format import NumberFormat
+
+
+class Float32(NumberFormat):
+    """Engine and learner compute with the float32 master weights."""
+
+    format: Literal["float32"] = "float32"
+    """What the engine serves and the learner computes with."""
+    arithmetic: ClassVar[Literal["float32", "bfloat16"]] = "float32"
