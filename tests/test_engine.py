@@ -217,7 +217,7 @@ async def test_stale_and_damaged_versions_are_refused_and_the_old_weights_stay(s
         await served.engine.load_weights(current)
     served.perturb(0.01)
     source = served.publish()
-    Path(source.path).write_bytes(Path(source.path).read_bytes()[:-5000])
+    Path(source.place).write_bytes(Path(source.place).read_bytes()[:-5000])
     with pytest.raises(EngineError, match="damaged or cut off"):
         await served.engine.load_weights(source)
     with pytest.raises(EngineError, match="cannot map"):

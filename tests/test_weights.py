@@ -37,7 +37,7 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
 
 def test_the_hash_covers_every_byte_of_the_file(tmp_path: Path) -> None:
     source = write_weights(some_tensors(), 1, tmp_path)
-    assert source.hash == xxhash.xxh3_64_hexdigest(Path(source.path).read_bytes())
+    assert source.hash == xxhash.xxh3_64_hexdigest(Path(source.place).read_bytes())
     assert read_weights(source).hash == source.hash
     (_, tensor), *others = some_tensors()
     assert write_weights([("renamed", tensor), *others], 1, tmp_path / "other").hash != source.hash
@@ -54,14 +54,14 @@ def test_tensors_outlive_the_removed_file(tmp_path: Path) -> None:
 
 def test_a_flipped_byte_a_cut_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     source = write_weights(some_tensors(), 1, tmp_path)
-    whole = Path(source.path).read_bytes()
-    Path(source.path).write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
+    whole = Path(source.place).read_bytes()
+    Path(source.place).write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
     with pytest.raises(WeightsError, match="damaged or cut off"):
         read_weights(source)
-    Path(source.path).write_bytes(whole[:-20])
+    Path(source.place).write_bytes(whole[:-20])
     with pytest.raises(WeightsError, match="damaged or cut off"):
         read_weights(source)
-    Path(source.path).write_bytes(b"")
+    Path(source.place).write_bytes(b"")
     with pytest.raises(WeightsError, match="cannot map"):
         read_weights(source)
     remove_weights(source)
@@ -72,7 +72,7 @@ def test_a_flipped_byte_a_cut_and_a_missing_file_are_refused(tmp_path: Path) -> 
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     source = write_weights(some_tensors(), 1, tmp_path)
     with pytest.raises(WeightsError, match="holds version 1, not 2"):
-        read_weights(WeightSource(2, source.path, source.hash))
+        read_weights(WeightSource(2, source.place, source.hash))
 
 
 def test_a_name_that_comes_twice_leaves_no_file(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_weights_of_a_killed_process_are_removed_by_the_next_and_those_of_a_livi
     program = (
         "import os, signal, sys, torch\n"
         "from rl.weights.shared_memory import write_weights\n"
-        "print(write_weights([('a', torch.ones(2))], 1).path, flush=True)\n"
+        "print(write_weights([('a', torch.ones(2))], 1).place, flush=True)\n"
         "sys.stdin.read()\n"
     )
     process = subprocess.Popen(

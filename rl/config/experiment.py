@@ -21,6 +21,8 @@ from rl.precision.formats.float32 import Float32
 from rl.runs.sinks import Tracking
 from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.tensorboard import TensorBoard
+from rl.weights.transports import AnyTransport
+from rl.weights.transports.shared_memory import SharedMemory
 
 
 class SftConfig(Section):
@@ -208,6 +210,8 @@ class ExperimentConfig(Section):
     policy: PolicyConfig
     precision: AnyFormat = Float32()
     """The number format of the policy. `precision: nvfp4` is short for `precision: {format: nvfp4}`."""
+    weights: AnyTransport = SharedMemory()
+    """How published weights travel. `weights: shared_memory` is short for `weights: {transport: shared_memory}`."""
     environments: dict[str, EnvironmentConfig] = Field(min_length=1)
     """The mixture, by environment id."""
     sft: SftConfig | None = None

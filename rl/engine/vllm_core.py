@@ -12,7 +12,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.engine.columns import COLUMNS
 from rl.engine.protocol import EngineError, SamplingParams
 from rl.engine.thread import StepOutput, ThreadedEngine
-from rl.engine.vllm_plugin import BACKEND, register
+from rl.engine.vllm_plugin import register
 from rl.weights.source import WeightsError, WeightSource
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class VllmCore:
         return sampled
 
     def load(self, source: WeightSource) -> str:
-        """vLLM's own sequence of calls. The transfer verifies the file before it touches the model."""
-        update = {"source": source, "precision": self._config.precision}
+        """vLLM's own sequence of calls. The transfer verifies the weights before it touches the model."""
+        update = {"source": source, "transport": self._config.weights, "precision": self._config.precision}
         self._llm.collective_rpc("start_weight_update")
         try:
             self._llm.collective_rpc("update_weights", kwargs={"update_info": update})
@@ -167,7 +167,7 @@ def _start(model_path: Path, config: ExperimentConfig) -> "LLMEngine":
             mamba_ssm_cache_dtype="float32",
             async_scheduling=False,  # else tokens of a step come back after the next one, under another version
             logits_processors=["rl.engine.budget_processor:ThinkingBudget"],
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            weight_transfer_config=WeightTransferConfig(backend=config.weights.backend),
             disable_log_stats=True,
             use_tqdm_on_load=False,
             **{name: value for column in config.columns for name, value in COLUMNS[column].engine_arguments.items()},

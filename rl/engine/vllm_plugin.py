@@ -1,9 +1,9 @@
 """What does vLLM need to know before it can serve our policies?
 
 `register` is the entry point of `vllm.general_plugins`, so vLLM calls it in every process of its own, whatever model
-is served there. On any platform it adds the weight transfer through shared memory. On CPUs it also initialises AMX,
-without which BF16 attention can die of SIGILL, and adds experts without a gate (relu2, as in NemotronH), which vLLM's
-CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are made to follow weight updates.
+is served there. On any platform it adds the weight transfers of `rl.weights.transports`. On CPUs it also initialises
+AMX, without which BF16 attention can die of SIGILL, and adds experts without a gate (relu2, as in NemotronH), which
+vLLM's CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are made to follow weight updates.
 """
 
 import logging
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-BACKEND = "shared_memory"
-"""Name of the weight transfer in `WeightTransferConfig.backend`."""
+from rl.weights.transports import TRANSPORTS
+
 _log = logging.getLogger(__name__)
 _done: set[str] = set()
 
@@ -21,7 +21,7 @@ def register() -> None:
     """Add what this module's docstring lists. Idempotent; a vLLM it does not fit is left as it is, with a warning."""
     from vllm.platforms import current_platform
 
-    steps = [_add_weight_transfer]
+    steps = [_add_weight_transfers]
     if current_platform.is_cpu():
         steps += [_initialise_amx, _add_experts_without_gate, _pack_updated_experts]
     for step in steps:
@@ -34,10 +34,13 @@ def register() -> None:
         _done.add(step.__name__)
 
 
-def _add_weight_transfer() -> None:
+def _add_weight_transfers() -> None:
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
-    WeightTransferEngineFactory.register_engine(BACKEND, "rl.weights.vllm_transfer", "SharedMemoryTransfer")
+    transfers = {transport.backend: transport.transfer for transport in TRANSPORTS.values()}
+    for backend, transfer in transfers.items():
+        if transfer is not None:
+            WeightTransferEngineFactory.register_engine(backend, *transfer)
 
 
 def _initialise_amx() -> None:

@@ -27,6 +27,7 @@ class LearnerProcess:
             self._learner.load_state(checkpoint)
         self._policy_path = policy_path
         self._config = config
+        self._publisher = config.weights.publisher()
         self._published: list[WeightSource] = []
 
     def describe(self) -> str:
@@ -41,13 +42,12 @@ class LearnerProcess:
     def publish(self) -> WeightSource:
         """Put the current weights where engines can read them; older versions are removed when it is safe to."""
         from rl.weights.names import checkpoint_tensors
-        from rl.weights.shared_memory import remove_weights, write_weights
 
         learner = self._learner
         tensors = checkpoint_tensors(learner.model, self._config.precision.arithmetic, learner.folded.quantised)
-        self._published.append(write_weights(tensors, learner.policy_version))
+        self._published.append(self._publisher.publish(tensors, learner.policy_version))
         while len(self._published) > 2:
-            remove_weights(self._published.pop(0))
+            self._publisher.forget(self._published.pop(0))
         return self._published[-1]
 
     def save(self, folder: Path) -> None:
@@ -58,7 +58,5 @@ class LearnerProcess:
                 shutil.copy(file, folder / "model")
 
     def shutdown(self) -> None:
-        from rl.weights.shared_memory import remove_all_weights
-
-        remove_all_weights()
+        self._publisher.close()
         self._published.clear()

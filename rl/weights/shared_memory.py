@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import xxhash
 
 from rl.weights.source import WeightsError, WeightSource
+from rl.weights.transport import Received
 
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
@@ -28,11 +28,17 @@ _CHUNK_BYTES = 1 << 20
 _FOLDER_PREFIX = "polygym-weights-"
 
 
-class ReadWeights(NamedTuple):
-    """Tensors of a published file, as views of its memory, and the hash of the bytes they lie in."""
+class SharedMemoryPublisher:
+    """The learner's end: a file a version, in a folder that goes with this process."""
 
-    tensors: list[tuple[str, torch.Tensor]]
-    hash: str
+    def publish(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightSource:
+        return write_weights(tensors, version)
+
+    def forget(self, source: WeightSource) -> None:
+        remove_weights(source)
+
+    def close(self) -> None:
+        remove_all_weights()
 
 
 def write_weights(
@@ -60,37 +66,38 @@ def write_weights(
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return WeightSource(version=version, path=str(path), hash=digest)
+    return WeightSource(version, str(path), digest)
 
 
-def read_weights(source: WeightSource) -> ReadWeights:
+def read_weights(source: WeightSource) -> Received:
     """Map a published file, without copying. The tensors keep the memory alive, also after `remove_weights`.
 
     Raises `WeightsError` when the file is missing or cut off, holds another version, or its bytes do not hash to
     `source.hash`.
     """
+    path = str(source.place)
     try:
-        with open(source.path, "rb") as file:
+        with open(path, "rb") as file:
             # A private mapping: torch wants writable memory, and nothing written could reach the file.
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:  # ValueError: the file is empty
-        raise WeightsError(f"cannot map the weights of version {source.version} at {source.path}: {error}") from error
+        raise WeightsError(f"cannot map the weights of version {source.version} at {path}: {error}") from error
     found = xxhash.xxh3_64_hexdigest(memory)
     if found != source.hash:
         raise WeightsError(
-            f"the weights of version {source.version} at {source.path} hash to {found}, but {source.hash} was"
+            f"the weights of version {source.version} at {path} hash to {found}, but {source.hash} was"
             f" published: the file ({len(memory):,} bytes) is damaged or cut off; publish the version again"
         )
     end = len(memory) - _LENGTH_BYTES
     index = json.loads(memory[end - int.from_bytes(memory[end:], "little") : end])
     if index["version"] != source.version:
-        raise WeightsError(f"{source.path} holds version {index['version']}, not {source.version}")
-    return ReadWeights([(entry[0], _view(memory, *entry[1:])) for entry in index["tensors"]], found)
+        raise WeightsError(f"{path} holds version {index['version']}, not {source.version}")
+    return Received([(entry[0], _view(memory, *entry[1:])) for entry in index["tensors"]], found)
 
 
 def remove_weights(source: WeightSource) -> None:
     """Remove a published file, once every engine has acknowledged it or a newer one. Idempotent."""
-    Path(source.path).unlink(missing_ok=True)
+    Path(str(source.place)).unlink(missing_ok=True)
 
 
 def remove_all_weights() -> None:

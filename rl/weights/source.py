@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WeightSource:
-    """Where a published policy version lies: a shared-memory file and what is in it (`rl.weights.shared_memory`)."""
+    """Where a published policy version lies, and what its bytes hash to."""
 
     version: int
-    path: str
+    place: object
+    """In the terms of the transport, such as the path of a file."""
     hash: str
 
 
 class WeightsError(ValueError):
-    """A published file of weights is not what it should be."""
+    """Published weights are not what they should be."""

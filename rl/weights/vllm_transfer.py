@@ -1,4 +1,4 @@
-"""How does a vLLM worker take weights from shared memory?
+"""How does a vLLM worker take the weights that a transport of ours brings?
 
 vLLM's own order of calls, `start_weight_update`, `update_weights`, `finish_weight_update`, with its layerwise reload.
 """
@@ -20,8 +20,8 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rl.precision.number_format import NumberFormat
 from rl.weights.names import restored_tensors
-from rl.weights.shared_memory import read_weights
 from rl.weights.source import WeightSource
+from rl.weights.transport import Transport
 
 
 class SupportsLoading(Protocol):
@@ -35,38 +35,39 @@ class IncompleteWeightsError(ValueError):
 
 
 @dataclass
-class SharedMemoryInit(WeightTransferInitInfo):
+class NothingToAgreeOn(WeightTransferInitInfo):
     """Nothing has to be agreed on beforehand."""
 
 
 @dataclass
-class SharedMemoryUpdate(WeightTransferUpdateInfo):
+class Update(WeightTransferUpdateInfo):
     """What `rl.engine.vllm_core` hands over."""
 
     source: WeightSource
+    transport: Transport
     precision: NumberFormat
 
 
-class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """Registered with vLLM's factory by `rl.engine.vllm_plugin`; one file is one whole update."""
+class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
+    """Registered with vLLM's factory by `rl.engine.vllm_plugin`; one update is a whole version."""
 
-    init_info_cls = SharedMemoryInit
-    update_info_cls = SharedMemoryUpdate
+    init_info_cls = NothingToAgreeOn
+    update_info_cls = Update
     loaded_hash = ""
     """Hash of the bytes that the last update was loaded from."""
 
-    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
+    def init_transfer_engine(self, init_info: NothingToAgreeOn) -> None:
         """Nothing to connect to."""
 
     def start_weight_update(self) -> None:
-        """Does nothing yet: the model stays whole until the file has been verified."""
+        """Does nothing yet: the model stays whole until the weights have been verified."""
 
-    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        """Verify the file, then load it.
+    def receive_weights(self, update_info: Update) -> None:
+        """Receive and verify a version, then load it.
 
         Raises `WeightsError` with the old weights untouched, or `IncompleteWeightsError` with a mixture of both.
         """
-        weights = read_weights(update_info.source)
+        weights = update_info.transport.receive(update_info.source)
         restored = restored_tensors(weights.tensors, update_info.precision, self.model_config.dtype)
         initialize_layerwise_reload(self.model)
         cast(SupportsLoading, self.model).load_weights(restored)

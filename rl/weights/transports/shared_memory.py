@@ -1,0 +1,30 @@
+"""Shared memory: a file in /dev/shm that all engines of the node map (`rl.weights.shared_memory`)."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Literal
+
+from rl.weights.source import WeightSource
+from rl.weights.transport import Received, Transport
+
+if TYPE_CHECKING:
+    from rl.weights.shared_memory import SharedMemoryPublisher
+
+
+class SharedMemory(Transport):
+    """A file in shared memory; learner and engines run on one node."""
+
+    transport: Literal["shared_memory"] = "shared_memory"
+    """How weights travel from the learner to the engines."""
+
+    def publisher(self) -> "SharedMemoryPublisher":
+        from rl.weights.shared_memory import SharedMemoryPublisher
+
+        return SharedMemoryPublisher()
+
+    def receive(self, source: WeightSource) -> Received:
+        from rl.weights.shared_memory import read_weights
+
+        return read_weights(source)
+
+    def reaches(self, nodes: Collection[str]) -> bool:
+        return len(set(nodes)) <= 1
