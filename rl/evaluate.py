@@ -45,12 +45,12 @@ def evaluate_policy(
     if not (policy / "config.json").is_file():
         raise ConfigError(f"--policy: {policy} is no folder of a Hugging Face checkpoint (it has no config.json)")
     run = RunFolder(config.run_dir)
-    with cluster(config), handled_signals():
-        pool = WorkerPool(config, policy)
+    with cluster(config) as joined, handled_signals():
+        pool = WorkerPool(config, policy, joined.node)
         try:
             pool.wait_until_ready()
             if config.precision.is_quantised:
-                serve_quantised(config, policy, pool)
+                serve_quantised(config, policy, pool, joined.node)
             collector = Collector(
                 config, pool, TaskStream(config.environments, config.seed, config.train.num_prompts), Ledger()
             )
@@ -95,9 +95,9 @@ def play_all(collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[
     return played
 
 
-def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool) -> None:
+def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, node: str | None) -> None:
     """Bring what the learner would publish of this checkpoint to the engines."""
-    learner = LearnerGroup(config, policy)
+    learner = LearnerGroup(config, policy, node=node)
     try:
         learner.describe()
         pool.load_weights(learner.publish())

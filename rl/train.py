@@ -152,9 +152,9 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
         with (
             Display(config) as display,
             Tracker(folder, config) as tracker,
-            cluster(config),
+            cluster(config) as joined,
             handled_signals(),
-            started_parts(config, folder, policy_path, tracker, display) as parts,
+            started_parts(config, folder, policy_path, tracker, display, joined) as parts,
         ):
             train_with(parts)
         return write_report(folder.path)
@@ -217,15 +217,23 @@ class StageError(RuntimeError):
 
 @contextlib.contextmanager
 def started_parts(
-    config: ExperimentConfig, folder: RunFolder, policy_path: Path, tracker: Tracker, display: Display
+    config: ExperimentConfig,
+    folder: RunFolder,
+    policy_path: Path,
+    tracker: Tracker,
+    display: Display,
+    node: str | None,
 ) -> Iterator[Parts]:
-    """Learner and workers, started, with the newest checkpoint's weights served; ended whatever happens."""
+    """Learner and workers, started on the node that `cluster` gave, with the newest checkpoint's weights served.
+
+    They are ended whatever happens.
+    """
     saved: Checkpoint | None = latest_checkpoint(folder.checkpoints)
     state = saved.state if saved else {"ledger": Ledger().state()}
     ledger = Ledger.from_state(state["ledger"])
     display.stage("starting learner and engines")
-    learner = LearnerGroup(config, policy_path, saved.learner if saved else None)
-    pool = WorkerPool(config, policy_path)
+    learner = LearnerGroup(config, policy_path, saved.learner if saved else None, joined.node)
+    pool = WorkerPool(config, policy_path, joined.node)
     try:
         stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
         collector = Collector(config, pool, stream, ledger)
@@ -234,7 +242,7 @@ def started_parts(
         try:
             pool.wait_until_ready()
             folder.save_token_texts(pool.token_texts())
-            for line in (learner.describe(), *stream.described()):
+            for line in (joined.words, learner.describe(), *stream.described()):
                 display.message(line)
             if step > 0 or config.precision.is_quantised:  # engines start with the policy that the run started from
                 pool.load_weights(learner.publish())

@@ -18,7 +18,8 @@ from rl.cluster import cluster as cluster_module
 from rl.cluster import shared_memory, watch
 from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
-from rl.cluster.cluster import check_cluster, cluster, reserved
+from rl.cluster.cluster import check_cluster, cluster
+from rl.cluster.placement import reserved
 from rl.cluster.shared_memory import check_shared_memory, published_bytes
 from rl.cluster.watch import watched
 from rl.stop import StopRequested, handled_signals, raise_if_requested
@@ -177,13 +178,13 @@ class Waits:
 @pytest.mark.slow
 def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> None:
     config = make_config(ray={"address": "local", "local_cpus": 2})
-    with cluster(config) as words:
-        assert words == "started Ray on this machine: 1 node, 2 of 2 CPUs free"
-        first = start_actor(Waits, 1.5, 0.0)
+    with cluster(config) as joined:
+        assert joined.words == "started Ray on this machine: 1 node, 2 of 2 CPUs free"
+        first = start_actor(Waits, 1.5, 0.0, None)
         assert first.call(Waits.pid).wait(Deadline(60, "starting", "key")) > 0
         with pytest.raises(ClusterError) as caught:
             deadline = Deadline(3, "starting the engines", "train.start_timeout_s")
-            start_actor(Waits, 1.5, 0.0).call(Waits.pid).wait(deadline)
+            start_actor(Waits, 1.5, 0.0, None).call(Waits.pid).wait(deadline)
     message = str(caught.value)
     assert message.startswith(
         "starting the engines took longer than 3 s; train.start_timeout_s sets the deadline. 1 of"

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl.cluster.address import ClusterError
 from rl.cluster.places import unplaced
@@ -91,8 +92,16 @@ class Actor(Generic[A]):
         ray.kill(self._handle)
 
 
-def start_actor(actor_class: Callable[P, A], cpus: float, gpus: float, *args: P.args, **kwargs: P.kwargs) -> Actor[A]:
-    """Start an actor in a process of its own, with one compute thread. Returns before the process is up."""
+def start_actor(
+    actor_class: Callable[P, A], cpus: float, gpus: float, node: str | None, /, *args: P.args, **kwargs: P.kwargs
+) -> Actor[A]:
+    """Start an actor in a process of its own, with one compute thread, on this node or, if it is None, on any.
+
+    Returns before the process is up.
+    """
     remote: Any = ray.remote(actor_class)  # type: ignore[call-overload]
-    options = remote.options(num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": THREADS})
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False) if node else "DEFAULT"
+    options = remote.options(
+        num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy, runtime_env={"env_vars": THREADS}
+    )
     return Actor(options.remote(*args, **kwargs))

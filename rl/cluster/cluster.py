@@ -7,39 +7,50 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from rl.cluster.address import ClusterError, check_local_start, cluster_address, num_local_gpus
+from rl.cluster.placement import PlacementError, reserved, shared_node
 from rl.cluster.places import room
 from rl.cluster.watch import watched
 from rl.config.experiment import ExperimentConfig
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The cluster that a run uses."""
+
+    words: str
+    """Which it is, and what it has."""
+    node: str | None
+    """The node that every actor of the run must be started on; None if each may be anywhere."""
+
+
 @contextlib.contextmanager
-def cluster(config: ExperimentConfig) -> Iterator[str]:
-    """Join the running cluster, or start a local one and stop it in the end; gives in words which, and what it has.
+def cluster(config: ExperimentConfig) -> Iterator[Joined]:
+    """Join the running cluster, or start a local one and stop it in the end.
 
     While the block runs, a head that no longer answers asks the run to stop, as a signal would. Raises `ClusterError`
-    when there is no such cluster or it is too small for what the configuration reserves.
+    when there is no such cluster, or it (or each of its nodes, if one has to hold all) is too small for the run.
     """
     address = cluster_address(config.ray.address)
-    cpus, gpus = reserved(config)
     if address is None:
         _init(
             "local",
-            num_cpus=config.ray.local_cpus or max(1, math.ceil(cpus)),
+            num_cpus=config.ray.local_cpus or max(1, math.ceil(reserved(config)[0])),
             object_store_memory=config.ray.object_store_mib * 2**20,
             include_dashboard=False,
         )
     else:
         _init(address)
     try:
-        _check_size(cpus, gpus, ray.cluster_resources())
-        head = ray.get_runtime_context().gcs_address
-        with watched(head):
-            yield (f"joined the Ray cluster at {address}" if address else "started Ray on this machine") + f": {room()}"
+        node = _node_for_all(config)
+        where = f"joined the Ray cluster at {address}" if address else "started Ray on this machine"
+        with watched(ray.get_runtime_context().gcs_address):
+            yield Joined(f"{where}: {room()}", node)
     finally:
         ray.shutdown()
 
@@ -57,9 +68,17 @@ def check_cluster(config: ExperimentConfig) -> None:
         return
     _init(address)
     try:
-        _check_size(*reserved(config), ray.cluster_resources())
+        _node_for_all(config)
     finally:
         ray.shutdown()
+
+
+def _node_for_all(config: ExperimentConfig) -> str | None:
+    _check_size(*reserved(config), ray.cluster_resources())
+    try:
+        return shared_node(ray.nodes(), ray.get_runtime_context().get_node_id(), config)
+    except PlacementError as error:
+        raise ClusterError(str(error)) from error
 
 
 def _init(address: str, **settings: Any) -> None:
@@ -73,15 +92,6 @@ def _init(address: str, **settings: Any) -> None:
             f"something answers at {address!r}, and it cannot be joined as a Ray cluster: {reason}; use the head's Ray"
             " version and its RAY_AUTH_MODE, or ray.address=local"
         ) from error
-
-
-def reserved(config: ExperimentConfig) -> tuple[float, float]:
-    """CPUs and GPUs that the learner and the workers reserve."""
-    rollout, learner = config.rollout, config.learner
-    return (
-        learner.cpus + rollout.num_workers * rollout.cpus_per_worker,
-        learner.gpus + rollout.num_workers * rollout.gpus_per_worker,
-    )
 
 
 def _check_size(cpus: float, gpus: float, total: Mapping[str, float]) -> None:

@@ -15,11 +15,16 @@ class LearnerGroup:
     `ActorDied` when a process is gone, and `StopRequested` when the run is asked to stop.
     """
 
-    def __init__(self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None = None) -> None:
-        """Start from a policy, or go on from the learner's part of a checkpoint. Returns before the learner is up."""
+    def __init__(
+        self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None = None, node: str | None = None
+    ) -> None:
+        """Start from a policy, or go on from the learner's part of a checkpoint; on this node or on any.
+
+        Returns before the learner is up.
+        """
         learner = config.learner
         self._train = config.train
-        self._process = start_actor(LearnerProcess, learner.cpus, learner.gpus, config, policy_path, checkpoint)
+        self._process = start_actor(LearnerProcess, learner.cpus, learner.gpus, node, config, policy_path, checkpoint)
         self._notes: list[str] = []
 
     def describe(self) -> str:

@@ -56,14 +56,16 @@ class WorkerPool:
         self,
         config: ExperimentConfig,
         policy_path: Path,
+        node: str | None = None,
         start: Callable[[], Actor[RolloutWorker]] | None = None,
     ) -> None:
-        """Starts the workers without waiting; `wait_until_ready` does. `start` starts one, in place of Ray."""
+        """Starts the workers, on this node or on any, without waiting; `wait_until_ready` does. `start` starts one, in
+        place of Ray.
+        """
         self._config = config
         rollout = config.rollout
-        self._start = start or (
-            lambda: start_actor(RolloutWorker, rollout.cpus_per_worker, rollout.gpus_per_worker, config, policy_path)
-        )
+        cpus, gpus = rollout.cpus_per_worker, rollout.gpus_per_worker
+        self._start = start or (lambda: start_actor(RolloutWorker, cpus, gpus, node, config, policy_path))
         self._source: WeightSource | None = None
         self._plays: list[Play] = []
         self._notes: list[str] = []
