@@ -72,6 +72,7 @@ BROKEN = {
         [],
         ["loss", "importance_weight_max (1.05) is below 1 + clip_high (1.28)"],
     ),
+    "one GPU and a half": ("", ["rollout.gpus_per_worker=1.5"], ["gpus_per_worker (1.5)", "whole number"]),
     "built policy that is not taught": ("", ["sft=null"], ["add an sft section"]),
     "no environments": ("", ["environments=null"], ["environments", "write keys below it"]),
     "empty section": ("loss:", [], ["loss", "null is not a section", "baseline"]),

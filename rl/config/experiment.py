@@ -57,11 +57,16 @@ class RolloutConfig(Section):
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
     """Ray CPUs each worker reserves; fractions allowed."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """Ray GPUs each worker reserves; fractions allowed."""
+    """Ray GPUs each worker reserves. A fraction shares a card with other actors; several are used by tensor
+    parallelism."""
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of a card's memory that an engine takes for weights and caches; none takes 0.9 of what its worker reserves
+    of the card."""
     max_in_flight: Positive = 64
     """Rollouts that one engine samples at the same time; more wait inside the engine."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 0.5
-    """Memory of the engine's cache for attention and Mamba states, in GiB (CPU engines)."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of the engine's cache for attention and Mamba states, in GiB; none takes 0.5 on CPUs, and on GPUs what
+    `gpu_memory_share` leaves."""
     max_reply_tokens: Positive = 96
     """Longest reply of one turn, in tokens, reasoning included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -86,6 +91,15 @@ class RolloutConfig(Section):
     lockstep_steps: NonNegative = 4
     """Engine steps after which a rollout's next request is admitted, whatever the environment's speed; this makes
     synchronous runs reproducible bit by bit. 0 admits at once. Asynchronous runs always admit at once."""
+
+    @model_validator(mode="after")
+    def _several_gpus_are_whole(self) -> "RolloutConfig":
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker ({self.gpus_per_worker:g}) is above 1 and no whole number: an engine shares one"
+                " card or holds several; round it"
+            )
+        return self
 
 
 class LearnerConfig(Section):

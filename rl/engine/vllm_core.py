@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl.config.experiment import ExperimentConfig
+from rl.engine.arguments import engine_arguments
 from rl.engine.columns import COLUMNS
 from rl.engine.protocol import EngineError, SamplingParams
 from rl.engine.thread import StepOutput, ThreadedEngine
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from vllm import LLMEngine
 
 
-MAX_TOKENS_PER_STEP = 8192
-"""Tokens of one engine step, prompts included; vLLM's default on GPUs."""
 UNPUBLISHED = -1
 """The version of an engine that must not sample yet."""
 
@@ -120,8 +119,12 @@ class VllmCore:
             raise EngineError(str(error)) from error
         self._llm.collective_rpc("finish_weight_update")
         self._llm.set_weight_version(str(source.version))
-        (digest,) = self._llm.collective_rpc(_loaded_hash)
-        return digest
+        digests = set(self._llm.collective_rpc(_loaded_hash))  # one a card of the engine
+        if len(digests) != 1:
+            raise EngineError(
+                f"the cards of the engine loaded different weights as version {source.version}: {digests}"
+            )
+        return digests.pop()
 
     def shutdown(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -144,34 +147,18 @@ def _start(model_path: Path, config: ExperimentConfig) -> "LLMEngine":
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.platforms import current_platform
 
-    policy, rollout = config.policy, config.rollout
     register()  # also where VLLM_PLUGINS leaves our entry point out
-    arguments: dict[str, Any] = {}
-    if current_platform.is_cpu():
+    is_cpu = current_platform.is_cpu()
+    if is_cpu:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         # vLLM compiles one helper of its sampler even in eager mode: 15 s and a C++ compiler for nothing.
         torch.compiler.set_stance("force_eager")
-        arguments = {"enforce_eager": True, "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=str(model_path),
-            dtype=config.precision.arithmetic,
-            seed=config.seed,
-            max_model_len=policy.max_tokens,
-            max_num_seqs=rollout.max_in_flight,
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # no sampling defaults from the checkpoint
-            enable_chunked_prefill=False,  # a prompt cut in two rewinds its generator, which CPU generators cannot
-            max_num_batched_tokens=max(policy.max_tokens, MAX_TOKENS_PER_STEP),
-            enable_prefix_caching=False,  # cached states would belong to older weights
-            mamba_ssm_cache_dtype="float32",
-            async_scheduling=False,  # else tokens of a step come back after the next one, under another version
-            logits_processors=["rl.engine.budget_processor:ThinkingBudget"],
             weight_transfer_config=WeightTransferConfig(backend=config.weights.backend),
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
             **{name: value for column in config.columns for name, value in COLUMNS[column].engine_arguments.items()},
-            **arguments,
+            **engine_arguments(config, is_cpu),
         )
     )
 

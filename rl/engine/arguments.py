@@ -1,0 +1,51 @@
+"""What does vLLM's engine get from the experiment? Everything that can be said without vLLM."""
+
+from typing import Any
+
+from rl.config.experiment import ExperimentConfig
+
+MAX_TOKENS_PER_STEP = 8192
+"""Tokens of one engine step, prompts included; vLLM's default on GPUs."""
+CPU_KV_CACHE_GIB = 0.5
+GPU_MEMORY_SHARE = 0.9
+"""Of what an engine holds of a card; the rest is for other libraries."""
+
+
+def engine_arguments(config: ExperimentConfig, is_cpu: bool) -> dict[str, Any]:
+    """Arguments of `vllm.EngineArgs`, but for the model, the token columns and the weight transfer."""
+    policy, rollout = config.policy, config.rollout
+    return {
+        "dtype": config.precision.arithmetic,
+        "seed": config.seed,
+        "max_model_len": policy.max_tokens,
+        "max_num_seqs": rollout.max_in_flight,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # no sampling defaults from the checkpoint
+        "enable_chunked_prefill": False,  # a prompt cut in two rewinds its generator, which CPU generators cannot
+        "max_num_batched_tokens": max(policy.max_tokens, MAX_TOKENS_PER_STEP),
+        "enable_prefix_caching": False,  # cached states would belong to older weights
+        "mamba_ssm_cache_dtype": "float32",
+        "async_scheduling": False,  # else tokens of a step come back after the next one, under another version
+        "logits_processors": ["rl.engine.budget_processor:ThinkingBudget"],
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        **(_on_cpu(config) if is_cpu else _on_gpu(config)),
+    }
+
+
+def _on_cpu(config: ExperimentConfig) -> dict[str, Any]:
+    kv_cache_gib = config.rollout.kv_cache_gib or CPU_KV_CACHE_GIB
+    return {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
+
+
+def _on_gpu(config: ExperimentConfig) -> dict[str, Any]:
+    """Engines that share a card divide it; an engine with several holds each of them whole."""
+    rollout = config.rollout
+    share = rollout.gpu_memory_share or GPU_MEMORY_SHARE * min(1.0, rollout.gpus_per_worker or 1.0)
+    arguments: dict[str, Any] = {"gpu_memory_utilization": share}
+    if rollout.gpus_per_worker > 1:
+        # The actor holds all its cards, so vLLM's own processes serve them; it would ask Ray for more actors.
+        arguments |= {"tensor_parallel_size": int(rollout.gpus_per_worker), "distributed_executor_backend": "mp"}
+    if rollout.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
+    return arguments

@@ -1,0 +1,54 @@
+"""What vLLM gets from the experiment, on CPUs and on GPUs."""
+
+from typing import Any
+
+import pytest
+
+from rl.engine.arguments import engine_arguments
+from tests.conftest import make_config
+
+
+def on_gpu(**rollout: Any) -> dict[str, Any]:
+    return engine_arguments(make_config(rollout=rollout), is_cpu=False)
+
+
+def test_cpus_get_a_cache_of_the_size_that_the_configuration_says() -> None:
+    arguments = engine_arguments(make_config(rollout={"kv_cache_gib": 0.25}), is_cpu=True)
+    assert arguments["kv_cache_memory_bytes"] == 2**28
+    assert arguments["enforce_eager"] is True
+    assert "gpu_memory_utilization" not in arguments
+    assert engine_arguments(make_config(), is_cpu=True)["kv_cache_memory_bytes"] == 2**29
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0.25, 0.225), (0.5, 0.45), (1, 0.9), (4, 0.9)])
+def test_engines_that_share_a_card_divide_its_memory(gpus: float, share: float) -> None:
+    assert on_gpu(gpus_per_worker=gpus)["gpu_memory_utilization"] == pytest.approx(share)
+
+
+def test_a_memory_share_that_is_given_is_taken() -> None:
+    assert on_gpu(gpus_per_worker=0.5, gpu_memory_share=0.3)["gpu_memory_utilization"] == 0.3
+
+
+def test_several_cards_are_used_by_tensor_parallelism() -> None:
+    assert on_gpu(gpus_per_worker=4)["tensor_parallel_size"] == 4
+    assert on_gpu(gpus_per_worker=4)["distributed_executor_backend"] == "mp"
+    for gpus in (0.5, 1):
+        assert "tensor_parallel_size" not in on_gpu(gpus_per_worker=gpus)
+
+
+def test_a_cache_size_that_is_given_holds_on_gpus_too() -> None:
+    assert on_gpu(gpus_per_worker=1, kv_cache_gib=2)["kv_cache_memory_bytes"] == 2**31
+    assert "kv_cache_memory_bytes" not in on_gpu(gpus_per_worker=1)
+
+
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_what_replies_depend_on_is_the_same_everywhere(is_cpu: bool) -> None:
+    config = make_config(
+        precision="nvfp4",
+        policy={"path": "p", "max_tokens": 10_000},
+        learner={"tokens_per_micro_batch": 10_000},
+        rollout={"max_in_flight": 7},
+    )
+    arguments = engine_arguments(config, is_cpu)
+    assert (arguments["dtype"], arguments["seed"], arguments["max_num_seqs"]) == ("bfloat16", 0, 7)
+    assert (arguments["max_model_len"], arguments["max_num_batched_tokens"]) == (10_000, 10_000)
