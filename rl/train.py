@@ -18,7 +18,7 @@ from envs.sandbox import require_level
 from rl.algorithms.corrections import NonFiniteError
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
-from rl.cluster.cluster import check_cluster, cluster
+from rl.cluster.cluster import Joined, check_cluster, cluster
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
 from rl.learner.group import LearnerGroup
@@ -222,7 +222,7 @@ def started_parts(
     policy_path: Path,
     tracker: Tracker,
     display: Display,
-    node: str | None,
+    joined: Joined,
 ) -> Iterator[Parts]:
     """Learner and workers, started on the node that `cluster` gave, with the newest checkpoint's weights served.
 
