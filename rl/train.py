@@ -27,7 +27,7 @@ from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import CanaryStop, check_groups, check_update
-from rl.runs.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from rl.runs.checkpoint import save_checkpoint
 from rl.runs.display import Display
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
@@ -115,6 +115,7 @@ def track(parts: Parts, groups: Sequence[Group], update: Update, warnings: Seque
     parts.tracker.track(parts.step, metrics)
     parts.display.step(parts.step, metrics)
     for text in (*warnings, *parts.pool.notes(), *parts.learner.notes()):
+        parts.tracker.note(parts.step, text)
         parts.display.message(f"step {parts.step}: {text}")
 
 
@@ -147,6 +148,8 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     require_level(config.rollout.sandbox_level)  # of this process, and of the supervised stage that it starts
     preflight(config)
     check_cluster(config)
+    if config.policy.path is not None:
+        check_room(config, config.policy.path)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():
         policy_path = supervised_stage(config, folder)
         with (
@@ -158,6 +161,11 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
         ):
             train_with(parts)
         return write_report(folder.path)
+
+
+def check_room(config: ExperimentConfig, policy_path: Path) -> None:
+    """Raise `ClusterError` where the policy's weights cannot be published for want of room."""
+    config.weights.check_room(policy_path, 4 if config.precision.arithmetic == "float32" else 2)
 
 
 def train_with(parts: Parts) -> None:
@@ -228,9 +236,10 @@ def started_parts(
 
     They are ended whatever happens.
     """
-    saved: Checkpoint | None = latest_checkpoint(folder.checkpoints)
+    saved = folder.newest  # verified when the folder was opened
     state = saved.state if saved else {"ledger": Ledger().state()}
     ledger = Ledger.from_state(state["ledger"])
+    check_room(config, policy_path)
     display.stage("starting learner and engines")
     learner = LearnerGroup(config, policy_path, saved.learner if saved else None, joined.node)
     pool = WorkerPool(config, policy_path, joined.node)

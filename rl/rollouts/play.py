@@ -56,6 +56,8 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
     error = ""
     try:
         outcome = await table.converse(episode, lane)
+        if outcome.counts:
+            episode.check_total()  # also where the trainer cut the rollout off, and the environment never ended it
     except EnvSessionError as failure:
         outcome, error = failure.outcome, str(failure)
     except EngineError as failure:

@@ -48,6 +48,10 @@ class Tracker:
         """Write the metrics of a training step."""
         self._write({"kind": "train", "step": step, "time": time.time(), **metrics})
 
+    def note(self, step: int, text: str) -> None:
+        """Write what a canary, an actor or the loop had to say about a training step."""
+        self._write({"kind": "note", "step": step, "time": time.time(), "text": text})
+
     def track_evaluation(self, step: int, label: str, metrics: Mapping[str, float]) -> None:
         """Write the metrics of an evaluation after `step` updates; label `before`, `step` or `after`.
 

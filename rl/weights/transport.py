@@ -7,6 +7,8 @@ from rl.config.section import Section
 from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 
@@ -63,6 +65,9 @@ class Transport(Section):
         Raises `WeightsError` when they are not what the learner published.
         """
         raise NotImplementedError
+
+    def check_room(self, policy: "Path", bytes_per_number: int) -> None:
+        """Raise `ClusterError` where versions of the policy of this folder cannot be held, before processes start."""
 
     def reaches(self, nodes: Collection[str]) -> bool:
         """Whether learner and engines may be spread over these nodes (Ray's ids)."""

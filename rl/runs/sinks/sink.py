@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from rl.config.section import Section
 
 Line = Mapping[str, Any]
-"""A line of `metrics.jsonl`: `kind` (train or evaluation), `step`, `time` (seconds since 1970), the `label` of an
-evaluation (before, step or after), and the metrics by name."""
+"""A line of `metrics.jsonl`: `kind` (train, evaluation or note), `step`, `time` (seconds since 1970), the `label` of an
+evaluation (before, step or after), and the metrics by name, or the `text` of a note."""
 
 
 class Sink(Section):

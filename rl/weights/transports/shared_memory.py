@@ -7,6 +7,8 @@ from rl.weights.source import WeightSource
 from rl.weights.transport import Received, Transport
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rl.weights.shared_memory import SharedMemoryPublisher
 
 
@@ -25,6 +27,11 @@ class SharedMemory(Transport):
         from rl.weights.shared_memory import read_weights
 
         return read_weights(source)
+
+    def check_room(self, policy: "Path", bytes_per_number: int) -> None:
+        from rl.cluster.shared_memory import check_shared_memory, published_bytes
+
+        check_shared_memory(published_bytes(policy, bytes_per_number))
 
     def reaches(self, nodes: Collection[str]) -> bool:
         return len(set(nodes)) <= 1
