@@ -7,6 +7,7 @@ from rl.chat.formats import CHAT_FORMATS, formats_with_tools
 from rl.config.errors import Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError, check_references
+from rl.engine.columns import COLUMNS
 from rl.tasks.curriculum import Curriculum, CurriculumError
 
 
@@ -20,8 +21,18 @@ def preflight(config: ExperimentConfig) -> None:
     for env_id in config.environments:
         problems += _curriculum_problems(config, env_id)
         problems += _opening_problems(config, env_id)
+    problems += _column_problems(config)
     if problems:
         raise ConfigError(problems)
+
+
+def _column_problems(config: ExperimentConfig) -> list[Problem]:
+    missing = [name for name in config.columns if name not in COLUMNS]
+    if not missing:
+        return []
+    wrong = f"an algorithm needs the token columns {', '.join(missing)}, which the engine does not give"
+    fix = f"choose another algorithm, or add the column to rl.engine.columns; columns: {', '.join(COLUMNS)}"
+    return [Problem(config.place("loss"), "loss", wrong, fix)]
 
 
 def _curriculum_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:

@@ -99,6 +99,7 @@ class SampledTurn:
 
 
 async def sample_turn(lane: Lane, prompt_ids: Sequence[int], params: SamplingParams) -> SampledTurn:
+    await lane.seated()
     reply = await lane.sample(prompt_ids, params)
     tokens = reply.tokens
     columns = [tokens.ids, tokens.columns["logprob"], ~tokens.sampled, tokens.columns["version"]]
