@@ -5,9 +5,6 @@ and write a checkpoint. `run_loop` is the loop; the rest of this file puts its p
 """
 
 import contextlib
-import os
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -34,7 +31,8 @@ from rl.runs.folder import RunFolder
 from rl.runs.report import write_report
 from rl.runs.tracker import Tracker
 from rl.runs.tracking import step_metrics
-from rl.stop import POLL_S, deferred_stop, end_with_parent, handled_signals, raise_if_requested
+from rl.stop import deferred_stop, handled_signals
+from rl.supervised import supervised_stage
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
 
@@ -195,32 +193,6 @@ def leave_checkpoint(parts: Parts) -> None:
         checkpoint(parts)
     except Exception as error:  # the error that ends the run is the one to show
         parts.display.message(f"no checkpoint of step {parts.step} could be written: {error}")
-
-
-def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
-    """The policy that reinforcement learning starts from; trains it first, in a process of its own, where asked to."""
-    if config.sft is None:
-        assert config.policy.path is not None
-        return config.policy.path
-    if not folder.sft.exists():
-        command = [sys.executable, "-m", "sft", "train", str(folder.config_file)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent) as process:
-            try:
-                while process.poll() is None:
-                    raise_if_requested()
-                    time.sleep(POLL_S)
-            except BaseException:
-                process.terminate()
-                raise
-        raise_if_requested()  # Ctrl-C reaches the stage too, and may end it before this process looks
-        if process.returncode != 0:
-            raise StageError(f"the supervised stage ended with exit code {process.returncode}; what it said is above")
-    return folder.sft
-
-
-class StageError(RuntimeError):
-    """A stage that runs in a process of its own failed."""
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ import pytest
 
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
-from rl.config.explain import all_keys, explain
+from rl.config.explain import explain
+from rl.config.keys import all_keys
 from rl.config.read import check_references, dump_config, load_config
 
 SMALL = """

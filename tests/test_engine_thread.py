@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from rl.engine.clock import Clock
+from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SamplingParams
-from rl.engine.thread import StepOutput, ThreadedEngine, ThreadedLane
+from rl.engine.thread import ThreadedEngine, ThreadedLane
 from rl.weights.source import WeightSource
 from tests.conftest import SampledTurn, sample_turn
 

@@ -1,7 +1,7 @@
 """What is done about tokens that the learner would not have sampled with the same probability?
 
 Engine and learner compute the same policy with other kernels, and an asynchronous engine samples with older weights.
-delta = learner logprob - sampler logprob of the same token, in nats, measures both.
+delta = learner logprob - engine logprob of the same token, in nats, measures both.
 """
 
 import torch

@@ -72,7 +72,7 @@ class RolloutConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature; logprobs are those of the distribution after it."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling; below 1 the learner cannot reproduce the sampler's logprobs exactly."""
+    """Nucleus sampling; below 1 the learner cannot reproduce the engine's logprobs exactly."""
     reset_timeout_s: Seconds = 10.0
     """Deadline of an environment's reset."""
     step_timeout_s: Seconds = 20.0

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig, Places
-from rl.config.explain import all_keys, find_key, keys_below, kinds_with, nearest, type_text
+from rl.config.explain import type_text
+from rl.config.keys import all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
 from rl.config.yaml_text import KeyPath, dump_yaml
 

@@ -3,74 +3,20 @@
 import asyncio
 import atexit
 import logging
-import math
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
-from rl.data_types import Finish
 from rl.engine.clock import Clock, Place
+from rl.engine.core import Core, StepOutput
 from rl.engine.protocol import EngineError, SampledReply, SamplingParams
-from rl.tokens import Tokens
+from rl.engine.request import ReplyTimeoutError, Request, fail
 from rl.weights.source import WeightSource
 
 SHUTDOWN_TIMEOUT_S = 30.0
-
-
-class ReplyTimeoutError(EngineError):
-    """The engine did not finish a reply in time."""
-
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What one step added to one request."""
-
-    request_id: str
-    token_ids: Sequence[int]
-    columns: Mapping[str, Sequence[Any]]
-    """One entry a token, by the names of `rl.engine.columns`."""
-    finish: str | None
-    """None while the request goes on."""
-
-
-class Core(Protocol):
-    """An engine that is stepped; all calls come from one thread, never two at once."""
-
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raise `EngineError` when the request cannot be served. The only call from other threads."""
-        ...
-
-    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
-
-    def abort(self, request_id: str) -> None: ...
-
-    def step(self) -> list[StepOutput]: ...
-
-    def load(self, source: WeightSource) -> str:
-        """Take new weights and return the hash of the loaded bytes. `EngineError` says that the old ones are whole."""
-        ...
-
-    def shutdown(self) -> None: ...
-
-
-@dataclass(eq=False, slots=True)
-class _Request:
-    request_id: str
-    place: Place
-    prompt_ids: tuple[int, ...]
-    params: SamplingParams
-    admitted_at: float | None = None
-    """Seconds of the monotonic clock; None until it enters the engine."""
-    future: "Future[SampledReply]" = field(default_factory=Future)
-    reply_ids: list[int] = field(default_factory=list)
-    columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
 
 @dataclass(slots=True)
@@ -79,7 +25,7 @@ class _Work:
 
     load: "tuple[WeightSource, Future[str]] | None" = None
     withdrawn: list[str] = field(default_factory=list)
-    admitted: list[_Request] = field(default_factory=list)
+    admitted: list[Request] = field(default_factory=list)
 
 
 class ThreadedLane:
@@ -126,8 +72,8 @@ class ThreadedEngine:
         self._seats: dict[Place, Future[None]] = {}
         self._changed = threading.Condition()
         self._waiting_since: float | None = None
-        self._asked: dict[Place, _Request] = {}
-        self._running: dict[str, _Request] = {}
+        self._asked: dict[Place, Request] = {}
+        self._running: dict[str, Request] = {}
         self._withdrawn: list[str] = []
         self._loads: list[tuple[WeightSource, Future[str]]] = []
         self._failure: str | None = None
@@ -175,27 +121,15 @@ class ThreadedEngine:
                 self._clock.ask(place)
             except ValueError as error:
                 raise EngineError(str(error)) from error
-            request = _Request(f"{place.number}-{self._num_requests}", place, tuple(prompt_ids), params)
+            request = Request(f"{place.number}-{self._num_requests}", place, tuple(prompt_ids), params)
             self._num_requests += 1
             self._asked[place] = request
             self._changed.notify()
         try:
-            return await self._reply(request)
+            return await request.reply()
         except (asyncio.CancelledError, ReplyTimeoutError):
             self._withdraw(request)
             raise
-
-    async def _reply(self, request: _Request) -> SampledReply:
-        """Wait for the reply. Its deadline counts from the request's admission, not from waiting for that."""
-        reply = asyncio.wrap_future(request.future)
-        left_s = timeout_s = request.params.timeout_s
-        while not (await asyncio.wait([reply], timeout=left_s))[0]:
-            if request.admitted_at is None:
-                continue
-            left_s = request.admitted_at + timeout_s - time.monotonic()
-            if left_s <= 0:
-                raise ReplyTimeoutError(f"a reply took longer than {timeout_s:g} s (rollout.reply_timeout_s)")
-        return reply.result()
 
     def close_lane(self, place: Place) -> None:
         """What lanes call."""
@@ -204,7 +138,7 @@ class ThreadedEngine:
             if seat := self._seats.pop(place, None):
                 seat.cancel()
             if request := self._asked.pop(place, None):
-                _fail([request.future], "the lane was closed")
+                fail([request.future], "the lane was closed")
             self._changed.notify()
 
     async def load_weights(self, source: WeightSource) -> str:
@@ -251,9 +185,8 @@ class ThreadedEngine:
         with self._changed:
             self._failure = failure
             requests = (*self._asked.values(), *self._running.values())
-            for seat in self._seats.values():
-                _fail([seat], failure)
-            _fail([*(request.future for request in requests), *(future for _, future in self._loads)], failure)
+            loads = (future for _, future in self._loads)
+            fail([*(request.future for request in requests), *loads, *self._seats.values()], failure)
         self._core.shutdown()
 
     def _next_work(self) -> _Work | None:
@@ -323,29 +256,16 @@ class ThreadedEngine:
         request = self._running.get(output.request_id)
         if request is None:  # withdrawn
             return
-        request.reply_ids += output.token_ids
-        for name, values in output.columns.items():
-            request.columns[name] += values
-        request.columns["version"] += [self._version] * len(output.token_ids)
-        if not all(map(math.isfinite, output.columns["logprob"])):
-            if output.finish is None:
-                self._core.abort(output.request_id)
-            self._finish(
-                request, EngineError("a sampled token has a logprob that is not finite: the weights are broken")
-            )
-        elif output.finish is not None:
-            self._finish(request, _reply(request, output.finish))
-
-    def _finish(self, request: _Request, result: SampledReply | EngineError) -> None:
+        result = request.take(output, self._version)
+        if result is None:
+            return
+        if output.finish is None:  # it ends here for us, and would go on in the core
+            self._core.abort(output.request_id)
         del self._running[request.request_id]
         self._clock.finish(request.place)
-        if request.future.set_running_or_notify_cancel():
-            if isinstance(result, EngineError):
-                request.future.set_exception(result)
-            else:
-                request.future.set_result(result)
+        request.settle(result)
 
-    def _withdraw(self, request: _Request) -> None:
+    def _withdraw(self, request: Request) -> None:
         with self._changed:
             if self._asked.get(request.place) is request:
                 del self._asked[request.place]
@@ -366,25 +286,9 @@ class ThreadedEngine:
         except EngineError as error:
             future.set_exception(error)
             return
-        except Exception as error:
-            _fail([future], f"loading version {source.version} of the weights failed half-way: {error}")
+        except BaseException as error:
+            fail([future], f"loading version {source.version} of the weights failed half-way: {error}")
             raise
         with self._changed:
             self._version = source.version
         future.set_result(digest)
-
-
-def _reply(request: _Request, finish: str) -> SampledReply | EngineError:
-    known: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
-    if finish not in known:
-        return EngineError(f"the engine ended a reply with {finish!r}")
-    limit = request.params.thinking
-    forced = limit.forced_mask(request.reply_ids) if limit else (False,) * len(request.reply_ids)
-    sampled = [not is_forced for is_forced in forced]
-    return SampledReply(Tokens.make(request.reply_ids, sampled, request.columns), known[finish])
-
-
-def _fail(futures: "Sequence[Future[SampledReply] | Future[str] | Future[None]]", text: str) -> None:
-    for future in futures:
-        if future.set_running_or_notify_cancel():
-            future.set_exception(EngineError(text))

@@ -11,8 +11,9 @@ import torch
 from rl.config.experiment import ExperimentConfig
 from rl.engine.arguments import engine_arguments
 from rl.engine.columns import COLUMNS
+from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SamplingParams
-from rl.engine.thread import StepOutput, ThreadedEngine
+from rl.engine.thread import ThreadedEngine
 from rl.engine.vllm_plugin import register
 from rl.weights.source import WeightsError, WeightSource
 
@@ -25,7 +26,7 @@ UNPUBLISHED = -1
 
 
 class VllmEngine(ThreadedEngine):
-    """The engine of `rl.engine.protocol`. It serves the checkpoint at `model_path` as policy version 0.
+    """The engine of `rl.engine.protocol`. It serves the checkpoint at `policy_path` as policy version 0.
 
     A policy whose precision is quantised has to be published before anything is sampled, as version 0 too: only the
     learner says what the checkpoint's weights are quantised to. Until then the version is `UNPUBLISHED`.
@@ -34,7 +35,7 @@ class VllmEngine(ThreadedEngine):
     is switched off in that process.
     """
 
-    def __init__(self, model_path: Path, config: ExperimentConfig, lockstep_steps: int) -> None:
+    def __init__(self, policy_path: Path, config: ExperimentConfig, lockstep_steps: int) -> None:
         """For `lockstep_steps` see `rl.engine.clock`. Raises `EngineError` when vLLM cannot serve that."""
         rollout = config.rollout
         # Each call of an environment has its deadline once a thread takes it, and may have to wait for a thread.
@@ -43,22 +44,22 @@ class VllmEngine(ThreadedEngine):
         version = UNPUBLISHED if config.precision.is_quantised else 0
         try:
             super().__init__(
-                lambda: VllmCore(model_path, config), lockstep_steps, rollout.max_in_flight, lane_timeout_s, version
+                lambda: VllmCore(policy_path, config), lockstep_steps, rollout.max_in_flight, lane_timeout_s, version
             )
         except Exception as error:
-            raise EngineError(f"vLLM cannot serve {model_path}: {type(error).__name__}: {error}") from error
+            raise EngineError(f"vLLM cannot serve {policy_path}: {type(error).__name__}: {error}") from error
 
 
 class VllmCore:
-    """vLLM's synchronous engine as a `rl.engine.thread.Core`."""
+    """vLLM's synchronous engine as a `rl.engine.core.Core`."""
 
-    def __init__(self, model_path: Path, config: ExperimentConfig) -> None:
+    def __init__(self, policy_path: Path, config: ExperimentConfig) -> None:
         self._config = config
         self._max_tokens = config.policy.max_tokens
         self._columns = {name: COLUMNS[name] for name in config.columns}
         preload = os.environ.get("LD_PRELOAD")
         _set_environment()
-        self._llm = _start(model_path, config)
+        self._llm = _start(policy_path, config)
         # vLLM sets it for workers it would start; processes that environments start must not inherit it.
         os.environ.pop("LD_PRELOAD", None) if preload is None else os.environ.update(LD_PRELOAD=preload)
         self._vocab_size = self._llm.model_config.get_vocab_size()
@@ -142,7 +143,7 @@ def _set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _start(model_path: Path, config: ExperimentConfig) -> "LLMEngine":
+def _start(policy_path: Path, config: ExperimentConfig) -> "LLMEngine":
     from vllm import EngineArgs, LLMEngine
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.platforms import current_platform
@@ -155,7 +156,7 @@ def _start(model_path: Path, config: ExperimentConfig) -> "LLMEngine":
         torch.compiler.set_stance("force_eager")
     return LLMEngine.from_engine_args(
         EngineArgs(
-            model=str(model_path),
+            model=str(policy_path),
             weight_transfer_config=WeightTransferConfig(backend=config.weights.backend),
             **{name: value for column in config.columns for name, value in COLUMNS[column].engine_arguments.items()},
             **engine_arguments(config, is_cpu),

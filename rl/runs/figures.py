@@ -59,7 +59,7 @@ def length_figure(history: History) -> Figure | None:
 
 
 def health_figure(history: History) -> Figure | None:
-    """Mismatch between learner and sampler, entropy, gradient norm and staleness."""
+    """Mismatch between learner and engine, entropy, gradient norm and staleness."""
     panels = {
         "mismatch (mean exp|Δ logp|)": "update/mismatch",
         "entropy (nats a token)": "update/entropy",
@@ -172,7 +172,7 @@ FIGURES: Mapping[str, tuple[str, Callable[[History], Figure | None]]] = {
     "budgets": ("Held-out accuracy against thinking budget; bars are standard errors", budget_figure),
     "reply_tokens": ("Length of replies, in tokens a rollout", length_figure),
     "outcomes": ("How rollouts ended", outcome_figure),
-    "health": ("Agreement of learner and sampler, entropy, gradient, staleness", health_figure),
+    "health": ("Agreement of learner and engine, entropy, gradient, staleness", health_figure),
     "throughput": ("Throughput and where the time went", throughput_figure),
     "sft": ("The supervised stage", sft_figure),
 }

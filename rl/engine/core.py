@@ -1,0 +1,40 @@
+"""What is an engine that is stepped, as `rl.engine.thread` drives it? `rl.engine.vllm_core` is one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rl.engine.protocol import SamplingParams
+from rl.weights.source import WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step added to one request."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    columns: Mapping[str, Sequence[Any]]
+    """One entry a token, by the names of `rl.engine.columns`."""
+    finish: str | None
+    """None while the request goes on."""
+
+
+class Core(Protocol):
+    """An engine that is stepped; all calls come from one thread, never two at once."""
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise `EngineError` when the request cannot be served. The only call from other threads."""
+        ...
+
+    def add(self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def step(self) -> list[StepOutput]: ...
+
+    def load(self, source: WeightSource) -> str:
+        """Take new weights and return the hash of the loaded bytes. `EngineError` says that the old ones are whole."""
+        ...
+
+    def shutdown(self) -> None: ...

@@ -1,0 +1,85 @@
+"""How does a request become a reply, while the engine's thread adds token after token to it?"""
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from rl.data_types import Finish
+from rl.engine.clock import Place
+from rl.engine.core import StepOutput
+from rl.engine.protocol import EngineError, SampledReply, SamplingParams
+from rl.tokens import Tokens
+
+FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
+
+
+class ReplyTimeoutError(EngineError):
+    """The engine did not finish a reply in time."""
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A prompt that a lane handed in, and what has been sampled for it."""
+
+    request_id: str
+    place: Place
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    admitted_at: float | None = None
+    """Seconds of the monotonic clock; None until it enters the engine."""
+    future: "Future[SampledReply]" = field(default_factory=Future)
+    reply_ids: list[int] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+
+    async def reply(self) -> SampledReply:
+        """Wait for the reply. Its deadline counts from the request's admission, not from waiting for that.
+
+        Raises `EngineError`, and `ReplyTimeoutError` at the deadline.
+        """
+        reply = asyncio.wrap_future(self.future)
+        left_s = timeout_s = self.params.timeout_s
+        while not (await asyncio.wait([reply], timeout=left_s))[0]:
+            if self.admitted_at is None:
+                continue
+            left_s = self.admitted_at + timeout_s - time.monotonic()
+            if left_s <= 0:
+                raise ReplyTimeoutError(f"a reply took longer than {timeout_s:g} s (rollout.reply_timeout_s)")
+        return reply.result()
+
+    def take(self, output: StepOutput, version: int) -> SampledReply | EngineError | None:
+        """Add what a step of this policy version sampled; gives the result once there is one."""
+        self.reply_ids += output.token_ids
+        for name, values in output.columns.items():
+            self.columns[name] += values
+        self.columns["version"] += [version] * len(output.token_ids)
+        if not all(map(math.isfinite, output.columns["logprob"])):
+            return EngineError("a sampled token has a logprob that is not finite: the weights are broken")
+        if output.finish is None:
+            return None
+        if output.finish not in FINISHES:
+            return EngineError(f"the engine ended a reply with {output.finish!r}")
+        limit = self.params.thinking
+        forced = limit.forced_mask(self.reply_ids) if limit else (False,) * len(self.reply_ids)
+        sampled = [not is_forced for is_forced in forced]
+        return SampledReply(Tokens.make(self.reply_ids, sampled, self.columns), FINISHES[output.finish])
+
+    def settle(self, result: SampledReply | EngineError) -> None:
+        """Give the result to whoever waits."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(result, EngineError):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+
+def fail(futures: "Iterable[Future[SampledReply] | Future[str] | Future[None]]", text: str) -> None:
+    """Let all who wait for these futures have an `EngineError`."""
+    for future in futures:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(EngineError(text))
