@@ -1,9 +1,12 @@
 """How are files of JSON lines read? One object a line; a kill while one is written can only tear the last."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+JsonObject = Mapping[str, Any]
+"""What one line holds."""
 
 
 class JsonLineError(ValueError):

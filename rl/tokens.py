@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -82,7 +81,7 @@ class Tokens:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickled as one run of bytes: between processes, the overhead of an array is that of a hundred tokens."""
         arrays = (self.ids, self.sampled, *self.columns.values())
         kinds = tuple((array.dtype.str, array.shape) for array in arrays)

@@ -17,7 +17,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import unquote
 
 from rl.chat.valid_text import valid_json
@@ -33,7 +32,7 @@ class UnreadableValue(ValueError):
     """JSON that is too large, too deep, or names a key twice. The message is for the policy."""
 
 
-def read_value(text: str, name: str, parameters: Any) -> Any:
+def read_value(text: str, name: str, parameters: object) -> object:
     """The value that `text` is for the parameter `name` of a tool whose JSON Schema is `parameters`.
 
     The schema may be anything. Raises `UnreadableValue`.
@@ -54,12 +53,12 @@ def read_value(text: str, name: str, parameters: Any) -> Any:
     return value if not isinstance(value, str) and asks_for(value, schema, parameters) else text
 
 
-def takes_null(name: str, parameters: Any) -> bool:
+def takes_null(name: str, parameters: object) -> bool:
     """Whether the tool's schema asks for null as a value of this parameter."""
     return asks_for(None, _property(parameters, name), parameters)
 
 
-def asks_for(value: Any, schema: Any, root: Any) -> bool:
+def asks_for(value: object, schema: object, root: object) -> bool:
     """Whether a schema asks for values like this one, by type, enumeration and combination.
 
     Looks at the value itself, not into it. `root` is what local references start from.
@@ -67,7 +66,7 @@ def asks_for(value: Any, schema: Any, root: Any) -> bool:
     return _verdict(value, schema, root, 0, {}) is True
 
 
-def _read_json(text: str) -> Any:
+def _read_json(text: str) -> object:
     if len(text) > MAX_JSON_CHARACTERS:
         raise UnreadableValue(f"a value has more than {MAX_JSON_CHARACTERS:,} characters of JSON")
     if not text.lstrip().startswith(("[", "{")):
@@ -96,7 +95,7 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _refuse(constant: str) -> Any:
+def _refuse(constant: str) -> object:
     raise ValueError(f"{constant} is not JSON")
 
 
@@ -107,14 +106,14 @@ def _finite(text: str) -> float:
     return number
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     read = dict(pairs)
     if len(read) < len(pairs):
         raise UnreadableValue("a JSON object names a key twice")
     return read
 
 
-def _property(parameters: Any, name: str) -> Any:
+def _property(parameters: object, name: str) -> object:
     """The schema of a property, also behind a reference or in a part of a combination; None when there is none."""
     parts, fallback = [parameters], None
     for part in parts:  # grows while it is walked
@@ -133,11 +132,11 @@ def _property(parameters: Any, name: str) -> Any:
     return fallback
 
 
-def _says_something(schema: Any) -> bool:
+def _says_something(schema: object) -> bool:
     return isinstance(schema, Mapping) and bool(schema)
 
 
-def _verdict(value: Any, schema: Any, root: Any, depth: int, seen: dict[str, bool | None]) -> bool | None:
+def _verdict(value: object, schema: object, root: object, depth: int, seen: dict[str, bool | None]) -> bool | None:
     """True when the schema asks for such a value, False when it refuses it, None when it says nothing of it.
 
     `seen` holds the verdicts of references, None for those that are being followed: a schema may refer to itself.
@@ -168,7 +167,7 @@ def _verdict(value: Any, schema: Any, root: Any, depth: int, seen: dict[str, boo
     return False if False in verdicts else True if True in verdicts else None
 
 
-def _type_verdict(value: Any, schema: Mapping[str, Any]) -> bool | None:
+def _type_verdict(value: object, schema: Mapping[str, object]) -> bool | None:
     kinds = schema.get("type")
     if kinds is None and {"properties", "additionalProperties"} & set(schema):
         kinds = "object"
@@ -179,7 +178,7 @@ def _type_verdict(value: Any, schema: Mapping[str, Any]) -> bool | None:
     return any(_is_of_kind(value, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
 
 
-def _is_of_kind(value: Any, kind: Any) -> bool:
+def _is_of_kind(value: object, kind: object) -> bool:
     match kind:
         case "null":
             return value is None
@@ -198,12 +197,12 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
     return False
 
 
-def _same(value: Any, choice: Any) -> bool:
+def _same(value: object, choice: object) -> bool:
     """Equality of JSON values, for which true is not 1."""
     return isinstance(value, bool) == isinstance(choice, bool) and value == choice
 
 
-def _resolved(reference: Any, root: Any) -> Any:
+def _resolved(reference: object, root: object) -> object:
     """What a local reference (`#/$defs/Point`, RFC 6901) points to; None when it leads nowhere."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None

@@ -4,8 +4,6 @@ Python text may hold half of a surrogate pair: from a JSON escape, an exception'
 files and sockets refuse such text. A policy can write one on purpose, so it must never be an error.
 """
 
-from typing import Any
-
 
 def valid_text(text: str) -> str:
     """The text with halves of surrogate pairs joined where they belong together, else replaced by U+FFFD."""
@@ -16,7 +14,7 @@ def valid_text(text: str) -> str:
     return text
 
 
-def valid_json(value: Any) -> Any:
+def valid_json(value: object) -> object:
     """A value that JSON can hold, with every text in it made valid, keys included."""
     if isinstance(value, str):
         return valid_text(value)

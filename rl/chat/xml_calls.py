@@ -6,7 +6,6 @@ said, and text and numbers look alike (see `rl.chat.parameter_values`).
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from envs.messages import ToolCall, ToolSpec
 from rl.chat.format import ChatError
@@ -56,8 +55,8 @@ def read_call(text: str, tools: Sequence[ToolSpec]) -> ToolCall:
     return ToolCall(name, _read_parameters(body.removesuffix(_FUNCTION_END), schema))
 
 
-def _read_parameters(body: str, schema: Any) -> dict[str, Any]:
-    arguments: dict[str, Any] = {}
+def _read_parameters(body: str, schema: object) -> dict[str, object]:
+    arguments: dict[str, object] = {}
     place = 0
     while (found := _next_parameter(body, place)) is not None:
         name, value, place = found
@@ -85,11 +84,11 @@ def _next_parameter(body: str, place: int) -> tuple[str, str, int] | None:
     return (name, body[name_end + 2 : end], end + len(_PARAMETER_END)) if end >= 0 else None
 
 
-def _value_text(value: Any, name: str) -> str:
+def _value_text(value: object, name: str) -> str:
     return value if isinstance(value, str) else json_text(value, f"argument {name}")
 
 
-def json_text(value: Any, what: str, *, compact: bool = False) -> str:
+def json_text(value: object, what: str, *, compact: bool = False) -> str:
     """JSON of what an environment or a data set gave. Raises `ChatError` when JSON cannot hold it."""
     try:
         return json.dumps(value, separators=(",", ":") if compact else None)

@@ -5,6 +5,9 @@ from typing import Any
 
 from rl.config.experiment import ExperimentConfig
 
+Node = Mapping[str, Any]
+"""What Ray says of a node."""
+
 
 class PlacementError(RuntimeError):
     """The cluster has no place where learner and engines can reach each other."""
@@ -19,7 +22,7 @@ def reserved(config: ExperimentConfig) -> tuple[float, float]:
     )
 
 
-def shared_node(nodes: Sequence[Mapping[str, Any]], driver_node: str, config: ExperimentConfig) -> str | None:
+def shared_node(nodes: Sequence[Node], driver_node: str, config: ExperimentConfig) -> str | None:
     """The id of the node that every actor of the run must be placed on, or None if each may be anywhere.
 
     `nodes` is what `ray.nodes()` gives. The driver's node comes first, for the policy's folder and the checkpoints lie
@@ -43,5 +46,5 @@ def shared_node(nodes: Sequence[Mapping[str, Any]], driver_node: str, config: Ex
     return driver_node if driver_node in fitting else min(fitting)
 
 
-def _has(node: Mapping[str, Any], resource: str) -> float:
+def _has(node: Node, resource: str) -> float:
     return float(node["Resources"].get(resource, 0.0))

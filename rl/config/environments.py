@@ -1,7 +1,7 @@
 """What does each environment of the mixture contribute, and how much may the policy think in it?"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -33,7 +33,7 @@ class EnvironmentConfig(Section):
     budget: dict[Budget, Annotated[float, Field(gt=0)]] = Field(default={"unlimited": 1.0}, min_length=1)
     """How much the policy may think in each reply: `off`, `unlimited` or a number of tokens; or several with their
     weights, such as `{off: 1, 32: 2, unlimited: 1}`, from which each task draws one."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, object] = Field(default_factory=dict)
     """The environment's own options, such as difficulty; see the environment's README entry."""
     loss: AnyAlgorithm | None = None
     """The algorithm that trains its rollouts, where it is not the experiment's."""
@@ -42,15 +42,17 @@ class EnvironmentConfig(Section):
 
     @field_validator("budget", mode="before")
     @classmethod
-    def _one_budget_or_several(cls, value: Any) -> Any:
+    def _one_budget_or_several(cls, value: object) -> object:
         budgets = value if isinstance(value, dict) else {value: 1.0}
         return {read_budget(budget): weight for budget, weight in budgets.items()}
 
 
-def read_budget(budget: Any) -> Budget:
+def read_budget(budget: object) -> Budget:
     """A budget as YAML and command lines give it: a word, or a number that may be text. Raises `ValueError`."""
-    if budget == "off" or budget == "unlimited":
-        return budget
+    if budget == "off":
+        return "off"
+    if budget == "unlimited":
+        return "unlimited"
     number = int(budget) if isinstance(budget, str) and budget.removeprefix("-").isdigit() else budget
     if isinstance(number, int) and not isinstance(number, bool) and number > 0:
         return number

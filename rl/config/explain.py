@@ -5,7 +5,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import annotated_types
 from pydantic.fields import FieldInfo
@@ -46,7 +46,7 @@ def type_text(field: FieldInfo) -> str:
     return _type_words(field.annotation, field.metadata)
 
 
-def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+def _type_words(annotation: object, metadata: Sequence[object] = ()) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     for extra in metadata:
         if isinstance(extra, OneOf):
@@ -70,7 +70,7 @@ def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     return ", ".join([name, *filter(None, map(_constraint_words, metadata))])
 
 
-def _constraint_words(constraint: Any) -> str:
+def _constraint_words(constraint: object) -> str:
     words = {
         annotated_types.Gt: ("gt", "more than"),
         annotated_types.Ge: ("ge", "at least"),

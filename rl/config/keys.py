@@ -7,7 +7,6 @@ import difflib
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -132,7 +131,7 @@ def one_of(field: FieldInfo | None) -> OneOf | None:
     return next((extra for extra in (*field.metadata, *extras) if isinstance(extra, OneOf)), None)
 
 
-def _dict_of_sections(annotation: Any) -> type[Section] | None:
+def _dict_of_sections(annotation: object) -> type[Section] | None:
     if typing.get_origin(annotation) is dict:
         inner = typing.get_args(annotation)[1]
         return inner if isinstance(inner, type) and issubclass(inner, Section) else None

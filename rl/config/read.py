@@ -20,14 +20,14 @@ from rl.config.experiment import ExperimentConfig, Places
 from rl.config.explain import type_text
 from rl.config.keys import all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
-from rl.config.yaml_text import KeyPath, dump_yaml
+from rl.config.yaml_text import KeyPath, Tree, dump_yaml
 
 REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
 """`${section.key}`; relative ones and resolvers such as `${oc.env:HOME}` are left out."""
 
 
 def load_config(
-    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Mapping[str, Any]] | None = None
+    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Tree] | None = None
 ) -> ExperimentConfig:
     """The validated configuration of an experiment file with `key=value` overrides on top.
 
@@ -91,7 +91,7 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
     return None
 
 
-def _resolve(source: Source) -> dict[str, Any]:
+def _resolve(source: Source) -> Tree:
     problems: list[Problem] = []
 
     def plain(node: Any, path: KeyPath) -> Any:
@@ -122,7 +122,7 @@ def _resolve(source: Source) -> dict[str, Any]:
     return resolved
 
 
-def _interpolation_problem(place: str, path: KeyPath, error: Exception, tree: Mapping[str, Any]) -> Problem:
+def _interpolation_problem(place: str, path: KeyPath, error: Exception, tree: Tree) -> Problem:
     key = ".".join(path)
     raw: Any = tree
     for name in path:
@@ -137,7 +137,7 @@ def _interpolation_problem(place: str, path: KeyPath, error: Exception, tree: Ma
     return Problem(place, key, f"{raw!r} cannot be resolved: {_first_line(error)}", fix)
 
 
-def _missing(raw: Any, tree: Mapping[str, Any], followed: frozenset[str] = frozenset()) -> str:
+def _missing(raw: Any, tree: Tree, followed: frozenset[str] = frozenset()) -> str:
     """The first key that `raw` refers to, or what that refers to, and that the tree does not have; empty for none."""
     for name in REFERENCE.findall(raw) if isinstance(raw, str) else ():
         value: Any = tree
@@ -154,7 +154,7 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
-def _validate(tree: Mapping[str, Any], places: Mapping[KeyPath, str], file: str) -> ExperimentConfig:
+def _validate(tree: Tree, places: Mapping[KeyPath, str], file: str) -> ExperimentConfig:
     try:
         config = ExperimentConfig.model_validate(tree)
         config._places = Places(places)

@@ -7,7 +7,7 @@ a configuration is read, so an entry added to the dict is all that a new kind ne
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -23,7 +23,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError(f"{str(value).lower()} is a truth value, which this key does not take")
         return value
@@ -40,7 +40,7 @@ class OneOf:
     key: str
     default: str
 
-    def read(self, value: Any) -> Section:
+    def read(self, value: object) -> Section:
         """The section, from what the YAML gives for it. Raises `ValidationError` with places inside of it."""
         if isinstance(value, Section):
             return value
@@ -54,8 +54,8 @@ class OneOf:
             )
         return self.kinds[kind].model_validate({**tree, self.key: kind})
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
-        def dump(value: Section, info: SerializationInfo) -> dict[str, Any]:
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[object], CoreSchema]) -> CoreSchema:
+        def dump(value: Section, info: SerializationInfo) -> dict[str, object]:
             return value.model_dump(mode=info.mode)
 
         written = core_schema.plain_serializer_function_ser_schema(dump, info_arg=True)
@@ -66,12 +66,12 @@ class OneOf:
 class NameOf:
     """Annotates a text field that holds one of the names of a dict."""
 
-    names: Mapping[str, Any]
+    names: Mapping[str, object]
 
-    def read(self, value: Any) -> str:
+    def read(self, value: object) -> str:
         if not isinstance(value, str) or value not in self.names:
             raise PydanticCustomError("unknown_name", "not one of {names}", {"names": ", ".join(self.names)})
         return value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[object], CoreSchema]) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.read)

@@ -8,10 +8,9 @@ otherwise.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rl.config.errors import ConfigError, Problem
-from rl.config.yaml_text import KeyPath, YamlMistake, read_value, read_yaml
+from rl.config.yaml_text import KeyPath, Tree, YamlMistake, read_value, read_yaml
 
 COMMAND_LINE = "command line"
 
@@ -20,7 +19,7 @@ COMMAND_LINE = "command line"
 class Source:
     """A tree as written, and where each of its keys stands."""
 
-    tree: dict[str, Any]
+    tree: Tree
     places: dict[KeyPath, str]
 
 
@@ -78,45 +77,46 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
-def _override(source: Source, keys: KeyPath, value: Any, place: str) -> None:
+def _override(source: Source, keys: KeyPath, value: object, place: str) -> None:
     """Put the value into the tree, and note the place of each key that it gives or replaces."""
-    here: Any = source.tree
+    here: object = source.tree
     for end in range(1, len(keys)):
-        here = here.get(keys[end - 1]) if isinstance(here, Mapping) else None
-        if not isinstance(here, Mapping):  # new, or replaced
+        here = here.get(keys[end - 1]) if isinstance(here, dict) else None
+        if not isinstance(here, dict):  # new, or replaced
             source.places[keys[:end]] = place
     if value == {}:
         source.tree = _merge(source.tree, _nested(keys, None))
     source.tree = _merge(source.tree, _nested(keys, value))
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, dict) or not value:
         source.places = {path: where for path, where in source.places.items() if path[: len(keys)] != keys}
     source.places[keys] = place
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         source.places |= {(*keys, *below): place for below in key_paths(value)}
 
 
-def _nested(keys: KeyPath, value: Any) -> dict[str, Any]:
-    for name in reversed(keys):
-        value = {name: value}
-    return value
+def _nested(keys: KeyPath, value: object) -> Tree:
+    tree: Tree = {keys[-1]: value}
+    for name in reversed(keys[:-1]):
+        tree = {name: tree}
+    return tree
 
 
-def _split_key(key: str, tree: Mapping[str, Any]) -> KeyPath:
+def _split_key(key: str, tree: Tree) -> KeyPath:
     """The names of a dotted key. A name that is already in the tree may have dots, such as a module's class."""
     for name, value in tree.items():
         if "." in name and (key == name or key.startswith(f"{name}.")):
             rest = key[len(name) + 1 :]
-            return (name, *_split_key(rest, value if isinstance(value, Mapping) else {})) if rest else (name,)
+            return (name, *_split_key(rest, value if isinstance(value, dict) else {})) if rest else (name,)
     name, dot, rest = key.partition(".")
     below = tree.get(name)
-    return (name, *_split_key(rest, below if isinstance(below, Mapping) else {})) if dot else (name,)
+    return (name, *_split_key(rest, below if isinstance(below, dict) else {})) if dot else (name,)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: Tree, above: Tree) -> Tree:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -128,9 +128,9 @@ def place_of(places: Mapping[KeyPath, str], path: KeyPath, file: str) -> str:
     return file
 
 
-def key_paths(tree: Mapping[str, Any]) -> Iterator[KeyPath]:
+def key_paths(tree: Tree) -> Iterator[KeyPath]:
     """The path of each key of a tree."""
     for key, value in tree.items():
         yield (key,)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             yield from ((key, *below) for below in key_paths(value))

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 KeyPath = tuple[str, ...]
+Tree = dict[str, Any]
+"""A mapping of keys as YAML holds it."""
 CORE_TYPES = (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("int", r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$", "-+0123456789"),
@@ -32,7 +34,7 @@ class YamlMistake(ValueError):
 class _Loader(yaml.SafeLoader):
     """Resolves plain scalars by the core types only."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: Tree = {}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -44,7 +46,7 @@ for _name, _pattern, _first in CORE_TYPES:
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), list(_first))
 
 
-def read_yaml(text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def read_yaml(text: str) -> tuple[Tree, dict[KeyPath, int]]:
     """The mapping in `text`, and the line (from 1) of each key and list entry. Empty text is an empty mapping.
 
     Raises `YamlMistake` for bad syntax, a key given twice, or a document that is not a mapping.
@@ -57,7 +59,7 @@ def read_yaml(text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         if not isinstance(node, yaml.MappingNode):
             raise YamlMistake([(1, "the file is not a mapping of keys", "write lines of the form `key: value`")])
         keys = list(_keys(node, ()))
-        tree = _text_keys(loader.construct_document(node))
+        tree = {str(key): _text_keys(item) for key, item in loader.construct_document(node).items()}
     except yaml.YAMLError as error:
         raise _syntax_mistake(error) from None
     finally:
@@ -74,7 +76,7 @@ def read_yaml(text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     return tree, lines
 
 
-def read_value(text: str) -> Any:
+def read_value(text: str) -> object:
     """One value, as the right side of an override. Raises `YamlMistake`."""
     try:
         return _text_keys(yaml.load(text, _Loader))
@@ -82,7 +84,7 @@ def read_value(text: str) -> Any:
         raise _syntax_mistake(error) from None
 
 
-def dump_yaml(tree: Mapping[str, Any]) -> str:
+def dump_yaml(tree: Tree) -> str:
     """The tree as YAML whose text stands for itself: `${` is escaped from interpolation."""
     return yaml.dump(_escaped(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
@@ -101,13 +103,13 @@ def _keys(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
             yield from _keys(value, below)
 
 
-def _text_keys(value: Any) -> Any:
+def _text_keys(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _text_keys(item) for key, item in value.items()}
     return [_text_keys(item) for item in value] if isinstance(value, list) else value
 
 
-def _escaped(value: Any) -> Any:
+def _escaped(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -10,8 +10,11 @@ CPU_KV_CACHE_GIB = 0.5
 GPU_MEMORY_SHARE = 0.9
 """Of what an engine holds of a card; the rest is for other libraries."""
 
+Arguments = dict[str, Any]
+"""Of vLLM\'s `EngineArgs`, by name."""
 
-def engine_arguments(config: ExperimentConfig, is_cpu: bool) -> dict[str, Any]:
+
+def engine_arguments(config: ExperimentConfig, is_cpu: bool) -> Arguments:
     """Arguments of `vllm.EngineArgs`, but for the model, the token columns and the weight transfer."""
     policy, rollout = config.policy, config.rollout
     return {
@@ -33,16 +36,16 @@ def engine_arguments(config: ExperimentConfig, is_cpu: bool) -> dict[str, Any]:
     }
 
 
-def _on_cpu(config: ExperimentConfig) -> dict[str, Any]:
+def _on_cpu(config: ExperimentConfig) -> Arguments:
     kv_cache_gib = config.rollout.kv_cache_gib or CPU_KV_CACHE_GIB
     return {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
 
 
-def _on_gpu(config: ExperimentConfig) -> dict[str, Any]:
+def _on_gpu(config: ExperimentConfig) -> Arguments:
     """Engines that share a card divide it; an engine with several holds each of them whole."""
     rollout = config.rollout
     share = rollout.gpu_memory_share or GPU_MEMORY_SHARE * min(1.0, rollout.gpus_per_worker or 1.0)
-    arguments: dict[str, Any] = {"gpu_memory_utilization": share}
+    arguments: Arguments = {"gpu_memory_utilization": share}
     if rollout.gpus_per_worker > 1:
         # The actor holds all its cards, so vLLM's own processes serve them; it would ask Ray for more actors.
         arguments |= {"tensor_parallel_size": int(rollout.gpus_per_worker), "distributed_executor_backend": "mp"}

@@ -5,7 +5,6 @@ The forced token is then sampled like any other, with logprob 0, and everything 
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from vllm import SamplingParams
@@ -17,7 +16,7 @@ ARGUMENT = "polygym_thinking"
 """Name of the limit among a request's `extra_args`."""
 
 
-def as_argument(limit: ThinkingLimit) -> dict[str, Any]:
+def as_argument(limit: ThinkingLimit) -> dict[str, object]:
     """The limit as plain values, for `SamplingParams.extra_args`."""
     return {ARGUMENT: {**asdict(limit), "line_end_ids": sorted(limit.line_end_ids)}}
 
@@ -52,7 +51,7 @@ class _Reply:
 class ThinkingBudget(LogitsProcessor):
     """One instance an engine; rows of the batch come and go, and change places."""
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+    def __init__(self, vllm_config: object, device: torch.device, is_pin_memory: bool) -> None:
         self._replies: dict[int, _Reply] = {}
 
     def is_argmax_invariant(self) -> bool:

@@ -4,8 +4,6 @@ vLLM 0.32 has CPU kernels for gated experts only. NemotronH's experts are down(r
 them with one matrix product an expert. `rl.engine.vllm_plugin` offers it to vLLM.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from vllm.model_executor.layers.fused_moe import modular_kernel
@@ -48,7 +46,7 @@ class CpuExpertsWithoutGate(modular_kernel.FusedMoEExpertsModular):
         return True
 
     def workspace_shapes(
-        self, M: int, N: int, K: int, *_: Any, **__: Any
+        self, M: int, N: int, K: int, *_: object, **__: object
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """No scratch; the output is [M tokens, K hidden]."""
         return (0,), (0,), (M, K)
@@ -64,9 +62,9 @@ class CpuExpertsWithoutGate(modular_kernel.FusedMoEExpertsModular):
         w2: torch.Tensor,
         topk_weights: torch.Tensor,
         topk_ids: torch.Tensor,
-        *_: Any,
+        *_: object,
         apply_router_weight_on_input: bool = False,
-        **__: Any,
+        **__: object,
     ) -> None:
         """Write sum_k weight_k * down_k(relu(up_k x)^2) to `output` [tokens, hidden].
 

@@ -5,7 +5,6 @@ and not to weigh them. It rises where the expert got fewer tokens than the mean 
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,7 @@ class RouterBalancer:
         for load in self._loads.values():
             load.zero_()
 
-    def _count(self, router: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+    def _count(self, router: nn.Module, _inputs: tuple[object, ...], output: object) -> None:
         if self.token_mask_BT is None:
             return
         # A router returns (logits, weights of the chosen experts, their indices [tokens, experts a token]).

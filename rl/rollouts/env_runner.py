@@ -29,7 +29,7 @@ class EnvRunner:
         self._num_running = 0
         self._loop: EnvLoop | None = None
 
-    async def run(self, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False) -> Any:
+    async def run(self, function: Callable[[], object], timeout_s: float, *, is_async: bool = False) -> Any:
         """What the function gives, waited for where it is awaitable.
 
         Raises `DeadlineError` after `timeout_s`, and whatever the function raises.
@@ -37,7 +37,7 @@ class EnvRunner:
         value = _later(function) if is_async else await self._in_thread(function, timeout_s)
         return await self._on_loop(value, timeout_s) if inspect.isawaitable(value) else value
 
-    def leave(self, function: Callable[[], Any]) -> None:
+    def leave(self, function: Callable[[], object]) -> None:
         """Run a function in a thread that nobody waits for; what it gives to wait for ends on the loop.
 
         Where there is no loop, or code blocks it, it ends on one of its own.
@@ -98,13 +98,13 @@ async def _within(future: "asyncio.Future[Result]", timeout_s: float) -> Result:
         raise
 
 
-async def _later(function: Callable[[], Any]) -> Any:
+async def _later(function: Callable[[], object]) -> object:
     """Calls the function on the environments' loop: one that blocks, although it is called async, stops only that."""
     value = function()
     return await value if inspect.isawaitable(value) else value
 
 
-async def _quietly(awaitable: Awaitable[Any]) -> None:
+async def _quietly(awaitable: Awaitable[object]) -> None:
     with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):  # the last two would end the loop
         await awaitable
 
@@ -112,7 +112,7 @@ async def _quietly(awaitable: Awaitable[Any]) -> None:
 class _Call:
     """A function for a thread, and the future of its result."""
 
-    def __init__(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, function: Callable[[], object], loop: asyncio.AbstractEventLoop) -> None:
         self._function = function
         self._loop = loop
         self.future: asyncio.Future[Any] = loop.create_future()
@@ -132,11 +132,11 @@ class _Call:
         else:
             self._report(self.future.set_result, value)
 
-    def _report(self, set_result: Callable[[Any], None], value: Any) -> None:
+    def _report(self, set_result: Callable[[Any], None], value: object) -> None:
         if not self._loop.is_closed():  # an abandoned thread may end after the worker
             self._loop.call_soon_threadsafe(self._deliver, set_result, value)
 
-    def _deliver(self, set_result: Callable[[Any], None], value: Any) -> None:
+    def _deliver(self, set_result: Callable[[Any], None], value: object) -> None:
         if not self.future.done():
             set_result(value)
 

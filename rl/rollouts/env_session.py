@@ -53,7 +53,7 @@ class EnvSession:
     async def reset(self) -> tuple[Message, ...]:
         """The opening messages. Raises `EnvSessionError`."""
 
-        def reset() -> Any:
+        def reset() -> object:
             env = make(self._task.env_id)
             if not self._opened.put(env):  # the deadline passed meanwhile, and `close` found nothing to close
                 self._leave(env)
@@ -111,7 +111,7 @@ class EnvSession:
             self._runner.leave(env.close)
 
     async def _guarded(
-        self, phase: str, function: Callable[[], Any], timeout_s: float, *, is_async: bool = False
+        self, phase: str, function: Callable[[], object], timeout_s: float, *, is_async: bool = False
     ) -> Any:
         try:
             return await self._runner.run(function, timeout_s, is_async=is_async)

@@ -15,10 +15,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
+from envs.json_lines import JsonObject
 from rl.runs.files import remove, storing, sync_folder
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Checkpoint:
 
     path: Path
     step: int
-    state: Mapping[str, Any]
+    state: JsonObject
 
     @property
     def learner(self) -> Path:
@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, write_learner: Callable[[Path], None], state: Mapping[str, Any], *, keep: int = 2
+    folder: Path, step: int, write_learner: Callable[[Path], None], state: JsonObject, *, keep: int = 2
 ) -> Checkpoint:
     """Write the checkpoint of a step into `folder` and delete all but the newest `keep` whole ones.
 
@@ -80,7 +80,7 @@ def save_checkpoint(
     return Checkpoint(target, step, state)
 
 
-def _as_json(step: int, state: Mapping[str, Any]) -> Any:
+def _as_json(step: int, state: JsonObject) -> JsonObject:
     """The state as it will be read again."""
     try:
         return json.loads(json.dumps(state, allow_nan=False))
@@ -126,7 +126,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _write_manifest(path: Path, step: int, state: Mapping[str, Any]) -> None:
+def _write_manifest(path: Path, step: int, state: JsonObject) -> None:
     files = {}
     for file in _files(path):
         files[str(file.relative_to(path))] = {"size": file.stat().st_size, "xxh3": _hash(file)}
@@ -139,7 +139,7 @@ def _write_manifest(path: Path, step: int, state: Mapping[str, Any]) -> None:
         sync_folder(directory)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> JsonObject:
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         text, expected = manifest["content"], manifest["xxh3"]
@@ -152,7 +152,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def _check_sizes(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_sizes(path: Path, files: Mapping[str, JsonObject]) -> None:
     for name, entry in files.items():
         file = path / name
         if not file.is_file():

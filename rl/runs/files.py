@@ -14,9 +14,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from envs.json_lines import read_lines
+from envs.json_lines import JsonObject, read_lines
 
 OTHER_PLACE = "give a run_dir on another disk"
 FIXES = {
@@ -111,7 +111,7 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def append_line(file: TextIO, line: Mapping[str, Any]) -> None:
+def append_line(file: TextIO, line: JsonObject) -> None:
     """One JSON object on a line, flushed. Numbers that JSON does not have (NaN, infinities) become null."""
     try:
         text = json.dumps(line, allow_nan=False, default=str)
@@ -121,14 +121,14 @@ def append_line(file: TextIO, line: Mapping[str, Any]) -> None:
     file.flush()
 
 
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+def keep_lines(path: Path, keep: Callable[[JsonObject], bool]) -> None:
     """Rewrite a file of JSON lines without those that are not to be kept, and without a torn last one."""
     if path.is_file():
         kept = [json.dumps(line) + "\n" for line in read_lines(path) if keep(line)]
         write_atomically(path, "".join(kept))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

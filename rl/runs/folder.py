@@ -19,11 +19,11 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from envs.json_lines import read_lines
+from envs.json_lines import JsonObject, read_lines
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import dump_config, load_config
 from rl.runs.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
@@ -122,7 +122,7 @@ class RunFolder:
         """
         evaluated = self.rollouts_files("evaluation")
 
-        def is_kept(line: Mapping[str, Any]) -> bool:
+        def is_kept(line: JsonObject) -> bool:
             if line.get("kind") != "evaluation":
                 return line.get("step", 0) <= step
             is_outdated = line["label"] == "after" and line["step"] < num_steps

@@ -4,13 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from envs.json_lines import read_lines
+from envs.json_lines import JsonObject, read_lines
 from rl.runs.folder import RunFolder
 from rl.runs.versions import read_versions
 
-Line = Mapping[str, Any]
+Line = JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,7 @@ class History:
 
     run: RunFolder
     config_text: str
-    starts: Sequence[Mapping[str, Any]]
+    starts: Sequence[JsonObject]
     """Versions, one entry a start of the run."""
     steps: Sequence[Line]
     evaluations: Sequence[Line]

@@ -1,13 +1,13 @@
 """What did the policy write? Reads saved rollouts in the terminal."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from envs.json_lines import JsonObject
 from envs.rollout_file import read_rollouts
 from rl.data_types import Outcome
 from rl.runs.folder import RunFolder
@@ -62,7 +62,7 @@ def show_rollouts(
     return num_shown
 
 
-def print_rollout(rollout: Mapping[str, Any], console: Console) -> None:
+def print_rollout(rollout: JsonObject, console: Console) -> None:
     """One rollout: what it is, its messages, how it was scored and sampled."""
     task = rollout["task"]
     title = f"{task['env_id']}  step {rollout['step']}  task {task['ordinal']}  try {rollout['member']}"
@@ -79,7 +79,7 @@ def print_rollout(rollout: Mapping[str, Any], console: Console) -> None:
     console.print(Text(_facts(rollout), style="dim"))
 
 
-def _facts(rollout: Mapping[str, Any]) -> str:
+def _facts(rollout: JsonObject) -> str:
     task, turns = rollout["task"], rollout_from(rollout).turns
     versions = sorted({version for turn in turns for version in turn.reply.columns["version"].tolist()})
     tokens = " + ".join(f"{len(turn.prompt)}>{len(turn.reply)} {turn.finish}" for turn in turns)
@@ -96,7 +96,7 @@ def _facts(rollout: Mapping[str, Any]) -> str:
     return "  ".join(fact for fact in facts if fact)
 
 
-def _print_message(message: Mapping[str, Any], console: Console) -> None:
+def _print_message(message: JsonObject, console: Console) -> None:
     role = message["role"]
     console.print(Text(f"{role} {message['name']}".strip(), style=ROLE_STYLES.get(role, "")))
     if message["reasoning"]:
@@ -107,13 +107,13 @@ def _print_message(message: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"-> {call_text(call)}", style="yellow"))
 
 
-def _all(files: list[Path]) -> Iterator[dict[str, Any]]:
+def _all(files: list[Path]) -> Iterator[JsonObject]:
     for path in files:
         yield from read_rollouts(path)
 
 
 def _fits(
-    rollout: Mapping[str, Any],
+    rollout: JsonObject,
     env_id: str | None,
     outcome: str | None,
     min_reward: float | None,

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from envs.json_lines import JsonObject
 from envs.rollout_file import read_rollouts
 from rl.data_types import Outcome
 from rl.runs.figures import FIGURES
@@ -109,12 +109,12 @@ def outcome_table(history: History) -> str:
     return _table(["environment", *(str(outcome) for outcome in Outcome)], rows) if rows else ""
 
 
-def sample_rollouts(history: History) -> dict[str, dict[str, Mapping[str, Any]]]:
+def sample_rollouts(history: History) -> dict[str, dict[str, JsonObject]]:
     """By environment: a best, a worst and a random rollout of the newest training steps (else evaluations) saved."""
     files = list(history.run.rollouts_files("train").values()) or list(
         history.run.rollouts_files("evaluation").values()
     )
-    by_environment: dict[str, list[Mapping[str, Any]]] = {}
+    by_environment: dict[str, list[JsonObject]] = {}
     for path in files[-NUM_SAMPLE_FILES:]:
         for rollout in read_rollouts(path):
             by_environment.setdefault(rollout["task"]["env_id"], []).append(rollout)
@@ -180,7 +180,7 @@ def _rollouts_html(history: History) -> str:
     return "\n".join(parts)
 
 
-def _rollout_html(title: str, rollout: Mapping[str, Any]) -> str:
+def _rollout_html(title: str, rollout: JsonObject) -> str:
     reward = "none" if rollout["reward"] is None else f"{rollout['reward']:.3f}"
     facts = f"reward {reward}, {rollout['outcome']}, step {rollout['step']}, budget {rollout['task']['budget']}"
     parts = ", ".join(f"{name} {value:.3g}" for name, value in rollout["reward_parts"].items())
@@ -197,7 +197,7 @@ def _rollout_html(title: str, rollout: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "</details>"])
 
 
-def call_text(call: Mapping[str, Any]) -> str:
+def call_text(call: JsonObject) -> str:
     """A tool call as it would be written in Python."""
     return f"{call['name']}({', '.join(f'{name}={value!r}' for name, value in call['arguments'].items())})"
 

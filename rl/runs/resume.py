@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-from envs.json_lines import read_lines
+from envs.json_lines import JsonObject, read_lines
 from rl.config.experiment import ExperimentConfig
 from rl.runs.checkpoint import Checkpoint
 
@@ -96,8 +95,8 @@ def _ranges(numbers: list[int]) -> str:
     return ("step " if len(numbers) == 1 else "steps ") + ", ".join(words)
 
 
-def _flat(config: ExperimentConfig) -> dict[str, Any]:
-    def walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flat(config: ExperimentConfig) -> JsonObject:
+    def walk(tree: JsonObject, prefix: str) -> Iterator[tuple[str, object]]:
         for key, value in tree.items():
             if isinstance(value, Mapping) and value:
                 yield from walk(value, f"{prefix}{key}.")
@@ -107,5 +106,5 @@ def _flat(config: ExperimentConfig) -> dict[str, Any]:
     return dict(walk(config.model_dump(mode="json"), ""))
 
 
-def _shown(flat: Mapping[str, Any], key: str) -> str:
+def _shown(flat: JsonObject, key: str) -> str:
     return repr(flat[key]) if key in flat else "not there"

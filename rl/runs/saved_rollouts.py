@@ -4,10 +4,11 @@ One line a rollout: `step`, `kind` (`train` or `evaluation`) and every field of 
 and messages as objects, its arrays of tokens as `envs.rollout_file.array_object` writes them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from envs.json_lines import JsonObject
 from envs.rollout_file import array_from, array_object, message_from, message_object, read_rollouts
 from rl.data_types import Group, Outcome, Rollout, Task, Turn
 from rl.runs.files import append_line
@@ -27,7 +28,7 @@ def load_rollouts(place: Path) -> Iterator[Rollout]:
     return map(rollout_from, read_rollouts(place))
 
 
-def rollout_object(rollout: Rollout) -> dict[str, Any]:
+def rollout_object(rollout: Rollout) -> JsonObject:
     """A rollout as JSON can hold it. `dataclasses.asdict` would copy every array."""
     task = rollout.task
     return {
@@ -62,7 +63,7 @@ def rollout_object(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def rollout_from(saved: Mapping[str, Any]) -> Rollout:
+def rollout_from(saved: JsonObject) -> Rollout:
     """The inverse of `rollout_object`."""
     turns = tuple(
         Turn(_tokens_from(turn["prompt"]), _tokens_from(turn["reply"]), turn["finish"], turn["is_start"])
@@ -79,11 +80,11 @@ def rollout_from(saved: Mapping[str, Any]) -> Rollout:
     return Rollout(Task(**saved["task"]), turns=turns, messages=messages, outcome=Outcome(saved["outcome"]), **fields)
 
 
-def _tokens_object(tokens: Tokens) -> dict[str, Any]:
+def _tokens_object(tokens: Tokens) -> JsonObject:
     arrays = {"ids": tokens.ids, "sampled": tokens.sampled, **tokens.columns}
     return {name: array_object(array) for name, array in arrays.items()}
 
 
-def _tokens_from(saved: Mapping[str, Any]) -> Tokens:
+def _tokens_from(saved: JsonObject) -> Tokens:
     arrays = {name: array_from(array) for name, array in saved.items()}
     return Tokens.make(arrays.pop("ids"), arrays.pop("sampled"), arrays)

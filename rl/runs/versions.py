@@ -8,8 +8,8 @@ import socket
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from envs.json_lines import JsonObject
 from envs.registry import environment_version
 from rl.config.experiment import ExperimentConfig
 from rl.runs.files import write_atomically
@@ -24,7 +24,7 @@ class VersionsError(ValueError):
     """The file of versions is damaged."""
 
 
-def read_versions(path: Path) -> list[dict[str, Any]]:
+def read_versions(path: Path) -> list[JsonObject]:
     """One entry a start of the run; none without the file. Raises `VersionsError` for a damaged one."""
     if not path.is_file():
         return []
@@ -47,7 +47,7 @@ def add_versions(path: Path, config: ExperimentConfig) -> None:
     write_atomically(path, json.dumps(starts, indent=2) + "\n")
 
 
-def versions(config: ExperimentConfig) -> dict[str, Any]:
+def versions(config: ExperimentConfig) -> JsonObject:
     """What this process would run with."""
     packages = {}
     for name in PACKAGES:

@@ -6,8 +6,16 @@ not seen are played again, oldest first.
 """
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
+
+
+class State(TypedDict):
+    """The ledger as a checkpoint holds it. Everything below `num_started` that is in neither list was trained."""
+
+    num_started: int
+    in_flight: list[int]
+    masked: list[int]
+    """For people who look for what was never trained."""
 
 
 class Ledger:
@@ -38,15 +46,7 @@ class Ledger:
         if masked:
             self._masked.append(ordinal)
 
-    @property
-    def num_finished(self) -> int:
-        return self._num_started - len(self._in_flight) - len(self._again)
-
-    @property
-    def masked(self) -> tuple[int, ...]:
-        return tuple(self._masked)
-
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """For the checkpoint; everything below `num_started` that is neither in flight nor masked was trained."""
         return {
             "num_started": self._num_started,
@@ -55,7 +55,7 @@ class Ledger:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Ledger":
+    def from_state(cls, state: State) -> "Ledger":
         ledger = cls()
         ledger._num_started = state["num_started"]
         ledger._again = deque(state["in_flight"])

@@ -1,7 +1,7 @@
 """How do the Nemotron 3 models write conversations? ChatML with think blocks and XML tool calls."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.format import ChatError, Pieces, Token, plain_text
@@ -128,7 +128,7 @@ def _tools_text(tools: Sequence[ToolSpec]) -> str:
     return f"# Tools\n<tools>\n{''.join(functions)}</tools>"
 
 
-def _brief_schema(schema: Any) -> Any:
+def _brief_schema(schema: object) -> object:
     """`{"name": "type"}` if the JSON schema says no more than that, else the schema itself.
 
     The schema may be anything that JSON can hold: with `properties: null`, a property that is `true`, and so on.

@@ -5,13 +5,14 @@ opened in private attributes (pydantic's `PrivateAttr`). An exception from a sin
 the sink is left out from then on; only the record of the run ends the run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from envs.json_lines import JsonObject
 from rl.config.section import Section
 
-Line = Mapping[str, Any]
+Line = JsonObject
 """A line of `metrics.jsonl`: `kind` (train, evaluation or note), `step`, `time` (seconds since 1970), the `label` of an
 evaluation (before, step or after), and the metrics by name, or the `text` of a note."""
 
