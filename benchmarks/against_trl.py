@@ -12,12 +12,13 @@ the engines sample; TRL computes with two threads in its one process.
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -26,12 +27,34 @@ from typing import Annotated, Any, Literal
 import psutil
 import typer
 
+from benchmarks.report import write_report
+
 Side = Literal["polygym", "trl"]
 SIDES: tuple[Side, ...] = ("polygym", "trl")
 NUM_CORES = 2
-ROWS_PER_MICRO_BATCH = 8
+MAX_PROMPT_TOKENS = 128
 MEMORY_EVERY_S = 0.5
 PUBLISHED_WEIGHTS = "/dev/shm/polygym-weights-"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What both sides train on."""
+
+    turns: int
+    """Of each side."""
+    steps: int
+    """Measured steps of a turn, after one that warms up."""
+    reply_tokens: int
+    """Of the longest reply."""
+    engines: int
+    """Of polygym, one thread each."""
+    num_prompts: int = 4
+    group_size: int = 8
+    rows_per_micro_batch: int = 8
+
+
+SHORT = Size(turns=1, steps=1, reply_tokens=4, engines=1, num_prompts=1, group_size=2, rows_per_micro_batch=2)
 
 
 def main(
@@ -42,47 +65,47 @@ def main(
     reply_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
     engines: Annotated[int, typer.Option(help="polygym's engines, one thread each.")] = NUM_CORES,
     precision: Annotated[str, typer.Option(help="bf16 or float32, on both sides.")] = "bf16",
+    short: Annotated[bool, typer.Option(help="One turn of one step on two short replies; only to see it run.")] = False,
 ) -> None:
     """Run both sides in turns and write every step's figures, and a summary."""
+    size = SHORT if short else Size(turns, steps, reply_tokens, engines)
     cores = sorted(os.sched_getaffinity(0))[:NUM_CORES]
     os.sched_setaffinity(0, cores)  # all processes started from here inherit it
+    settings = experiment(policy, size, precision)
     results: list[dict[str, Any]] = []
-    settings: dict[str, Any] = {}
-    for turn in range(turns):
+    for turn in range(size.turns):
         for side in SIDES:
             with tempfile.TemporaryDirectory() as folder:
-                settings = experiment(Path(folder) / "run", policy, turn, steps, reply_tokens, engines, precision)
-                results.append(play_turn(side, settings, Path(folder)))
+                # Turns see different prompts, sides the same.
+                results.append(play_turn(side, {**settings, "seed": turn}, Path(folder)))
             typer.echo(f"turn {turn}, {side}: {tokens_per_s([results[-1]]):.1f} tokens/s")
-    del settings["run_dir"], settings["seed"]
-    report = {"machine": machine(cores), "settings": settings, "turns": results, "summary": summary(results)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    typer.echo(json.dumps(report["summary"], indent=2))
+    versions = {name: version(name) for name in ("torch", "trl", "transformers", "ray")}
+    write_report(out, summary(results), versions=versions, size=asdict(size), settings=settings, turns=results)
 
 
-def experiment(
-    run_dir: Path, policy: Path, turn: int, steps: int, reply_tokens: int, engines: int, precision: str
-) -> dict[str, Any]:
-    """polygym's configuration of one turn, which TRL's is derived from. Turns see different prompts, sides the same."""
-    max_tokens = reply_tokens + 128
+def experiment(policy: Path, size: Size, precision: str) -> dict[str, Any]:
+    """polygym's configuration, which TRL's is derived from; without folder and seed."""
+    max_tokens = size.reply_tokens + MAX_PROMPT_TOKENS
     return {
-        "run_dir": str(run_dir),
-        "seed": turn,
         "policy": {"path": str(policy), "chat": "template", "max_tokens": max_tokens},
         "precision": precision,
         "environments": {"math/GradeSchool-v0": {"options": {"source": "easy"}}},
-        "train": {"num_steps": steps + 1, "num_prompts": 4, "group_size": 8, "checkpoint_every": steps + 2},
+        "train": {
+            "num_steps": size.steps + 1,
+            "num_prompts": size.num_prompts,
+            "group_size": size.group_size,
+            "checkpoint_every": size.steps + 2,
+        },
         "learner": {
             "cpus": NUM_CORES,  # also its threads
             "learning_rate": 3e-6,
             "warmup_steps": 0,
-            "tokens_per_micro_batch": ROWS_PER_MICRO_BATCH * max_tokens,
+            "tokens_per_micro_batch": size.rows_per_micro_batch * max_tokens,
         },
         "rollout": {
-            "num_workers": engines,
-            "max_reply_tokens": reply_tokens,
-            "max_in_flight": 32,
+            "num_workers": size.engines,
+            "max_reply_tokens": size.reply_tokens,
+            "max_in_flight": size.num_prompts * size.group_size,
             "kv_cache_gib": 0.25,
         },
         "evaluation": {"num_tasks": 1},
@@ -90,10 +113,28 @@ def experiment(
     }
 
 
-def play_turn(side: Side, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def play_turn(side: Side, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Train once; the steps' seconds and sampled tokens, and the peak of memory until the last step's end."""
-    yaml, log = folder / "experiment.yaml", folder / "log"
-    yaml.write_text(json.dumps(settings))  # JSON is YAML
+    run_dir, yaml = folder / "run", folder / "experiment.yaml"
+    yaml.write_text(json.dumps({"run_dir": str(run_dir), **settings}))  # JSON is YAML
+    memory = memory_of_training(side, yaml, folder / "log")
+    steps = read_steps(side, run_dir / "metrics.jsonl")
+    _, peak = max(
+        (sample for sample in memory if sample[0] <= steps[-1]["time"]), key=lambda sample: sum(sample[1].values())
+    )
+    return {
+        "side": side,
+        "steps": [
+            {"seconds": step["time"] - before["time"], "sampled_tokens": step["sampled_tokens"]}
+            for before, step in pairwise(steps)
+        ],
+        "peak_bytes": sum(peak.values()),
+        "peak_bytes_by_process": dict(sorted(peak.items(), key=lambda item: -item[1])),
+    }
+
+
+def memory_of_training(side: Side, yaml: Path, log: Path) -> list[tuple[float, dict[str, int]]]:
+    """Train in a process; gives what `memory_by_process` saw, and when. Raises `RuntimeError` if the process failed."""
     module = ["rl", "train"] if side == "polygym" else ["benchmarks.trl_side"]
     threads = {"OMP_NUM_THREADS": str(NUM_CORES), "HF_HUB_OFFLINE": "1"}
     memory: list[tuple[float, dict[str, int]]] = []
@@ -109,19 +150,7 @@ def play_turn(side: Side, settings: dict[str, Any], folder: Path) -> dict[str, A
             process.wait()
     if process.returncode != 0:
         raise RuntimeError(f"{side} ended with exit code {process.returncode}:\n{log.read_text()[-3000:]}")
-    steps = read_steps(side, Path(settings["run_dir"]) / "metrics.jsonl")
-    _, peak = max(
-        (sample for sample in memory if sample[0] <= steps[-1]["time"]), key=lambda sample: sum(sample[1].values())
-    )
-    return {
-        "side": side,
-        "steps": [
-            {"seconds": step["time"] - before["time"], "sampled_tokens": step["sampled_tokens"]}
-            for before, step in pairwise(steps)
-        ],
-        "peak_bytes": sum(peak.values()),
-        "peak_bytes_by_process": dict(sorted(peak.items(), key=lambda item: -item[1])),
-    }
+    return memory
 
 
 def read_steps(side: Side, metrics: Path) -> list[dict[str, float]]:
@@ -155,19 +184,13 @@ def memory_by_process(pid: int) -> dict[str, int]:
     return sizes
 
 
-def machine(cores: list[int]) -> dict[str, Any]:
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
-    versions = {name: version(name) for name in ("torch", "trl", "transformers", "ray")}
-    return {"cpu": cpu.partition(": ")[2] or platform.machine(), "cores": cores, "versions": versions}
-
-
-def tokens_per_s(turns: list[dict[str, Any]]) -> float:
+def tokens_per_s(turns: Sequence[Mapping[str, Any]]) -> float:
     """Sampled tokens by the seconds of whole steps, all measured steps of these turns together."""
     steps = [step for turn in turns for step in turn["steps"]]
     return sum(step["sampled_tokens"] for step in steps) / sum(step["seconds"] for step in steps)
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Both sides' figures and their ratios, polygym's by TRL's."""
     sides: dict[str, dict[str, Any]] = {}
     for side in SIDES:

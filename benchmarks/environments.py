@@ -11,34 +11,46 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import asyncio
-import json
-import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from envs.messages import Message, Reply, ToolCall
+from benchmarks.report import write_report
+from envs.messages import Message, Reply, ToolCall, ToolSpec
 from envs.sandbox import level_here, run_program
 from envs.text_env import TextEnv
 from rewards.math_answer import answer_correct
+from rl.data_types import Budget
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
-from tests.conftest import CharacterChat, ScriptedEngine, make_config, make_task
+from tests.conftest import CharacterChat, CharacterDialogue, ScriptedEngine, make_config, make_task
 
-NUM_REPEATS = 5
-NUM_EPISODES = 512
 AT_ONCE = 64
-NUM_WAITING = 1000
-NUM_PROGRAMS = 200
 PROGRAMS_AT_ONCE = 16
-NUM_CHECKS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured, and how often."""
+
+    num_repeats: int = 5
+    num_episodes: int = 512
+    num_waiting: int = 1000
+    """Episodes that wait, all at once."""
+    num_programs: int = 200
+    num_checks: int = 400
+
+
+FULL = Size()
+SHORT = Size(num_repeats=1, num_episodes=4, num_waiting=4, num_programs=4, num_checks=4)
 
 
 class NoOp:
@@ -83,46 +95,50 @@ def latency_of(seed: int) -> float:
 class CallingChat(CharacterChat):
     """Every `call` of the scripted engine is a call of `look`."""
 
-    def parse(self, reply_ids: Any, tools: Any, budget: Any) -> Reply:
-        reply = super().parse(reply_ids, tools, budget)
+    def begin(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> "CallingDialogue":
+        return CallingDialogue(messages, budget)
+
+
+class CallingDialogue(CharacterDialogue):
+    def take(self, reply_ids: Sequence[int]) -> Reply:
+        reply = super().take(reply_ids)
         return Reply("", "", (ToolCall("look", {"place": "here"}),)) if reply.text == "call" else reply
 
 
 async def play_many(env_id: str, seeds: range, at_once: int) -> None:
-    """Play one episode a seed, so many at the same time. Raises `RuntimeError` where one does not end well."""
+    """Play one episode a seed, so many at the same time. Raises `RuntimeError` if one does not end well."""
     engine = ScriptedEngine(lambda prompt_ids, params: "done" if len(prompt_ids) > 10 else "call")
-    player: Any = Player(make_config(), CallingChat(), engine, EnvRunner(16), 1.0)  # type: ignore[arg-type]
+    chat: Any = CallingChat()
+    player = Player(make_config(), chat, engine, EnvRunner(16), 1.0)
     slots = asyncio.Semaphore(at_once)
 
     async def one(seed: int) -> None:
         async with slots:
-            task = make_task(seed, env_id)
-            object.__setattr__(task, "seed", seed)
             (lane,) = engine.open_lanes(1)
-            rollout = await play(player, task, "group", 0, lane)  # type: ignore[arg-type]
+            rollout = await play(player, replace(make_task(env_id=env_id), seed=seed), "group", 0, lane)
             if rollout.reward != 1.0:
                 raise RuntimeError(f"{rollout.outcome}: {rollout.error}")
 
     await asyncio.gather(*map(one, seeds))
 
 
-def no_op_episode_ms() -> float:
-    """CPU milliseconds of the whole process an episode of two turns with a tool call."""
+def no_op_episode_ms(num: int) -> float:
+    """CPU milliseconds of the whole process per episode of two turns with a tool call."""
     started = time.process_time()
-    asyncio.run(play_many("benchmarks.environments:NoOp", range(NUM_EPISODES), AT_ONCE))
-    return (time.process_time() - started) / NUM_EPISODES * 1000
+    asyncio.run(play_many("benchmarks.environments:NoOp", range(num), AT_ONCE))
+    return (time.process_time() - started) / num * 1000
 
 
-def waiting_by_ideal() -> float:
-    """Episodes a second of a thousand at once, by what their latencies allow: the longest one."""
-    ideal_s = 2 * max(map(latency_of, range(NUM_WAITING)))
+def waiting_by_ideal(num: int) -> float:
+    """Episodes per second, all at once, by what their latencies allow: the longest one."""
+    ideal_s = 2 * max(map(latency_of, range(num)))
     started = time.perf_counter()
-    asyncio.run(play_many("benchmarks.environments:Waiting", range(NUM_WAITING), NUM_WAITING))
+    asyncio.run(play_many("benchmarks.environments:Waiting", range(num), num))
     return ideal_s / (time.perf_counter() - started)
 
 
-def program_latencies() -> list[float]:
-    """Seconds of each of many short programs, sixteen at once, after the seconds of all of them."""
+def program_latencies(num: int) -> list[float]:
+    """Seconds of each of `num` short programs, sixteen at once, after the seconds of all of them."""
 
     def one(number: int) -> float:
         started = time.perf_counter()
@@ -133,40 +149,50 @@ def program_latencies() -> list[float]:
 
     started = time.perf_counter()
     with ThreadPoolExecutor(PROGRAMS_AT_ONCE) as pool:
-        latencies = list(pool.map(one, range(NUM_PROGRAMS)))
+        latencies = list(pool.map(one, range(num)))
     return [time.perf_counter() - started, *latencies]
 
 
-def checks_per_s(answer: Callable[[int], str]) -> float:
-    """Checks a second, of answers to `n`, sixteen at once."""
+def checks_per_s(answer: Callable[[int], str], num: int) -> float:
+    """Checks per second of answers to `n`, sixteen at once."""
     started = time.perf_counter()
     with ThreadPoolExecutor(PROGRAMS_AT_ONCE) as pool:
-        verdicts = list(pool.map(lambda number: answer_correct(answer(number), number), range(2, NUM_CHECKS + 2)))
+        verdicts = list(pool.map(lambda number: answer_correct(answer(number), number), range(2, num + 2)))
     if not all(verdicts):
         raise RuntimeError("a right answer was judged wrong")
-    return NUM_CHECKS / (time.perf_counter() - started)
+    return num / (time.perf_counter() - started)
 
 
-def main(out: Annotated[Path, typer.Option(help="JSON file to write.")]) -> None:
-    level = level_here()
+def main(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    short: Annotated[bool, typer.Option(help="Few of everything, once; only to see that it runs.")] = False,
+) -> None:
+    size = SHORT if short else FULL
     asyncio.run(play_many("benchmarks.environments:NoOp", range(AT_ONCE), AT_ONCE))
     answer_correct("#### 3*4", 12)
-    programs = [program_latencies() for _ in range(NUM_REPEATS)]
-    raw = {
-        "no_op_episode_ms": [no_op_episode_ms() for _ in range(NUM_REPEATS)],
-        "waiting_by_ideal": [waiting_by_ideal() for _ in range(NUM_REPEATS)],
-        "programs_per_s": [NUM_PROGRAMS / run[0] for run in programs],
-        "program_p95_ms": [float(np.percentile(run[1:], 95)) * 1000 for run in programs],
-        "number_checks_per_s": [checks_per_s(lambda number: f"#### {number}") for _ in range(NUM_REPEATS)],
-        "symbolic_checks_per_s": [
-            checks_per_s(lambda number: f"\\boxed{{{number - 1}+1}}") for _ in range(NUM_REPEATS)
-        ],
-    }
+    raw = measured(size)
     summary = {name: statistics.median(values) for name, values in raw.items()}
     summary["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "sandbox_level": level}
-    out.write_text(json.dumps({"summary": summary, "machine": machine, "raw": raw}, indent=2) + "\n")
-    typer.echo(json.dumps(summary, indent=2))
+    write_report(out, summary, sandbox_level=level_here(), raw=raw)
+
+
+def measured(size: Size) -> dict[str, list[float]]:
+    """Every figure, by repetition."""
+    repeats = range(size.num_repeats)
+    programs = [program_latencies(size.num_programs) for _ in repeats]
+    return {
+        "no_op_episode_ms": [no_op_episode_ms(size.num_episodes) for _ in repeats],
+        "waiting_by_ideal": [waiting_by_ideal(size.num_waiting) for _ in repeats],
+        "programs_per_s": [size.num_programs / run[0] for run in programs],
+        "program_p95_ms": [float(np.percentile(run[1:], 95)) * 1000 for run in programs],
+        "number_checks_per_s": [checks_per_s("#### {}".format, size.num_checks) for _ in repeats],
+        "symbolic_checks_per_s": [checks_per_s(sum_of, size.num_checks) for _ in repeats],
+    }
+
+
+def sum_of(number: int) -> str:
+    """The number as an answer that only a symbolic check can read."""
+    return f"\\boxed{{{number - 1}+1}}"
 
 
 if __name__ == "__main__":

@@ -12,48 +12,68 @@ import os
 os.environ["OMP_NUM_THREADS"] = "2"
 
 import asyncio
-import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from benchmarks.report import write_report
 from envs.registry import make
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample
-from rl.engine.protocol import SamplingParams
+from rl.engine.protocol import Engine, Lane, SampledReply, SamplingParams
 from rl.tokens import Tokens
 
-NUM_PROMPTS = 16
-NUM_REPLIES = 2
-NUM_REPLY_TOKENS = 96
 KEPT = {"default": None, "head_and_embeddings": ("*lm_head*", "*embed*")}
 """Which weights stay in bfloat16: those of the default configuration, or only these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is compared."""
+
+    num_prompts: int = 16
+    num_replies: int = 2
+    """To each prompt."""
+    num_reply_tokens: int = 96
+    kept: tuple[str, ...] = tuple(KEPT)
+
+
+FULL = Size()
+SHORT = Size(num_prompts=1, num_replies=1, num_reply_tokens=8, kept=("default",))
 
 
 def main(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     policy: Annotated[Path, typer.Option(help="Policy folder.")] = Path("models/smollm2-135m"),
     chat: Annotated[str, typer.Option(help="Its policy.chat.")] = "template",
+    short: Annotated[bool, typer.Option(help="One reply, one format; only to see that it runs.")] = False,
 ) -> None:
     torch.set_num_threads(2)
-    results = {name: compare(policy, chat, keep) for name, keep in KEPT.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"policy": str(policy), "kept": results}, indent=2) + "\n")
-    typer.echo(json.dumps(results, indent=2))
+    size = SHORT if short else FULL
+    kept = {name: compare(experiment(policy, chat, KEPT[name], size), size) for name in size.kept}
+    write_report(out, {name: summary(result) for name, result in kept.items()}, policy=str(policy), kept=kept)
 
 
-def compare(policy: Path, chat: str, keep: tuple[str, ...] | None) -> dict[str, Any]:
+def summary(result: Mapping[str, Any]) -> dict[str, float]:
+    """The mismatch of each pair, and its k3."""
+    pairs = ("bfloat16", "nvfp4_matched", "nvfp4_unmatched")
+    return {f"{pair}_{name}": result[pair][name] for pair in pairs for name in ("excess", "k3")}
+
+
+def compare(config: ExperimentConfig, size: Size) -> dict[str, Any]:
     """Both mismatches of the three pairs of engine and learner."""
     from rl.engine.vllm_core import VllmEngine
     from rl.learner.learner import Learner
     from rl.weights.names import checkpoint_tensors
     from rl.weights.shared_memory import remove_weights, write_weights
 
-    config = experiment(policy, chat, keep)
+    policy = config.policy.path
+    assert policy is not None
     learner = Learner(policy, config)
     engine = VllmEngine(policy, config, lockstep_steps=0)
 
@@ -62,7 +82,7 @@ def compare(policy: Path, chat: str, keep: tuple[str, ...] | None) -> dict[str, 
         source = write_weights(checkpoint_tensors(learner.model, "bfloat16", weights), version)
         asyncio.run(engine.load_weights(source))
         remove_weights(source)
-        return asyncio.run(sample(engine, config))
+        return asyncio.run(sample(engine, config, size))
 
     try:
         bfloat16 = mismatch(learner.model, sample_with(0, quantised=False))
@@ -82,7 +102,7 @@ def compare(policy: Path, chat: str, keep: tuple[str, ...] | None) -> dict[str, 
     }
 
 
-def experiment(policy: Path, chat: str, keep: tuple[str, ...] | None) -> ExperimentConfig:
+def experiment(policy: Path, chat: str, keep: tuple[str, ...] | None, size: Size) -> ExperimentConfig:
     tree = {
         "run_dir": tempfile.gettempdir(),
         "seed": 0,
@@ -90,31 +110,38 @@ def experiment(policy: Path, chat: str, keep: tuple[str, ...] | None) -> Experim
         "precision": {"format": "nvfp4", **({"keep": keep} if keep else {})},
         "environments": {"math/GradeSchool-v0": {"options": {"source": "variants"}}},
         "learner": {"cpus": 2},
-        "rollout": {"max_in_flight": NUM_PROMPTS * NUM_REPLIES, "kv_cache_gib": 0.5},
+        "rollout": {"max_in_flight": size.num_prompts * size.num_replies, "kv_cache_gib": 0.5},
         "train": {"num_steps": 1},
     }
     return ExperimentConfig.model_validate(tree)
 
 
-async def sample(engine: Any, config: ExperimentConfig) -> list[Tokens]:
+async def sample(engine: Engine, config: ExperimentConfig, size: Size) -> list[Tokens]:
     """Prompts and replies as whole rows."""
     from rl.chat.chat import load_chat
 
     assert config.policy.path is not None
     chat = load_chat(config.policy.path, config.policy.chat)
     prompts = []
-    for seed in range(NUM_PROMPTS):
+    for seed in range(size.num_prompts):
         env = make("math/GradeSchool-v0")
         messages, _ = env.reset(seed=seed, options={"source": "variants"})
-        prompts += [chat.begin(messages, (), "unlimited").prompt_ids] * NUM_REPLIES
+        prompts += [chat.begin(messages, (), "unlimited").prompt_ids] * size.num_replies
     lanes = engine.open_lanes(len(prompts))
-    params = [SamplingParams(NUM_REPLY_TOKENS, 1.0, 1.0, seed, chat.stop_ids) for seed in range(len(prompts))]
-    replies = await asyncio.gather(
-        *(lane.sample(prompt, how) for lane, prompt, how in zip(lanes, prompts, params, strict=True))
-    )
+    params = [SamplingParams(size.num_reply_tokens, 1.0, 1.0, seed, chat.stop_ids) for seed in range(len(prompts))]
+    replies = await asyncio.gather(*map(reply, lanes, prompts, params))
     return [
         Tokens.joined([Tokens.unsampled(prompt), reply.tokens]) for prompt, reply in zip(prompts, replies, strict=True)
     ]
+
+
+async def reply(lane: Lane, prompt: Sequence[int], params: SamplingParams) -> SampledReply:
+    """One reply; gives the lane's seat back."""
+    try:
+        await lane.seated()
+        return await lane.sample(prompt, params)
+    finally:
+        lane.close()
 
 
 def mismatch(model: Any, rows: Sequence[Tokens]) -> dict[str, float]:

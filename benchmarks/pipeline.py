@@ -12,57 +12,77 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import asyncio
 import json
-import platform
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from transformers import PreTrainedModel
 
+from benchmarks.report import write_report
 from rl.chat.budget import ThinkingLimit
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
-from rl.engine.protocol import SamplingParams
+from rl.engine.protocol import Engine, SamplingParams
 from rl.weights.source import WeightSource
 
-NUM_IN_FLIGHT = 64
-NUM_REPLY_TOKENS = 96
-NUM_REPEATS = 5
-NEVER_REACHED = ThinkingLimit(NUM_REPLY_TOKENS, 0, (1,), 1, frozenset(range(64)))
-"""A thinking budget that is watched in every step and forces nothing, so that equal tokens are sampled."""
+ROOT = Path(__file__).parents[1]
 
 
-def main(out: Annotated[Path, typer.Option(help="JSON file to write.")]) -> None:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured, and how often."""
+
+    num_steps: int = 120
+    """Of the supervised stage."""
+    num_uncounted_steps: int = 10
+    """Steps at the stage's start whose speed does not count."""
+    num_conversations: int = 4000
+    num_in_flight: int = 64
+    num_reply_tokens: int = 96
+    num_repeats: int = 5
+
+
+FULL = Size()
+SHORT = Size(
+    num_steps=2, num_uncounted_steps=1, num_conversations=200, num_in_flight=2, num_reply_tokens=4, num_repeats=1
+)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    short: Annotated[bool, typer.Option(help="Few steps and replies, once; only to see that it runs.")] = False,
+) -> None:
     torch.set_num_threads(1)
+    size = SHORT if short else FULL
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"run_dir={folder}", "sft.num_steps=120", "sft.num_conversations=4000"]
-        config = load_config(Path("experiments/quickstart.yaml"), overrides)
-        results: dict[str, Any] = {"machine": machine(), "supervised": supervised(config)}
-        results |= asyncio.run(engine(config))
-    results["summary"] = summary(results)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results["summary"], indent=2))
+        overrides = {
+            "run_dir": folder,
+            "sft.num_steps": size.num_steps,
+            "sft.num_conversations": size.num_conversations,
+        }
+        config = load_config(
+            ROOT / "experiments/quickstart.yaml", [f"{key}={value}" for key, value in overrides.items()]
+        )
+        results = {"supervised": supervised(config, size), **asyncio.run(engine(config, size))}
+    write_report(out, summary(results), torch=torch.__version__, **results)
 
 
-def machine() -> dict[str, Any]:
-    return {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-
-
-def supervised(config: ExperimentConfig) -> dict[str, Any]:
+def supervised(config: ExperimentConfig, size: Size) -> dict[str, Any]:
     """Trained tokens/s of every logged step; padding does not count."""
     from sft.train import run
 
     metrics = (run(config) / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in metrics]
-    return {"tokens_per_s": [step["tokens_per_s"] for step in steps[10:]]}
+    return {"tokens_per_s": [step["tokens_per_s"] for step in steps[size.num_uncounted_steps :]]}
 
 
-async def engine(config: ExperimentConfig) -> dict[str, Any]:
-    """Sampled tokens/s with 64 in flight, and seconds to publish the policy's weights."""
+async def engine(config: ExperimentConfig, size: Size) -> dict[str, Any]:
+    """Sampled tokens/s with many in flight, and seconds to publish the policy's weights."""
     from transformers import AutoModelForCausalLM
 
     from rl.engine.vllm_core import VllmEngine
@@ -71,11 +91,11 @@ async def engine(config: ExperimentConfig) -> dict[str, Any]:
     served = VllmEngine(policy, config, lockstep_steps=0)
     try:
         rates, rates_with_budget = [], []
-        for repeat in range(NUM_REPEATS):  # in turns, so that both see the same machine
-            rates.append(await sample(served, config, repeat, None))
-            rates_with_budget.append(await sample(served, config, repeat, NEVER_REACHED))
+        for repeat in range(size.num_repeats):  # in turns, so that both see the same machine
+            rates.append(await sample(served, size, repeat, None))
+            rates_with_budget.append(await sample(served, size, repeat, never_reached(size)))
         model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
-        publishing = [await publish(served, model, version) for version in range(1, NUM_REPEATS * 2 + 1)]
+        publishing = [await publish(served, model, version) for version in range(1, size.num_repeats * 2 + 1)]
     finally:
         served.shutdown()
     return {
@@ -85,12 +105,20 @@ async def engine(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-async def sample(served: Any, config: ExperimentConfig, repeat: int, limit: ThinkingLimit | None) -> float:
+def never_reached(size: Size) -> ThinkingLimit:
+    """A thinking budget that is watched in every step and forces nothing, so that equal tokens are sampled."""
+    return ThinkingLimit(size.num_reply_tokens, 0, (1,), 1, frozenset(range(64)))
+
+
+async def sample(served: Engine, size: Size, repeat: int, limit: ThinkingLimit | None) -> float:
+    """Sampled tokens per second."""
+    first_seed = repeat * size.num_in_flight
     params = [
-        SamplingParams(NUM_REPLY_TOKENS, 1.0, 1.0, seed=repeat * NUM_IN_FLIGHT + index, stop_ids=(), thinking=limit)
-        for index in range(NUM_IN_FLIGHT)
+        SamplingParams(size.num_reply_tokens, 1.0, 1.0, seed=first_seed + index, stop_ids=(), thinking=limit)
+        for index in range(size.num_in_flight)
     ]
-    lanes = served.open_lanes(NUM_IN_FLIGHT)
+    lanes = served.open_lanes(size.num_in_flight)
+    await asyncio.gather(*(lane.seated() for lane in lanes))
     started = time.perf_counter()
     replies = await asyncio.gather(*(lane.sample(range(5, 35), one) for lane, one in zip(lanes, params, strict=True)))
     seconds = time.perf_counter() - started
@@ -99,7 +127,7 @@ async def sample(served: Any, config: ExperimentConfig, repeat: int, limit: Thin
     return sum(len(reply.tokens) for reply in replies) / seconds
 
 
-async def publish(served: Any, model: Any, version: int) -> dict[str, float]:
+async def publish(served: Engine, model: PreTrainedModel, version: int) -> dict[str, float]:
     """Seconds to write a version, to load it, and to copy the same bytes from memory to memory."""
     from rl.weights.names import checkpoint_tensors
     from rl.weights.shared_memory import remove_weights, write_weights

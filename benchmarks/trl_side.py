@@ -28,10 +28,23 @@ def main(yaml: Path) -> None:
     config = load_config(yaml, [])
     torch.set_num_threads(int(config.learner.cpus))
     prompts, correct = prompts_and_reward(config)
+    config.run_dir.mkdir(parents=True)
+    trainer = GRPOTrainer(
+        str(config.policy.path),
+        reward_funcs=correct,
+        args=trl_arguments(config),
+        train_dataset=prompts,
+        callbacks=[StepWriter(config)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def trl_arguments(config: ExperimentConfig) -> GRPOConfig:
+    """The experiment in TRL's words."""
     train, rollout = config.train, config.rollout
     rows_per_micro_batch = config.learner.tokens_per_micro_batch // config.policy.max_tokens
-    config.run_dir.mkdir(parents=True)
-    arguments = GRPOConfig(
+    return GRPOConfig(
         output_dir=str(config.run_dir),
         use_cpu=True,
         bf16=config.precision.arithmetic == "bfloat16",
@@ -56,15 +69,6 @@ def main(yaml: Path) -> None:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    trainer = GRPOTrainer(
-        str(config.policy.path),
-        reward_funcs=correct,
-        args=arguments,
-        train_dataset=prompts,
-        callbacks=[StepWriter(config)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
 
 
 def prompts_and_reward(config: ExperimentConfig) -> tuple[Dataset, Callable[..., list[float | None]]]:
@@ -75,8 +79,9 @@ def prompts_and_reward(config: ExperimentConfig) -> tuple[Dataset, Callable[...,
     assert config.policy.path is not None
     chat = load_chat(config.policy.path, config.policy.chat)
     tokenizer = AutoTokenizer.from_pretrained(config.policy.path)
-    stream, envs, rows = TaskStream(config.environments, config.seed), [], []
-    for ordinal in range(config.train.num_steps * config.train.num_prompts):
+    train, envs, rows = config.train, [], []
+    stream = TaskStream(config.environments, config.seed, train.num_prompts)
+    for ordinal in range(train.num_steps * train.num_prompts):
         task, env = stream.task(ordinal), make(stream.task(ordinal).env_id)
         messages, _ = env.reset(seed=task.seed, options={**task.options, "split": task.split})
         prompt = [{"role": message.role, "content": message.content} for message in messages]

@@ -1,0 +1,158 @@
+"""Every benchmark runs as its README says, in its short form, and hands over finite figures. None of them is judged."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.data_path import SharedMemory, experiment, make_group, summarised
+from benchmarks.episodes import ROOT as REPO
+from benchmarks.episodes import SIDES, missing_sides
+from benchmarks.episodes import summary as episodes_summary
+from rl.data_types import Group
+from rl.learner.batching import make_batches
+from rl.learner.samples import make_samples
+from rl.policies import convert_smollm2
+
+NEEDED_ON_BOTH_SIDES = {"tokens_per_s", "tokens_per_s_by_turn", "seconds_per_step", "tokens_per_step", "peak_gib"}
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "smollm2-135m"
+    convert_smollm2(folder)
+    return folder
+
+
+def run_short(name: str, folder: Path, *options: str) -> dict[str, Any]:
+    """What the benchmark wrote; its folder did not exist. The summary must be what it printed last."""
+    out = folder / "results" / f"{name}.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), "--short", *options]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    report = json.loads(out.read_text())
+    assert done.stdout.endswith(json.dumps(report["summary"], indent=2) + "\n")
+    assert all(math.isfinite(figure) for figure in numbers(report["summary"]))
+    return report
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Every figure of a summary, at least one in each of its parts."""
+    if isinstance(value, int | float):
+        yield value
+        return
+    assert value and isinstance(value, dict | list), f"no figures: {value!r}"
+    for part in value.values() if isinstance(value, dict) else value:
+        yield from numbers(part)
+
+
+def test_every_benchmark_is_described_and_tested() -> None:
+    modules = {path.stem for path in (REPO / "benchmarks").glob("*.py") if "typer.run(main)" in path.read_text()}
+    started_by_another = {"trl_side"}
+    readme, tests = (REPO / "benchmarks/README.md").read_text(), Path(__file__).read_text()
+    for name in modules - started_by_another:
+        assert f"## `{name}`" in readme
+        assert f"-m benchmarks.{name} --out" in readme
+        assert f'run_short("{name}"' in tests
+
+
+@pytest.mark.slow
+def test_data_path_measures_both_sizes(tmp_path: Path) -> None:
+    report = run_short("data_path", tmp_path)
+    assert report["summary"].keys() == {"1024_reply_tokens", "128_reply_tokens"}
+    for figures in report["summary"].values():
+        parts = {"pickle_ns", "load_ns", "samples_ns", "batch_ns"}
+        assert figures.keys() == {*parts, "total_ns", "rollout_lines_ns"}
+        assert figures["total_ns"] == pytest.approx(sum(figures[name] for name in parts))
+
+
+def test_data_path_moves_what_a_step_has_and_trains_all_of_it() -> None:
+    groups = [make_group(ordinal, num_reply_tokens=128) for ordinal in range(3)]
+    config, memory = experiment(128), SharedMemory(3 * 8 * (256 + 128))
+    memory.put(groups)
+    moved: list[Group] = memory.get()
+    assert moved == groups
+    samples = make_samples(moved, config.algorithm_of)
+    assert [len(sample.tokens) for sample in samples] == [256 + 128] * 24
+    batches = make_batches(samples, config.learner.tokens_per_micro_batch, 0)
+    assert [tuple(batch.token_ids_BT.shape) for batch in batches] == [(8, 384)] * 3
+    assert batches[0].num_loss_tokens == 24 * 128
+
+
+def test_data_path_takes_the_best_repetition_of_each_part_and_adds_up_both_transfers() -> None:
+    raw = {
+        "pickle_groups": [3.0, 2.0],
+        "load_groups": [1.0, 4.0],
+        "samples": [5.0, 6.0],
+        "pickle_samples": [0.5, 0.25],
+        "load_samples": [0.125, 0.5],
+        "batch": [8.0, 7.0],
+        "rollout_lines": [90.0, 80.0],
+    }
+    assert summarised(raw) == {
+        "pickle_ns": 2.25,
+        "load_ns": 1.125,
+        "samples_ns": 5.0,
+        "batch_ns": 7.0,
+        "total_ns": 15.375,
+        "rollout_lines_ns": 80.0,
+    }
+
+
+@pytest.mark.slow
+def test_environments_measures_episodes_programs_and_checks(tmp_path: Path) -> None:
+    report = run_short("environments", tmp_path)
+    assert report["summary"].keys() == {*report["raw"], "peak_gib"}
+    assert report["sandbox_level"]
+
+
+@pytest.mark.slow
+def test_pipeline_measures_every_part(tmp_path: Path) -> None:
+    summary = run_short("pipeline", tmp_path)["summary"]
+    assert {"supervised_tokens_per_s", "sampled_tokens_per_s", "with_budget_by_without", "publish_s"} <= summary.keys()
+
+
+@pytest.mark.slow
+def test_episodes_plays_every_side_that_is_installed(tmp_path: Path) -> None:
+    report = run_short("episodes", tmp_path)
+    assert report["left_out"].keys() <= {"skyrl"}
+    played = [side for side in SIDES if side not in report["left_out"]]
+    assert list(report["raw"]) == played
+    assert {f"{side}_ms" for side in played} | {"polygym_by_trl"} <= report["summary"].keys()
+
+
+def test_episodes_says_which_package_is_missing_and_sums_up_the_other_sides(tmp_path: Path) -> None:
+    assert "make adapters" in missing_sides(tmp_path)["skyrl"]
+    (tmp_path / "skyrl_gym").mkdir()
+    (tmp_path / "skyrl_gym" / "__init__.py").touch()
+    assert missing_sides(tmp_path) == {}
+    raw = {"polygym": [[1.0, 3.0], [2.0]], "trl": [[4.0]], "polygym_environment": [[0.5]]}
+    figures = {"polygym_ms": 2.0, "trl_ms": 4.0, "polygym_environment_ms": 0.5, "polygym_by_trl": 0.5}
+    assert episodes_summary(raw) == figures
+    assert episodes_summary({**raw, "skyrl": [[0.25]]}) == {
+        **figures,
+        "skyrl_ms": 0.25,
+        "polygym_environment_by_skyrl": 2.0,
+    }
+
+
+@pytest.mark.slow
+def test_matched_forward_compares_every_pair(tmp_path: Path, smollm2: Path) -> None:
+    summary = run_short("matched_forward", tmp_path, "--policy", str(smollm2))["summary"]
+    pairs = ("bfloat16", "nvfp4_matched", "nvfp4_unmatched")
+    assert summary["default"].keys() == {f"{pair}_{name}" for pair in pairs for name in ("excess", "k3")}
+
+
+@pytest.mark.slow
+def test_against_trl_trains_both_sides_on_the_same_prompts(tmp_path: Path, smollm2: Path) -> None:
+    report = run_short("against_trl", tmp_path, "--policy", str(smollm2))
+    summary = report["summary"]
+    assert summary["polygym"].keys() == summary["trl"].keys() == NEEDED_ON_BOTH_SIDES
+    assert summary["polygym_by_trl"].keys() == {"tokens_per_s", "peak_gib"}
+    assert [turn["side"] for turn in report["turns"]] == ["polygym", "trl"]
+    assert all(len(turn["steps"]) == 1 for turn in report["turns"])
