@@ -4,7 +4,8 @@
 
 A step's groups come from workers, become samples, go to the learner and become batches there. Both transfers are
 pickled by the pickler that Ray uses, into the bytes that Ray would move; sockets and shared memory are left out. Every
-figure is the best of its repetitions, divided by the step's tokens, prompts and replies together.
+figure is the best of its repetitions, divided by the step's tokens, prompts and replies together. As in `timeit`,
+Python's garbage collector is off meanwhile.
 """
 
 import os
@@ -51,6 +52,7 @@ def main(
     short: Annotated[bool, typer.Option(help="Few rollouts, once; only to see that it runs.")] = False,
 ) -> None:
     num_rollouts, num_repeats = (2 * GROUP_SIZE, 1) if short else (512, 10)
+    gc.disable()
     raw = {num: measured(num_rollouts, num, num_repeats) for num in REPLY_TOKENS}
     summary = {f"{num}_reply_tokens": summarised(figures) for num, figures in raw.items()}
     settings = {"rollouts": num_rollouts, "prompt_tokens": NUM_PROMPT_TOKENS, "repeats": num_repeats}
@@ -65,7 +67,6 @@ def measured(num_rollouts: int, num_reply_tokens: int, num_repeats: int) -> dict
     raw: dict[str, list[float]] = {}
 
     def timed(name: str, part: Callable[[], R]) -> R:
-        gc.collect()
         started = time.perf_counter_ns()
         result = part()
         raw.setdefault(name, []).append((time.perf_counter_ns() - started) / num_tokens)
