@@ -137,7 +137,7 @@ async def publish(served: Engine, model: PreTrainedModel, version: int) -> dict[
     written = time.perf_counter()
     assert await served.load_weights(source) == source.hash
     loaded = time.perf_counter()
-    num_bytes = Path(source.place).stat().st_size
+    num_bytes = Path(str(source.place)).stat().st_size
     remove_weights(source)
     block = torch.empty(num_bytes, dtype=torch.uint8).fill_(1)
     copy = torch.empty_like(block).fill_(0)

@@ -89,6 +89,11 @@ class Rollout:
     num_attempts: int
     seconds: float
 
+    @property
+    def num_reply_tokens(self) -> int:
+        """Tokens of all replies, forced ones included."""
+        return sum(len(turn.reply) for turn in self.turns)
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

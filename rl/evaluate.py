@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from envs.sandbox import require_level
 from envs.text_env import Split
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
@@ -39,6 +40,7 @@ def evaluate_policy(
     With `budgets`, every task is played with each of them; the metrics are by budget, else under the one key `own`.
     Rollouts go to `<run_dir>/evaluation/rollouts.jsonl` while they are played.
     """
+    require_level(config.rollout.sandbox_level)
     config = without_curricula(config)
     preflight(config)
     policy = policy or newest_policy(config)
@@ -57,6 +59,8 @@ def evaluate_policy(
             tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks, split)
             asked = {str(budget): [dataclasses.replace(task, budget=budget) for task in tasks] for budget in budgets}
             played = play_all(collector, run, asked or {"own": tasks})
+            for note in pool.notes():
+                Console().print(note, markup=False, soft_wrap=True)
         except ActorDied as error:
             raise ClusterError(f"an engine or the learner failed to start: {error}") from error
         finally:

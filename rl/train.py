@@ -79,9 +79,9 @@ def run_loop(parts: Parts) -> None:
             with parts.phase("update"):
                 update = update_policy(parts, make_samples(groups, parts.config.algorithm_of))
             warnings += check_update(parts.config.canaries, update)
+            account(parts, groups)  # before publishing, which may fail: the step is trained whether it is served or not
             with parts.phase("publish"):
                 parts.pool.load_weights(parts.learner.publish())
-            account(parts, groups)
             with parts.phase("track"):
                 track(parts, groups, update, warnings)
             if train.checkpoint_due(parts.step):
@@ -112,6 +112,11 @@ def track(parts: Parts, groups: Sequence[Group], update: Update, warnings: Seque
     parts.tracker.save_rollouts(parts.step, "train", groups)
     parts.tracker.track(parts.step, metrics)
     parts.display.step(parts.step, metrics)
+    say(parts, warnings)
+
+
+def say(parts: Parts, warnings: Sequence[str] = ()) -> None:
+    """Show and write down warnings, and what the actors had to say since the last time."""
     for text in (*warnings, *parts.pool.notes(), *parts.learner.notes()):
         parts.tracker.note(parts.step, text)
         parts.display.message(f"step {parts.step}: {text}")
@@ -123,10 +128,11 @@ def evaluate(parts: Parts, label: str) -> None:
     with parts.phase("evaluate"):
         tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks)
         groups = [group for round in parts.collector.evaluate(tasks) for group in round]
+        parts.tracker.save_rollouts(parts.step, "evaluation", groups)  # first, so that no failure below loses them
         metrics = evaluation_metrics(groups)
-        parts.tracker.save_rollouts(parts.step, "evaluation", groups)
         parts.tracker.track_evaluation(parts.step, label, metrics)
     parts.display.evaluation(label, metrics)
+    say(parts)
 
 
 def checkpoint(parts: Parts) -> None:
@@ -179,6 +185,7 @@ def train_with(parts: Parts) -> None:
     except ActorDied as error:  # workers are replaced by the pool; the learner holds the only newest weights
         raise ClusterError(f"the learner died; go on from the newest checkpoint with --resume ({error})") from error
     except BaseException:
+        say(parts)
         leave_checkpoint(parts)
         raise
 

@@ -19,7 +19,6 @@ from rl.cluster import shared_memory, watch
 from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
 from rl.cluster.cluster import check_cluster, cluster
-from rl.cluster.placement import reserved
 from rl.cluster.shared_memory import check_shared_memory, published_bytes
 from rl.cluster.watch import watched
 from rl.stop import StopRequested, handled_signals, raise_if_requested
@@ -47,7 +46,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_reserved_is_the_learner_and_all_workers() -> None:
     config = make_config(rollout={"num_workers": 3, "cpus_per_worker": 0.5}, learner={"cpus": 2, "gpus": 1})
-    assert reserved(config) == (3.5, 1.0)
+    assert config.reserved == (3.5, 1.0)
 
 
 def test_a_port_that_somebody_listens_at_answers(listening: str, silent: str) -> None:

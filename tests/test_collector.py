@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from rl.cluster.actors import Deadline
 from rl.data_types import Group, Task
 from rl.rollouts.collector import Collector
 from rl.rollouts.worker import GroupSpec
@@ -28,7 +29,7 @@ class FakePool:
             self.started_at.setdefault(spec.task.ordinal, self.version)
         return FakePlay(specs)
 
-    def collect(self, play: "FakePlay", timeout_s: float) -> list[Group]:
+    def collect(self, play: "FakePlay", deadline: Deadline) -> list[Group]:
         return [self.group(spec) for spec in play.specs]
 
     def least_busy(self) -> int:

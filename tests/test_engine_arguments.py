@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from rl.engine.arguments import engine_arguments
+from rl.engine.vllm_core import longest_silence_s
 from tests.conftest import make_config
 
 
@@ -52,3 +53,10 @@ def test_what_replies_depend_on_is_the_same_everywhere(is_cpu: bool) -> None:
     arguments = engine_arguments(config, is_cpu)
     assert (arguments["dtype"], arguments["seed"], arguments["max_num_seqs"]) == ("bfloat16", 0, 7)
     assert (arguments["max_model_len"], arguments["max_num_batched_tokens"]) == (10_000, 10_000)
+
+
+def test_a_lane_may_be_silent_as_long_as_all_others_may_take_the_threads_before_it() -> None:
+    rollout = make_config(
+        rollout={"max_in_flight": 65, "num_env_threads": 16, "reset_timeout_s": 10, "step_timeout_s": 20}
+    ).rollout
+    assert longest_silence_s(rollout) == 5 * 30

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from envs.check import check_environment
-from rl.cluster.cluster import reserved
 from rl.config.read import load_config
 from rl.preflight import preflight
 
@@ -32,7 +31,7 @@ def test_the_quickstart_is_25_lines_at_most() -> None:
 
 def test_the_quickstart_fits_a_cluster_of_two_cpus() -> None:
     """Such as `ray start --head` makes on a small machine."""
-    assert reserved(load_config(ROOT / "experiments" / "quickstart.yaml")) == (2.0, 0.0)
+    assert load_config(ROOT / "experiments" / "quickstart.yaml").reserved == (2.0, 0.0)
 
 
 def test_every_command_that_the_readme_names_exists() -> None:

@@ -19,7 +19,7 @@ from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
 from rl.tokens import Tokens
-from tests.conftest import CharacterChat, CharacterDialogue, ScriptedEngine, make_config, make_task
+from tests.conftest import CharacterChat, CharacterDialogue, ScriptedEngine, ScriptedLane, make_config, make_task
 from tests.run_makers import make_rollout
 
 Script = Callable[..., Any]
@@ -541,3 +541,33 @@ def test_a_comparison_is_tried_again_and_then_masks_the_members(monkeypatch: pyt
     assert [rollout.outcome for rollout in failed] == ["env_error", "env_timeout", "env_error"]
     assert [rollout.reward for rollout in failed] == [None, None, None]
     assert "the judge does not answer" in failed[0].error
+
+
+async def test_nothing_of_a_rollout_begins_before_its_lane_has_a_seat(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def make(env_id: str) -> TextEnv:
+        made.append(env_id)
+        return Echo()
+
+    class Waiting(ScriptedLane):
+        async def seated(self) -> None:
+            await asyncio.sleep(0.05)
+            assert made == []
+
+    monkeypatch.setattr(environment_module, "make", make)
+    engine = ScriptedEngine(lambda *_: "yes")
+    player = Player(make_config(), CharacterChat(), engine, EnvRunner(4), 1.0)  # type: ignore[arg-type]
+    rollout = await play(player, make_task(), "group", 0, Waiting(engine))
+    assert rollout.outcome is Outcome.OK
+    assert rollout.seconds < 0.05  # waiting is not the rollout's time
+
+
+def test_the_total_of_a_rollout_that_the_trainer_cut_off_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Generous(Echo):
+        def step(self, action: Reply) -> Any:
+            return (Message("user", "x" * 200),), 1.5, False, False, {}
+
+    rollout = played(Generous, lambda ids, params: "yes", monkeypatch)
+    assert (rollout.outcome, rollout.reward) == (Outcome.ENV_ERROR, None)
+    assert "1.5" in rollout.error and "[0.0, 1.0]" in rollout.error

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rl.cluster.actors import ActorDied, Deadline
+from rl.cluster.actors import ActorDied, Deadline, DeadlinePassed
 from rl.cluster.address import ClusterError
 from rl.data_types import Group, Outcome
 from rl.engine.protocol import EngineError
@@ -13,6 +13,8 @@ from rl.rollouts.pool import WeightHashError, WorkerPool
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
 from rl.weights.source import WeightSource
 from tests.conftest import make_config, make_rollout, make_task
+
+SOON = Deadline(1.0, "collecting groups", "train.collect_timeout_s")
 
 
 class FakePending:
@@ -94,7 +96,7 @@ def masked(groups: Sequence[Group]) -> list[int]:
 
 def test_groups_come_in_the_order_in_which_they_were_handed_over_and_notes_with_them() -> None:
     pool = make_pool(FakeWorker())
-    groups = pool.collect(pool.play(0, [spec(3), spec(1)]), 1.0)
+    groups = pool.collect(pool.play(0, [spec(3), spec(1)]), SOON)
     assert ordinals(groups) == [3, 1]
     assert pool.notes() == ["worker 0: it is warm in here"]
     assert pool.notes() == []
@@ -103,7 +105,7 @@ def test_groups_come_in_the_order_in_which_they_were_handed_over_and_notes_with_
 def test_a_group_that_kills_two_workers_is_masked_and_its_neighbours_are_played() -> None:
     first, second, third = FakeWorker([2]), FakeWorker([2]), FakeWorker()
     pool = make_pool(first, second, third)
-    groups = pool.collect(pool.play(0, [spec(number) for number in range(5)]), 1.0)
+    groups = pool.collect(pool.play(0, [spec(number) for number in range(5)]), SOON)
     assert ordinals(groups) == [0, 1, 2, 3, 4]
     assert masked(groups) == [2]
     assert "2 workers died while they played it" in groups[2].rollouts[0].error
@@ -117,13 +119,13 @@ def test_a_group_that_kills_two_workers_is_masked_and_its_neighbours_are_played(
 
 def test_a_worker_that_died_by_chance_costs_a_second_attempt_and_no_group() -> None:
     pool = make_pool(FakeWorker([0]), FakeWorker())
-    assert masked(pool.collect(pool.play(0, [spec(0), spec(1)]), 1.0)) == []
+    assert masked(pool.collect(pool.play(0, [spec(0), spec(1)]), SOON)) == []
     assert any("died and is replaced" in note for note in pool.notes())
 
 
 def test_without_retries_what_was_in_flight_is_masked() -> None:
     pool = make_pool(FakeWorker([0]), FakeWorker(), num_retries=0)
-    assert masked(pool.collect(pool.play(0, [spec(0), spec(1)]), 1.0)) == [0, 1]
+    assert masked(pool.collect(pool.play(0, [spec(0), spec(1)]), SOON)) == [0, 1]
 
 
 def test_finished_groups_of_a_dead_worker_are_kept() -> None:
@@ -131,7 +133,7 @@ def test_finished_groups_of_a_dead_worker_are_kept() -> None:
     first.finished = {1}
     pool = make_pool(first, second)
     plays = [pool.play(0, [spec(number)]) for number in (2, 1, 0)]
-    groups = [group for play in plays for group in pool.collect(play, 1.0)]
+    groups = [group for play in plays for group in pool.collect(play, SOON)]
     assert ordinals(groups) == [2, 1, 0]
     assert masked(groups) == []
     assert second.calls == [[2], [0]]
@@ -140,10 +142,10 @@ def test_finished_groups_of_a_dead_worker_are_kept() -> None:
 def test_groups_handed_over_after_a_death_wait_until_the_suspects_have_been_played() -> None:
     pool = make_pool(FakeWorker([0]), FakeWorker([0]), third := FakeWorker())
     plays = [pool.play(0, [spec(0)]), pool.play(0, [spec(1)])]
-    assert masked(pool.collect(plays[0], 1.0)) == [0]
+    assert masked(pool.collect(plays[0], SOON)) == [0]
     assert third.calls == []
     late = pool.play(0, [spec(2)])
-    assert masked(pool.collect(plays[1], 1.0)) == masked(pool.collect(late, 1.0)) == []
+    assert masked(pool.collect(plays[1], 1.0)) == masked(pool.collect(late, SOON)) == []
     assert third.calls == [[1], [2]]
 
 
@@ -153,9 +155,38 @@ def test_a_worker_that_dies_while_weights_are_published_is_replaced_once() -> No
     play = pool.play(0, [spec(7)])
     pool.load_weights(WeightSource(3, "", "hash"))
     fresh.poison = ()
-    assert masked(pool.collect(play, 1.0)) == []
+    assert masked(pool.collect(play, SOON)) == []
     assert fresh.sources == [3]
     assert fresh.calls == [[7]]
+
+
+def test_a_worker_that_hangs_is_replaced_at_the_deadline_and_its_groups_are_played_again() -> None:
+    class Hanging(FakeWorker):
+        def _play(self, specs: Sequence[GroupSpec]) -> Played:
+            raise DeadlinePassed("collecting groups took longer than 900 s")
+
+    fresh = FakeWorker()
+    pool = make_pool(Hanging(), fresh)
+    assert masked(pool.collect(pool.play(0, [spec(0), spec(1)]), SOON)) == []
+    assert fresh.calls == [[0], [1]]
+    pool = make_pool(Hanging(), Hanging())
+    with pytest.raises(DeadlinePassed):
+        pool.collect(pool.play(0, [spec(0)]), SOON)
+
+
+def test_a_worker_that_dies_while_it_is_replaced_is_told_as_what_it_is() -> None:
+    """It must not look like the learner's death, which costs the checkpoint."""
+
+    class DiesOfWeights(FakeWorker):
+        def call(self, method: Callable[..., Any], *args: Any) -> FakePending:
+            if method is RolloutWorker.load_weights:
+                self.is_dead = True
+            return super().call(method, *args)
+
+    pool = make_pool(FakeWorker([7]), DiesOfWeights())
+    pool.play(0, [spec(7)])
+    with pytest.raises(ClusterError, match="worker 0 died and could not be replaced: OutOfMemoryError"):
+        pool.load_weights(WeightSource(3, "", "hash"))
 
 
 def test_an_engine_that_loaded_other_bytes_stops_the_run() -> None:
@@ -174,7 +205,7 @@ def test_a_worker_that_cannot_be_replaced_ends_the_run_in_words() -> None:
 
     pool = make_pool(FakeWorker([0]), Unborn())
     with pytest.raises(ClusterError, match="worker 0 died and could not be replaced: no node has room"):
-        pool.collect(pool.play(0, [spec(0)]), 1.0)
+        pool.collect(pool.play(0, [spec(0)]), SOON)
 
 
 def test_an_engine_that_failed_counts_as_a_dead_worker() -> None:
@@ -183,7 +214,7 @@ def test_an_engine_that_failed_counts_as_a_dead_worker() -> None:
             raise EngineError("the engine failed")
 
     pool = make_pool(Broken(), FakeWorker())
-    assert masked(pool.collect(pool.play(0, [spec(0)]), 1.0)) == []
+    assert masked(pool.collect(pool.play(0, [spec(0)]), SOON)) == []
 
 
 def test_the_least_busy_worker_is_the_one_with_the_fewest_groups() -> None:

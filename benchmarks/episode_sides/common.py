@@ -87,8 +87,8 @@ def asyncio_ms(size: Size, one: Callable[[int, T], Awaitable[None]], make_thread
 
 def tiny_policy(folder: Path) -> Path:
     """Write the tiny policy into the folder; its tokenizer is the same on every side."""
-    from rl.config.policy import TinyHybrid
     from rl.chat.formats.nemotron import NemotronFormat
+    from rl.config.policy import TinyHybrid
     from rl.policies import build_policy
 
     policy = folder / "policy"

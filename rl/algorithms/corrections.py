@@ -52,6 +52,11 @@ LOG_RATIO_MAX = 20.0
 """Nats; exp of it is 4.9e8, and exp of 89 is above what float32 holds."""
 
 
+def total(values: Tensor) -> Tensor:
+    """The sum as a float64 scalar on the CPU, without gradient."""
+    return values.detach().sum(dtype=torch.float64).cpu()
+
+
 def k3(log_ratio: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(q || p) from samples of q: r - 1 - log r with log r = log p - log q; never negative.
 

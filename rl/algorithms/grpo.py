@@ -77,7 +77,7 @@ class Grpo(Algorithm):
         """
         import torch
 
-        from rl.algorithms.corrections import check_finite, k3, keep_mask
+        from rl.algorithms.corrections import check_finite, k3, keep_mask, total
 
         mask_BT, all_logprobs_BT = view.loss_mask_BT, view.logprobs_BT.detach()
         engine_BT = view.columns["logprob"]
@@ -91,14 +91,14 @@ class Grpo(Algorithm):
             check_finite(view.reference_logprobs_BT, mask_BT, "reference")
             reference_kl_BT = k3(view.reference_logprobs_BT - all_logprobs_BT)
             loss_BT = loss_BT + self.reference_kl * k3(view.reference_logprobs_BT - logprobs_BT)
-        has_loss_B, num_tokens = mask_BT.any(dim=-1), _total(mask_BT)
+        has_loss_B, num_tokens = mask_BT.any(dim=-1), total(mask_BT)
         measures = {
-            "masked_fraction": Measure(_total(has_loss_B & ~kept_BT.any(dim=-1)), _total(has_loss_B)),
+            "masked_fraction": Measure(total(has_loss_B & ~kept_BT.any(dim=-1)), total(has_loss_B)),
             "truncated_weight_fraction": Measure(
-                _total(kept_BT & (delta_BT.exp() > self.importance_weight_max)), num_tokens
+                total(kept_BT & (delta_BT.exp() > self.importance_weight_max)), num_tokens
             ),
-            "clip_fraction": Measure(_total(clipped_BT & kept_BT), num_tokens),
-            "reference_kl": Measure(_total(reference_kl_BT[mask_BT]), num_tokens),
+            "clip_fraction": Measure(total(clipped_BT & kept_BT), num_tokens),
+            "reference_kl": Measure(total(reference_kl_BT[mask_BT]), num_tokens),
         }
         return TokenLoss(torch.where(kept_BT, loss_BT, 0.0), measures)
 
@@ -119,9 +119,3 @@ class Grpo(Algorithm):
         bounded_BT = ratio_BT.clamp(max=self.importance_weight_max)
         loss_BT = -torch.minimum(bounded_BT * advantages_BT, ratio_BT.clamp(low, high) * advantages_BT)
         return loss_BT, ((ratio_BT < low) & (advantages_BT < 0)) | ((ratio_BT > high) & (advantages_BT > 0))
-
-
-def _total(values: "Tensor") -> "Tensor":
-    import torch
-
-    return values.detach().sum(dtype=torch.float64).cpu()

@@ -7,7 +7,7 @@ so that a reader and a type checker can follow the arguments into the process.
 import contextlib
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
@@ -25,19 +25,28 @@ THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS
 """One thread a process: tiny models run several times slower on two (measured)."""
 
 
+class DeadlinePassed(ClusterError):
+    """A remote call took longer than its deadline."""
+
+
 class ActorDied(RuntimeError):
     """An actor's process is gone, or what it gave is lost: it crashed, its node did, or memory ran out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """How long a wait may take, and what is said when it took longer."""
+    """When a wait ends, and what is said then. Several waits may share one."""
 
     seconds: float
     what: str
     """What is waited for, such as `an update`."""
     key: str
-    """The configuration key that sets the deadline."""
+    """The configuration key that sets the seconds."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self.started + self.seconds - time.monotonic())
 
 
 class Pending(Generic[R]):
@@ -51,18 +60,17 @@ class Pending(Generic[R]):
         return bool(ray.wait([self._reference], timeout=0)[0])
 
     def wait(self, deadline: Deadline) -> R:
-        """The result. Raises `ClusterError` at the deadline; `StopRequested` when the run is asked to stop; `ActorDied`
-        when the actor is gone, however Ray calls it; otherwise the original error of the remote code.
+        """The result. Raises `DeadlinePassed`, `StopRequested` when the run is asked to stop, `ActorDied` when the
+        actor is gone, however Ray calls it, and otherwise the original error of the remote code.
         """
-        end = time.monotonic() + deadline.seconds
         while True:
             raise_if_requested()
             try:
-                return ray.get(self._reference, timeout=min(POLL_S, max(0.0, end - time.monotonic())))
+                return ray.get(self._reference, timeout=min(POLL_S, deadline.left_s))
             except GetTimeoutError:
-                if time.monotonic() >= end:
+                if not deadline.left_s:
                     told = f"{deadline.what} took longer than {deadline.seconds:g} s; {deadline.key} sets the deadline"
-                    raise ClusterError(told + unplaced()) from None
+                    raise DeadlinePassed(told + unplaced()) from None
             except RayTaskError as error:
                 raise error.as_instanceof_cause() from None
             except RayError as error:  # dead actors and nodes, lost objects, memory: the same to whoever waits

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from rl.cluster.address import ClusterError, check_local_start, cluster_address, num_local_gpus
-from rl.cluster.placement import PlacementError, reserved, shared_node
+from rl.cluster.placement import PlacementError, shared_node
 from rl.cluster.places import room
 from rl.cluster.watch import watched
 from rl.config.experiment import ExperimentConfig
@@ -40,7 +40,7 @@ def cluster(config: ExperimentConfig) -> Iterator[Joined]:
     if address is None:
         _init(
             "local",
-            num_cpus=config.ray.local_cpus or max(1, math.ceil(reserved(config)[0])),
+            num_cpus=config.ray.local_cpus or max(1, math.ceil(config.reserved[0])),
             object_store_memory=config.ray.object_store_mib * 2**20,
             include_dashboard=False,
         )
@@ -63,7 +63,7 @@ def check_cluster(config: ExperimentConfig) -> None:
     address = cluster_address(config.ray.address)
     if address is None:
         check_local_start()
-        cpus, gpus = reserved(config)
+        cpus, gpus = config.reserved
         _check_size(cpus, gpus, {"CPU": config.ray.local_cpus or math.ceil(cpus), "GPU": num_local_gpus()})
         return
     _init(address)
@@ -74,7 +74,7 @@ def check_cluster(config: ExperimentConfig) -> None:
 
 
 def _node_for_all(config: ExperimentConfig) -> str | None:
-    _check_size(*reserved(config), ray.cluster_resources())
+    _check_size(*config.reserved, ray.cluster_resources())
     try:
         return shared_node(ray.nodes(), ray.get_runtime_context().get_node_id(), config)
     except PlacementError as error:

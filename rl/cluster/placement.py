@@ -13,15 +13,6 @@ class PlacementError(RuntimeError):
     """The cluster has no place where learner and engines can reach each other."""
 
 
-def reserved(config: ExperimentConfig) -> tuple[float, float]:
-    """CPUs and GPUs that the learner and the workers reserve."""
-    rollout, learner = config.rollout, config.learner
-    return (
-        learner.cpus + rollout.num_workers * rollout.cpus_per_worker,
-        learner.gpus + rollout.num_workers * rollout.gpus_per_worker,
-    )
-
-
 def shared_node(nodes: Sequence[Node], driver_node: str, config: ExperimentConfig) -> str | None:
     """The id of the node that every actor of the run must be placed on, or None if each may be anywhere.
 
@@ -33,7 +24,7 @@ def shared_node(nodes: Sequence[Node], driver_node: str, config: ExperimentConfi
     ids = {str(node["NodeID"]) for node in alive}
     if len(ids) > 1 and config.weights.reaches(ids):
         return None
-    cpus, gpus = reserved(config)
+    cpus, gpus = config.reserved
     fitting = [str(node["NodeID"]) for node in alive if _has(node, "CPU") >= cpus and _has(node, "GPU") >= gpus]
     if not fitting:
         sizes = ", ".join(f"{_has(node, 'CPU'):g} CPUs and {_has(node, 'GPU'):g} GPUs" for node in alive)

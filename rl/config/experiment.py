@@ -272,9 +272,18 @@ class ExperimentConfig(Section):
             raise ValueError("policy.build makes a random policy: add an sft section, or give policy.path")
         return self
 
+    @property
+    def reserved(self) -> tuple[float, float]:
+        """CPUs and GPUs that the learner and the workers reserve."""
+        learner, rollout = self.learner, self.rollout
+        return (
+            learner.cpus + rollout.num_workers * rollout.cpus_per_worker,
+            learner.gpus + rollout.num_workers * rollout.gpus_per_worker,
+        )
+
     @model_validator(mode="after")
     def _cluster_holds_the_run(self) -> "ExperimentConfig":
-        needed = self.learner.cpus + self.rollout.num_workers * self.rollout.cpus_per_worker
+        needed, _ = self.reserved
         if self.ray.local_cpus is not None and self.ray.local_cpus < needed:
             raise ValueError(
                 f"ray.local_cpus ({self.ray.local_cpus}) is less than learner.cpus and the workers' cpus_per_worker"

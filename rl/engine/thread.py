@@ -5,6 +5,7 @@ import atexit
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -178,8 +179,8 @@ class ThreadedEngine:
             while (work := self._next_work()) is not None:
                 self._do(work)
         except BaseException as error:  # SystemExit included: whoever waits for a reply must hear of it
-            _log.exception("the engine failed")
-            failure = f"the engine failed: {type(error).__name__}: {error}"
+            # Whoever waits hears it with its traceback: the process may be replaced before it can say more.
+            failure = f"the engine failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
         else:
             failure = "the engine was shut down"
         with self._changed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl.config.experiment import ExperimentConfig
+from rl.config.experiment import ExperimentConfig, RolloutConfig
 from rl.engine.arguments import engine_arguments
 from rl.engine.columns import COLUMNS
 from rl.engine.core import StepOutput
@@ -37,17 +37,28 @@ class VllmEngine(ThreadedEngine):
 
     def __init__(self, policy_path: Path, config: ExperimentConfig, lockstep_steps: int) -> None:
         """For `lockstep_steps` see `rl.engine.clock`. Raises `EngineError` when vLLM cannot serve that."""
-        rollout = config.rollout
-        # Each call of an environment has its deadline once a thread takes it, and may have to wait for a thread.
-        num_waves = math.ceil(rollout.max_in_flight / rollout.num_env_threads)
-        lane_timeout_s = num_waves * (rollout.reset_timeout_s + rollout.step_timeout_s)
+        lane_timeout_s = longest_silence_s(config.rollout)
         version = UNPUBLISHED if config.precision.is_quantised else 0
         try:
             super().__init__(
-                lambda: VllmCore(policy_path, config), lockstep_steps, rollout.max_in_flight, lane_timeout_s, version
+                lambda: VllmCore(policy_path, config),
+                lockstep_steps,
+                config.rollout.max_in_flight,
+                lane_timeout_s,
+                version,
             )
         except Exception as error:
             raise EngineError(f"vLLM cannot serve {policy_path}: {type(error).__name__}: {error}") from error
+
+
+def longest_silence_s(rollout: RolloutConfig) -> float:
+    """How long a lane may stay silent between two requests while everything keeps its deadlines, in seconds.
+
+    Each call of an environment has its deadline once a thread takes it, and may have to wait for a thread until all
+    other rollouts have had theirs.
+    """
+    num_waves = math.ceil(rollout.max_in_flight / rollout.num_env_threads)
+    return num_waves * (rollout.reset_timeout_s + rollout.step_timeout_s)
 
 
 class VllmCore:

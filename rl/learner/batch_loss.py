@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.algorithm import Algorithm, Measure, TokenView
-from rl.algorithms.corrections import check_finite, k3
+from rl.algorithms.corrections import check_finite, k3, total
 from rl.data_types import Batch
 
 Measures = Mapping[str, Measure]
@@ -54,7 +54,7 @@ def batch_loss(
         "mismatch_stale": _measure(delta_BT.abs().exp(), mask_BT & ~fresh_BT),
         "mismatch_kl": _measure(k3(delta_BT), mask_BT),
         "entropy": _measure(entropy_BT, mask_BT),
-        "loss": Measure(_total(loss), torch.ones((), dtype=torch.float64)),
+        "loss": Measure(total(loss), torch.ones((), dtype=torch.float64)),
     }
     return loss, added(measures, own)
 
@@ -91,8 +91,4 @@ def _rows_by_algorithm(
 
 
 def _measure(values_BT: Tensor, mask_BT: Tensor) -> Measure:
-    return Measure(_total(values_BT[mask_BT]), _total(mask_BT))
-
-
-def _total(values: Tensor) -> Tensor:
-    return values.detach().sum(dtype=torch.float64).cpu()
+    return Measure(total(values_BT[mask_BT]), total(mask_BT))

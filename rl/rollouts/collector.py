@@ -5,10 +5,10 @@ a group is trained at most `max_staleness` updates after its start, and short re
 `max_staleness` 0 all groups of a step are started together after the weights of that step are served.
 """
 
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from rl.cluster.actors import Deadline
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
 from rl.rollouts.pool import Play, WorkerPool
@@ -28,12 +28,12 @@ class Collector:
     def collect(self) -> list[Group]:
         """The P groups of one step, in start order. Raises `ClusterError` at train.collect_timeout_s."""
         train = self._config.train
-        end = time.monotonic() + train.collect_timeout_s
+        deadline = self._deadline()
         num_in_flight = sum(play.num_groups for play in self._plays)
         self._start(train.num_prompts * (1 + train.max_staleness) - num_in_flight)
         groups: list[Group] = []
         while len(groups) < train.num_prompts:
-            groups += self._pool.collect(self._plays[0], end - time.monotonic())
+            groups += self._pool.collect(self._plays[0], deadline)
             self._plays.popleft()
         return sorted(groups, key=lambda group: group.task.ordinal)
 
@@ -50,10 +50,13 @@ class Collector:
         ]
         num_at_once = max(1, rollout.max_in_flight * rollout.num_workers // evaluation.num_samples)
         for first in range(0, len(specs), num_at_once):
-            end = time.monotonic() + self._config.train.collect_timeout_s
+            deadline = self._deadline()
             plays = [self._pool.play(worker, share) for worker, share in self._deal(specs[first : first + num_at_once])]
-            groups = [group for play in plays for group in self._pool.collect(play, end - time.monotonic())]
+            groups = [group for play in plays for group in self._pool.collect(play, deadline)]
             yield sorted(groups, key=lambda group: group.task.ordinal)
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._config.train.collect_timeout_s, "collecting groups", "train.collect_timeout_s")
 
     def _start(self, num_groups: int) -> None:
         specs = []

@@ -4,12 +4,13 @@ A worker may die of a task that it plays. So what was in flight on a dead worker
 with nothing beside it: a group that kills a second worker alone has shown that it is the cause, and is masked.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rl.cluster.actors import Actor, ActorDied, Deadline, Pending, start_actor
+from rl.cluster.actors import Actor, ActorDied, Deadline, DeadlinePassed, Pending, start_actor
 from rl.cluster.address import ClusterError
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout
@@ -77,9 +78,9 @@ class WorkerPool:
 
     def wait_until_ready(self) -> None:
         """Returns when every engine is up. Raises `ClusterError` at train.start_timeout_s."""
-        ready = [worker.call(RolloutWorker.wait_until_ready) for worker in self._workers]
-        for pending in ready:
-            pending.wait(self._start_deadline("starting the engines"))
+        deadline = self._start_deadline("starting the engines")
+        for pending in [worker.call(RolloutWorker.wait_until_ready) for worker in self._workers]:
+            pending.wait(deadline)
 
     def token_texts(self) -> list[str]:
         """The text of every token by its id."""
@@ -94,12 +95,13 @@ class WorkerPool:
             self._hand_over(play.parts[0])
         return play
 
-    def collect(self, play: Play, timeout_s: float) -> list[Group]:
-        """Wait for the groups, in the order in which they were handed over. A worker that dies is replaced.
+    def collect(self, play: Play, deadline: Deadline) -> list[Group]:
+        """Wait for the groups, in the order in which they were handed over.
 
-        Raises `ClusterError` at the deadline.
+        A worker that dies is replaced. So is one that still plays at the deadline: it may hang, and a new one plays its
+        groups with as much time again. Raises `ClusterError` when that is over too.
         """
-        deadline = Deadline(timeout_s, "collecting groups", "train.collect_timeout_s")
+        is_last = False
         while unfinished := next((part for part in play.parts if part.groups is None), None):
             if unfinished.pending is None:
                 self._hand_over(unfinished)
@@ -108,6 +110,11 @@ class WorkerPool:
                 self._take(unfinished, unfinished.pending.wait(deadline))
             except (ActorDied, EngineError) as error:
                 self._replace(unfinished.worker, error)
+            except DeadlinePassed as error:
+                if is_last:
+                    raise
+                self._replace(unfinished.worker, error)
+                deadline, is_last = replace(deadline, started=time.monotonic()), True
         self._plays.remove(play)
         return [group for part in play.parts for group in part.groups or ()]
 
@@ -125,10 +132,11 @@ class WorkerPool:
         version.
         """
         self._source = source
+        deadline = self._publish_deadline()
         answers = [worker.call(RolloutWorker.load_weights, source) for worker in self._workers]
         for index, answer in enumerate(answers):
             try:
-                self._check_hash(index, answer)
+                self._check_hash(index, answer, deadline)
             except (ActorDied, EngineError) as error:
                 self._replace(index, error)
 
@@ -164,10 +172,11 @@ class WorkerPool:
         try:
             ready = self._workers[index].call(RolloutWorker.wait_until_ready)
             ready.wait(self._start_deadline("restarting a worker"))
-        except ActorDied as again:
+            if self._source is not None:
+                answer = self._workers[index].call(RolloutWorker.load_weights, self._source)
+                self._check_hash(index, answer, self._publish_deadline())
+        except (ActorDied, EngineError) as again:
             raise ClusterError(f"worker {index} died and could not be replaced: {again}") from again
-        if self._source is not None:
-            self._check_hash(index, self._workers[index].call(RolloutWorker.load_weights, self._source))
 
     def _after_death(self, part: _Part, worker: int, error: Exception) -> list[_Part]:
         """What becomes of a part when this worker has died."""
@@ -177,7 +186,7 @@ class WorkerPool:
             try:
                 self._take(part, part.pending.wait(Deadline(10.0, "reading finished groups", "a fixed limit")))
                 return [part]
-            except (ActorDied, EngineError):
+            except (ActorDied, EngineError, DeadlinePassed):
                 pass  # it ended with its worker
         num_deaths = part.num_deaths + 1
         if num_deaths <= self._config.rollout.num_retries:
@@ -189,9 +198,11 @@ class WorkerPool:
     def _start_deadline(self, what: str) -> Deadline:
         return Deadline(self._config.train.start_timeout_s, what, "train.start_timeout_s")
 
-    def _check_hash(self, index: int, answer: Pending[str]) -> None:
+    def _publish_deadline(self) -> Deadline:
+        return Deadline(self._config.train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
+
+    def _check_hash(self, index: int, answer: Pending[str], deadline: Deadline) -> None:
         assert self._source is not None
-        deadline = Deadline(self._config.train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
         loaded = answer.wait(deadline)
         if loaded != self._source.hash:
             raise WeightHashError(

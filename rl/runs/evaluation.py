@@ -27,9 +27,7 @@ def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics[f"reward/{env_id}"] = statistics.fmean(rewards)
         metrics[f"stderr/{env_id}"] = statistics.stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else 0.0
         metrics[f"accuracy/{env_id}"] = statistics.fmean(is_full_reward(reward, reward_range) for reward in rewards)
-        metrics[f"reply_tokens/{env_id}"] = statistics.fmean(
-            sum(len(turn.reply) for turn in rollout.turns) for rollout in valid
-        )
+        metrics[f"reply_tokens/{env_id}"] = statistics.fmean(rollout.num_reply_tokens for rollout in valid)
     rewards_by_env = [value for name, value in metrics.items() if name.startswith("reward/")]
     if rewards_by_env:
         metrics["reward/mean"] = statistics.fmean(rewards_by_env)

@@ -48,11 +48,6 @@ def step_metrics(groups: Sequence[Group], update: Update, seconds_by_phase: Mapp
     return metrics | _update_metrics(update)
 
 
-def num_reply_tokens(rollout: Rollout) -> int:
-    """Tokens of all replies of a rollout, forced ones included."""
-    return sum(len(turn.reply) for turn in rollout.turns)
-
-
 def _update_metrics(update: Update) -> dict[str, float]:
     names = [field.name for field in dataclasses.fields(update) if field.name != "measures"]
     values = {**{name: getattr(update, name) for name in names}, **update.measures}
@@ -77,7 +72,7 @@ def _environment_metrics(env_id: str, groups: Sequence[Group]) -> dict[str, floa
         for part, value in rollout.reward_parts.items():
             parts[part].append(value)
     metrics |= {f"reward_part/{env_id}/{part}": fmean(values) for part, values in sorted(parts.items())}
-    lengths = [num_reply_tokens(rollout) for rollout in counted]
+    lengths = [rollout.num_reply_tokens for rollout in counted]
     metrics[f"reply_tokens/{env_id}"] = fmean(lengths)
     metrics[f"reply_tokens_max/{env_id}"] = max(lengths)
     metrics[f"forced_tokens/{env_id}"] = fmean(sum(turn.num_forced for turn in rollout.turns) for rollout in counted)

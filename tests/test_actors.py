@@ -1,0 +1,85 @@
+"""Actors: however Ray says that one is gone, it is the same to whoever waits; other errors come back as they are."""
+
+import time
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from rl.cluster import actors as actors_module
+from rl.cluster.actors import ActorDied, Deadline, DeadlinePassed, Pending, start_actor
+
+SOON = Deadline(5.0, "an update", "train.update_timeout_s")
+
+
+def waiting(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Pending[int]:
+    def get(reference: Any, timeout: float) -> int:
+        raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    return Pending("a reference")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDiedError(),
+        ActorUnavailableError("it is restarted", None),
+        NodeDiedError("its node went"),
+        ObjectLostError("00", None, ""),
+        OwnerDiedError("00", None, ""),
+        OutOfMemoryError("the monitor killed it"),
+        WorkerCrashedError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_way_of_being_gone_is_the_same(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    with pytest.raises(ActorDied, match=type(error).__name__):
+        waiting(monkeypatch, error).wait(SOON)
+
+
+def test_the_error_of_remote_code_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = RayTaskError("update", "Traceback ...", KeyError("no such row"))
+    with pytest.raises(KeyError):
+        waiting(monkeypatch, wrapped).wait(SOON)
+
+
+def test_a_deadline_is_told_with_its_key_and_the_seconds_that_are_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = Deadline(5.0, "an update", "train.update_timeout_s", started=time.monotonic() - 6.0)
+    with pytest.raises(DeadlinePassed, match=r"an update took longer than 5 s; train\.update_timeout_s sets"):
+        waiting(monkeypatch, GetTimeoutError()).wait(passed)
+
+
+def test_several_waits_share_one_deadline() -> None:
+    assert Deadline(5.0, "", "", started=time.monotonic() - 3.0).left_s == pytest.approx(2.0, abs=0.1)
+    assert Deadline(5.0, "", "", started=time.monotonic() - 6.0).left_s == 0.0
+
+
+def test_an_actor_is_placed_on_the_node_that_all_actors_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Remote:
+        def options(self, **options: Any) -> "Remote":
+            asked.update(options)
+            return self
+
+        def remote(self, *args: Any) -> str:
+            return "a handle"
+
+    monkeypatch.setattr(actors_module.ray, "remote", lambda actor_class: Remote())
+    start_actor(dict, 0.5, 0.0, "ab" * 28)
+    assert asked["scheduling_strategy"].node_id == "ab" * 28 and not asked["scheduling_strategy"].soft
+    start_actor(dict, 0.5, 0.0, None)
+    assert asked["scheduling_strategy"] == "DEFAULT"
+    assert asked["num_cpus"] == 0.5

@@ -1,0 +1,248 @@
+"""The loop and its ends, without Ray: what is checked before what, what is timed, and what each error leaves behind."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs.json_lines import read_lines
+from rl.algorithms.corrections import NonFiniteError
+from rl.cluster.actors import ActorDied, ClusterError
+from rl.config.experiment import ExperimentConfig
+from rl.data_types import Group, Sample, Task, Update
+from rl.runs.canaries import CanaryStop
+from rl.runs.checkpoint import latest_checkpoint
+from rl.runs.display import Display
+from rl.runs.folder import RunFolder
+from rl.runs.tracker import Tracker
+from rl.tasks.ledger import Ledger
+from rl.train import Parts, train_with
+from rl.weights.source import WeightSource
+from tests.conftest import make_config, make_group
+from tests.run_makers import make_update
+
+
+class Log(list[str]):
+    """What was called, in order; raises the error that is set for a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[str, BaseException] = {}
+
+    def call(self, name: str) -> None:
+        self.append(name)
+        if name in self.errors:
+            raise self.errors[name]
+
+
+class FakeLearner:
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.mismatch = 1.0
+        self.said = ["it is warm in here"]
+        self.version = 0
+
+    def update(self, samples: Sequence[Sample]) -> Update:
+        self.log.call("update")
+        self.version += 1
+        return make_update(self.version, mismatch=self.mismatch)
+
+    def publish(self) -> WeightSource:
+        self.log.call("publish")
+        return WeightSource(self.version, "", "")
+
+    def save(self, folder: Path) -> None:
+        self.log.call("save")
+        (folder / "weights").write_text(str(self.version))
+
+    def notes(self) -> list[str]:
+        said, self.said = self.said, []
+        return said
+
+
+class FakePool:
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def load_weights(self, source: WeightSource) -> None:
+        self.log.call("load")
+
+    def notes(self) -> list[str]:
+        return []
+
+
+class FakeCollector:
+    def __init__(self, log: Log, ledger: Ledger) -> None:
+        self.log, self.ledger = log, ledger
+        self.rewards: tuple[float | None, ...] = (1.0, 0.0)
+
+    def collect(self) -> list[Group]:
+        self.log.call("collect")
+        return [make_group(self.rewards, self.ledger.start())]
+
+    def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
+        self.log.call("evaluate")
+        yield [make_group([1.0], 0)]
+
+
+Make = Callable[..., Parts]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    closing: list[Any] = []
+
+    def make(**train: Any) -> Parts:
+        config: ExperimentConfig = make_config(
+            run_dir=tmp_path,
+            train={"num_steps": 3, "num_prompts": 1, "group_size": 2, "checkpoint_every": 100, **train},
+        )
+        log, ledger = Log(), Ledger()
+        for name in ("rollouts", "checkpoints"):
+            (tmp_path / name).mkdir()
+        folder = RunFolder(tmp_path)
+        tracker = Tracker(folder, config)
+        closing.append(tracker)
+        fakes: Any = FakeLearner(log), FakePool(log), FakeCollector(log, ledger)
+        return Parts(config, folder, *fakes, ledger, tracker, Display(config), step=0)
+
+    yield make
+    for tracker in closing:
+        tracker.__exit__(None, None, None)
+
+
+def log_of(parts: Parts) -> Log:
+    return parts.learner.log  # type: ignore[attr-defined]
+
+
+def lines(parts: Parts, kind: str) -> list[Any]:
+    return [line for line in read_lines(parts.folder.metrics_file) if line["kind"] == kind]
+
+
+def saved_step(parts: Parts) -> int | None:
+    checkpoint = latest_checkpoint(parts.folder.checkpoints)
+    return checkpoint.step if checkpoint else None
+
+
+def test_a_run_evaluates_trains_each_step_in_order_and_leaves_a_checkpoint(make: Make) -> None:
+    parts = make()
+    train_with(parts)
+    step = ["collect", "update", "publish", "load"]
+    assert log_of(parts) == ["evaluate", *step * 3, "save", "evaluate"]
+    assert [line["step"] for line in lines(parts, "train")] == [1, 2, 3]
+    assert [line["label"] for line in lines(parts, "evaluation")] == ["before", "after"]
+    assert saved_step(parts) == 3
+
+
+def test_every_phase_is_in_the_seconds_of_a_step(make: Make) -> None:
+    parts = make(checkpoint_every=1)
+    train_with(parts)
+    first, second, _ = lines(parts, "train")
+    assert {"seconds/collect", "seconds/update", "seconds/publish"} <= first.keys()
+    assert {"seconds/track", "seconds/checkpoint"} <= second.keys()  # those of the step before
+    assert second["seconds"] == pytest.approx(
+        sum(value for name, value in second.items() if name.startswith("seconds/"))
+    )
+
+
+def test_a_phase_keeps_its_time_when_it_raises(make: Make) -> None:
+    parts = make()
+    with pytest.raises(ValueError), parts.phase("update"):
+        raise ValueError
+    assert parts.seconds["update"] > 0
+
+
+def test_what_actors_say_reaches_the_record(make: Make) -> None:
+    parts = make()
+    train_with(parts)
+    assert "it is warm in here" in [line["text"] for line in lines(parts, "note")]
+
+
+def test_too_many_lost_rollouts_stop_the_run_before_anything_is_trained_on_them(make: Make) -> None:
+    parts = make()
+    parts.collector.rewards = (1.0, None, None)  # type: ignore[attr-defined]
+    with pytest.raises(CanaryStop, match="67% of the step's rollouts"):
+        train_with(parts)
+    assert "update" not in log_of(parts)
+    assert saved_step(parts) == 0
+
+
+def test_a_policy_that_the_engine_does_not_compute_is_never_served(make: Make) -> None:
+    parts = make()
+    parts.learner.mismatch = 9.0  # type: ignore[attr-defined]
+    with pytest.raises(CanaryStop, match="mismatch between learner and engine is 9"):
+        train_with(parts)
+    assert "publish" not in log_of(parts)
+    assert saved_step(parts) is None  # nor saved over a good one
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "raised", "step"),
+    [
+        ("collect", ClusterError("collecting groups took longer than 900 s"), ClusterError, 0),
+        ("collect", RuntimeError("nobody foresaw it"), RuntimeError, 0),
+        ("publish", ClusterError("publishing weights took longer than 120 s"), ClusterError, 1),
+        ("load", ClusterError("worker 0 died and could not be replaced"), ClusterError, 1),
+        ("update", NonFiniteError("a logprob is not finite"), CanaryStop, 0),
+        ("collect", KeyboardInterrupt(), KeyboardInterrupt, 0),
+    ],
+)
+def test_an_error_between_two_steps_leaves_a_checkpoint_of_the_last_one(
+    make: Make, call: str, error: BaseException, raised: type[BaseException], step: int
+) -> None:
+    parts = make()
+    log_of(parts).errors[call] = error
+    with pytest.raises(raised):
+        train_with(parts)
+    assert saved_step(parts) == step == parts.step
+    saved = latest_checkpoint(parts.folder.checkpoints)
+    assert saved is not None
+    trained = saved.state["ledger"]["num_started"] - len(saved.state["ledger"]["in_flight"])
+    assert trained == step
+
+
+def test_a_learner_that_died_leaves_none_and_says_how_to_go_on(make: Make) -> None:
+    parts = make()
+    log_of(parts).errors["update"] = ActorDied("OutOfMemoryError")
+    with pytest.raises(ClusterError, match="the learner died; go on from the newest checkpoint with --resume"):
+        train_with(parts)
+    assert saved_step(parts) is None
+
+
+def test_an_error_within_an_update_leaves_the_checkpoint_before_it(make: Make) -> None:
+    parts = make(checkpoint_every=1)
+
+    def fail(samples: Sequence[Sample]) -> Update:
+        raise ClusterError("an update took longer than 900 s")
+
+    train_one = parts.learner.update
+
+    def update(samples: Sequence[Sample]) -> Update:
+        return train_one(samples) if parts.step == 0 else fail(samples)
+
+    parts.learner.update = update  # type: ignore[method-assign]
+    with pytest.raises(ClusterError, match="an update took longer"):
+        train_with(parts)
+    assert saved_step(parts) == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_hide_why_the_run_ended(make: Make) -> None:
+    parts = make()
+    log_of(parts).errors |= {"collect": RuntimeError("the reason"), "save": OSError("the disk is full")}
+    with pytest.raises(RuntimeError, match="the reason"):
+        train_with(parts)
+
+
+def test_rollouts_of_an_evaluation_are_saved_before_anything_can_fail_on_them(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make()
+
+    def fail(groups: Sequence[Group]) -> dict[str, float]:
+        raise ValueError("an environment that cannot be made")
+
+    monkeypatch.setattr("rl.train.evaluation_metrics", fail)
+    with pytest.raises(ValueError, match="cannot be made"):
+        train_with(parts)
+    assert parts.folder.rollouts_files("evaluation")
