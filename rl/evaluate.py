@@ -18,7 +18,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError
 from rl.data_types import Budget, Group, Task
 from rl.learner.group import LearnerGroup
-from rl.preflight import preflight
+from rl.preflight import check_policy, preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.checkpoint import latest_checkpoint
@@ -46,6 +46,7 @@ def evaluate_policy(
     policy = policy or newest_policy(config)
     if not (policy / "config.json").is_file():
         raise ConfigError(f"--policy: {policy} is no folder of a Hugging Face checkpoint (it has no config.json)")
+    check_policy(policy, config)
     run = RunFolder(config.run_dir)
     with cluster(config) as joined, handled_signals():
         pool = WorkerPool(config, policy, joined.node)

@@ -1,7 +1,11 @@
 """Can this experiment run at all? Everything that can be known before processes are started or GPUs are held."""
 
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
 from envs.session import Deadlines, EnvFailure, Session
-from rl.chat.chat import fitting_formats
+from rl.chat.chat import fitting_formats, load_chat
 from rl.chat.format import ChatError
 from rl.chat.formats import CHAT_FORMATS, formats_with_tools
 from rl.config.errors import Problem
@@ -22,6 +26,31 @@ def preflight(config: ExperimentConfig) -> None:
         problems += _curriculum_problems(config, env_id)
         problems += _opening_problems(config, env_id)
     problems += _column_problems(config)
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_policy(policy: Path, config: ExperimentConfig) -> None:
+    """Check that the folder holds a policy that can be played: a tokenizer for `policy.chat`, and whole weights.
+
+    Only the headers of the weights are read. Raises `ConfigError` that lists every problem.
+    """
+    place, problems = config.place("policy"), []
+    try:
+        load_chat(policy, config.policy.chat)
+    except ChatError as error:
+        fix = "choose a policy.chat that its tokenizer fits, or give another checkpoint"
+        problems.append(Problem(place, "policy", str(error), fix))
+    fix = "download or copy the checkpoint again"
+    weights = sorted(policy.glob("*.safetensors"))
+    if not weights and not list(policy.glob("*.bin")):
+        problems.append(Problem(place, "policy.path", f"{policy} holds no weights (*.safetensors)", fix))
+    for file in weights:
+        try:
+            with safe_open(file, "numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            problems.append(Problem(place, "policy.path", f"{file} is damaged or cut off: {error}", fix))
     if problems:
         raise ConfigError(problems)
 

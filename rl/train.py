@@ -20,7 +20,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
 from rl.learner.group import LearnerGroup
 from rl.learner.samples import make_samples
-from rl.preflight import preflight
+from rl.preflight import check_policy, preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import CanaryStop, check_groups, check_update
@@ -153,6 +153,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     preflight(config)
     check_cluster(config)
     if config.policy.path is not None:
+        check_policy(config.policy.path, config)
         check_room(config, config.policy.path)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():
         policy_path = supervised_stage(config, folder)
