@@ -20,7 +20,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from envs.sandbox import require_level
 from rl.chat.chat import load_chat
 from rl.chat.format import conversation_text
-from rl.config.experiment import ExperimentConfig, SftConfig
+from rl.config.experiment import ExperimentConfig
+from rl.config.supervised import SftConfig
 from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights

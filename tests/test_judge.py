@@ -29,7 +29,7 @@ from rewards.judge import (
     rubric_question,
     says_something,
 )
-from rl.config.experiment import RolloutConfig
+from rl.config.rollout import RolloutConfig
 
 GOOD = "Once upon a time there was a text that did what was asked."
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl.config.experiment import ExperimentConfig, RolloutConfig
+from rl.config.experiment import ExperimentConfig
+from rl.config.rollout import RolloutConfig
 from rl.engine.arguments import engine_arguments
 from rl.engine.columns import COLUMNS
 from rl.engine.core import StepOutput

@@ -14,7 +14,7 @@ from envs.registry import make
 from envs.results import check_attributes, check_opened, check_total, read_opening, read_scores, read_step
 from envs.session import Opened, options_text, raised, reason_of
 from envs.text_env import TextEnv
-from rl.config.experiment import RolloutConfig
+from rl.config.rollout import RolloutConfig
 from rl.data_types import Outcome, Task
 from rl.rollouts.env_runner import EnvRunner
 
