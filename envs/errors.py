@@ -16,6 +16,9 @@ OURS = frozenset({"rl", "sft", "envs", "rewards"})
 MAX_ERROR_CHARACTERS = 2000
 """Of an exception's text in an error string or a message; the rest is counted."""
 
+MAX_NAME_CHARACTERS = 200
+"""Of an exception's type, which code may make up."""
+
 _HERE = Path(__file__).parent
 _MACHINERY = (
     *("check", "commands", "event_loop", "player", "registry", "results", "scored", "session"),
@@ -35,7 +38,7 @@ def is_ours(error: BaseException) -> bool:
 
     Ray wraps an actor's error in a type that inherits from it, so all bases are looked at.
     """
-    return any(base.__module__.partition(".")[0] in OURS for base in type(error).__mro__)
+    return any(str(base.__module__).partition(".")[0] in OURS for base in type(error).__mro__)
 
 
 def error_text(error: BaseException) -> str:
@@ -49,8 +52,8 @@ def error_text(error: BaseException) -> str:
 
 def named(error: BaseException) -> str:
     """`KeyError: 'answer'`: type and text. Never raises."""
-    text = error_text(error)
-    return valid_text(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    kind, text = cut(type(error).__name__, MAX_NAME_CHARACTERS), error_text(error)
+    return f"{kind}: {text}" if text else kind
 
 
 def shown(value: object, most: int = 200) -> str:
@@ -71,7 +74,9 @@ def place_of(error: BaseException) -> str:
     """` (FILE:LINE)`, the innermost line of the author's code that led to the error; empty where there is none."""
     frames: list[traceback.FrameSummary] = []
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # causes may run in a circle
+        seen.add(id(cause))
         frames += traceback.extract_tb(cause.__traceback__)
         cause = cause.__cause__
     own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_AUTHORS)]

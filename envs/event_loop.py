@@ -91,6 +91,8 @@ class Started(Generic[Result]):
             result = await self._awaitable
         except asyncio.CancelledError:  # not ours: whoever gave up no longer looks at the future
             self._deliver(self.future.set_exception, RuntimeError("the environment cancelled itself"))
+        except GeneratorExit as error:  # it would end whoever waits, and not be caught there
+            self._deliver(self.future.set_exception, RuntimeError(f"the environment raised {type(error).__name__}"))
         except BaseException as error:
             self._deliver(self.future.set_exception, error)
         else:

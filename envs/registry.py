@@ -5,6 +5,7 @@ An environment is announced by an entry point of group `polygym.envs`: its name 
 made. `module:Class` in place of an id makes a class that no package announces.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -15,6 +16,7 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
 from envs.errors import named, place_of
+from envs.event_loop import settle
 from envs.results import ResultError, check_attributes
 from envs.text_env import TextEnv
 from envs.tool_class import ToolClassEnv, is_tool_class
@@ -76,7 +78,11 @@ def make(env_id: str) -> TextEnv:
         raise EnvironmentPluginError(f"{what} is not a TextEnv but a {kind}, and no class with reset and score")
     try:
         check_attributes(env)
-    except ResultError as error:
+    except BaseException as error:
+        with contextlib.suppress(BaseException):  # what it opened must not stay open; nobody looks at what that raises
+            settle(env.close())
+        if not isinstance(error, ResultError):
+            raise
         raise EnvironmentPluginError(f"{what}: {error}") from error
     return env
 

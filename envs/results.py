@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from envs.errors import named, shown
+from envs.errors import cut, named, shown
 from envs.messages import Message, Reply, ToolCall, ToolSpec, valid, valid_text
 from envs.text_env import StepResult, TextEnv, read_score
 
@@ -24,6 +24,8 @@ ROLES = ("system", "user", "assistant", "tool")
 TOLERANCE = 1e-6
 """How far a total may lie outside of the declared range: parts that are added up do not give 1 exactly."""
 FULL_TOLERANCE = 1e-9
+MAX_NAME_CHARACTERS = 200
+"""Of a reward part's name, which becomes one of a metric."""
 MAX_SEEN_TOOLS = 1000
 _SEEN_TOOLS: dict[int, tuple[ToolSpec, ...]] = {}
 """Tools that were read, by identity: reading 24 of them takes as long as opening a task."""
@@ -63,14 +65,19 @@ def check_attributes(env: TextEnv) -> None:
         raise ResultError(f"tools must be a tuple of ToolSpec, got {shown(env.tools)}")
 
 
-def check_opened(env: TextEnv) -> None:
-    """Check what `reset` may have set, and make the tools' texts valid. Raises `ResultError`."""
+def check_opened(env: TextEnv) -> tuple[tuple[ToolSpec, ...], int]:
+    """Check what `reset` may have set, and make the tools' texts valid. Gives tools and `max_turns`.
+
+    Raises `ResultError`.
+    """
     check_attributes(env)
-    if _SEEN_TOOLS.get(id(env.tools)) is not env.tools:  # most environments have one tuple for all instances
-        env.tools = read_tools(env.tools)
+    tools = env.tools
+    if _SEEN_TOOLS.get(id(tools)) is not tools:  # most environments have one tuple for all instances
+        tools = env.tools = read_tools(tools)
         if len(_SEEN_TOOLS) >= MAX_SEEN_TOOLS:
             _SEEN_TOOLS.clear()
-        _SEEN_TOOLS[id(env.tools)] = env.tools
+        _SEEN_TOOLS[id(tools)] = tools
+    return tools, int(env.max_turns)
 
 
 def read_tools(tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
@@ -94,7 +101,10 @@ def read_opening(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> tuple[tuple
     """What `reset` gave: messages of at most `most` characters each, and info."""
     if not isinstance(result, tuple) or len(result) != 2:
         raise ResultError(f"reset must return (messages, info), got {shown(result)}")
-    return _read(lambda: (_messages(result[0], most), _info(result[1])))
+    opening, info = _read(lambda: (_messages(result[0], most), _info(result[1])))
+    if not opening:
+        raise ResultError("reset must give at least one message; there is nothing to reply to")
+    return opening, info
 
 
 def read_step(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> StepResult:
@@ -169,37 +179,49 @@ def _read(read: Callable[[], Read]) -> Read:
 def _messages(messages: Any, most: int) -> tuple[Message, ...]:
     if not isinstance(messages, tuple) or not all(isinstance(message, Message) for message in messages):
         raise ResultError(f"messages must be a tuple of envs.messages.Message, got {shown(messages)}")
-    for message in messages:
-        if message.role not in ROLES:
-            raise ResultError(f"a message's role must be one of {', '.join(ROLES)}, got {shown(message.role)}")
-        for name in ("content", "reasoning", "name"):
-            if not isinstance(getattr(message, name), str):
-                raise ResultError(f"the {name} of a message must be text, got {shown(getattr(message, name))}")
-        longest = max(len(message.content), len(message.reasoning), len(message.name))
-        if longest > most:
-            raise ResultError(f"a message has {longest} characters, more than rollout.max_message_characters ({most})")
-        _check_calls(message.tool_calls)
-    return valid(messages)
+    return tuple(_message(message, most) for message in messages)
 
 
-def _check_calls(calls: Any) -> None:
+def _message(message: Message, most: int) -> Message:
+    """The message in our own types: a rollout goes to other processes, which know no class of the environment's."""
+    role, calls = message.role, message.tool_calls
+    if not isinstance(role, str) or role not in ROLES:
+        raise ResultError(f"a message's role must be one of {', '.join(ROLES)}, got {shown(role)}")
+    texts = {name: getattr(message, name) for name in ("content", "reasoning", "name")}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ResultError(f"the {name} of a message must be text, got {shown(text)}")
+        if len(text) > most:
+            raise ResultError(
+                f"a message has {len(text)} characters, more than rollout.max_message_characters ({most})"
+            )
     if not isinstance(calls, tuple) or not all(isinstance(call, ToolCall) for call in calls):
         raise ResultError(f"the tool_calls of a message must be a tuple of ToolCall, got {shown(calls)}")
-    for call in calls:
-        if not isinstance(call.name, str) or not isinstance(call.arguments, Mapping):
-            raise ResultError(f"a tool call has a name and arguments by name, got {shown(call)}")
+    plain: Any = {name: valid_text(text) for name, text in texts.items()}
+    return Message(valid_text(role), tool_calls=tuple(map(_call, calls)), **plain)  # type: ignore[arg-type]
+
+
+def _call(call: ToolCall) -> ToolCall:
+    name, arguments = call.name, call.arguments
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise ResultError(f"a tool call has a name and arguments by name, got {shown(call)}")
+    try:
+        plain = json.loads(json.dumps(dict(arguments), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResultError(f"the arguments of a call of {shown(name)} are not JSON: {named(error)}") from None
+    return ToolCall(valid_text(name), valid(plain))
 
 
 def _info(info: Any) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise ResultError(f"info must be a dict, got {type(info).__name__}")
-    return info
+    return dict(info)
 
 
 def _parts(parts: Any) -> dict[str, float]:
     if not isinstance(parts, dict) or not all(map(_is_finite_number, parts.values())):
         raise ResultError(f"info['reward_parts'] must be a dict of finite numbers, got {shown(parts)}")
-    return {valid_text(str(name)): float(value) for name, value in parts.items()}
+    return {cut(str(name), MAX_NAME_CHARACTERS): float(value) for name, value in parts.items()}
 
 
 def _truth(name: str, value: Any) -> bool:
@@ -217,6 +239,6 @@ def _is_range(value: Any) -> bool:
 
 def _is_finite_number(value: Any) -> bool:
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
     except OverflowError:  # an integer beyond float
         return False

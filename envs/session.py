@@ -234,8 +234,11 @@ def options_text(env: TextEnv, options: Mapping[str, Any], error: BaseException 
     """
     if isinstance(error, EnvironmentOptionError):
         return ""
-    defaults = env.OPTIONS if isinstance(env.OPTIONS, Mapping) else {}
-    given = {name: value for name, value in options.items() if name != "split" and defaults.get(name) != value}
+    try:
+        defaults = env.OPTIONS if isinstance(env.OPTIONS, Mapping) else {}
+        given = {name: value for name, value in options.items() if name != "split" and defaults.get(name) != value}
+    except BaseException:  # the environment's attributes may be properties, its defaults anything, and they may exit
+        return ""
     told = [f"{name}={shown(value, 60)} (default {shown(defaults.get(name), 60)})" for name, value in given.items()]
     return f"; with the option{'s' if len(told) > 1 else ''} {', '.join(told)}" if told else ""
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import gymnasium
 import numpy as np
 
-from envs.messages import Message, Reply, ToolSpec
+from envs.messages import Message, Reply, ToolSpec, valid_text
 from envs.spaces import Conversation, Replies
 
 Split = Literal["train", "heldout"]
@@ -114,7 +114,7 @@ def read_score(score: Any) -> tuple[float, dict[str, float]]:
 
 def in_split(key: str, split: Split) -> bool:
     """Whether the task with this key belongs to the split. A key belongs to exactly one, on every machine."""
-    digest = hashlib.sha256(key.encode()).digest()
+    digest = hashlib.sha256(valid_text(key).encode()).digest()
     return (digest[0] % HELDOUT_IN == 0) == (split == "heldout")
 
 

@@ -24,14 +24,19 @@ import inspect
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from envs.errors import error_text
-from envs.messages import Message, Reply, ToolCall, ToolSpec, valid_text
+from envs.errors import cut, error_text
+from envs.messages import Message, Reply, ToolCall, ToolSpec
+from envs.results import MAX_MESSAGE_CHARACTERS
 from envs.scored import opening, options_of
 from envs.text_env import TextEnv, read_score
 from envs.tool_specs import read_arguments, tool_spec
 
 OWN_METHODS = {"reset", "score", "gold_reply", "score_group", "close"}
 MAX_TURNS = 6
+MAX_NAME_CHARACTERS = 100
+"""Of a tool that there is none of: a policy can make up any name."""
+MAX_RESULT_CHARACTERS = MAX_MESSAGE_CHARACTERS // 2
+"""Of what a tool gives: one that repeats what a policy wrote must not become an error of the environment."""
 Result = TypeVar("Result")
 
 
@@ -86,10 +91,11 @@ class ToolClassEnv(TextEnv):
     async def call(self, call: ToolCall) -> str:
         """Run one call and give its result, or what was wrong with it, as text."""
         if call.name not in self._methods:
-            return f"error: no tool named {valid_text(call.name)}; tools: {', '.join(self._methods)}"
+            return f"error: no tool named {_named(call)}; tools: {', '.join(self._methods)}"
         method = self._methods[call.name]
         try:
-            return valid_text(str(await self._settled(method(**read_arguments(method, call.arguments)))))
+            result = await self._settled(method(**read_arguments(method, call.arguments)))
+            return cut(str(result), MAX_RESULT_CHARACTERS)
         except ValueError as error:
             return f"error: {error_text(error)}"
 
@@ -101,7 +107,7 @@ class ToolClassEnv(TextEnv):
 
     async def _step(self, action: Reply) -> Any:
         if action.tool_calls:
-            results = [Message("tool", await self.call(call), name=call.name) for call in action.tool_calls]
+            results = [Message("tool", await self.call(call), name=_named(call)) for call in action.tool_calls]
             return tuple(results), 0.0, False, False, {}
         reward, parts = read_score(await self._settled(self.inner.score(action)))
         return (), reward, True, False, {"reward_parts": parts}
@@ -126,6 +132,10 @@ def run_now(coroutine: Coroutine[Any, Any, Result]) -> Result:
     except StopIteration as done:
         return done.value
     raise AssertionError("it waited")
+
+
+def _named(call: ToolCall) -> str:
+    return cut(call.name, MAX_NAME_CHARACTERS)
 
 
 @functools.cache

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from envs.messages import Message, Role, ToolCall, ToolSpec
+from envs.messages import Message, Role, ToolCall, ToolSpec, valid
 from rl.chat.parameter_values import takes_null
-from rl.chat.valid_text import valid_json
 from rl.data_types import Budget
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -91,7 +90,7 @@ def _jsonl_rows(path: Path) -> Iterable[tuple[int, Any]]:
 
 def _parsed(line: bytes, source: str) -> Any:
     try:
-        return valid_json(json.loads(line.decode("utf-8-sig")))
+        return valid(json.loads(line.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         raise SftDataError(f"{source}: not UTF-8: {error}; convert the file") from None
     except (ValueError, RecursionError) as error:
@@ -109,7 +108,7 @@ def _folder_rows(path: Path) -> Iterable[tuple[int, Any]]:
         if "train" not in data:
             raise SftDataError(f"{path} has no split 'train', only {', '.join(map(str, data))}")
         data = data["train"]
-    return ((number, valid_json(_without_filling(row))) for number, row in enumerate(data, 1))
+    return ((number, valid(_without_filling(row))) for number, row in enumerate(data, 1))
 
 
 def _without_filling(value: Any) -> Any:
@@ -204,6 +203,6 @@ def _read_list(value: Any, what: str) -> list[Any]:
 
 def _from_json(text: str, what: str) -> Any:
     try:
-        return valid_json(json.loads(text))
+        return valid(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise _BadRow(f"{what}: text that is not JSON ({error}): {text!r:.100}") from None

@@ -1,5 +1,6 @@
 """Can the policy write a program that reads stdin and writes stdout? Judged by hidden inputs and outputs."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ LEVELS = {1: (1, 1), 2: (1, 2), 3: (2, 3)}
 """Fewest and most steps before the last, which makes one number of the list."""
 RUBRIC = Rubric({"share": 0.3, "all": 0.7})
 LIMITS = Limits(cpu_s=1, wall_s=5.0)
+MAX_SECONDS = 12.0
+"""Of all cases together: a program that waits a little in each must not outlive a step's deadline."""
 
 
 def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
@@ -42,9 +45,12 @@ def gold_program(description: Description) -> str:
 
 
 def share_of_cases(code: str, cases: list[Any]) -> float:
-    """Share of the cases whose output is the expected one, blanks at the ends of lines apart."""
+    """Share of the cases with the expected output, blanks at the ends of lines apart; 0 when all take too long."""
     num_right = 0
+    end_s = time.monotonic() + MAX_SECONDS
     for stdin, expected in cases:
+        if time.monotonic() > end_s:
+            return 0.0
         result = run_program(code, stdin, LIMITS)
         if result.status in ("timeout", "memory", "output_limit"):
             return 0.0  # the other cases would only cost as much

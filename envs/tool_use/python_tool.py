@@ -1,5 +1,6 @@
 """Can the policy use a Python interpreter that keeps its state? Questions whose answers must be computed."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from envs.text_env import Split, choose_level, draw_in_split
 from rewards.numbers import number_correct
 
 LIMITS = Limits(cpu_s=5, wall_s=3.0, output_bytes=4096)
+MAX_SECONDS = 10.0
+"""Of all calls of an episode: one reply may hold many, and together they must end before a step's deadline."""
 QUESTIONS = {
     1: {
         "What is {a} * {b} + {c}?": "print({a} * {b} + {c})",
@@ -48,7 +51,8 @@ def draw_question(rng: np.random.Generator, questions: dict[str, str]) -> Questi
 class Python:
     """Answer a question by running Python; names stay from one call to the next.
 
-    The answer is the last number of the last reply. The interpreter runs in the sandbox (`envs.sandbox`).
+    The answer is the last number of the last reply. The interpreter runs in the sandbox (`envs.sandbox`), for ten
+    seconds an episode.
 
     Options: `level` 1 (large products and powers), 2 (primes, digit sums, counting).
     Reward parts: `answer` 1 when the number is right.
@@ -63,15 +67,19 @@ class Python:
         self.key = self._question.text
         self.close()
         self._is_closed = False
-        self._printed = ""
+        self._printed, self._seconds = "", 0.0
         return self._question.text
 
     def run(self, code: str) -> str:
         """Run Python code and give what it prints"""
         if self._is_closed:  # a call that was running when the episode was given up
             raise RuntimeError("the episode is over")
+        if self._seconds > MAX_SECONDS:
+            raise ValueError(f"code has run for {MAX_SECONDS:g} s, which is all the time there is; answer now")
         self._session = self._session or PythonSession(LIMITS)
+        started_s = time.monotonic()
         self._printed = valid_text(self._session.run(code))
+        self._seconds += time.monotonic() - started_s
         return self._printed
 
     def score(self, reply: Reply) -> dict[str, float]:

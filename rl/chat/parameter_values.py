@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote
 
-from rl.chat.valid_text import valid_json
+from envs.messages import valid
 
 MAX_JSON_CHARACTERS = 1_000_000
 MAX_JSON_DEPTH = 64
@@ -70,12 +70,10 @@ def _read_json(text: str) -> object:
     if len(text) > MAX_JSON_CHARACTERS:
         raise UnreadableValue(f"a value has more than {MAX_JSON_CHARACTERS:,} characters of JSON")
     if not text.lstrip().startswith(("[", "{")):
-        return valid_json(json.loads(text, parse_constant=_refuse, parse_float=_finite))
+        return valid(json.loads(text, parse_constant=_refuse, parse_float=_finite))
     if _depth(text) > MAX_JSON_DEPTH:
         raise UnreadableValue(f"a value is JSON of more than {MAX_JSON_DEPTH} levels")
-    return valid_json(
-        json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_duplicates)
-    )
+    return valid(json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_duplicates))
 
 
 _STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)

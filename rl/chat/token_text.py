@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
+from envs.messages import valid_text
 from rl.chat.format import ChatError, Pieces, Token
-from rl.chat.valid_text import valid_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from envs.errors import named
 from envs.event_loop import LOOP_TURN_S, DeadlineError, EnvLoop
 
 Result = TypeVar("Result")
@@ -44,14 +45,15 @@ class EnvRunner:
         """
 
         def call() -> None:
-            value = function()
-            if not inspect.isawaitable(value):
-                return
-            loop = self._loop
-            if loop is not None and loop.answers(LOOP_TURN_S):
-                loop.submit(_quietly(value))
-            else:
-                asyncio.run(_quietly(value))
+            with contextlib.suppress(BaseException):  # nobody looks at what it raises
+                value = function()
+                if not inspect.isawaitable(value):
+                    return
+                loop = self._loop
+                if loop is not None and loop.answers(LOOP_TURN_S):
+                    loop.submit(_quietly(value))
+                else:
+                    asyncio.run(_quietly(value))
 
         threading.Thread(target=call, daemon=True, name="environment-left").start()
 
@@ -126,8 +128,10 @@ class _Call:
         try:
             value = self._function()
         except BaseException as error:  # SystemExit included: it must not end the worker
-            is_control = isinstance(error, StopIteration | asyncio.CancelledError)  # these would end what waits
-            wrapped = RuntimeError(f"{type(error).__name__}: {error}") if is_control else error
+            is_control = isinstance(
+                error, StopIteration | GeneratorExit | asyncio.CancelledError
+            )  # would end what waits
+            wrapped = RuntimeError(named(error)) if is_control else error
             self._report(self.future.set_exception, wrapped)
         else:
             self._report(self.future.set_result, value)
@@ -148,3 +152,4 @@ def _run_calls(calls: "queue.SimpleQueue[_Call]") -> None:
         call.run()
         if call.is_abandoned:
             return
+        del call  # it holds an environment, which must not stay until the next call comes

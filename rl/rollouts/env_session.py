@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from envs.errors import error_text, is_ours
 from envs.event_loop import DeadlineError
-from envs.messages import Message, Reply
+from envs.messages import Message, Reply, ToolSpec
 from envs.registry import make
 from envs.results import check_attributes, check_opened, check_total, read_opening, read_scores, read_step
 from envs.session import Opened, options_text, raised, reason_of
@@ -42,6 +42,9 @@ class EnvSession:
         self._config = config
         self._opened = Opened()
         self._env: TextEnv | None = None
+        self.tools: tuple[ToolSpec, ...] = ()
+        self.max_turns = 1
+        """Both as they were checked after `reset`: an environment may compute them whenever it is looked at."""
         self.reward = 0.0
         self.reward_parts: dict[str, float] = {}
 
@@ -64,12 +67,12 @@ class EnvSession:
 
         result = await self._guarded("reset", reset, self._config.reset_timeout_s)
         opening, _ = self._read(lambda: read_opening(result, self._config.max_message_characters))
-        self._read(lambda: check_opened(self.env))
+        self.tools, self.max_turns = self._read(lambda: check_opened(self.env))
         return opening
 
     async def step(self, reply: Reply) -> tuple[tuple[Message, ...], bool, bool]:
         """Messages that follow, terminated, truncated; the reward is added up here. Raises `EnvSessionError`."""
-        timeout_s, is_async = self._config.step_timeout_s, self.env.is_async
+        timeout_s, is_async = self._config.step_timeout_s, self._read(lambda: self.env.is_async)
         result = await self._guarded("step", lambda: self.env.step(reply), timeout_s, is_async=is_async)
         messages, reward, terminated, truncated, info = self._read(
             lambda: read_step(result, self._config.max_message_characters)
@@ -107,8 +110,12 @@ class EnvSession:
             self._leave(env)
 
     def _leave(self, env: TextEnv) -> None:
-        if env.has_close:
-            self._runner.leave(env.close)
+        try:
+            has_close = env.has_close
+        except BaseException:  # a property of the environment's; its `close` may work all the same
+            has_close = True
+        if has_close:
+            self._runner.leave(lambda: env.close())  # in the thread: looking `close` up may run its code too
 
     async def _guarded(
         self, phase: str, function: Callable[[], object], timeout_s: float, *, is_async: bool = False
@@ -122,14 +129,16 @@ class EnvSession:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 raise
-            options = options_text(self._env, self._task.options, error) if phase == "reset" and self._env else ""
             what = error_text(error) if is_ours(error) else f"{phase} raised {raised(error)}"
-            raise self._error(what + options) from error
+            raise self._error(what + (self._options_text(error) if phase == "reset" else "")) from error
+
+    def _options_text(self, error: BaseException) -> str:
+        return options_text(self._env, self._task.options, error) if self._env else ""
 
     def _read(self, read: Callable[[], Read]) -> Read:
         try:
             return read()
-        except (Exception, SystemExit) as error:  # reading may run the environment's code
+        except BaseException as error:  # reading may run the environment's code; SystemExit would end the worker
             raise self._error(reason_of(error)) from error
 
     def _error(self, message: str) -> EnvSessionError:

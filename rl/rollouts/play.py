@@ -7,7 +7,7 @@ import time
 import traceback
 from dataclasses import dataclass
 
-from envs.messages import Message
+from envs.messages import Message, valid_text
 from rl.chat.budget import violation
 from rl.chat.chat import Chat
 from rl.chat.dialogue import Dialogue
@@ -65,7 +65,8 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
     except ChatError as failure:
         outcome, error = Outcome.ENV_ERROR, f"{task.env_id} (seed {task.seed}): {failure}"
     except Exception:  # nobody foresaw it; it costs this rollout, and the run folder keeps where it happened
-        outcome, error = Outcome.INFRA_ERROR, f"{task.env_id} (seed {task.seed}): {traceback.format_exc()}"
+        text = valid_text(traceback.format_exc())
+        outcome, error = Outcome.INFRA_ERROR, f"{task.env_id} (seed {task.seed}): {text}"
     finally:
         episode.close()
     return Rollout(
@@ -101,10 +102,10 @@ class _Table:
         """Play until the episode ends. Raises `EnvSessionError` and `EngineError`."""
         opening = await episode.reset()
         self.messages += opening
-        dialogue = self._player.chat.begin(opening, episode.env.tools, self._task.budget)
+        dialogue = self._player.chat.begin(opening, episode.tools, self._task.budget)
         self._check_opening(dialogue.prompt_ids)
         malformed = ""
-        for _ in range(episode.env.max_turns):
+        for _ in range(episode.max_turns):
             turn = await self._sample(lane, dialogue)
             self.turns.append(turn)
             reply = dialogue.take(turn.reply.ids.tolist())
