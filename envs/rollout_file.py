@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from envs.json_lines import read_lines
-from envs.messages import Message, ToolCall
+from envs.messages import Message, ToolCall, valid
 
 
 class RolloutFileError(ValueError):
@@ -69,4 +69,4 @@ def read_rollouts(place: Path) -> Iterator[dict[str, Any]]:
         for number, rollout in enumerate(read_lines(path), start=1):
             if not {"task", "messages"} <= rollout.keys():
                 raise RolloutFileError(f"{path}, line {number} is no rollout: it has no task and messages")
-            yield rollout
+            yield valid(rollout)  # whoever wrote it may have escaped half a character

@@ -1,14 +1,24 @@
 """Whatever a policy writes is its own doing: random and hostile replies in every environment and chat format."""
 
+import io
 import random
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from envs.commands.view import write_page
+from envs.messages import Message, ToolCall
 from envs.registry import environment_ids
 from rl.chat.formats import CHAT_FORMATS
+from rl.runs.folder import RunFolder
+from rl.runs.inspect import show_rollouts
+from rl.runs.report import write_report
+from rl.runs.tracker import Tracker
 from tests import hostile_replies as hostile
+from tests import run_makers
 from tests.hostile_play import Table, gold_text
 from tests.test_judge import judge  # noqa: F401 the fixture
 
@@ -115,3 +125,35 @@ def test_a_gold_reply_is_what_its_environment_pays_for_here_too() -> None:
         table = Table(env_id, name)
         (rollout,) = table.play(lambda env, table=table: gold_text(env, table.chat, table.budget))
         assert rollout.reward == pytest.approx(1.0)
+
+
+def test_rollouts_with_odd_text_are_shown_reported_and_viewed(tmp_path: Path) -> None:
+    config = run_makers.make_config(tmp_path / "run")
+    odd = [
+        *hostile.SHORT_TEXTS,
+        "\x1b[2J\x1b]0;title\x07",
+        "[bold]",
+        "[/]",
+        "</script><b>",
+        "%s {0} $$",
+        "\\ud800",
+        "\ud800",
+    ]
+    groups = []
+    for text in odd:
+        call = ToolCall(text, {text: [text, {text: 10**400}]})
+        messages = tuple(Message(role, text, text, (call,), text) for role in ("system", "user", "assistant", "tool"))
+        for reward, outcome in ((1.0, "ok"), (None, "env_error")):
+            parts = {text: 1.0} if reward else {}
+            rollout = run_makers.make_rollout(reward, outcome, messages=messages, reward_parts=parts, error=text)
+            groups.append(run_makers.make_group(rollout))
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
+        tracker.track(1, run_makers.step_metrics(groups, run_makers.make_update(), {"collect": 1.0}))
+        tracker.save_rollouts(1, "train", groups)
+        tracker.save_rollouts(1, "evaluation", groups)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    assert show_rollouts(config.run_dir, num=1_000, console=Console(file=shown, width=80)) == 2 * len(odd)
+    shown.flush()
+    write_report(config.run_dir).read_text(encoding="utf-8")
+    assert f"{4 * len(odd)} rollouts" in write_page(config.run_dir / "rollouts", tmp_path / "page.html")
+    assert "</script><b>" not in (tmp_path / "page.html").read_text(encoding="utf-8")

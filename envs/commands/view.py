@@ -7,6 +7,7 @@ from typing import Any
 
 from envs.commands.output import write_text
 from envs.commands.view_page import PAGE
+from envs.messages import valid_text
 from envs.rollout_file import array_from, read_rollouts
 
 MAX_ROLLOUTS = 2000
@@ -35,7 +36,7 @@ def page(rollouts: Iterable[Mapping[str, Any]], title: str, texts: Sequence[str]
     """
     data = json.dumps([slim(rollout, texts) for rollout in rollouts], ensure_ascii=True, default=str)
     safe = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return PAGE.replace("__TITLE__", _escape(title)).replace("__ROLLOUTS__", safe)
+    return PAGE.replace("__TITLE__", _escape(valid_text(title))).replace("__ROLLOUTS__", safe)
 
 
 def slim(rollout: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
