@@ -31,7 +31,8 @@ from rewards.math_answer import answer_correct
 from rl.data_types import Budget
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
-from tests.conftest import CharacterChat, CharacterDialogue, ScriptedEngine, make_config, make_task
+from tests.makers import make_config, make_task
+from tests.scripted import CharacterChat, CharacterDialogue, ScriptedEngine
 
 AT_ONCE = 64
 PROGRAMS_AT_ONCE = 16

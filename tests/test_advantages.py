@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rl.algorithms.advantages import RewardError, is_degenerate
 from rl.algorithms.grpo import Grpo
-from tests.conftest import make_group
+from tests.makers import make_group
 
 MEAN = Grpo(baseline="mean")
 LEAVE_ONE_OUT = Grpo(baseline="leave_one_out")

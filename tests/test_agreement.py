@@ -19,7 +19,8 @@ from rl.policies import build_policy
 from rl.tokens import Tokens
 from rl.weights.names import checkpoint_tensors
 from rl.weights.shared_memory import write_weights
-from tests.conftest import SampledTurn, make_config, make_rollout
+from tests.makers import make_config, make_rollout
+from tests.scripted import SampledTurn
 from tests.test_engine import sample_many
 
 if TYPE_CHECKING:

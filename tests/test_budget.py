@@ -19,7 +19,7 @@ from rl.learner.samples import rollout_samples
 from rl.tasks.seeds import draw_budget
 from rl.tasks.stream import TaskStream
 from rl.tokens import Tokens
-from tests.conftest import make_config, make_reply, make_rollout
+from tests.makers import make_config, make_reply, make_rollout
 from tests.test_chat import CHAT
 
 LINE, END, STOP = 10, 2, 3
@@ -56,7 +56,7 @@ def test_gold_reasoning_is_cut_and_its_answer_kept() -> None:
 
 
 def reply(ids: Sequence[int], forced: Sequence[int] = ()) -> Tokens:
-    return make_reply(ids, [0] * len(ids), forced)
+    return make_reply(ids, forced=forced)
 
 
 def test_an_engine_that_does_not_obey_is_found_out() -> None:

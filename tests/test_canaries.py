@@ -5,8 +5,7 @@ import pytest
 
 from rl.config.experiment import CanaryConfig
 from rl.runs.canaries import CanaryStop, check_groups, check_update
-from tests.conftest import make_group
-from tests.run_makers import make_update
+from tests.makers import make_group, make_update
 
 CONFIG = CanaryConfig(mismatch_warn=1.05, mismatch_stop=2.0, masked_rows_stop=0.5)
 
@@ -38,7 +37,7 @@ def test_what_would_train_the_wrong_thing_stops_with_the_reason(field: str, valu
 
 
 def test_too_many_rollouts_that_do_not_count_stop_with_the_first_error() -> None:
-    with pytest.raises(CanaryStop, match=r"67% .*canaries.masked_rows_stop.*env_error: it broke"):
+    with pytest.raises(CanaryStop, match=r"67% .*canaries.masked_rows_stop.*env_error: TimeoutError: reset"):
         check_groups(CONFIG, [make_group([1.0, None, None])])
     assert check_groups(CONFIG, [make_group([1.0, None])]) == []
 

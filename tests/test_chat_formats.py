@@ -19,7 +19,7 @@ from rl.config.policy import PolicyConfig
 from rl.data_types import Budget
 from rl.policies import train_tokenizer
 from rl.preflight import preflight
-from tests.conftest import make_config
+from tests.makers import make_config
 from tests.test_chat import CHATML, adversarial_tokenizer
 
 TALK, END = Token("<talk>"), Token("<end>")

@@ -22,7 +22,7 @@ from rl.cluster.cluster import check_cluster, cluster
 from rl.cluster.shared_memory import check_shared_memory, published_bytes
 from rl.cluster.watch import watched
 from rl.stop import StopRequested, handled_signals, raise_if_requested
-from tests.conftest import make_config
+from tests.makers import make_config
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from rl.rollouts.collector import Collector
 from rl.rollouts.worker import GroupSpec
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
-from tests.conftest import make_config, make_rollout
+from tests.makers import make_config, make_rollout
 
 
 class FakePool:

@@ -16,7 +16,8 @@ import torch
 from rl.engine.protocol import EngineError, Lane, SamplingParams
 from rl.weights.shared_memory import remove_weights, write_weights
 from rl.weights.source import WeightSource
-from tests.conftest import SampledTurn, make_config, sample_turn
+from tests.makers import make_config
+from tests.scripted import SampledTurn, sample_turn
 
 if TYPE_CHECKING:
     from rl.engine.vllm_core import VllmEngine

@@ -6,7 +6,7 @@ import pytest
 
 from rl.engine.arguments import engine_arguments
 from rl.engine.vllm_core import longest_silence_s
-from tests.conftest import make_config
+from tests.makers import make_config
 
 
 def on_gpu(**rollout: Any) -> dict[str, Any]:

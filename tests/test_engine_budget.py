@@ -9,7 +9,8 @@ import pytest
 
 from rl.chat.budget import ThinkingLimit, violation
 from rl.engine.protocol import Lane, SamplingParams
-from tests.conftest import SampledTurn, make_config, sample_turn
+from tests.makers import make_config
+from tests.scripted import SampledTurn, sample_turn
 from tests.test_engine import MAX_TOKENS, Served, prompt
 
 if TYPE_CHECKING:

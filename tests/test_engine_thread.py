@@ -15,7 +15,7 @@ from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SamplingParams
 from rl.engine.thread import ThreadedEngine, ThreadedLane
 from rl.weights.source import WeightSource
-from tests.conftest import SampledTurn, sample_turn
+from tests.scripted import SampledTurn, sample_turn
 
 PARAMS = SamplingParams(max_reply_tokens=8, temperature=1.0, top_p=1.0, seed=0, stop_ids=())
 

@@ -8,7 +8,8 @@ import torch
 
 from rl.engine.protocol import SamplingParams
 from rl.weights.shared_memory import write_weights
-from tests.conftest import SampledTurn, make_config, sample_turn
+from tests.makers import make_config
+from tests.scripted import SampledTurn, sample_turn
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import pytest
 
 from envs.scored import scored
 from rl.runs.evaluation import evaluation_metrics
-from tests.conftest import make_group
+from tests.makers import make_group
 
 
 def test_rewards_are_averaged_by_environment_and_failures_are_not_zeros() -> None:

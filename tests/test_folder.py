@@ -18,17 +18,17 @@ from rl.runs.inspect import show_rollouts
 from rl.runs.report import write_report
 from rl.runs.tracker import Tracker
 from rl.runs.versions import VersionsError
-from tests.run_makers import (
+from tests.makers import (
     ARITHMETIC,
     STORE,
-    make_config,
+    make_run_config,
     save_empty_checkpoint,
     write_run,
 )
 
 
 def test_a_new_run_holds_its_configuration_and_versions(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run")
+    config = make_run_config(tmp_path / "run")
     with RunFolder.open(config) as run:
         assert load_config(run.config_file) == config
         (start,) = json.loads(run.versions_file.read_text())
@@ -38,34 +38,36 @@ def test_a_new_run_holds_its_configuration_and_versions(tmp_path: Path) -> None:
 
 
 def test_a_run_with_results_is_not_overwritten(tmp_path: Path) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run"), 2))
+    config = make_run_config(write_run(make_run_config(tmp_path / "run"), 2))
     with pytest.raises(RunFolderError, match=r"holds a run already; go on with it by --resume, choose another"):
         RunFolder.open(config).__enter__()
 
 
 def test_a_start_that_failed_before_any_result_may_be_repeated(tmp_path: Path) -> None:
-    with RunFolder.open(make_config(tmp_path / "run")):
+    with RunFolder.open(make_run_config(tmp_path / "run")):
         pass
-    with RunFolder.open(make_config(tmp_path / "run", seed=2)) as run:
+    with RunFolder.open(make_run_config(tmp_path / "run", seed=2)) as run:
         assert load_config(run.config_file).seed == 2
         assert len(json.loads(run.versions_file.read_text())) == 2
 
 
 def test_resuming_needs_a_run_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no run to resume"):
-        RunFolder.open(make_config(tmp_path / "run"), resume=True).__enter__()
+        RunFolder.open(make_run_config(tmp_path / "run"), resume=True).__enter__()
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="is a file; choose another run_dir"):
-        RunFolder.open(make_config(tmp_path / "file")).__enter__()
+        RunFolder.open(make_run_config(tmp_path / "file")).__enter__()
 
 
 def test_resuming_with_another_configuration_names_the_keys(tmp_path: Path) -> None:
-    write_run(make_config(tmp_path / "run"), 2)
-    changed = make_config(tmp_path / "run", seed=2, train={"num_steps": 10, "group_size": 4}, environments={STORE: {}})
+    write_run(make_run_config(tmp_path / "run"), 2)
+    changed = make_run_config(
+        tmp_path / "run", seed=2, train={"num_steps": 10, "group_size": 4}, environments={STORE: {}}
+    )
     with pytest.raises(RunFolderError) as caught:
         RunFolder.open(changed, resume=True).__enter__()
     message = str(caught.value)
-    assert "seed: was 1, now 2" in message
+    assert "seed: was 0, now 2" in message
     assert "train.group_size: was 8, now 4" in message
     assert f"environments.{ARITHMETIC}.weight: was 1.0, now not there" in message
     assert f"environments.{STORE}.weight: was 2.0, now 1.0" in message
@@ -73,7 +75,7 @@ def test_resuming_with_another_configuration_names_the_keys(tmp_path: Path) -> N
 
 
 def test_resuming_may_change_how_far_and_where_it_runs(tmp_path: Path) -> None:
-    write_run(make_config(tmp_path / "run"), 2)
+    write_run(make_run_config(tmp_path / "run"), 2)
     (tmp_path / "run").rename(tmp_path / "moved")
     sections = {
         "train": {"num_steps": 20, "collect_timeout_s": 5, "checkpoint_every": 3},
@@ -81,16 +83,18 @@ def test_resuming_may_change_how_far_and_where_it_runs(tmp_path: Path) -> None:
         "evaluation": {"every": 5},
         "canaries": {"mismatch_warn": 1.5},
     }
-    with RunFolder.open(make_config(tmp_path / "moved", **sections), resume=True) as run:
+    with RunFolder.open(make_run_config(tmp_path / "moved", **sections), resume=True) as run:
         assert load_config(run.config_file).train.num_steps == 20
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_number_of_steps_may_change_under_a_constant_learning_rate_only(schedule: str, tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", learner={"schedule": schedule})
+    config = make_run_config(tmp_path / "run", learner={"schedule": schedule})
     write_run(config, 2)
     with pytest.raises(RunFolderError) as caught:
-        RunFolder.open(make_config(tmp_path / "run", **LONGER, learner={"schedule": schedule}), resume=True).__enter__()
+        RunFolder.open(
+            make_run_config(tmp_path / "run", **LONGER, learner={"schedule": schedule}), resume=True
+        ).__enter__()
     assert f"train.num_steps: was 10, now 20; the learning rate falls to 0 at the last step ({schedule}" in str(
         caught.value
     )
@@ -109,17 +113,17 @@ def write_policy(folder: Path, tokenizer: str = "a tokenizer") -> None:
 def test_the_policy_s_folder_may_move_once_the_checkpoint_holds_the_policy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    moved = make_config(tmp_path / "run", policy={"path": str(tmp_path / "moved")})
-    write_run(make_config(tmp_path / "run"), 2)
+    moved = make_run_config(tmp_path / "run", policy={"path": str(tmp_path / "moved")})
+    write_run(make_run_config(tmp_path / "run"), 2)
     write_policy(tmp_path / "moved")
-    with pytest.raises(RunFolderError, match=r"policy\.path: was 'models/x', now"):
+    with pytest.raises(RunFolderError, match=r"policy\.path: was 'models/none', now"):
         RunFolder.open(moved, resume=True).__enter__()
     save_checkpoint(tmp_path / "run" / "checkpoints", 2, lambda folder: write_policy(folder / "model"), {})
     with caplog.at_level(logging.WARNING), RunFolder.open(moved, resume=True) as run:
         assert load_config(run.config_file).policy.path == tmp_path / "moved"
     assert "policy.path was models/x and is" in caplog.text
     write_policy(tmp_path / "other", "another tokenizer")
-    other = make_config(tmp_path / "run", policy={"path": str(tmp_path / "other")})
+    other = make_run_config(tmp_path / "run", policy={"path": str(tmp_path / "other")})
     with pytest.raises(RunFolderError, match="its tokenizer is not the one that the checkpoint was trained with"):
         RunFolder.open(other, resume=True).__enter__()
 
@@ -127,7 +131,7 @@ def test_the_policy_s_folder_may_move_once_the_checkpoint_holds_the_policy(
 def test_the_checkpoint_that_was_verified_is_the_one_to_go_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run"), 2))
+    config = make_run_config(write_run(make_run_config(tmp_path / "run"), 2))
     with RunFolder.open(config, resume=True) as run:
         assert run.newest is None
     save_empty_checkpoint(run, 2)
@@ -141,7 +145,7 @@ def test_the_checkpoint_that_was_verified_is_the_one_to_go_on_from(
 def test_steps_that_a_power_cut_took_are_noticed_on_resuming(
     lost: tuple[int, ...], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run"), 9))
+    config = make_run_config(write_run(make_run_config(tmp_path / "run"), 9))
     save_empty_checkpoint(RunFolder(config.run_dir), 9)
     lines = [line for line in read_lines(config.run_dir / "metrics.jsonl") if line["step"] not in lost]
     (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -149,18 +153,18 @@ def test_steps_that_a_power_cut_took_are_noticed_on_resuming(
         pass
     assert words in caplog.text and "the 9 steps in the checkpoint" in caplog.text
     caplog.clear()
-    write_run(make_config(tmp_path / "whole"), 9)
+    write_run(make_run_config(tmp_path / "whole"), 9)
     save_empty_checkpoint(RunFolder(tmp_path / "whole"), 9)
-    with caplog.at_level(logging.WARNING), RunFolder.open(make_config(tmp_path / "whole"), resume=True):
+    with caplog.at_level(logging.WARNING), RunFolder.open(make_run_config(tmp_path / "whole"), resume=True):
         assert caplog.text == ""
 
 
 def test_an_evaluation_that_was_ended_before_its_rollouts_were_saved_is_made_again(tmp_path: Path) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run", train={"num_steps": 40}), 20))
+    config = make_run_config(write_run(make_run_config(tmp_path / "run", train={"num_steps": 40}), 20))
     run = RunFolder(config.run_dir)
     save_empty_checkpoint(run, 20)
     run.rollouts_file(0, "evaluation").unlink()
-    config = make_config(tmp_path / "run", train={"num_steps": 20})
+    config = make_run_config(tmp_path / "run", train={"num_steps": 20})
     with RunFolder.open(config, resume=True) as run, Tracker(run, config) as tracker:
         assert not tracker.has_evaluation("before", 0)
         assert tracker.has_evaluation("after", 20)
@@ -171,7 +175,7 @@ STRAYS = ("train_old.jsonl", "train_.jsonl", "train_000002.jsonl.bak", "train_2.
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_whatever_else_lies_in_a_run_folder_ends_nothing(kind: str, tmp_path: Path) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run", train={"num_steps": 3}), 3))
+    config = make_run_config(write_run(make_run_config(tmp_path / "run", train={"num_steps": 3}), 3))
     save_empty_checkpoint(RunFolder(config.run_dir), 2)
     places = [config.run_dir / "rollouts" / name for name in (*STRAYS, "evaluation_first.jsonl")]
     places += [config.run_dir / name for name in (".nfs0001", "notes.txt", "metrics.jsonl~")]
@@ -189,7 +193,7 @@ def test_whatever_else_lies_in_a_run_folder_ends_nothing(kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("text", ["", "[{", "{}", "[1]", "\0\0"])
 def test_a_damaged_file_of_versions_is_told_with_its_path(text: str, tmp_path: Path) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run"), 2))
+    config = make_run_config(write_run(make_run_config(tmp_path / "run"), 2))
     (config.run_dir / "versions.json").write_text(text)
     for use in (lambda: write_report(config.run_dir), lambda: RunFolder.open(config, resume=True).__enter__()):
         with pytest.raises(VersionsError, match=r"versions.json is damaged: (?s:.*)fix: move it away"):
@@ -206,18 +210,18 @@ def test_a_damaged_file_of_versions_is_told_with_its_path(text: str, tmp_path: P
 )
 def test_a_run_folder_that_cannot_be_made_is_told(run_dir: str, words: str) -> None:
     with pytest.raises(StorageError) as caught:
-        RunFolder.open(make_config(Path(run_dir))).__enter__()
+        RunFolder.open(make_run_config(Path(run_dir))).__enter__()
     assert words in str(caught.value) and "fix: " in str(caught.value)
 
 
 def test_a_run_folder_that_is_a_link_to_nothing_is_told(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "nowhere")
     with pytest.raises(StorageError, match="link to nothing"):
-        RunFolder.open(make_config(tmp_path / "run")).__enter__()
+        RunFolder.open(make_run_config(tmp_path / "run")).__enter__()
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", train={"num_steps": 5})
+    config = make_run_config(tmp_path / "run", train={"num_steps": 5})
     write_run(config, 5)
     save_empty_checkpoint(RunFolder(config.run_dir), 3)
     with (config.run_dir / "metrics.jsonl").open("a") as file:
@@ -233,7 +237,7 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_resuming_without_a_checkpoint_keeps_the_evaluation_before(tmp_path: Path) -> None:
-    config = make_config(write_run(make_config(tmp_path / "run"), 2))
+    config = make_run_config(write_run(make_run_config(tmp_path / "run"), 2))
     with RunFolder.open(config, resume=True) as run:
         assert [(line["kind"], line["step"]) for line in read_lines(run.metrics_file)] == [("evaluation", 0)]
         assert list(run.rollouts_files("train")) == []
@@ -241,16 +245,16 @@ def test_resuming_without_a_checkpoint_keeps_the_evaluation_before(tmp_path: Pat
 
 @pytest.mark.parametrize(("num_steps", "kept"), [(5, True), (9, False)])
 def test_the_last_evaluation_stays_only_while_it_is_the_last(num_steps: int, kept: bool, tmp_path: Path) -> None:
-    write_run(make_config(tmp_path / "run", train={"num_steps": 5}), 5)
+    write_run(make_run_config(tmp_path / "run", train={"num_steps": 5}), 5)
     save_empty_checkpoint(RunFolder(tmp_path / "run"), 5)
-    config = make_config(tmp_path / "run", train={"num_steps": num_steps})
+    config = make_run_config(tmp_path / "run", train={"num_steps": num_steps})
     with RunFolder.open(config, resume=True) as run, Tracker(run, config) as tracker:
         assert tracker.has_evaluation("after", 5) is kept
         assert (5 in run.rollouts_files("evaluation")) is kept
 
 
 def test_a_run_that_is_being_written_is_locked(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run")
+    config = make_run_config(tmp_path / "run")
     with RunFolder.open(config), pytest.raises(RunFolderError, match=r"is being written by process \d+ on"):
         RunFolder.open(config).__enter__()
     with RunFolder.open(config):
@@ -258,7 +262,7 @@ def test_a_run_that_is_being_written_is_locked(tmp_path: Path) -> None:
 
 
 def _hold(run_dir: Path, is_open: object, may_end: object) -> None:
-    with RunFolder.open(make_config(run_dir)):
+    with RunFolder.open(make_run_config(run_dir)):
         is_open.set()  # type: ignore[attr-defined]
         may_end.wait(30)  # type: ignore[attr-defined]
 
@@ -270,10 +274,10 @@ def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path) -> None:
     process.start()
     assert is_open.wait(30)
     with pytest.raises(RunFolderError, match=f"process {process.pid} on"):
-        RunFolder.open(make_config(tmp_path / "run")).__enter__()
+        RunFolder.open(make_run_config(tmp_path / "run")).__enter__()
     process.kill()
     process.join()
-    with RunFolder.open(make_config(tmp_path / "run")):
+    with RunFolder.open(make_run_config(tmp_path / "run")):
         pass
 
 

@@ -17,7 +17,7 @@ from rl.learner.optimizer import learning_rate
 from rl.learner.policy import IncompleteCheckpointError
 from rl.learner.router import RouterBalancer, UnsupportedRouterError
 from rl.tokens import Tokens
-from tests.conftest import make_config
+from tests.makers import make_config
 
 VOCAB = 40
 LAYERS = {"M": "linear_attention", "E": "moe", "*": "full_attention"}

@@ -19,8 +19,7 @@ from rl.runs.tracker import Tracker
 from rl.tasks.ledger import Ledger
 from rl.train import Parts, train_with
 from rl.weights.source import WeightSource
-from tests.conftest import make_config, make_group
-from tests.run_makers import make_update
+from tests.makers import make_config, make_group, make_update
 
 
 class Log(list[str]):

@@ -13,7 +13,8 @@ from rl.engine.protocol import EngineError
 from rl.precision.folded import FoldedWeights
 from rl.weights.names import checkpoint_tensors
 from rl.weights.shared_memory import write_weights
-from tests.conftest import SampledTurn, make_config
+from tests.makers import make_config
+from tests.scripted import SampledTurn
 from tests.test_agreement import as_sample, differences
 from tests.test_engine import MAX_TOKENS, random_policy, sample_many
 

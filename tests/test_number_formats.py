@@ -18,7 +18,7 @@ from rl.precision.formats.nvfp4 import Nvfp4
 from rl.precision.number_format import NumberFormat, Parts, PrecisionError
 from rl.weights.names import checkpoint_tensors, restored_tensors
 from rl.weights.shared_memory import read_weights, write_weights
-from tests.conftest import make_config
+from tests.makers import make_config
 from tests.test_engine import random_policy
 
 EXPERIMENT = "run_dir: r\nseed: 0\npolicy: {path: p}\nenvironments: {math/Arithmetic-v0: {}}\ntrain: {num_steps: 1}\n"

@@ -9,7 +9,7 @@ from rl.cluster.placement import PlacementError, shared_node
 from rl.config.experiment import ExperimentConfig
 from rl.weights.transport import Transport
 from rl.weights.transports import TRANSPORTS
-from tests.conftest import make_config
+from tests.makers import make_config
 
 HERE = "driver"
 

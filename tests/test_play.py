@@ -19,8 +19,8 @@ from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
 from rl.tokens import Tokens
-from tests.conftest import CharacterChat, CharacterDialogue, ScriptedEngine, ScriptedLane, make_config, make_task
-from tests.run_makers import make_rollout
+from tests.makers import make_config, make_rollout, make_task
+from tests.scripted import CharacterChat, CharacterDialogue, ScriptedEngine, ScriptedLane
 
 Script = Callable[..., Any]
 

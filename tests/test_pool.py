@@ -12,7 +12,7 @@ from rl.engine.protocol import EngineError
 from rl.rollouts.pool import WeightHashError, WorkerPool
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
 from rl.weights.source import WeightSource
-from tests.conftest import make_config, make_rollout, make_task
+from tests.makers import make_config, make_rollout, make_task
 
 SOON = Deadline(1.0, "collecting groups", "train.collect_timeout_s")
 

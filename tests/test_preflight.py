@@ -17,7 +17,7 @@ from rl.config.errors import ConfigError
 from rl.config.read import load_config
 from rl.policies import train_tokenizer
 from rl.preflight import check_policy, preflight
-from tests.conftest import make_config
+from tests.makers import make_config
 
 YAML = """
 run_dir: {folder}/run

@@ -13,11 +13,11 @@ from rl.runs.folder import RunFolder
 from rl.runs.history import DamagedError, NoRunError, read_history
 from rl.runs.report import evaluation_table, outcome_table, sample_rollouts, summary, write_report
 from rl.runs.tracker import Tracker
-from tests.run_makers import ARITHMETIC, STORE, make_config, make_group, make_rollout, write_run
+from tests.makers import ARITHMETIC, STORE, group_of, make_rollout, make_run_config, write_run
 
 
 def test_the_page_holds_everything_and_refers_to_nothing(tmp_path: Path) -> None:
-    run_dir = write_run(make_config(tmp_path / "run", train={"num_steps": 25}), 25)
+    run_dir = write_run(make_run_config(tmp_path / "run", train={"num_steps": 25}), 25)
     (run_dir / "sft").mkdir()
     lines = [json.dumps({"step": step, "loss": 3 / step, "tokens_per_s": 4000.0}) for step in range(1, 30)]
     (run_dir / "sft" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
@@ -45,7 +45,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("num_lines", [0, 1, 2])
 def test_a_run_that_has_hardly_begun_is_reported(num_lines: int, tmp_path: Path) -> None:
-    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    run_dir = write_run(make_run_config(tmp_path / "run"), 2)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "metrics.jsonl").write_text("".join(lines[:num_lines]))
     page = write_report(run_dir).read_text()
@@ -55,7 +55,7 @@ def test_a_run_that_has_hardly_begun_is_reported(num_lines: int, tmp_path: Path)
 
 
 def test_a_run_that_wrote_nothing_yet_is_reported(tmp_path: Path) -> None:
-    with RunFolder.open(make_config(tmp_path / "run")) as run:
+    with RunFolder.open(make_run_config(tmp_path / "run")) as run:
         page = write_report(run.path).read_text()
     assert page.count("Nothing of this in the run folder.") == len(FIGURES) + 3
 
@@ -82,21 +82,21 @@ def test_an_evaluation_alone_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", '{"policy": ', "[]", "{}"])
 def test_a_damaged_evaluation_is_told_with_its_file(text: str, tmp_path: Path) -> None:
-    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    run_dir = write_run(make_run_config(tmp_path / "run"), 2)
     (run_dir / "evaluation.json").write_text(text)
     with pytest.raises(DamagedError, match=r"evaluation.json is damaged"):
         write_report(run_dir)
 
 
 def test_a_report_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    run_dir = write_run(make_run_config(tmp_path / "run"), 2)
     (run_dir / "figures").write_text("a file")
     with pytest.raises(StorageError, match=r"figures cannot be written: File exists"):
         write_report(run_dir)
 
 
 def test_figures_of_an_earlier_report_do_not_outlive_their_data(tmp_path: Path) -> None:
-    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    run_dir = write_run(make_run_config(tmp_path / "run"), 2)
     write_report(run_dir)
     (run_dir / "metrics.jsonl").unlink()
     write_report(run_dir)
@@ -104,7 +104,7 @@ def test_figures_of_an_earlier_report_do_not_outlive_their_data(tmp_path: Path) 
 
 
 def test_steps_without_numbers_are_left_out_of_figures(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run")
+    config = make_run_config(tmp_path / "run")
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         tracker.track(1, {f"outcome/{ARITHMETIC}/ok": 8, "outcome/ok": 8, "update/mismatch": float("nan")})
         tracker.track(2, {f"outcome/{ARITHMETIC}/ok": 8, "outcome/ok": 8, f"reward/{ARITHMETIC}": 0.5})
@@ -116,11 +116,11 @@ def test_steps_without_numbers_are_left_out_of_figures(tmp_path: Path) -> None:
 
 
 def test_samples_are_the_best_the_worst_and_a_random_rollout_of_each_environment(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run")
+    config = make_run_config(tmp_path / "run")
     rollouts = [make_rollout(reward, member=number) for number, reward in enumerate((0.5, 1.0, 0.0))]
     masked = make_rollout(None, "env_error", env_id=STORE)
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
-        tracker.save_rollouts(1, "train", [make_group(*rollouts), make_group(masked)])
+        tracker.save_rollouts(1, "train", [group_of(*rollouts), group_of(masked)])
     chosen = sample_rollouts(read_history(config.run_dir))
     assert {kind: chosen[ARITHMETIC][kind]["reward"] for kind in ("best", "worst")} == {"best": 1.0, "worst": 0.0}
     assert list(chosen[STORE]) == ["random"]
@@ -128,7 +128,7 @@ def test_samples_are_the_best_the_worst_and_a_random_rollout_of_each_environment
 
 
 def test_tables_count_what_was_written(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run")
+    config = make_run_config(tmp_path / "run")
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         for step in (1, 2):
             metrics = {f"outcome/{ARITHMETIC}/{outcome}": 0 for outcome in Outcome}

@@ -21,12 +21,13 @@ from rl.runs.report import write_report
 from rl.runs.saved_rollouts import load_rollouts
 from rl.runs.tracker import Tracker
 from rl.runs.tracking import step_metrics
-from tests.run_makers import (
+from tests.makers import (
     ARITHMETIC,
     STORE,
-    make_config,
-    make_group,
+    group_of,
     make_rollout,
+    make_run_config,
+    make_task,
     make_turn,
     make_update,
     save_empty_checkpoint,
@@ -35,7 +36,7 @@ from tests.run_makers import (
 
 
 def test_rollouts_of_every_third_step_are_saved_when_asked(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", train={"num_steps": 8, "save_rollouts_every": 3})
+    config = make_run_config(tmp_path / "run", train={"num_steps": 8, "save_rollouts_every": 3})
     write_run(config, 8)
     assert list(RunFolder(config.run_dir).rollouts_files("train")) == [3, 6]
     assert list(RunFolder(config.run_dir).rollouts_files("evaluation")) == [0, 8]
@@ -43,11 +44,11 @@ def test_rollouts_of_every_third_step_are_saved_when_asked(tmp_path: Path) -> No
 
 
 def test_rollouts_that_cannot_be_saved_are_told(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run")
+    config = make_run_config(tmp_path / "run")
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         run.rollouts_file(1, "train").symlink_to("/dev/full")
         with pytest.raises(StorageError, match=r"train_000001.jsonl cannot be written: No space left on device"):
-            tracker.save_rollouts(1, "train", [make_group(make_rollout(1.0))])
+            tracker.save_rollouts(1, "train", [group_of(make_rollout(1.0))])
 
 
 def test_lines_survive_numbers_that_json_does_not_have(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_torn_last_line_is_left_out_and_a_torn_middle_line_is_an_error(tmp_pat
 
 
 def test_tensorboard_says_what_the_metrics_say_also_after_resuming(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", train={"num_steps": 5})
+    config = make_run_config(tmp_path / "run", train={"num_steps": 5})
     write_run(config, 5)
     save_empty_checkpoint(RunFolder(config.run_dir), 3)
     with RunFolder.open(config, resume=True) as run, Tracker(run, config) as tracker:
@@ -81,18 +82,18 @@ def test_tensorboard_says_what_the_metrics_say_also_after_resuming(tmp_path: Pat
 
 
 def test_saved_rollouts_hold_every_field(tmp_path: Path) -> None:
-    rollout = make_rollout(0.5, turns=(make_turn(3, version=4, num_forced=1),))
-    config = make_config(tmp_path / "run")
+    rollout = make_rollout(0.5, task=make_task(level=1), turns=(make_turn(version=4, forced={2}),))
+    config = make_run_config(tmp_path / "run")
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
-        tracker.save_rollouts(7, "train", [make_group(rollout, make_rollout(None, "env_error", member=1))])
-        tracker.save_rollouts(7, "train", [make_group(make_rollout(0.0, member=2))])
+        tracker.save_rollouts(7, "train", [group_of(rollout, make_rollout(None, "env_error", member=1))])
+        tracker.save_rollouts(7, "train", [group_of(make_rollout(0.0, member=2))])
     saved = list(read_rollouts(run.rollouts_file(7, "train")))
     assert [(line["step"], line["kind"], line["member"]) for line in saved] == [(7, "train", m) for m in range(3)]
     assert {field.name for field in dataclasses.fields(Rollout)} <= set(saved[0])
     assert saved[0]["task"] == {
         "ordinal": 0,
         "env_id": ARITHMETIC,
-        "seed": 5,
+        "seed": 7,
         "split": "train",
         "budget": "unlimited",
         "options": {"level": 1},
@@ -103,7 +104,7 @@ def test_saved_rollouts_hold_every_field(tmp_path: Path) -> None:
     assert reply == {
         "ids": [10, 11, 12],
         "sampled": [True, True, False],
-        "logprob": [-0.5, -0.5, -0.5],
+        "logprob": [-0.5, -0.75, -1.0],
         "version": [4, 4, 4],
     }
     assert (turn["finish"], turn["is_start"]) == ("stop", True)
@@ -113,12 +114,16 @@ def test_saved_rollouts_hold_every_field(tmp_path: Path) -> None:
 
 
 def test_step_metrics_are_what_a_hand_counts() -> None:
-    arithmetic = make_group(
-        make_rollout(1.0, turns=(make_turn(4, version=2),)),
-        make_rollout(0.0, "truncated", turns=(make_turn(6, version=1, num_forced=2), make_turn(2, version=3))),
-        make_rollout(None, "env_timeout", turns=(make_turn(5, version=0),)),
+    arithmetic = group_of(
+        make_rollout(1.0, turns=(make_turn(reply_ids=range(4), version=2),)),
+        make_rollout(
+            0.0,
+            "truncated",
+            turns=(make_turn(reply_ids=range(6), version=1, forced={4, 5}), make_turn(reply_ids=range(2), version=3)),
+        ),
+        make_rollout(None, "env_timeout", turns=(make_turn(reply_ids=range(5), version=0),)),
     )
-    store = make_group(
+    store = group_of(
         make_rollout(0.5, env_id=STORE, num_malformed_calls=3),
         make_rollout(0.5, env_id=STORE, reward_parts={"correct": 1.0, "format": 0.25}),
     )
@@ -161,7 +166,7 @@ def test_step_metrics_are_what_a_hand_counts() -> None:
 
 
 def test_a_step_in_which_nothing_counts_has_no_reward() -> None:
-    group = make_group(make_rollout(None, "infra_error", turns=()), make_rollout(None, "infra_error", turns=()))
+    group = group_of(make_rollout(None, "infra_error", turns=()), make_rollout(None, "infra_error", turns=()))
     metrics = step_metrics([group], make_update(), {})
     assert "reward" not in metrics and f"reward/{ARITHMETIC}" not in metrics and "staleness" not in metrics
     assert (metrics["masked_rows"], metrics["degenerate_groups"]) == (1.0, 1)
@@ -176,8 +181,8 @@ def test_sparklines_and_means_of_hand_sized_values() -> None:
 
 
 def show(console: Console) -> None:
-    groups = [make_group(make_rollout(1.0), make_rollout(None, "env_error"))]
-    config = make_config(Path("runs/[bold]x"))
+    groups = [group_of(make_rollout(1.0), make_rollout(None, "env_error"))]
+    config = make_run_config(Path("runs/[bold]x"))
     with Display(config, console) as display:
         display.stage("training")
         display.phase("collect")
@@ -233,7 +238,7 @@ def test_what_libraries_log_and_warn_about_appears_above_the_panel(capsys: pytes
     library.addHandler(handler)
     try:
         terminal = Console(file=out, width=110, force_terminal=True, _environ={"TERM": "xterm"})
-        with Display(make_config(Path("runs/x")), terminal):
+        with Display(make_run_config(Path("runs/x")), terminal):
             library.warning("of a library")
             print("from somewhere", file=sys.stderr)
             logging.getLogger("another").warning("without a handler")
@@ -246,7 +251,7 @@ def test_what_libraries_log_and_warn_about_appears_above_the_panel(capsys: pytes
 
 
 def test_a_step_without_a_reward_is_not_shown_as_nan() -> None:
-    line = step_line(3, make_config(Path("runs/x")), {"outcome/env_error": 2, "seconds": 1.5})
+    line = step_line(3, make_run_config(Path("runs/x")), {"outcome/env_error": 2, "seconds": 1.5})
     assert line == "step 3/10  reward unknown: no rollout counted  outcomes env_error 2  1.5 s"
 
 
@@ -257,7 +262,7 @@ def inspected(run_dir: Path, **asked: object) -> str:
 
 
 def test_rollouts_are_shown_with_everything_a_reader_asks(tmp_path: Path) -> None:
-    run_dir = write_run(make_config(tmp_path / "run"), 3)
+    run_dir = write_run(make_run_config(tmp_path / "run"), 3)
     text = inspected(run_dir, env_id=STORE, min_reward=1.0, num=1)
     expected = ("step 3", STORE, "What is <b>2 + 2</b>?", "I look it up.", "-> look_up(item='2 + 2')", "tool look_up")
     for part in (
@@ -286,7 +291,7 @@ def test_rollouts_are_shown_with_everything_a_reader_asks(tmp_path: Path) -> Non
 def test_asking_for_rollouts_that_are_not_there_says_what_there_is(
     asked: dict[str, object], expected: str, tmp_path: Path
 ) -> None:
-    run_dir = write_run(make_config(tmp_path / "run"), 2)
+    run_dir = write_run(make_run_config(tmp_path / "run"), 2)
     with pytest.raises(NothingToShowError) as caught:
         inspected(run_dir, **asked)
     assert expected in str(caught.value)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,23 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.algorithms.grpo import Grpo
-from rl.data_types import Group, Sample, Turn
+from rl.data_types import Group, Rollout, Sample, Turn
 from rl.learner.samples import TurnError, make_samples, rollout_samples
 from rl.tokens import Tokens
-from tests import conftest
+from tests.makers import ARITHMETIC, STORE, make_group, make_rollout, make_task, make_turn
 
-TASK = conftest.make_task(3, "tools/Store-v0")
-
-
-def make_turn(prompt_ids, reply_ids, forced=(), version=5, is_start=True):
-    num = len(reply_ids)
-    sampled = [index not in forced for index in range(num)]
-    columns = {"logprob": [-0.5 - 0.25 * index for index in range(num)], "version": [version] * num}
-    return Turn(Tokens.unsampled(prompt_ids), Tokens.make(reply_ids, sampled, columns), "stop", is_start)
+TASK = make_task(3, STORE)
+store_turn = partial(make_turn, version=5)
 
 
-def make_rollout(*turns, reward=1.0, member=0):
-    return conftest.make_rollout(reward, task=TASK, member=member, turns=turns)
+def store_rollout(*turns: Turn, reward: float | None = 1.0, member: int = 0) -> Rollout:
+    return make_rollout(reward, task=TASK, member=member, turns=turns)
 
 
 def columns(sample: Sample, *names: str) -> list[list[Any]]:
@@ -35,7 +30,7 @@ def columns(sample: Sample, *names: str) -> list[list[Any]]:
 
 
 def test_one_turn_is_one_row_with_its_prompt_masked():
-    (sample,) = rollout_samples(make_rollout(make_turn([1, 2], [3, 4])), advantage=0.5)
+    (sample,) = rollout_samples(store_rollout(store_turn([1, 2], [3, 4])), advantage=0.5)
     assert sample.env_id == "tools/Store-v0"
     ids, sampled, logprobs, versions = columns(sample, "ids", "sampled", "logprob", "version")
     assert ids == [1, 2, 3, 4]
@@ -46,9 +41,9 @@ def test_one_turn_is_one_row_with_its_prompt_masked():
 
 
 def test_turns_that_go_on_are_one_row_and_what_comes_between_is_masked():
-    first = make_turn([1, 2], [3, 4])
-    second = make_turn([90, 91], [5], version=6, is_start=False)
-    (sample,) = rollout_samples(make_rollout(first, second), advantage=1.0)
+    first = store_turn([1, 2], [3, 4])
+    second = store_turn([90, 91], [5], version=6, is_start=False)
+    (sample,) = rollout_samples(store_rollout(first, second), advantage=1.0)
     ids, sampled, versions = columns(sample, "ids", "sampled", "version")
     assert ids == [1, 2, 3, 4, 90, 91, 5]
     assert sampled == [False, False, True, True, False, False, True]
@@ -56,16 +51,16 @@ def test_turns_that_go_on_are_one_row_and_what_comes_between_is_masked():
 
 
 def test_a_prompt_that_rewrote_the_past_starts_a_new_row():
-    first = make_turn([1, 2], [3, 4])
-    second = make_turn([1, 2, 4, 90], [5])
-    third = make_turn([91], [6], is_start=False)
-    samples = rollout_samples(make_rollout(first, second, third), advantage=1.0)
+    first = store_turn([1, 2], [3, 4])
+    second = store_turn([1, 2, 4, 90], [5])
+    third = store_turn([91], [6], is_start=False)
+    samples = rollout_samples(store_rollout(first, second, third), advantage=1.0)
     assert [sample.tokens.ids.tolist() for sample in samples] == [[1, 2, 3, 4], [1, 2, 4, 90, 5, 91, 6]]
     assert [sample.tokens.sampled.sum() for sample in samples] == [2, 2]
 
 
 def test_forced_tokens_stay_in_the_row_but_not_in_the_loss():
-    (sample,) = rollout_samples(make_rollout(make_turn([1], [2, 3, 4], forced={1})), advantage=1.0)
+    (sample,) = rollout_samples(store_rollout(store_turn([1], [2, 3, 4], forced={1})), advantage=1.0)
     ids, sampled, logprobs, versions = columns(sample, "ids", "sampled", "logprob", "version")
     assert ids == [1, 2, 3, 4]
     assert sampled == [False, True, False, True]
@@ -75,27 +70,30 @@ def test_forced_tokens_stay_in_the_row_but_not_in_the_loss():
 
 def test_a_forced_token_may_have_any_logprob():
     reply = Tokens.make([2, 3], [False, True], {"logprob": [-math.inf, -0.5], "version": [5, 5]})
-    turn = replace(make_turn([1], [2, 3]), reply=reply)
-    (sample,) = rollout_samples(make_rollout(turn), advantage=1.0)
+    turn = replace(store_turn([1], [2, 3]), reply=reply)
+    (sample,) = rollout_samples(store_rollout(turn), advantage=1.0)
     assert sample.tokens.columns["logprob"].tolist() == [0.0, 0.0, -0.5]
 
 
 def test_any_further_column_goes_along_whatever_its_shape():
     columns = {"logprob": [-0.5, -0.5], "version": [1, 1], "experts": np.array([[3, 1], [2, 0]], np.uint8)}
-    turn = replace(make_turn([7], [8, 9]), reply=Tokens.make([8, 9], [True, True], columns))
-    (sample,) = rollout_samples(make_rollout(turn), advantage=1.0, needs={"experts"})
+    turn = replace(store_turn([7], [8, 9]), reply=Tokens.make([8, 9], [True, True], columns))
+    (sample,) = rollout_samples(store_rollout(turn), advantage=1.0, needs={"experts"})
     assert sample.tokens.columns["experts"].tolist() == [[0, 0], [3, 1], [2, 0]]
     assert sample.tokens.columns["experts"].dtype == np.uint8
 
 
 def test_rows_without_sampled_tokens_are_left_out():
-    turns = make_turn([1], [2], forced={0}), make_turn([9], [])
-    assert rollout_samples(make_rollout(*turns), advantage=1.0) == []
+    turns = store_turn([1], [2], forced={0}), store_turn([9], [])
+    assert rollout_samples(store_rollout(*turns), advantage=1.0) == []
 
 
 def test_rollouts_that_do_not_count_give_no_rows():
-    good, bad = make_rollout(make_turn([1], [2]), reward=1.0), make_rollout(make_turn([1], [3]), reward=0.0, member=1)
-    lost = make_rollout(make_turn([1], [4]), reward=None, member=2)
+    good, bad = (
+        store_rollout(store_turn([1], [2]), reward=1.0),
+        store_rollout(store_turn([1], [3]), reward=0.0, member=1),
+    )
+    lost = store_rollout(store_turn([1], [4]), reward=None, member=2)
     group = Group(group_id="g", task=TASK, rollouts=(good, lost, bad))
     samples = make_samples([group], lambda env_id: Grpo(baseline="mean"))
     assert [(sample.tokens.ids.tolist(), sample.advantage) for sample in samples] == [([1, 2], 0.5), ([1, 3], -0.5)]
@@ -103,8 +101,8 @@ def test_rollouts_that_do_not_count_give_no_rows():
 
 def test_each_environment_has_the_advantages_of_its_own_algorithm_in_the_order_of_the_groups():
     groups = [
-        conftest.make_group([1.0, 0.0], ordinal=0, env_id="tools/Store-v0"),
-        conftest.make_group([1.0, 0.0], ordinal=1, env_id="math/Arithmetic-v0"),
+        make_group([1.0, 0.0], ordinal=0, env_id=STORE),
+        make_group([1.0, 0.0], ordinal=1, env_id=ARITHMETIC),
     ]
     by_env = {"math/Arithmetic-v0": Grpo(baseline="mean"), "tools/Store-v0": Grpo(baseline="leave_one_out")}
     samples = make_samples(groups, by_env.__getitem__)
@@ -113,7 +111,7 @@ def test_each_environment_has_the_advantages_of_its_own_algorithm_in_the_order_o
 
 
 def broken_turn(**columns):
-    return replace(make_turn([1], [2, 3]), reply=Tokens.make([2, 3], [True, True], columns))
+    return replace(store_turn([1], [2, 3]), reply=Tokens.make([2, 3], [True, True], columns))
 
 
 @pytest.mark.parametrize(
@@ -121,17 +119,17 @@ def broken_turn(**columns):
     [
         (broken_turn(version=[0, 0]), "no column logprob"),
         (broken_turn(version=[0, 0], logprob=[-0.5, math.nan]), "sampled token 1 has logprob nan"),
-        (make_turn([], [2]), "the prompt is empty"),
+        (store_turn([], [2]), "the prompt is empty"),
     ],
 )
 def test_a_turn_that_contradicts_itself_is_an_error_that_says_where(turn, said):
     with pytest.raises(TurnError, match=rf"tools/Store-v0', task 3, turn 0: .*{said}"):
-        rollout_samples(make_rollout(turn), advantage=1.0)
+        rollout_samples(store_rollout(turn), advantage=1.0)
 
 
 def test_a_column_that_the_algorithm_needs_and_the_engine_did_not_give_is_an_error():
     with pytest.raises(TurnError, match="no column teacher_logprob"):
-        rollout_samples(make_rollout(make_turn([1], [2])), advantage=1.0, needs={"teacher_logprob"})
+        rollout_samples(store_rollout(store_turn([1], [2])), advantage=1.0, needs={"teacher_logprob"})
 
 
 token_lists = st.lists(st.integers(0, 9), min_size=1, max_size=5)
@@ -145,7 +143,7 @@ def conversations(draw):
         reply = draw(st.lists(st.integers(0, 9), max_size=5))
         forced = draw(st.sets(st.integers(0, 4), max_size=2))
         is_start = not turns or draw(st.booleans())
-        turns.append(make_turn(draw(token_lists), reply, forced=forced, is_start=is_start))
+        turns.append(store_turn(draw(token_lists), reply, forced=forced, is_start=is_start))
     return turns
 
 
@@ -156,7 +154,7 @@ def sampled_tokens(tokens: Tokens) -> list[tuple[int, float]]:
 
 @given(conversations())
 def test_every_sampled_token_is_in_the_loss_exactly_once_and_in_order(turns):
-    samples = rollout_samples(make_rollout(*turns), advantage=1.0)
+    samples = rollout_samples(store_rollout(*turns), advantage=1.0)
     trained = [pair for sample in samples for pair in sampled_tokens(sample.tokens)]
     assert trained == [pair for turn in turns for pair in sampled_tokens(turn.reply)]
 
@@ -168,7 +166,7 @@ def test_each_row_is_a_whole_context_and_columns_hold_nothing_where_nothing_was_
         if turn.is_start:
             contexts.append([])
         contexts[-1] += [*turn.prompt.ids.tolist(), *turn.reply.ids.tolist()]
-    for sample in rollout_samples(make_rollout(*turns), advantage=1.0):
+    for sample in rollout_samples(store_rollout(*turns), advantage=1.0):
         ids, sampled, logprobs, versions = columns(sample, "ids", "sampled", "logprob", "version")
         assert ids in contexts
         assert not sampled[0]

@@ -25,8 +25,7 @@ from envs.registry import make
 from envs.rollout_file import RolloutFileError, array_object, message_from, message_object, read_rollouts
 from envs.scored import scored
 from envs.text_env import TextEnv
-from tests.conftest import make_reply
-from tests.run_makers import make_config, write_run
+from tests.makers import make_reply, make_run_config, write_run
 
 QUIET = Console(quiet=True)
 
@@ -80,7 +79,7 @@ def test_a_file_a_folder_and_a_run_can_be_read(tmp_path: Path) -> None:
     with file.open("a") as opened:
         opened.write('{"torn')
     assert len(list(read_rollouts(file))) == 2
-    run = write_run(make_config(tmp_path / "run"), num_steps=2)
+    run = write_run(make_run_config(tmp_path / "run"), num_steps=2)
     assert {rollout["task"]["env_id"] for rollout in read_rollouts(run)} == {"math/Arithmetic-v0", "tools/Store-v0"}
     with pytest.raises(RolloutFileError, match="is no file of rollouts and no folder with any"):
         list(read_rollouts(tmp_path / "nowhere"))
@@ -354,7 +353,7 @@ def dom(path: Path, fragment: str = "") -> str:
 
 def turn(*tokens: tuple[int, float, bool]) -> dict[str, Any]:
     ids, logprobs, forced = zip(*tokens, strict=True)
-    reply = make_reply(ids, [0] * len(ids), [place for place, is_forced in enumerate(forced) if is_forced])
+    reply = make_reply(ids, forced={place for place, is_forced in enumerate(forced) if is_forced})
     arrays = {"ids": reply.ids, "sampled": reply.sampled, "logprob": np.array(logprobs, np.float32)}
     return {"reply": {name: array_object(array) for name, array in arrays.items()}}
 

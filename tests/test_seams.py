@@ -26,7 +26,7 @@ from rl.learner.batching import make_batches
 from rl.learner.samples import make_samples
 from rl.preflight import preflight
 from rl.tokens import Tokens
-from tests.conftest import make_config, make_group
+from tests.makers import make_config, make_group
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput

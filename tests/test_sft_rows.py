@@ -13,7 +13,7 @@ from rl.chat.formats.nemotron import NemotronFormat
 from rl.policies import train_tokenizer
 from sft.data import token_rows
 from sft.rows import Conversation, SftDataError, read_conversations
-from tests.conftest import make_config
+from tests.makers import make_config
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data/cases/sft_rows.jsonl").read_text().splitlines()]
 ASK, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}

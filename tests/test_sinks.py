@@ -23,7 +23,7 @@ from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.sink import Line, Sink
 from rl.runs.sinks.tensorboard import TensorBoard
 from rl.runs.tracker import Tracker
-from tests.run_makers import make_config
+from tests.makers import make_run_config
 
 YAML = """
 run_dir: runs/small
@@ -115,7 +115,7 @@ def test_what_is_tracked_survives_dumping_and_reading(text: str, tmp_path: Path)
 
 
 def test_by_default_the_record_and_tensorboard_are_written(tmp_path: Path) -> None:
-    assert make_config(tmp_path).tracking == (Jsonl(), TensorBoard())
+    assert make_run_config(tmp_path).tracking == (Jsonl(), TensorBoard())
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_sink_that_fails_is_named_once_and_left_out(
     at: str, done: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sinks = [{"sink": "fails", "at": at}, "memory"]
-    config = make_config(tmp_path / "run", tracking=sinks)
+    config = make_run_config(tmp_path / "run", tracking=sinks)
     with caplog.at_level(logging.WARNING), RunFolder.open(config) as run, Tracker(run, config) as tracker:
         for step in (1, 2, 3):
             tracker.track(step, {"reward": 0.5})
@@ -161,7 +161,7 @@ def test_a_sink_that_fails_is_named_once_and_left_out(
 def test_tensorboard_on_a_folder_that_cannot_be_made_costs_its_files_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = make_config(tmp_path / "run")
+    config = make_run_config(tmp_path / "run")
     with caplog.at_level(logging.WARNING), RunFolder.open(config) as run:
         (run.path / "tensorboard").write_text("a file")
         with Tracker(run, config) as tracker:
@@ -171,7 +171,7 @@ def test_tensorboard_on_a_folder_that_cannot_be_made_costs_its_files_only(
 
 
 def test_other_files_beside_tensorboard_s_stay(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run")
+    config = make_run_config(tmp_path / "run")
     with RunFolder.open(config) as run:
         (run.path / "tensorboard" / "events.old").mkdir(parents=True)
         (run.path / "tensorboard" / "events.out.tfevents.1").write_text("old")
@@ -198,7 +198,7 @@ def test_a_run_without_tensorboard_does_not_import_it(tmp_path: Path) -> None:
 
 
 def test_a_record_that_cannot_be_written_ends_the_run_in_words(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", tracking=["tensorboard"])
+    config = make_run_config(tmp_path / "run", tracking=["tensorboard"])
     with RunFolder.open(config) as run:
         run.metrics_file.symlink_to("/dev/full")
         tracker = Tracker(run, config)

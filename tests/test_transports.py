@@ -15,7 +15,7 @@ from rl.weights.source import WeightsError, WeightSource
 from rl.weights.transport import Received, Transport
 from rl.weights.transports import TRANSPORTS
 from rl.weights.transports.shared_memory import SharedMemory
-from tests.conftest import make_config
+from tests.makers import make_config
 
 HELD: dict[int, list[tuple[str, Tensor]]] = {}
 

@@ -16,7 +16,7 @@ from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
 from rl.tokens import Tokens
 from rl.weights.source import WeightSource
-from tests.conftest import make_config, make_task
+from tests.makers import make_config, make_task
 
 
 class ReadyLane:

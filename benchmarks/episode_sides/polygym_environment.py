@@ -12,7 +12,7 @@ from benchmarks.episode_sides.common import CALLED, ENDED, LOOK_AROUND, Size, as
 from envs.messages import Reply, ToolCall
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.env_session import EnvSession
-from tests.conftest import make_config, make_task
+from tests.makers import make_config, make_task
 
 
 def polygym_environment(size: Size) -> Callable[[], float]:

@@ -1,7 +1,8 @@
-"""Short ways to make what runs are made of: configurations, groups, updates, and a whole synthetic run."""
+"""Short ways to make what tests are about: configurations, tasks, turns, rollouts, groups, updates, and a whole run."""
 
 import math
 import random
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +14,94 @@ from rl.runs.folder import RunFolder
 from rl.runs.tracker import Tracker
 from rl.runs.tracking import step_metrics
 from rl.tokens import Tokens
-from tests.conftest import make_reply
 
 ARITHMETIC, STORE = "math/Arithmetic-v0", "tools/Store-v0"
 
 
-def make_config(run_dir: Path, **sections: Any) -> ExperimentConfig:
-    tree = {
+def make_config(run_dir: Path | str = "runs/test", **sections: Any) -> ExperimentConfig:
+    """A valid configuration of one environment; `sections` replace whole sections."""
+    tree: dict[str, Any] = {
         "run_dir": run_dir,
-        "seed": 1,
-        "policy": {"path": "models/x"},
-        "environments": {ARITHMETIC: {}, STORE: {"weight": 2}},
-        "train": {"num_steps": 10},
+        "seed": 0,
+        "policy": {"path": "models/none"},
+        "environments": {ARITHMETIC: {}},
+        "train": {"num_steps": 2, "num_prompts": 2, "group_size": 2},
+        **sections,
     }
-    return ExperimentConfig.model_validate({**tree, **sections})
+    return ExperimentConfig.model_validate(tree)
 
 
-def make_turn(num_tokens: int = 3, version: int = 0, num_forced: int = 0) -> Turn:
-    forced = range(num_tokens - num_forced, num_tokens)
-    reply = make_reply(range(10, 10 + num_tokens), [version] * num_tokens, forced)
-    return Turn(Tokens.unsampled([1, 2]), reply, "stop", is_start=True)
+def make_run_config(run_dir: Path | str, **sections: Any) -> ExperimentConfig:
+    """The configuration of a run of ten steps over the two environments that `write_run` writes of."""
+    environments = {ARITHMETIC: {}, STORE: {"weight": 2}}
+    return make_config(run_dir, **{"environments": environments, "train": {"num_steps": 10}, **sections})
 
 
-def make_rollout(reward: float | None = 1.0, outcome: str = "ok", env_id: str = ARITHMETIC, **changes: Any) -> Rollout:
+def make_task(ordinal: int = 0, env_id: str = ARITHMETIC, **options: Any) -> Task:
+    return Task(ordinal, env_id, 7, "train", "unlimited", options)
+
+
+def make_reply(ids: Sequence[int], version: int = 0, forced: Collection[int] = ()) -> Tokens:
+    """A reply whose tokens at the places `forced` were not sampled; no two tokens have the same logprob."""
+    sampled = [place not in forced for place in range(len(ids))]
+    logprobs = [-0.5 - 0.25 * place for place in range(len(ids))]
+    return Tokens.make(ids, sampled, {"logprob": logprobs, "version": [version] * len(ids)})
+
+
+def make_turn(
+    prompt_ids: Sequence[int] = (1, 2),
+    reply_ids: Sequence[int] = (10, 11, 12),
+    *,
+    version: int = 0,
+    forced: Collection[int] = (),
+    is_start: bool = True,
+) -> Turn:
+    return Turn(Tokens.unsampled(prompt_ids), make_reply(reply_ids, version, forced), "stop", is_start)
+
+
+def make_rollout(
+    reward: float | None = 1.0,
+    outcome: str = "ok",
+    *,
+    task: Task | None = None,
+    env_id: str = ARITHMETIC,
+    **fields: Any,
+) -> Rollout:
+    """A rollout of one turn; a reward of None gets an outcome that does not count. `fields` replace what is made."""
+    task = task or make_task(env_id=env_id)
+    kind = Outcome(outcome)
+    if reward is None and kind.counts:
+        kind = Outcome.ENV_ERROR
     messages = (
         Message("user", "What is <b>2 + 2</b>?"),
         Message("assistant", "", "I look it up.", (ToolCall("look_up", {"item": "2 + 2"}),)),
         Message("tool", "4", name="look_up"),
         Message("assistant", "The answer is 4.", "2 + 2 = 4"),
     )
-    fields: dict[str, Any] = {
-        "task": Task(0, env_id, 5, "train", "unlimited", {"level": 1}),
-        "group_id": "train-0",
+    made: dict[str, Any] = {
+        "group_id": f"0-{task.ordinal}",
         "member": 0,
         "turns": (make_turn(),),
         "messages": messages,
-        "reward": reward,
         "reward_parts": {} if reward is None else {"correct": reward},
-        "outcome": Outcome(outcome),
-        "error": "" if reward is not None else "TimeoutError: reset",
+        "error": "" if kind.counts else "TimeoutError: reset",
         "num_malformed_calls": 0,
         "budget_violation": "",
         "num_attempts": 1,
         "seconds": 0.25,
     }
-    return Rollout(**{**fields, **changes})
+    return Rollout(task=task, reward=reward, outcome=kind, **{**made, **fields})
 
 
-def make_group(*rollouts: Rollout) -> Group:
-    return Group("train-0", rollouts[0].task, rollouts)
+def make_group(rewards: Sequence[float | None], ordinal: int = 0, env_id: str = ARITHMETIC) -> Group:
+    """A group whose members have these rewards; those of None do not count."""
+    task = make_task(ordinal, env_id)
+    rollouts = tuple(make_rollout(reward, task=task, member=member) for member, reward in enumerate(rewards))
+    return Group(f"0-{ordinal}", task, rollouts)
+
+
+def group_of(*rollouts: Rollout) -> Group:
+    return Group(rollouts[0].group_id, rollouts[0].task, rollouts)
 
 
 def make_update(version: int = 1, **changes: Any) -> Update:
@@ -114,13 +154,13 @@ def _noisy_group(rng: random.Random, env_id: str, mean: float, step: int) -> Gro
     rollouts = []
     for member in range(8):
         if rng.random() < 0.02:
-            rollouts.append(make_rollout(None, "env_timeout", env_id, member=member))
+            rollouts.append(make_rollout(None, "env_timeout", env_id=env_id, member=member))
             continue
         reward = float(rng.random() < mean)
-        turns = (make_turn(20 + rng.randrange(30), step - 1),)
+        turns = (make_turn(reply_ids=range(10, 30 + rng.randrange(30)), version=step - 1),)
         outcome = "ok" if rng.random() < 0.9 else "truncated"
-        rollouts.append(make_rollout(reward, outcome, env_id, member=member, turns=turns))
-    return make_group(*rollouts)
+        rollouts.append(make_rollout(reward, outcome, env_id=env_id, member=member, turns=turns))
+    return group_of(*rollouts)
 
 
 def _write_evaluation(tracker: Tracker, step: int, label: str, reward: float) -> None:
@@ -130,4 +170,4 @@ def _write_evaluation(tracker: Tracker, step: int, label: str, reward: float) ->
         metrics |= {f"num/{env_id}": 64, f"failed/{env_id}": 2, f"reply_tokens/{env_id}": 30.5}
     tracker.track_evaluation(step, label, metrics)
     rollout = make_rollout(reward, task=Task(0, ARITHMETIC, 9, "heldout", "unlimited"))
-    tracker.save_rollouts(step, "evaluation", [make_group(rollout)])
+    tracker.save_rollouts(step, "evaluation", [group_of(rollout)])
