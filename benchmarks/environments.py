@@ -81,7 +81,7 @@ class Waiting(TextEnv):
         self.num_steps = 0
         return (Message("user", "go"),), {}
 
-    async def step(self, action: Reply) -> Any:  # type: ignore[override]
+    async def step(self, action: Reply) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         await asyncio.sleep(self.latency_s)
         self.num_steps += 1
         if self.num_steps == 1:

@@ -18,7 +18,7 @@ NOT_NEEDED = ("fastmcp", "fastmcp.client", "fastmcp.client.client", "scipy", "sc
 
 
 def nemo_gym_app(module: str) -> Any:
-    from nemo_gym.base_resources_server import SimpleResourcesServer
+    from nemo_gym.base_resources_server import SimpleResourcesServer  # pyright: ignore[reportMissingImports]
 
     app = importlib.import_module(f"resources_servers.{module}.app")
     here = (item for item in vars(app).values() if isinstance(item, type) and item.__module__ == app.__name__)
@@ -28,7 +28,13 @@ def nemo_gym_app(module: str) -> Any:
 
 
 def openenv_app(kind: str, num_sessions: int) -> Any:
-    from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
+    from openenv.core.env_server import (  # pyright: ignore[reportMissingImports]
+        Action,
+        Environment,
+        Observation,
+        State,
+        create_fastapi_app,
+    )
 
     class Number(Action):
         """Guess a number."""

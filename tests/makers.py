@@ -2,11 +2,13 @@
 
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from envs.messages import Message, ToolCall
+from envs.scored import ScoredEnv
+from envs.text_env import TextEnv
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout, Task, Turn, Update
 from rl.runs.checkpoint import save_checkpoint
@@ -18,7 +20,7 @@ from rl.tokens import Tokens
 ARITHMETIC, STORE = "math/Arithmetic-v0", "tools/Store-v0"
 
 
-def make_config(run_dir: Path | str = "runs/test", **sections: Any) -> ExperimentConfig:
+def make_config(run_dir: Path | str = "runs/test", /, **sections: Any) -> ExperimentConfig:
     """A valid configuration of one environment; `sections` replace whole sections."""
     tree: dict[str, Any] = {
         "run_dir": run_dir,
@@ -31,7 +33,7 @@ def make_config(run_dir: Path | str = "runs/test", **sections: Any) -> Experimen
     return ExperimentConfig.model_validate(tree)
 
 
-def make_run_config(run_dir: Path | str, **sections: Any) -> ExperimentConfig:
+def make_run_config(run_dir: Path | str, /, **sections: Any) -> ExperimentConfig:
     """The configuration of a run of ten steps over the two environments that `write_run` writes of."""
     environments = {ARITHMETIC: {}, STORE: {"weight": 2}}
     return make_config(run_dir, **{"environments": environments, "train": {"num_steps": 10}, **sections})
@@ -91,6 +93,13 @@ def make_rollout(
         "seconds": 0.25,
     }
     return Rollout(task=task, reward=reward, outcome=kind, **{**made, **fields})
+
+
+def scored_env(made_by: Callable[[], TextEnv]) -> ScoredEnv:
+    """An environment that `scored` made, whose row a test looks at or replaces."""
+    env = made_by()
+    assert isinstance(env, ScoredEnv)
+    return env
 
 
 def make_group(rewards: Sequence[float | None], ordinal: int = 0, env_id: str = ARITHMETIC) -> Group:

@@ -123,7 +123,7 @@ class Parrot(gymnasium.Env):
 
 
 def test_a_text_environment_is_played_and_its_return_is_brought_to_0_and_1() -> None:
-    gymnasium.register("test/Parrot-v0", entry_point=Parrot)
+    gymnasium.register("test/Parrot-v0", entry_point=lambda **_: Parrot())
     env = Gymnasium()
     options = {
         "id": "test/Parrot-v0",

@@ -11,7 +11,7 @@ import torch
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.policy import TinyHybrid
 from rl.data_types import Sample, Turn
-from rl.learner.batching import make_batches
+from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
 from rl.learner.samples import rollout_samples
@@ -56,7 +56,7 @@ def as_sample(turn: SampledTurn, advantage: float) -> Sample:
 def differences(model: Any, samples: list[Sample], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The model's logprobs, computed in `dtype`, less those that the engine sampled with: one a sampled token."""
     deltas = []
-    for batch in make_batches(samples, 4096, 0):
+    for batch in (to_device(batch, model.device) for batch in make_batches(samples, 4096, 0)):
         with torch.no_grad():
             logprobs_BT, _ = policy_logprobs(model, batch, dtype, 1.0, 1024)
         deltas.append((logprobs_BT - batch.columns["logprob"])[batch.loss_mask_BT])

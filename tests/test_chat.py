@@ -1,4 +1,6 @@
 import json
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -128,14 +130,19 @@ def test_a_reply_without_thinking_survives(text):
 
 @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40), budgets)
 @settings(max_examples=300, deadline=None)
-def test_no_ids_make_parsing_fail(ids, budget):
-    CHAT.begin((), (STORE,), budget).take(ids)
+def test_any_ids_are_taken_as_they_are_and_read_as_a_reply(ids, budget):
+    dialogue = CHAT.begin((), (STORE,), budget)
+    prompt = dialogue.prompt_ids
+    reply = dialogue.take(ids)
+    assert dialogue.prompt_ids == (*prompt, *ids)
+    assert not (reply.malformed and reply.tool_calls)
+    assert budget != "off" or reply.reasoning == ""
 
 
 @given(texts)
 @settings(max_examples=100, deadline=None)
 def test_contents_never_become_control_tokens(content):
-    control_ids = {TOKENIZER.convert_tokens_to_ids(text) for text in CONTROLS}
+    control_ids = {TOKENIZER.get_vocab()[text] for text in CONTROLS}
 
     def num_controls(chat: Chat, text: str) -> int:
         return sum(id in control_ids for id in chat.begin([Message("user", text)], (), "off").prompt_ids)
@@ -232,13 +239,27 @@ def test_a_conversation_is_what_rollouts_see_and_masks_exactly_the_replies():
         Message("tool", "4", name="stock"),
         Message("assistant", "four", "s"),
     )
-    first, second = (Reply(m.content, m.reasoning, m.tool_calls) for m in (messages[1], messages[3]))
     ids, mask = CHAT.conversation(messages, (STORE,), "unlimited")
-    dialogue = CHAT.begin(messages[:1], (STORE,), "unlimited")
-    prompt, reply, last = dialogue.prompt_ids, dialogue.reply_ids(first), dialogue.reply_ids(second)
-    follow = dialogue.say(messages[2:3])
-    assert ids == (*prompt, *reply, *follow, *last)
-    assert mask == (*[False] * len(prompt), *[True] * len(reply), *[False] * len(follow), *[True] * len(last))
+    pieces = groupby(zip(mask, ids, strict=True), key=itemgetter(0))
+    assert [(is_sampled, CHAT.text([id for _, id in piece])) for is_sampled, piece in pieces] == [
+        (
+            False,
+            "<|im_start|>system\n# Tools\n<tools>\n"
+            "<function><name>stock</name><description>How many are left.</description>"
+            '<parameters>{"sku":"string","least":"integer"}</parameters></function>\n</tools><|im_end|>\n'
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        ),
+        (
+            True,
+            "r\n</think>\n<tool_call>\n<function=stock>\n<parameter=sku>\nA\n</parameter>\n"
+            "<parameter=least>\n1\n</parameter>\n</function>\n</tool_call><|im_end|>",
+        ),
+        (
+            False,
+            "\n<|im_start|>user\n<tool_response>\n4\n</tool_response>\n<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        ),
+        (True, "s\n</think>\nfour<|im_end|>"),
+    ]
     assert CHAT.text(ids) + "\n" + "<|im_start|>assistant\n<think>\n" == conversation_text(
         NemotronFormat(), messages, (STORE,), "unlimited"
     )

@@ -9,6 +9,7 @@ from envs.chat.appointment import Appointment
 from envs.chat.structured import structured
 from envs.messages import Reply
 from rewards.schema import schema_scores
+from tests.makers import scored_env
 
 SCHEMA = {
     "type": "object",
@@ -71,14 +72,14 @@ def test_a_schema_is_never_fetched_from_elsewhere() -> None:
 @pytest.mark.parametrize("surface", ["json", "yaml", "xml"])
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_gold_data_fulfils_every_drawn_schema(surface: str, level: int) -> None:
-    env = structured()
+    env = scored_env(structured)
     for seed in range(60):
         env.reset(seed=seed, options={"surface": surface, "level": level})
         assert env.step(env.gold_reply())[1] == 1.0, env.row
 
 
 def test_abstaining_is_right_where_it_cannot_be_known_and_half_elsewhere() -> None:
-    env = abstention()
+    env = scored_env(abstention)
     known = set()
     for seed in range(40):
         env.reset(seed=seed)

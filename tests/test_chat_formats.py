@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
@@ -28,8 +28,8 @@ TALK, END = Token("<talk>"), Token("<end>")
 class LineFormat:
     """Each message on a line of its own."""
 
-    has_tools = False
-    has_thinking = False
+    has_tools: ClassVar[bool] = False
+    has_thinking: ClassVar[bool] = False
     tokens: tuple[Token, ...] = (TALK, END)
     end_of_turn: Token = END
     end_of_thinking: Token | None = None

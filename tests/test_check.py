@@ -11,7 +11,7 @@ from envs.check import CHECKS, check_environment, subject
 from envs.commands.check import print_checks
 from envs.messages import Message, Reply, ToolCall
 from envs.session import Deadlines
-from envs.text_env import TextEnv, draw_in_split
+from envs.text_env import Split, TextEnv, draw_in_split
 
 WORDS = ("sun", "moon", "star", "sea", "wind", "rain", "snow", "tree", "leaf", "bird", "stone", "hill")
 
@@ -201,7 +201,7 @@ class RememberedInTheClass:
     lit: set[int] = set()
     max_turns = 3
 
-    def reset(self, rng: Any, split: str, level: int = 1) -> str:
+    def reset(self, rng: Any, split: Split, level: int = 1) -> str:
         self.wanted = draw_in_split(rng, split, lambda rng: int(rng.integers(10_000)), key=str)
         self.lit.clear()
         return f"Switch on lamp {self.wanted}, then say so."
@@ -295,7 +295,7 @@ class HiddenWithoutSplit(HiddenWord):
 class TurnsAreNone(Sound):
     """Declares no number of turns. Option: `level`."""
 
-    max_turns = None  # type: ignore[assignment]
+    max_turns = None  # pyright: ignore[reportAssignmentType]
 
 
 class AnswersInLists(Sound):

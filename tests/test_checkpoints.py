@@ -32,7 +32,7 @@ def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "checkpoints") is None
     saved = save(tmp_path / "checkpoints", 20)
     read = latest_checkpoint(tmp_path / "checkpoints")
-    assert read == saved
+    assert read is not None and read == saved
     assert read.path.name == "step_000020"
     assert (read.step, read.state) == (20, {"ledger": {"next": 160}})
     assert (read.learner / "optimizer" / "state.bin").read_bytes() == b"moments"

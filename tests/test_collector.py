@@ -49,7 +49,7 @@ class FakePlay:
 def make_collector(pool: FakePool, max_staleness: int = 0, ledger: Ledger | None = None) -> Collector:
     train = {"num_steps": 9, "num_prompts": 4, "group_size": 2, "max_staleness": max_staleness}
     config = make_config(train=train, evaluation={"num_tasks": 3})
-    return Collector(config, pool, TaskStream(config.environments, 0, 8), ledger or Ledger())  # type: ignore[arg-type]
+    return Collector(config, pool, TaskStream(config.environments, 0, 8), ledger or Ledger())  # pyright: ignore[reportArgumentType]
 
 
 def ordinals(groups: Sequence[Group]) -> list[int]:
@@ -88,7 +88,7 @@ def test_every_worker_gets_a_share_of_every_environment() -> None:
         train={"num_steps": 1, "num_prompts": 4, "group_size": 2},
     )
     stream = TaskStream(config.environments, 0, 8)
-    Collector(config, pool, stream, Ledger()).collect()  # type: ignore[arg-type]
+    Collector(config, pool, stream, Ledger()).collect()  # pyright: ignore[reportArgumentType]
     for _, members in pool.calls:
         assert {stream.task(ordinal).env_id for ordinal in members} == set(config.environments)
 
@@ -102,7 +102,8 @@ def test_an_asynchronous_group_goes_to_the_least_busy_worker() -> None:
 def test_evaluation_does_not_touch_the_ledger_and_keeps_the_tasks_order() -> None:
     ledger = Ledger()
     collector = make_collector(FakePool(), ledger=ledger)
-    tasks = [collector._stream.task(n) for n in range(5)]
+    stream = TaskStream(make_config().environments, 0, 8)
+    tasks = [stream.task(ordinal) for ordinal in range(5)]
     random.Random(0).shuffle(tasks)
     assert ordinals(evaluated(collector, tasks)) == [0, 1, 2, 3, 4]
     assert ledger.state()["num_started"] == 0
@@ -127,6 +128,6 @@ def test_after_a_restart_the_oldest_tasks_in_flight_come_first() -> None:
 def test_an_evaluation_is_played_in_rounds_that_the_engines_can_sample_at_once() -> None:
     config = make_config(evaluation={"num_samples": 2}, rollout={"num_workers": 2, "max_in_flight": 3})
     stream = TaskStream(config.environments, 0, 8)
-    collector = Collector(config, FakePool(), stream, Ledger())  # type: ignore[arg-type]
+    collector = Collector(config, FakePool(), stream, Ledger())  # pyright: ignore[reportArgumentType]
     rounds = list(collector.evaluate([stream.task(number) for number in range(7)]))
     assert [ordinals(groups) for groups in rounds] == [[0, 1, 2], [3, 4, 5], [6]]

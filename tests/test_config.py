@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.algorithms.grpo import Grpo
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.explain import explain
@@ -177,7 +178,7 @@ def test_defaults_fill_what_is_not_written(tmp_path: Path) -> None:
     assert config.train.group_size == 8
     assert config.environments["math/Arithmetic-v0"].weight == 2.0
     assert config.environments["math/Arithmetic-v0"].budget == {"unlimited": 1.0}
-    assert config.loss.clip_low is None
+    assert config.loss == Grpo() and Grpo().clip_low is None
 
 
 def test_overrides_come_last_and_take_environment_ids_with_slashes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from envs.sandbox import run_tests
 from envs.tool_class import ToolClassEnv
 from envs.tool_use.function_calls import function_calls, json_schema, read_source
 from envs.tool_use.python_tool import Python
+from tests.makers import scored_env
 
 
 def wrong_solution(row: Any) -> str:
@@ -27,7 +28,7 @@ def wrong_solution(row: Any) -> str:
 def test_all_164_gold_solutions_of_human_eval_pass_and_164_wrong_ones_fail() -> None:
     rows = load_rows()
     assert len(rows) == 164
-    env = human_eval()
+    env = scored_env(human_eval)
     for row in rows:
         env.row = row
         assert env.step(env.gold_reply())[1] == 1.0, row["key"]
@@ -45,7 +46,7 @@ def test_human_evals_tests_are_out_of_the_candidates_reach() -> None:
 
 
 def test_competition_problems_are_judged_as_mathematics() -> None:
-    env = competition()
+    env = scored_env(competition)
     seen = {}
     for row in range(200):
         try:
@@ -76,7 +77,7 @@ def test_a_missing_data_package_is_named_with_the_command(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("options", [{}, {"source": "words", "num_options": 10}, {"level": 4, "num_options": 2}])
 def test_the_options_differ_and_one_is_right(options: dict[str, Any]) -> None:
-    env = multiple_choice()
+    env = scored_env(multiple_choice)
     letters = set()
     for seed in range(40):
         env.reset(seed=seed, options=options)
@@ -89,7 +90,7 @@ def test_the_options_differ_and_one_is_right(options: dict[str, Any]) -> None:
 
 
 def test_a_program_is_paid_for_each_right_output() -> None:
-    env = programs()
+    env = scored_env(programs)
     env.reset(seed=0)
     env.row = {"cases": [("1 2\n", "3"), ("5\n", "5"), ("\n", "0")]}
     assert env.step(Reply("print(sum(map(int, input().split())))"))[1] == 1.0
@@ -132,9 +133,10 @@ def test_the_python_tool_keeps_its_names() -> None:
     env.close()
 
 
-def test_every_data_package_is_installed() -> None:
+def test_every_data_package_is_installed_and_asks_something() -> None:
     for env_id in ("math/Competition-v0", "code/HumanEval-v0", "math/GradeSchool-v0"):
-        make(env_id).reset(seed=0)
+        messages, _ = make(env_id).reset(seed=0)
+        assert messages[-1].role == "user" and messages[-1].content
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_every_data_package_is_installed() -> None:
     ],
 )
 def test_the_leaderboards_questions_are_all_there_and_their_first_answers_are_right(source: str, num_rows: int) -> None:
-    env = function_calls()
+    env = scored_env(function_calls)
     rows = read_source(source)
     assert len(rows) == num_rows
     for row in rows:
@@ -157,7 +159,7 @@ def test_the_leaderboards_questions_are_all_there_and_their_first_answers_are_ri
 
 
 def test_a_wrong_call_is_named_and_no_call_is_right_only_where_no_function_fits() -> None:
-    env = function_calls()
+    env = scored_env(function_calls)
     env.row = {"wanted": [("f", {"x": [1]})]}
     assert env.step(Reply("", "", (ToolCall("f", {"x": 2}),)))[4]["reward_parts"] == {"right": 0.0, "wrong_value": 0.0}
     env.row = {"wanted": []}

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,11 +26,11 @@ NUM_RANDOM = 5000
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     from rl.engine.vllm_core import VllmEngine
 
-    def start(folder: object) -> "VllmEngine":
+    def start(folder: Path) -> "VllmEngine":
         config = make_config(
             policy={"path": folder, "max_tokens": MAX_TOKENS}, rollout={"max_in_flight": 64, "kv_cache_gib": 0.25}
         )
-        return VllmEngine(config.policy.path, config, lockstep_steps=0)  # type: ignore[arg-type]
+        return VllmEngine(folder, config, lockstep_steps=0)
 
     served = Served(tmp_path_factory.mktemp("policy"), start)
     yield served

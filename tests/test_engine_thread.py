@@ -12,7 +12,7 @@ import pytest
 
 from rl.engine.clock import Clock
 from rl.engine.core import StepOutput
-from rl.engine.protocol import EngineError, SamplingParams
+from rl.engine.protocol import EngineError, Lane, SamplingParams
 from rl.engine.thread import ThreadedEngine, ThreadedLane
 from rl.weights.source import WeightSource
 from tests.scripted import SampledTurn, sample_turn
@@ -91,14 +91,14 @@ async def converse(engine: ThreadedEngine, latency_seed: int) -> list[list[Sampl
     """Six lanes of one to three turns each, with pauses of 0 to 20 ms before each request."""
     latency = random.Random(latency_seed)
 
-    async def rollout(number: int, lane: "object") -> list[SampledTurn]:
+    async def rollout(number: int, lane: Lane) -> list[SampledTurn]:
         turns = []
-        await lane.seated()  # type: ignore[attr-defined]
+        await lane.seated()
         for turn in range(1 + number % 3):
             await asyncio.sleep(latency.random() * 0.02)
-            turns.append(await sample_turn(lane, (2 + (number * 5 + turn * 3) % 7, number), PARAMS))  # type: ignore[attr-defined]
+            turns.append(await sample_turn(lane, (2 + (number * 5 + turn * 3) % 7, number), PARAMS))
         await asyncio.sleep(latency.random() * 0.02)
-        lane.close()  # type: ignore[attr-defined]
+        lane.close()
         return turns
 
     return await asyncio.gather(*(rollout(number, lane) for number, lane in enumerate(engine.open_lanes(6))))

@@ -26,6 +26,7 @@ from envs.tool_specs import read_arguments
 from envs.tool_use.python_tool import Python
 from envs.tool_use.store import Store
 from envs.tool_use.workplace import Workplace
+from tests.makers import scored_env
 
 OURS = (
     "chat/Constraints-v0",
@@ -110,7 +111,7 @@ def test_arithmetic_reads_the_last_number_of_the_text_only() -> None:
 
 def test_running_totals_by_hand() -> None:
     assert running_totals((7, 5, 9, 0)) == (7, 2, 1, 1)
-    env = running_total()
+    env = scored_env(running_total)
     env.reset(seed=0)
     assert env.gold_reply().text == WORDS[sum(map(int, env.row["prompt"][14:-1].split("+"))) % 10]
     env.row = {**env.row, "gold": "one"}
@@ -132,7 +133,7 @@ def test_running_totals_by_hand() -> None:
     ],
 )
 def test_countdown_takes_any_solution_of_the_given_numbers(text: str, reward: float) -> None:
-    env = countdown()
+    env = scored_env(countdown)
     env.reset(seed=0)
     env.row = {**env.row, "numbers": [1, 3, 7, 8], "target": 24}
     assert env.step(Reply(text))[1] == reward

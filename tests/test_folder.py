@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import multiprocessing
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -261,10 +262,10 @@ def test_a_run_that_is_being_written_is_locked(tmp_path: Path) -> None:
         pass
 
 
-def _hold(run_dir: Path, is_open: object, may_end: object) -> None:
+def _hold(run_dir: Path, is_open: Event, may_end: Event) -> None:
     with RunFolder.open(make_run_config(run_dir)):
-        is_open.set()  # type: ignore[attr-defined]
-        may_end.wait(30)  # type: ignore[attr-defined]
+        is_open.set()
+        may_end.wait(30)
 
 
 def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from envs.chat.instructions import DRAWS, draw_row, instructions
 from envs.messages import Reply
 from envs.text_env import EnvironmentOptionError
 from rewards.instructions import CHECKS, Instruction, follows_loosely, follows_strictly
+from tests.makers import scored_env
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("keywords:existence", {"keywords": ["sun", "sea"]}, "Sea and SUN.", "sunny sea"),
@@ -99,7 +100,7 @@ def test_instructions_without_a_common_text_are_refused() -> None:
 
 
 def test_the_share_that_is_followed_is_paid() -> None:
-    env = instructions()
+    env = scored_env(instructions)
     env.row = {
         "prompt": "Write.",
         "instructions": [Instruction("punctuation:no_comma"), Instruction("startend:quotation")],
@@ -151,7 +152,7 @@ def test_an_instruction_is_read_by_its_sense_or_by_the_letter(
 
 
 def test_an_environment_reads_as_its_option_says() -> None:
-    env = instructions()
+    env = scored_env(instructions)
     env.reset(seed=0, options={"ids": ["keywords:existence"], "strict": "ifeval"})
     keywords = env.row["instructions"][0].arguments["keywords"]
     text = f"a text of {keywords[0]}s and {keywords[1]}s"
@@ -160,7 +161,7 @@ def test_an_environment_reads_as_its_option_says() -> None:
     env.reset(seed=0, options={"ids": ["keywords:existence"]})
     assert env.step(Reply(text))[1] == 0.0
     with pytest.raises(EnvironmentOptionError, match="strict must be one of sense, ifeval, got 'loose'"):
-        draw_row(np.random.default_rng(0), strict="loose")  # type: ignore[arg-type]
+        draw_row(np.random.default_rng(0), strict="loose")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -312,7 +313,7 @@ class StandInRouter(torch.nn.Module):
         super().__init__()
         self.e_score_correction_bias = torch.nn.Buffer(torch.zeros(4))
 
-    def forward(self, chosen):
+    def forward(self, chosen: torch.Tensor) -> Any:
         return torch.zeros(1), torch.zeros(1), chosen
 
 
@@ -332,7 +333,7 @@ def test_the_bias_falls_for_overloaded_experts_and_padding_does_not_count():
 
 def test_a_router_that_hides_its_choice_is_refused():
     class Mute(StandInRouter):
-        def forward(self, chosen):
+        def forward(self, chosen: torch.Tensor) -> Any:
             return torch.zeros(1)
 
     router = Mute()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -94,7 +94,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     def make(**train: Any) -> Parts:
         config: ExperimentConfig = make_config(
-            run_dir=tmp_path,
+            tmp_path,
             train={"num_steps": 3, "num_prompts": 1, "group_size": 2, "checkpoint_every": 100, **train},
         )
         log, ledger = Log(), Ledger()
@@ -103,8 +103,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
         folder = RunFolder(tmp_path)
         tracker = Tracker(folder, config)
         closing.append(tracker)
-        fakes: Any = FakeLearner(log), FakePool(log), FakeCollector(log, ledger)
-        return Parts(config, folder, *fakes, ledger, tracker, Display(config), step=0)
+        learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger)))
+        return Parts(config, folder, learner, pool, collector, ledger, tracker, Display(config), step=0)
 
     yield make
     for tracker in closing:
@@ -112,7 +112,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def log_of(parts: Parts) -> Log:
-    return parts.learner.log  # type: ignore[attr-defined]
+    return parts.learner.log  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def lines(parts: Parts, kind: str) -> list[Any]:
@@ -160,7 +160,7 @@ def test_what_actors_say_reaches_the_record(make: Make) -> None:
 
 def test_too_many_lost_rollouts_stop_the_run_before_anything_is_trained_on_them(make: Make) -> None:
     parts = make()
-    parts.collector.rewards = (1.0, None, None)  # type: ignore[attr-defined]
+    parts.collector.rewards = (1.0, None, None)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(CanaryStop, match="67% of the step's rollouts"):
         train_with(parts)
     assert "update" not in log_of(parts)
@@ -169,7 +169,7 @@ def test_too_many_lost_rollouts_stop_the_run_before_anything_is_trained_on_them(
 
 def test_a_policy_that_the_engine_does_not_compute_is_never_served(make: Make) -> None:
     parts = make()
-    parts.learner.mismatch = 9.0  # type: ignore[attr-defined]
+    parts.learner.mismatch = 9.0  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(CanaryStop, match="mismatch between learner and engine is 9"):
         train_with(parts)
     assert "publish" not in log_of(parts)
@@ -220,7 +220,7 @@ def test_an_error_within_an_update_leaves_the_checkpoint_before_it(make: Make) -
     def update(samples: Sequence[Sample]) -> Update:
         return train_one(samples) if parts.step == 0 else fail(samples)
 
-    parts.learner.update = update  # type: ignore[method-assign]
+    parts.learner.update = update  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ClusterError, match="an update took longer"):
         train_with(parts)
     assert saved_step(parts) == 1

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ DEFAULTS = Grpo()
 MATH, STORE = "math/Arithmetic-v0", "tools/Store-v0"
 
 
-def make_batch(engine, advantages, mask=None, num_loss_tokens=None, versions=0, env_ids=None):
+def make_batch(engine, advantages, mask=None, num_loss_tokens=None, versions: Any = 0, env_ids=None):
     """Rows without padding; column 0 is the prompt unless a mask is given. Advantages are one a row."""
     engine = torch.as_tensor(engine, dtype=torch.float32)
     if mask is None:
@@ -35,7 +36,7 @@ def make_batch(engine, advantages, mask=None, num_loss_tokens=None, versions=0, 
     )
 
 
-def run(logprobs, batch, algorithm=DEFAULTS, reference=None, trained_version=0):
+def run(logprobs, batch, algorithm: Grpo | dict[str, Grpo] = DEFAULTS, reference=None, trained_version=0):
     """The loss, its gradient by the logprobs, and the measures."""
     logprobs = torch.tensor(logprobs, dtype=torch.float32, requires_grad=True)
     reference = None if reference is None else torch.tensor(reference)
@@ -43,6 +44,7 @@ def run(logprobs, batch, algorithm=DEFAULTS, reference=None, trained_version=0):
     entropy = torch.zeros_like(logprobs)
     loss, measures = batch_loss(logprobs, entropy, batch, by_env.__getitem__, trained_version, reference)
     loss.backward()
+    assert logprobs.grad is not None
     return loss.item(), logprobs.grad, measures
 
 
@@ -227,7 +229,7 @@ def trl_loss():
     def compute(
         logprobs, entropy, batch, *, loss_type="dapo", beta=0.0, clip=None, delta=None, weight_max=None, ref=None
     ):
-        trainer = SimpleNamespace(
+        trainer: Any = SimpleNamespace(
             _get_per_token_logps_and_entropies=lambda *args, **kwargs: (logprobs, entropy, None),
             top_entropy_quantile=1.0,
             off_policy_mask_threshold=None,

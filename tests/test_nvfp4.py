@@ -217,12 +217,18 @@ def test_zeros_and_extremes_stay_finite(like: Nvfp4) -> None:
 
 def test_compressed_tensors_gives_other_codes_on_ties_only() -> None:
     """It divides by scales where this multiplies by their reciprocals; numbers that lie on a tie may fall otherwise."""
-    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy, QuantizationType
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize as theirs
 
     x = weights(shape=(256, 512)).bfloat16().float()
     ours = quantise(x, GOLDEN["1d"])
-    arguments = QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", group_size=16, symmetric=True)
+    arguments = QuantizationArgs(
+        num_bits=4,
+        type=QuantizationType.FLOAT,
+        strategy=QuantizationStrategy.TENSOR_GROUP,
+        group_size=16,
+        symmetric=True,
+    )
     encode = 1 / ours.tensor_scale
     block_scales = ours.block_scales.float()
     value = theirs(x, block_scales, torch.zeros_like(block_scales), arguments, global_scale=encode)

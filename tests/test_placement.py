@@ -58,7 +58,7 @@ def test_a_transport_that_reaches_all_nodes_leaves_the_placement_to_ray(monkeypa
         transport: Literal["network"] = "network"
 
         def reaches(self, nodes: Collection[str]) -> bool:
-            return nodes <= {HERE, "other"}
+            return set(nodes) <= {HERE, "other"}
 
     monkeypatch.setitem(TRANSPORTS, "network", Network)
     assert shared_node([node(HERE, 4), node("other", 4, 3)], HERE, config("network")) is None

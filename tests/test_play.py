@@ -51,7 +51,7 @@ def played(env: type[TextEnv], script: Script, monkeypatch: pytest.MonkeyPatch, 
     engine = ScriptedEngine(script)
 
     async def run() -> Rollout:
-        player = Player(config, CharacterChat(), engine, EnvRunner(4), 1.0)  # type: ignore[arg-type]
+        player = Player(config, CharacterChat(), engine, EnvRunner(4), 1.0)  # pyright: ignore[reportArgumentType]
         (lane,) = engine.open_lanes(1)
         return await play(player, make_task(), "0-0", 0, lane)
 
@@ -153,7 +153,7 @@ def test_a_reward_that_is_not_a_number_in_range_is_an_error_of_the_environment(
         None,
         (1, 2),
         ("text", 0.0, True, False, {}),
-        ((Message("user", None),), 0.0, False, False, {}),  # type: ignore[arg-type]
+        ((Message("user", None),), 0.0, False, False, {}),  # pyright: ignore[reportArgumentType]
         ((), 0.0, True, False, None),
         ((), 10**400, True, False, {}),
         ((), 0.0, True, False, {"reward_parts": None}),
@@ -329,7 +329,7 @@ def test_hanging_environments_do_not_use_up_the_threads() -> None:
 class AsyncEcho(Echo):
     """Echo with a step that waits."""
 
-    async def step(self, action: Reply) -> Any:  # type: ignore[override]
+    async def step(self, action: Reply) -> Any:
         await asyncio.sleep(0.01)
         return Echo.step(self, action)
 
@@ -343,7 +343,7 @@ def test_an_asynchronous_close_is_waited_for_by_nobody_and_happens(monkeypatch: 
     closed = threading.Event()
 
     class Closing(AsyncEcho):
-        async def close(self) -> None:  # type: ignore[override]
+        async def close(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
             await asyncio.sleep(0.01)
             closed.set()
 
@@ -523,7 +523,7 @@ def judged(outcomes: list[str], monkeypatch: pytest.MonkeyPatch, fails: int = 0)
     ]
 
     async def run() -> tuple[Rollout, ...]:
-        player = Player(config, CharacterChat(), ScriptedEngine(lambda *_: ""), EnvRunner(4), 1.0)  # type: ignore[arg-type]
+        player = Player(config, CharacterChat(), ScriptedEngine(lambda *_: ""), EnvRunner(4), 1.0)  # pyright: ignore[reportArgumentType]
         return await group_score.with_group_scores(player, make_task(), rollouts)
 
     return asyncio.run(run())
@@ -557,7 +557,7 @@ async def test_nothing_of_a_rollout_begins_before_its_lane_has_a_seat(monkeypatc
 
     monkeypatch.setattr(environment_module, "make", make)
     engine = ScriptedEngine(lambda *_: "yes")
-    player = Player(make_config(), CharacterChat(), engine, EnvRunner(4), 1.0)  # type: ignore[arg-type]
+    player = Player(make_config(), CharacterChat(), engine, EnvRunner(4), 1.0)  # pyright: ignore[reportArgumentType]
     rollout = await play(player, make_task(), "group", 0, Waiting(engine))
     assert rollout.outcome is Outcome.OK
     assert rollout.seconds < 0.05  # waiting is not the rollout's time

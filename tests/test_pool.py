@@ -83,7 +83,7 @@ def make_pool(*workers: FakeWorker, num_workers: int = 1, num_retries: int = 1) 
     """A pool that starts these workers one after the other."""
     config = make_config(rollout={"num_workers": num_workers, "num_retries": num_retries})
     left = list(workers)
-    return WorkerPool(config, config.run_dir, start=lambda: left.pop(0))  # type: ignore[arg-type, return-value]
+    return WorkerPool(config, config.run_dir, start=lambda: left.pop(0))  # pyright: ignore[reportArgumentType]
 
 
 def ordinals(groups: Sequence[Group]) -> list[int]:
@@ -145,7 +145,7 @@ def test_groups_handed_over_after_a_death_wait_until_the_suspects_have_been_play
     assert masked(pool.collect(plays[0], SOON)) == [0]
     assert third.calls == []
     late = pool.play(0, [spec(2)])
-    assert masked(pool.collect(plays[1], 1.0)) == masked(pool.collect(late, SOON)) == []
+    assert masked(pool.collect(plays[1], SOON)) == masked(pool.collect(late, SOON)) == []
     assert third.calls == [[1], [2]]
 
 

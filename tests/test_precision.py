@@ -74,28 +74,30 @@ def test_matrices_that_engines_fuse_share_a_tensor_scale() -> None:
 
 
 def test_inside_the_model_computes_with_folded_weights_and_outside_it_holds_the_masters() -> None:
-    model = nn.Sequential(nn.Linear(32, 16, bias=False))
-    master = model[0].weight.detach().clone()
+    layer = nn.Linear(32, 16, bias=False)
+    model = nn.Sequential(layer)
+    master = layer.weight.detach().clone()
     folded = FoldedWeights(model, NVFP4)
     x = torch.randn(4, 32)
     with folded.in_place():
         value = model(x)
         value.square().sum().backward()
-    assert torch.equal(model[0].weight, master)
+    assert torch.equal(layer.weight, master)
 
     explicit = dequantise(quantise(master, NVFP4)).requires_grad_()
     (x @ explicit.T).square().sum().backward()
-    assert model[0].weight.grad is not None
-    torch.testing.assert_close(model[0].weight.grad, explicit.grad)
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, explicit.grad)
     torch.testing.assert_close(value, x @ dequantise(quantise(master, NVFP4)).T)
 
 
 def test_masters_come_back_after_an_error() -> None:
-    model = nn.Sequential(nn.Linear(32, 16))
-    master = model[0].weight.detach().clone()
+    layer = nn.Linear(32, 16)
+    model = nn.Sequential(layer)
+    master = layer.weight.detach().clone()
     with pytest.raises(ZeroDivisionError), FoldedWeights(model, NVFP4).in_place():
         raise ZeroDivisionError
-    assert torch.equal(model[0].weight, master)
+    assert torch.equal(layer.weight, master)
 
 
 def test_folded_weights_cannot_be_put_in_twice_or_folded_again_while_in() -> None:
@@ -110,15 +112,16 @@ def test_folded_weights_cannot_be_put_in_twice_or_folded_again_while_in() -> Non
 
 
 def test_the_share_of_changed_codes_is_counted() -> None:
-    model = nn.Sequential(nn.Linear(32, 16, bias=False))
+    layer = nn.Linear(32, 16, bias=False)
+    model = nn.Sequential(layer)
     with torch.no_grad():
-        model[0].weight.copy_(torch.full((16, 32), 4.0))
-        model[0].weight[0, 0] = 6.0
+        layer.weight.copy_(torch.full((16, 32), 4.0))
+        layer.weight[0, 0] = 6.0
     folded = FoldedWeights(model, NVFP4)
     assert folded.refresh() == 0.0
     with torch.no_grad():
-        model[0].weight[3, 5] = 2.0
-        model[0].weight[4, 7] = 3.99  # stays at 4
+        layer.weight[3, 5] = 2.0
+        layer.weight[4, 7] = 3.99  # stays at 4
     assert folded.refresh() == 1 / (16 * 32)
 
 

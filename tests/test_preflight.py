@@ -75,12 +75,12 @@ class HangsWhenItIsMade(Opens):
 
 
 class NoTurns(Opens):
-    max_turns = None  # type: ignore[assignment]
+    max_turns = None  # pyright: ignore[reportAssignmentType]
 
 
 class NoTurnsOnceOpen(Opens):
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        self.max_turns = self.read_options(options)[1]["level"]
+        self.max_turns = self.read_options(options)[1]["level"]  # pyright: ignore[reportAttributeAccessIssue]
         return (Message("user", "?"),), {}
 
 

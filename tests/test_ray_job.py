@@ -52,9 +52,9 @@ def submitted(command: list[str]) -> "subprocess.CompletedProcess[str]":
     for _ in range(30):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, env=OPEN)
         if "No available agent" not in done.stdout + done.stderr:
-            break
+            return done
         time.sleep(2)
-    return done
+    raise AssertionError("the dashboard's agent takes no jobs")
 
 
 def test_a_submitted_job_trains_and_its_results_lie_in_run_dir(

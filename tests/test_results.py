@@ -111,9 +111,9 @@ def test_an_attribute_of_the_wrong_kind_is_named(attribute: str, value: Any) -> 
     "tool",
     [
         ToolSpec("", "d", PARAMETERS),
-        ToolSpec(None, "d", PARAMETERS),  # type: ignore[arg-type]
-        ToolSpec("t", None, PARAMETERS),  # type: ignore[arg-type]
-        ToolSpec("t", "d", None),  # type: ignore[arg-type]
+        ToolSpec(None, "d", PARAMETERS),  # pyright: ignore[reportArgumentType]
+        ToolSpec("t", None, PARAMETERS),  # pyright: ignore[reportArgumentType]
+        ToolSpec("t", "d", None),  # pyright: ignore[reportArgumentType]
         ToolSpec("t", "d", {"enum": {1, 2}}),
     ],
 )
@@ -134,15 +134,15 @@ def test_tools_become_a_tuple_of_valid_ones() -> None:
     [
         [Message("user", "a list")],
         ("text",),
-        (Message("narrator", "who?"),),  # type: ignore[arg-type]
-        (Message([], "who?"),),  # type: ignore[arg-type]
-        (Message("user", None),),  # type: ignore[arg-type]
-        (Message("user", b"bytes"),),  # type: ignore[arg-type]
-        (Message("user", "", None),),  # type: ignore[arg-type]
-        (Message("user", "", "", None),),  # type: ignore[arg-type]
-        (Message("user", "", "", ({"name": "f"},)),),  # type: ignore[arg-type]
-        (Message("user", "", "", (ToolCall("f", None),)),),  # type: ignore[arg-type]
-        (Message("tool", "", name=3),),  # type: ignore[arg-type]
+        (Message("narrator", "who?"),),  # pyright: ignore[reportArgumentType]
+        (Message([], "who?"),),  # pyright: ignore[reportArgumentType]
+        (Message("user", None),),  # pyright: ignore[reportArgumentType]
+        (Message("user", b"bytes"),),  # pyright: ignore[reportArgumentType]
+        (Message("user", "", None),),  # pyright: ignore[reportArgumentType]
+        (Message("user", "", "", None),),  # pyright: ignore[reportArgumentType]
+        (Message("user", "", "", ({"name": "f"},)),),  # pyright: ignore[reportArgumentType]
+        (Message("user", "", "", (ToolCall("f", None),)),),  # pyright: ignore[reportArgumentType]
+        (Message("tool", "", name=3),),  # pyright: ignore[reportArgumentType]
         (Message("user", "x" * 101),),
         (Message("tool", "", name="x" * 101),),
     ],
@@ -201,7 +201,7 @@ def test_scores_are_numbers_or_parts() -> None:
     assert read_scores([0.5, {"a": 0.25, "b": 0.5}], 2) == [(0.5, {"score": 0.5}), (0.75, {"a": 0.25, "b": 0.5})]
 
 
-@pytest.mark.parametrize("reply", ["text", None, Reply(None), Reply("", "", None)])  # type: ignore[arg-type]
+@pytest.mark.parametrize("reply", ["text", None, Reply(None), Reply("", "", None)])  # pyright: ignore[reportArgumentType]
 def test_a_gold_reply_of_another_form_is_refused(reply: Any) -> None:
     with pytest.raises(ResultError):
         read_gold(reply)

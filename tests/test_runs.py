@@ -257,7 +257,7 @@ def test_a_step_without_a_reward_is_not_shown_as_nan() -> None:
 
 def inspected(run_dir: Path, **asked: object) -> str:
     out = io.StringIO()
-    show_rollouts(run_dir, console=Console(file=out, width=120, highlight=False), **asked)  # type: ignore[arg-type]
+    show_rollouts(run_dir, console=Console(file=out, width=120, highlight=False), **asked)  # pyright: ignore[reportArgumentType]
     return out.getvalue()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from envs.event_loop import settle
 from envs.messages import Message, Reply, ToolCall
-from envs.scored import RowError, scored
+from envs.scored import Row, RowError, scored
 from envs.text_env import EnvironmentOptionError, TextEnv
 from envs.tool_class import ToolClassEnv
 from envs.tool_specs import tool_spec
@@ -21,10 +21,14 @@ CAPITALS = [
 ]
 
 
+def is_gold(reply: Reply, row: Row) -> float:
+    return text_correct(reply.text, row["gold"])
+
+
 @scored(rows=CAPITALS)
 def capitals(reply, row):
     """Name a capital."""
-    return text_correct(reply.text, row["gold"])
+    return is_gold(reply, row)
 
 
 @scored(draw=lambda rng, digits=1: {"prompt": f"{rng.integers(10**digits)}?", "note": "mine"})
@@ -77,12 +81,12 @@ def test_drawn_rows_take_options_and_scores_may_be_asynchronous() -> None:
 )
 def test_a_row_that_cannot_be_played_is_named(rows: Any, wrong: str) -> None:
     with pytest.raises(RowError, match=wrong):
-        scored(rows=rows)(text_correct)().reset(seed=0)
+        scored(rows=rows)(is_gold)().reset(seed=0)
 
 
 def test_a_split_without_rows_says_what_to_do() -> None:
     with pytest.raises(EnvironmentOptionError, match="no row is in split 'heldout': give more rows, or each a 'split'"):
-        scored(rows=CAPITALS[:2])(text_correct)().reset(seed=0, options={"split": "heldout"})
+        scored(rows=CAPITALS[:2])(is_gold)().reset(seed=0, options={"split": "heldout"})
 
 
 def test_rows_are_loaded_once_for_each_choice_of_options() -> None:
@@ -92,7 +96,7 @@ def test_rows_are_loaded_once_for_each_choice_of_options() -> None:
         loads.append(kind)
         return [{"prompt": kind, "split": "train"}]
 
-    env = scored(rows=load)(text_correct)
+    env = scored(rows=load)(is_gold)
     for kind in ("a", "b", "a"):
         assert env().reset(seed=0, options={"kind": kind})[0][0].content == kind
     assert loads == ["a", "b"]
@@ -135,7 +139,7 @@ class Lamp:
 
 
 class SlowLamp(Lamp):
-    async def switch(self, lamp: int) -> str:  # type: ignore[override]
+    async def switch(self, lamp: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Switch a lamp on."""
         await asyncio.sleep(0.001)
         return super().switch(lamp)
@@ -197,7 +201,7 @@ def test_what_a_tool_gives_or_raises_is_valid_text_of_bounded_length() -> None:
 
 def test_a_method_that_waits_without_saying_so_is_an_error() -> None:
     class Hidden(Lamp):
-        def switch(self, lamp: int) -> Any:  # type: ignore[override]
+        def switch(self, lamp: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             """Switch."""
             return asyncio.sleep(1)
 

@@ -9,7 +9,7 @@ from rl.config.section import NameOf, OneOf, Positive, Section
 
 
 class Fruit(Section):
-    kind: str
+    pass
 
 
 class Apple(Fruit):

@@ -10,6 +10,7 @@ from rl.chat.chat import load_chat
 from rl.chat.format import conversation_text
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.experiment import ExperimentConfig
+from rl.config.policy import TinyHybrid
 from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
 from rl.precision.formats.nvfp4 import Nvfp4
@@ -63,10 +64,15 @@ def with_max_tokens(config: ExperimentConfig, max_tokens: int) -> ExperimentConf
     return config.model_copy(update={"policy": config.policy.model_copy(update={"max_tokens": max_tokens})})
 
 
+def sizes(config: ExperimentConfig) -> TinyHybrid:
+    assert config.policy.build is not None
+    return config.policy.build
+
+
 def build_for(config: ExperimentConfig, conversations, folder) -> None:
     format = NemotronFormat()
     texts = [conversation_text(format, c.messages, c.tools, c.budget) for c in conversations]
-    build_policy(config.policy.build, texts, folder, 0, format)
+    build_policy(sizes(config), texts, folder, 0, format)
 
 
 def write_jsonl(path, *rows):
@@ -196,24 +202,25 @@ def test_truncated_conversations_tell_their_budget_and_do_not_train_what_the_eng
 
 
 def test_a_quantised_policy_is_taught_with_folded_weights_and_saved_with_its_masters():
-    model = torch.nn.Sequential(torch.nn.Linear(32, 16, bias=False))
-    master = model[0].weight.detach().clone()
+    layer = torch.nn.Linear(32, 16, bias=False)
+    model = torch.nn.Sequential(layer)
+    master = layer.weight.detach().clone()
     folded = FoldedWeights(model, Nvfp4())
     callback = FoldedSteps(folded)
     callback.on_step_begin()
-    assert not torch.equal(model[0].weight, master)
-    assert torch.equal(model[0].weight, dequantise(quantise(master, Nvfp4())))
+    assert not torch.equal(layer.weight, master)
+    assert torch.equal(layer.weight, dequantise(quantise(master, Nvfp4())))
     callback.on_pre_optimizer_step()
-    assert torch.equal(model[0].weight, master)
+    assert torch.equal(layer.weight, master)
     with torch.no_grad():
-        model[0].weight.mul_(2)
+        layer.weight.mul_(2)
     callback.on_optimizer_step()
     callback.on_step_begin()
-    assert torch.equal(model[0].weight, dequantise(quantise(2 * master, Nvfp4())))
+    assert torch.equal(layer.weight, dequantise(quantise(2 * master, Nvfp4())))
 
 
 def test_a_conversation_in_the_wrong_order_names_its_row(tmp_path):
-    build_policy(experiment(tmp_path).policy.build, ["text"], tmp_path, 0, NemotronFormat())
+    build_policy(sizes(experiment(tmp_path)), ["text"], tmp_path, 0, NemotronFormat())
     conversation = Conversation((Message("assistant", "x"),), (), "off", "a.jsonl, row 7")
     with pytest.raises(SftDataError, match=r"row 7: .*must begin"):
         token_rows([conversation], load_chat(tmp_path, "nemotron"), experiment(tmp_path))

@@ -34,10 +34,9 @@ class Registry:
         HELD.clear()
 
 
-class InProcess(Transport):
+class Held(Transport):
     """Weights stay in the process."""
 
-    transport: Literal["in_process"] = "in_process"
     backend: ClassVar[str] = "in_process"
     transfer: ClassVar[tuple[str, str] | None] = ("my.package", "MyTransfer")
 
@@ -51,6 +50,10 @@ class InProcess(Transport):
 
     def reaches(self, nodes: Collection[str]) -> bool:
         return True
+
+
+class InProcess(Held):
+    transport: Literal["in_process"] = "in_process"
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_shared_memory_reaches_one_node_only() -> None:
 def test_the_plugin_registers_the_transfer_of_every_transport(
     config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Ours(InProcess):
+    class Ours(Held):
         transport: Literal["nccl"] = "nccl"
         backend: ClassVar[str] = "nccl"
         transfer: ClassVar[tuple[str, str] | None] = None  # vLLM's own

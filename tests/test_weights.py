@@ -23,6 +23,10 @@ def some_tensors() -> list[tuple[str, torch.Tensor]]:
     ]
 
 
+def file_of(source: WeightSource) -> Path:
+    return Path(str(source.place))
+
+
 def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
     tensors = some_tensors()
     source = write_weights(tensors, 3, tmp_path)
@@ -37,7 +41,7 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
 
 def test_the_hash_covers_every_byte_of_the_file(tmp_path: Path) -> None:
     source = write_weights(some_tensors(), 1, tmp_path)
-    assert source.hash == xxhash.xxh3_64_hexdigest(Path(source.place).read_bytes())
+    assert source.hash == xxhash.xxh3_64_hexdigest(file_of(source).read_bytes())
     assert read_weights(source).hash == source.hash
     (_, tensor), *others = some_tensors()
     assert write_weights([("renamed", tensor), *others], 1, tmp_path / "other").hash != source.hash
@@ -54,14 +58,14 @@ def test_tensors_outlive_the_removed_file(tmp_path: Path) -> None:
 
 def test_a_flipped_byte_a_cut_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     source = write_weights(some_tensors(), 1, tmp_path)
-    whole = Path(source.place).read_bytes()
-    Path(source.place).write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
+    whole = file_of(source).read_bytes()
+    file_of(source).write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
     with pytest.raises(WeightsError, match="damaged or cut off"):
         read_weights(source)
-    Path(source.place).write_bytes(whole[:-20])
+    file_of(source).write_bytes(whole[:-20])
     with pytest.raises(WeightsError, match="damaged or cut off"):
         read_weights(source)
-    Path(source.place).write_bytes(b"")
+    file_of(source).write_bytes(b"")
     with pytest.raises(WeightsError, match="cannot map"):
         read_weights(source)
     remove_weights(source)

@@ -15,7 +15,7 @@ ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 class TinyHybrid(Section):
     """A random NemotronH policy, built with its own tokenizer trained on gold conversations of the environments."""
 
-    pattern: str = Field("M*ME", pattern=r"^[ME*-]+$")
+    pattern: Annotated[str, Field(pattern=r"^[ME*-]+$")] = "M*ME"
     """Layers in order: M Mamba-2, E LatentMoE, * attention, - MLP."""
     hidden_size: Positive = 128
     """Width of the residual stream."""
