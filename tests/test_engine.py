@@ -35,7 +35,7 @@ def random_policy(folder: Path, seed: int) -> Any:
     config = NemotronHConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
-        hybrid_override_pattern="ME*E",
+        layers_block_type=["mamba", "moe", "attention", "moe"],
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
@@ -121,6 +121,7 @@ def prompt(seed: int) -> tuple[int, ...]:
 
 async def sample_many(engine: "VllmEngine", num: int, first_seed: int) -> list[SampledTurn]:
     async def one(lane: Lane, seed: int) -> SampledTurn:
+        await lane.seated()
         turn = await sample_turn(lane, prompt(seed), sampling(seed))
         lane.close()
         return turn
@@ -134,6 +135,7 @@ async def converse(engine: "VllmEngine", latency: random.Random) -> list[list[Sa
     async def rollout(lane: Lane, number: int) -> list[SampledTurn]:
         turns: list[SampledTurn] = []
         prompt_ids = prompt(number)
+        await lane.seated()
         for turn in range(3 - number % 2):
             await asyncio.sleep(latency.random() * 0.03)
             turns.append(await sample_turn(lane, prompt_ids, sampling(number * 10 + turn, max_reply_tokens=24)))
@@ -218,7 +220,8 @@ async def test_stale_and_damaged_versions_are_refused_and_the_old_weights_stay(s
         await served.engine.load_weights(current)
     served.perturb(0.01)
     source = served.publish()
-    Path(source.place).write_bytes(Path(source.place).read_bytes()[:-5000])
+    file = Path(str(source.place))
+    file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(EngineError, match="damaged or cut off"):
         await served.engine.load_weights(source)
     with pytest.raises(EngineError, match="cannot map"):
