@@ -342,6 +342,7 @@ def test_only_the_total_must_lie_in_the_range_as_in_training() -> None:
     assert broken_by(PaysAndTakes) == set()
 
 
+@pytest.mark.slow
 def test_a_task_that_the_prompt_does_not_tell_is_known_by_its_key() -> None:
     assert broken_by(HiddenWord) == set()
     assert "one seed is one task" in broken_by(HiddenFromElsewhere)
@@ -355,6 +356,7 @@ def test_a_wrong_attribute_is_named() -> None:
     assert {result.status for result in others} == {"skipped"}
 
 
+@pytest.mark.slow
 def test_what_breaks_the_contract_or_cannot_be_written_is_told_in_words() -> None:
     details = {result.detail for result in check_environment("tests.test_check:AnswersInLists", num_seeds=1)}
     assert "messages must be a tuple of envs.messages.Message, got []" in details
@@ -362,6 +364,7 @@ def test_what_breaks_the_contract_or_cannot_be_written_is_told_in_words() -> Non
     assert any(result.detail.startswith("ValueError: \ufffd (") for result in results)
 
 
+@pytest.mark.slow
 def test_an_environment_that_hangs_is_not_waited_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "DEADLINES", Deadlines(30.0, 0.1))
     results = check_environment("tests.test_check:HangsAtStep", num_seeds=1)
@@ -405,6 +408,7 @@ def test_each_clause_finds_the_environment_that_breaks_it(env: type, name: str) 
     assert name in broken_by(env)
 
 
+@pytest.mark.slow
 def test_tools_and_gold_are_checked_where_there_are_some() -> None:
     results = check_environment("tools/Store-v0", num_seeds=3)
     assert [result.name for result in results if result.status != "passed"] == ["a group is scored member by member"]
@@ -416,6 +420,7 @@ def test_an_environment_that_cannot_be_made_fails_with_the_reason() -> None:
     assert {(result.status, result.detail) for result in others} == {("skipped", "it cannot be opened")}
 
 
+@pytest.mark.slow
 def test_what_the_environment_raises_is_told_with_its_own_line_and_printed_once(capsys: pytest.CaptureFixture) -> None:
     assert not print_checks(Console(width=200), "tests.test_check:MissesAKey", {}, 2, None)
     told = capsys.readouterr().out

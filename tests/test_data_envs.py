@@ -133,6 +133,7 @@ def test_the_python_tool_keeps_its_names() -> None:
     env.close()
 
 
+@pytest.mark.slow
 def test_every_data_package_is_installed_and_asks_something() -> None:
     for env_id in ("math/Competition-v0", "code/HumanEval-v0", "math/GradeSchool-v0"):
         messages, _ = make(env_id).reset(seed=0)

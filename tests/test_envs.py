@@ -70,6 +70,7 @@ def test_every_registered_environment_keeps_the_contract(env_id: str) -> None:
     assert failures(env_id, {}, num_seeds=8) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "options"), OPTIONS)
 def test_every_level_keeps_the_contract(env_id: str, options: dict[str, Any]) -> None:
     assert failures(env_id, options, num_seeds=4) == []
@@ -346,6 +347,7 @@ def test_grade_school_reads_nearly_all_templates_and_says_why_not_the_others() -
     assert all(": " in reason for reason in skipped)
 
 
+@pytest.mark.slow
 def test_templates_are_read_once_when_many_rollouts_open_their_first_task_together() -> None:
     read_templates.cache_clear()
     with ThreadPoolExecutor(8) as threads:

@@ -45,6 +45,7 @@ def announce(folder: Path, package: str, env_id: str, target: str) -> None:
     (info / "entry_points.txt").write_text(f"[polygym.envs]\n{env_id} = {target}\n")
 
 
+@pytest.mark.slow
 def test_broken_plugins_are_listed_with_their_problem(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import numpyy\n")
     announce(tmp_path, "bad", "my/Bad-v0", "bad:Bad")
@@ -95,6 +96,7 @@ def test_a_package_is_not_written_over_another_or_under_a_bad_name(tmp_path: Pat
         write_package("Other", "class", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_failing_check_says_how_to_mend_it_and_exits_with_1() -> None:
     done = envs("check", "tests.test_check:PaysSilence", "--seeds", "3")
     assert done.returncode == 1
@@ -150,6 +152,7 @@ def test_an_environment_that_hangs_is_not_played_for_ever(monkeypatch: pytest.Mo
         )
 
 
+@pytest.mark.slow
 def test_a_failure_of_an_environment_is_a_sentence_that_names_it_its_option_and_its_line() -> None:
     done = envs("info", "tests.test_envs_commands:Stubborn", "where=reset first")
     assert done.returncode == 1
@@ -176,6 +179,7 @@ def test_a_bug_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err == "error: me/Mine-v0: it broke\n"
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b'\xff{"task": 1}\n')
     done = envs("profile", str(tmp_path / "file"))

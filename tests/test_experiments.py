@@ -34,6 +34,7 @@ def test_the_quickstart_fits_a_cluster_of_two_cpus() -> None:
     assert load_config(ROOT / "experiments" / "quickstart.yaml").reserved == (2.0, 0.0)
 
 
+@pytest.mark.slow
 def test_every_command_that_the_readme_names_exists() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) < 150

@@ -35,6 +35,7 @@ from rewards.schema import MAX_CHARACTERS, schema_scores
 from rewards.strict_json import is_json, read_json
 from rewards.words import count_word, sentences_of, words_of
 
+pytestmark = pytest.mark.slow
 HOSTILE = (
     *("!", "[", "{", "<", ">", "(", " ", "\n", "\t", "\0", "a ", "a\n", '"', "'", "*", "**", "&", "#", "`", "-", "_"),
     *("1", "1.", ". ", "a. ", "..a", "...", "No. ", "J. ", '."', "!' ", "P.", "p .", "\n ", "\n\n", " \n", "***"),

@@ -186,6 +186,7 @@ def test_the_defaults_leave_time_for_a_retry_within_a_step() -> None:
     assert backoff_s + judge_client.CONNECT_TIMEOUT_S * 2 < judge_client.TIMEOUT_S
 
 
+@pytest.mark.slow
 def test_waiting_for_ones_turn_counts_toward_no_deadline(judge: Judge) -> None:
     def slowly(question: str) -> str:
         time.sleep(0.1)

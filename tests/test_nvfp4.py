@@ -215,6 +215,7 @@ def test_zeros_and_extremes_stay_finite(like: Nvfp4) -> None:
     assert torch.equal(dequantise(quantise(x, like))[:, 16:48], torch.zeros(16, 32))
 
 
+@pytest.mark.slow
 def test_compressed_tensors_gives_other_codes_on_ties_only() -> None:
     """It divides by scales where this multiplies by their reciprocals; numbers that lie on a tie may fall otherwise."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy, QuantizationType

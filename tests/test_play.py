@@ -406,6 +406,7 @@ def test_an_asynchronous_close_of_a_synchronous_environment_is_waited_for(monkey
     assert is_closed_once_each(env, 1)
 
 
+@pytest.mark.slow
 def test_an_asynchronous_close_happens_after_the_loop_was_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     async def step(self: Any, action: Reply) -> Any:
         time.sleep(8)

@@ -160,6 +160,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_waiting_for_a_worker_is_not_part_of_the_deadline(tmp_path) -> None:
     script = tmp_path / "slow_worker.py"
     script.write_text(SLOW_WORKER)

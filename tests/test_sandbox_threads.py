@@ -20,6 +20,7 @@ def test_threads_of_a_jail_are_bounded_and_ended_ones_make_room(level: Level) ->
     assert run_program(again, limits=PATIENT, level=level).stdout == "all\n"
 
 
+@pytest.mark.slow
 def test_a_jail_that_starts_threads_over_and_over_loses_the_right() -> None:
     code = "import threading\nfor n in range(20000):\n    t = threading.Thread(target=int); t.start(); t.join()"
     result = run_program(code, limits=PATIENT)
