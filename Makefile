@@ -39,8 +39,7 @@ test: install adapters
 check: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/lint-imports
-	$(VENV)/bin/basedpyright --level error & types=$$!; \
+	{ $(VENV)/bin/lint-imports && $(VENV)/bin/basedpyright --level error; } & types=$$!; \
 	$(RUN) -m pytest -n auto --maxprocesses 4 -m "not slow and not gpu" && wait $$types
 
 lock: install

@@ -7,8 +7,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from envs.commands.new import write_package
+
+settings.register_profile("tests", deadline=None)  # a busy machine is no failure of a property
+settings.load_profile("tests")
 
 
 @pytest.fixture

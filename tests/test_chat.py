@@ -91,7 +91,7 @@ budgets = st.sampled_from(["off", "unlimited", 7])
 
 
 @given(texts, st.lists(st.tuples(replies, st.booleans(), followers), max_size=4), budgets, st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_prompt_begins_with_the_prompt_and_the_reply_before_it(content, turns, budget, in_template):
     chat, tools = (TEMPLATE_CHAT, ()) if in_template else (CHAT, (STORE,))
     messages = [Message("user", content)]
@@ -116,20 +116,20 @@ def test_every_prompt_begins_with_the_prompt_and_the_reply_before_it(content, tu
 
 
 @given(replies)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_reply_survives_encoding_and_parsing(reply):
     assert read_back(CHAT.begin((), (STORE,), "unlimited"), reply) == reply
 
 
 @given(texts)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_reply_without_thinking_survives(text):
     assert read_back(CHAT.begin((), (STORE,), "off"), Reply(text)) == Reply(text)
     assert read_back(TEMPLATE_CHAT.begin([Message("user", "a")], (), "off"), Reply(text)) == Reply(text)
 
 
 @given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40), budgets)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_ids_are_taken_as_they_are_and_read_as_a_reply(ids, budget):
     dialogue = CHAT.begin((), (STORE,), budget)
     prompt = dialogue.prompt_ids
@@ -140,7 +140,7 @@ def test_any_ids_are_taken_as_they_are_and_read_as_a_reply(ids, budget):
 
 
 @given(texts)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_contents_never_become_control_tokens(content):
     control_ids = {TOKENIZER.get_vocab()[text] for text in CONTROLS}
 

@@ -340,6 +340,7 @@ def test_functions_pay_for_running_and_for_right_values_and_mostly_for_all_of_th
     assert env.step(Reply(floats))[4]["reward_parts"] == {"runs": 0.1, "share": 0.0, "all": 0.0}
 
 
+@pytest.mark.slow
 def test_grade_school_reads_nearly_all_templates_and_says_why_not_the_others() -> None:
     usable, skipped = load_templates()
     assert len(usable) >= 95

@@ -140,7 +140,7 @@ def test_the_error_on_gaussian_weights(options: dict[str, str], published: float
     assert error(weights(shape=(1024, 1024)), recipe(**options)) == pytest.approx(published, rel=0.01)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from(POWER_OF_TWO), st.floats(1e-6, 1e4), st.booleans())
 def test_quantising_again_changes_nothing(seed: int, like: Nvfp4, std: float, heavy_tails: bool) -> None:
     """With power-of-two tensor scales. What was quantised may have another amax, so only its numbers must stay."""

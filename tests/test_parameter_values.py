@@ -190,7 +190,7 @@ jsons = st.recursive(
 
 
 @given(jsons, st.sampled_from(["3", "null", "[1]", "{}", "text", "1e400", "\ud800"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_schema_makes_a_prompt_or_a_reply_fail(schema: Any, text: str) -> None:
     tool = ToolSpec("f", "", schema)
     format = NemotronFormat()

@@ -105,6 +105,7 @@ def test_math_verify_works_outside_of_the_main_thread() -> None:
     assert verdicts == [1.0]
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_wrong_and_blocks_nothing_after_it() -> None:
     hostile = "9^" * 150 + "9"
     assert verify_symbolically(hostile, "12", deadline_s=0.5) is False
@@ -194,6 +195,7 @@ def test_a_worker_ends_with_its_host_even_in_the_middle_of_a_computation(tmp_pat
     assert psutil.Process(worker).status() != psutil.STATUS_ZOMBIE
     host.kill()
     host.wait()
+    host.stdout.close()
     deadline = time.monotonic() + 30.0
     while is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.05)

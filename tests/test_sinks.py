@@ -201,6 +201,8 @@ def test_a_record_that_cannot_be_written_ends_the_run_in_words(tmp_path: Path) -
     config = make_run_config(tmp_path / "run", tracking=["tensorboard"])
     with RunFolder.open(config) as run:
         run.metrics_file.symlink_to("/dev/full")
-        tracker = Tracker(run, config)
-        with pytest.raises(StorageError, match=r"metrics.jsonl cannot be written: No space left on device"):
+        with (
+            pytest.raises(StorageError, match=r"metrics.jsonl cannot be written: No space left on device"),
+            Tracker(run, config) as tracker,
+        ):
             tracker.track(1, {"reward": 0.5})
