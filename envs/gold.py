@@ -29,7 +29,7 @@ def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None
         last = session.gold_reply()
     except EnvFailure as failure:
         if isinstance(failure.error, NotImplementedError):
-            advice = "leave the environment out of the supervised stage, or give sft.data"
+            advice = "remove the environment from the supervised stage, or set sft.data"
             raise GoldError(f"{failure.error}: {advice}") from None
         raise GoldError(str(failure)) from failure
     if last.tool_calls:

@@ -56,7 +56,9 @@ def rollout_paths(place: Path) -> list[Path]:
     paths = sorted(path for folder in (place, place / "rollouts") for path in folder.glob("*.jsonl"))
     paths = [path for path in paths if path.name != "metrics.jsonl"]
     if not paths:
-        raise RolloutFileError(f"{place} is no file of rollouts and no folder with any; give RUN or RUN/rollouts/FILE")
+        raise RolloutFileError(
+            f"{place} is neither a file of rollouts nor a folder with such files; give RUN or RUN/rollouts/FILE"
+        )
     return paths
 
 
@@ -68,5 +70,5 @@ def read_rollouts(place: Path) -> Iterator[dict[str, Any]]:
     for path in rollout_paths(place):
         for number, rollout in enumerate(read_lines(path), start=1):
             if not {"task", "messages"} <= rollout.keys():
-                raise RolloutFileError(f"{path}, line {number} is no rollout: it has no task and messages")
-            yield valid(rollout)  # whoever wrote it may have escaped half a character
+                raise RolloutFileError(f"{path}, line {number} is not a rollout: it lacks task or messages")
+            yield valid(rollout)  # the writer may have escaped half a character

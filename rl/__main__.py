@@ -19,7 +19,7 @@ from rl.stop import StopRequested
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Yaml = Annotated[Path, typer.Argument(help="Experiment YAML.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Overrides: key=value ...; sections are merged, key={} empties one.")
+    list[str] | None, typer.Argument(help="Overrides: key=value ...; sections are merged, key={} empties a section.")
 ]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 
@@ -28,9 +28,9 @@ Run = Annotated[Path, typer.Argument(help="Run folder.")]
 def train(
     yaml: Yaml,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the run folder's newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in the run folder.")] = False,
 ) -> None:
-    """Run an experiment: the supervised stage where there is one, then reinforcement learning, then the report."""
+    """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
     from rl.train import train as run
 
     report = run(load_config(yaml, overrides or []), resume=resume)
@@ -43,19 +43,19 @@ def evaluate(
     overrides: Overrides = None,
     policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the run's newest checkpoint.")] = None,
     budgets: Annotated[
-        str, typer.Option(help="Thinking budgets to play every task with, such as off,32,64,unlimited.")
+        str, typer.Option(help="Thinking budgets with which to play every task, such as off,32,64,unlimited.")
     ] = "",
-    split: Annotated[str, typer.Option(help="heldout, or train, to profile training tasks.")] = "heldout",
+    split: Annotated[str, typer.Option(help="heldout, or train to profile training tasks.")] = "heldout",
 ) -> None:
-    """Play held-out tasks and print reward and accuracy by environment; also written to RUN/evaluation.json.
+    """Play held-out tasks, and print reward and accuracy per environment; write them to RUN/evaluation.json.
 
-    With --budgets, accuracy against budget is drawn too, and the run's report, which shows it, is written anew.
+    With --budgets, also draw accuracy against thinking budget and rewrite the run's report, which shows it.
     """
     from rl.evaluate import evaluate_policy
 
     config = load_config(yaml, overrides or [])
     given = [budget.strip() for budget in budgets.split(",") if budget.strip()]
-    if given:  # read like those of the YAML, so that they are checked like those
+    if given:  # read as overrides, so that they are checked like budgets of the YAML
         weights = "{" + ", ".join(f"{budget}: 1" for budget in given) + "}"
         replaced = [f"environments.{env_id}.budget={weights}" for env_id in config.environments]
         config = load_config(yaml, [*(overrides or []), *replaced])
@@ -81,7 +81,7 @@ def inspect(
     min_reward: Annotated[float | None, typer.Option(help="Only rewards of at least this.")] = None,
     max_reward: Annotated[float | None, typer.Option(help="Only rewards of at most this.")] = None,
     kind: Annotated[str, typer.Option(help="train or evaluation.")] = "train",
-    num: Annotated[int, typer.Option(help="How many.")] = 5,
+    num: Annotated[int, typer.Option(help="Number of rollouts.")] = 5,
 ) -> None:
     """Read rollouts in the terminal: prompt, turns, tools, reward parts, outcome."""
     from rl.runs.inspect import show_rollouts
@@ -95,7 +95,7 @@ def inspect(
 def explain_command(
     key: Annotated[str, typer.Argument(help="Configuration key, such as train.num_steps.")] = "",
 ) -> None:
-    """Say what a configuration key means, its unit, default and range."""
+    """Print the meaning, unit, default and range of a configuration key."""
     typer.echo(explain(key))
 
 
@@ -112,7 +112,7 @@ def main() -> int:
         typer.echo(f"stopped by a canary: {error}", err=True)
         return 3
     except StopRequested as stop:
-        typer.echo(f"stopped by {stop}; go on with --resume", err=True)
+        typer.echo(f"stopped by {stop}; continue with --resume", err=True)
         return stop.exit_code
     except Exception as error:
         if not is_ours(error):

@@ -1,8 +1,8 @@
-"""What flows through the loop: one frozen type a stage.
+"""Which data types flow through the loop? One frozen dataclass per stage.
 
-Axes in names: P prompts a step, G rollouts a group, B sequences a micro-batch, T tokens, V vocabulary.
-Column t of everything that has a T axis describes token t itself; the shift by one between logits and tokens happens in
-one function, `rl.learner.logprobs.token_logprobs`.
+Axes in names: P prompts per step, G rollouts per group, B sequences per micro-batch, T tokens, V vocabulary. Column t
+of every array with a T axis describes token t itself. The shift by one between logits and tokens happens in one
+function, `rl.learner.logprobs.token_logprobs`.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     import torch
 
 Budget = Literal["off", "unlimited"] | int
-"""How much the policy may think in each reply: not at all, as much as the reply's length allows, or so many tokens."""
+"""Thinking budget of each reply: no thinking, as much as the reply's length allows, or a number of tokens."""
 Finish = Literal["stop", "length", "abort"]
 
 
 class Outcome(StrEnum):
-    """How a rollout ended. The first four are the policy's doing and count; the others are retried, then masked."""
+    """How a rollout ended. The policy caused the first four, which count; the others are retried, then masked."""
 
     OK = "ok"
     TRUNCATED = "truncated"
@@ -41,7 +41,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is to be played. `ordinal` is its place in the stream of training tasks, or in the evaluation set."""
+    """A task to play. `ordinal` is its position in the stream of training tasks, or in the evaluation set."""
 
     ordinal: int
     env_id: str
@@ -53,18 +53,18 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One reply of the policy, and the tokens between it and the reply before."""
+    """One reply of the policy, and the prompt tokens between the previous reply and this one."""
 
     prompt: Tokens
-    """The tokens of the prompt that are new since the last reply; the whole prompt where `is_start`."""
+    """Prompt tokens that are new since the last reply; the whole prompt if `is_start`."""
     reply: Tokens
     finish: Finish
     is_start: bool
-    """Whether the context begins with this turn's prompt, rather than with the turns before it."""
+    """Whether this turn begins a new context instead of continuing that of the turn before."""
 
     @property
     def num_forced(self) -> int:
-        """Tokens of the reply that the thinking budget forced."""
+        """Number of reply tokens that the thinking budget forced."""
         return len(self.reply) - int(self.reply.sampled.sum())
 
 
@@ -82,10 +82,10 @@ class Rollout:
     reward_parts: Mapping[str, float]
     outcome: Outcome
     error: str
-    """What went wrong, for outcomes that do not count; else empty."""
+    """The error of an outcome that does not count; otherwise empty."""
     num_malformed_calls: int
     budget_violation: str
-    """What the engine did that the task's budget does not allow; empty when it obeyed."""
+    """How the engine violated the task's budget; empty if it did not."""
     num_attempts: int
     seconds: float
 
@@ -97,7 +97,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """G tries at one task."""
+    """G rollouts of one task."""
 
     group_id: str
     task: Task
@@ -106,7 +106,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training row: the tokens of a context, all with the advantage of their rollout."""
+    """One training row: the tokens of one context, with the advantage of their rollout."""
 
     env_id: str
     tokens: Tokens
@@ -128,18 +128,18 @@ class Batch:
     advantages_BT: "torch.Tensor"
     """float32"""
     env_ids: tuple[str, ...]
-    """The environment of each row; it says which algorithm trains the row."""
+    """The environment of each row; it determines the row's algorithm."""
     num_loss_tokens: int
-    """Loss tokens of the whole step (all micro-batches, all learners): the denominator of the loss."""
+    """Number of loss tokens in the whole step (all micro-batches, all learners): the denominator of the loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one optimiser step did.
+    """The result of one optimiser step.
 
-    Mismatch compares the logprobs of learner and engine for the same tokens. Fresh tokens were sampled by the version
-    that was trained; for them it says whether both compute the same policy. For stale tokens it says how far the policy
-    has moved since as well.
+    Mismatch compares the logprobs of learner and engine for the same tokens. Fresh tokens were sampled by the trained
+    version; their mismatch shows whether learner and engine compute the same policy. The mismatch of stale tokens also
+    contains how far the policy has moved since they were sampled.
     """
 
     policy_version: int
@@ -149,18 +149,18 @@ class Update:
     """L2 norm over all trained parameters before clipping."""
     learning_rate: float
     mismatch: float | None
-    """mean exp|delta logp| over fresh loss tokens; 1.0 is perfect agreement. None without such tokens."""
+    """Mean exp|delta logp| over fresh loss tokens; 1.0 is perfect agreement. None without such tokens."""
     mismatch_stale: float | None
     """The same over stale loss tokens."""
     mismatch_kl: float
-    """k3 estimate of KL(engine || learner) a loss token, nats."""
+    """k3 estimate of KL(engine || learner) per loss token, nats."""
     entropy: float
     """Mean over loss tokens, nats."""
     codes_changed: float
-    """Share of the quantised weights' codes that the step changed; 0 where nothing is quantised."""
+    """Share of the quantised weights' codes that the step changed; 0 if nothing is quantised."""
     num_loss_tokens: int
     num_tokens: int
-    """Tokens that went through the model, prompts included, padding not."""
+    """Tokens that went through the model, including prompts, without padding."""
     seconds: float
     measures: Mapping[str, float] = field(default_factory=dict)
-    """What the algorithms measured, by the names that they give; see their `token_loss`."""
+    """Measures of the algorithms by name; see their `token_loss`."""

@@ -1,4 +1,4 @@
-"""`python -m rl evaluate`: play tasks with a policy folder or a run's newest checkpoint."""
+"""How is a policy evaluated? `python -m rl evaluate` plays tasks with a policy folder or a run's newest checkpoint."""
 
 import dataclasses
 import json
@@ -35,17 +35,17 @@ from rl.tasks.stream import TaskStream, evaluation_tasks
 def evaluate_policy(
     config: ExperimentConfig, policy: Path | None, budgets: Sequence[Budget] = (), split: Split = "heldout"
 ) -> dict[str, dict[str, float]]:
-    """Metrics by environment, printed as a table; of held-out tasks also written to `<run_dir>/evaluation.json`.
+    """Metrics per environment, printed as a table; for held-out tasks also written to `<run_dir>/evaluation.json`.
 
-    With `budgets`, every task is played with each of them; the metrics are by budget, else under the one key `own`.
-    Rollouts go to `<run_dir>/evaluation/rollouts.jsonl` while they are played.
+    With `budgets`, every task is played with each budget, which is a key of the result; else the only key is `own`.
+    Rollouts are written to `<run_dir>/evaluation/rollouts.jsonl` while they are played.
     """
     require_level(config.rollout.sandbox_level)
     config = without_curricula(config)
     preflight(config)
     policy = policy or newest_policy(config)
     if not (policy / "config.json").is_file():
-        raise ConfigError(f"--policy: {policy} is no folder of a Hugging Face checkpoint (it has no config.json)")
+        raise ConfigError(f"--policy: {policy} is not the folder of a Hugging Face checkpoint (no config.json)")
     check_policy(policy, config)
     run = RunFolder(config.run_dir)
     with cluster(config) as joined, handled_signals():
@@ -77,7 +77,7 @@ def evaluate_policy(
 
 
 def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment as it is evaluated: tasks are drawn anew, which is also what a profile is made of."""
+    """The experiment without curricula: evaluations, and so profiles, use newly drawn tasks."""
     plain = {env_id: one.model_copy(update={"curriculum": None}) for env_id, one in config.environments.items()}
     return config.model_copy(update={"environments": plain})
 
@@ -101,7 +101,7 @@ def play_all(collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[
 
 
 def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, node: str | None) -> None:
-    """Bring what the learner would publish of this checkpoint to the engines."""
+    """Quantise this checkpoint as a learner does, and load it into the engines."""
     learner = LearnerGroup(config, policy, node=node)
     try:
         learner.describe()
@@ -111,13 +111,13 @@ def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, no
 
 
 def newest_policy(config: ExperimentConfig) -> Path:
-    """The run's newest checkpoint, else its supervised policy, else `policy.path`."""
+    """The run's newest checkpoint, otherwise its supervised policy, otherwise `policy.path`."""
     checkpoint = latest_checkpoint(config.run_dir / "checkpoints")
     candidates = [checkpoint.learner / "model" if checkpoint else None, config.run_dir / "sft", config.policy.path]
     for candidate in candidates:
         if candidate is not None and candidate.exists():
             return candidate
-    raise ConfigError(f"run_dir: {config.run_dir} holds no policy yet; train first, or name one with --policy")
+    raise ConfigError(f"run_dir: {config.run_dir} holds no policy yet; train first, or give one with --policy")
 
 
 def print_table(title: str, metrics: dict[str, float]) -> None:

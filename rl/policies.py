@@ -1,5 +1,5 @@
-"""Where does a policy come from when there is no checkpoint? A tiny random NemotronH with its own tokenizer, or a
-converted SmolLM2.
+"""How is a policy made without a checkpoint? As a tiny random NemotronH with its own tokenizer, or as a converted
+SmolLM2.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ LAYER_TYPES = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": 
 
 
 class PolicyError(ValueError):
-    """A policy that cannot be built or converted."""
+    """A policy cannot be built or converted."""
 
 
 def build_policy(config: TinyHybrid, conversations: Sequence[str], folder: Path, seed: int, format: ChatFormat) -> None:
@@ -36,7 +36,7 @@ def build_policy(config: TinyHybrid, conversations: Sequence[str], folder: Path,
     conversations.
     """
     if not conversations:
-        raise PolicyError("a tokenizer cannot be trained on no conversations")
+        raise PolicyError("there are no conversations to train a tokenizer on")
     tokenizer = train_tokenizer(conversations, config.vocab_size, format)
     model = random_hybrid(_hybrid_config(config, tokenizer), seed)
     model.save_pretrained(folder)

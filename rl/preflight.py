@@ -1,4 +1,4 @@
-"""Can this experiment run at all? Everything that can be known before processes are started or GPUs are held."""
+"""Can this experiment run? Pre-flight checks find errors before processes are started or GPUs are reserved."""
 
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from rl.tasks.curriculum import Curriculum, CurriculumError
 
 
 def preflight(config: ExperimentConfig) -> None:
-    """Check that files are there, environments are installed, and each opens a task of both splits in time.
+    """Check that files exist, environments are installed, and each environment opens a task of both splits in time.
 
-    Raises `ConfigError` that lists every problem. Making and resetting an environment has `rollout.reset_timeout_s`.
+    Raises `ConfigError`, which lists every problem. Creating and resetting an environment has the deadline
+    `rollout.reset_timeout_s`.
     """
     check_references(config)
     problems = []
@@ -72,13 +73,13 @@ def _curriculum_problems(config: ExperimentConfig, env_id: str) -> list[Problem]
         Curriculum(env_id, curriculum)
     except CurriculumError as error:
         place = config.place("environments", env_id, "curriculum", "profile")
-        fix = f"write one with: python -m envs profile ROLLOUTS --out {curriculum.profile}; or leave the curriculum out"
+        fix = f"write one with: python -m envs profile ROLLOUTS --out {curriculum.profile}; or remove the curriculum"
         return [Problem(place, f"environments.{env_id}.curriculum.profile", str(error), fix)]
     return []
 
 
 def _opening_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:
-    """A task of each split is opened in an environment of its own, as a worker does."""
+    """Open a task of each split in a new environment, as a worker does."""
     key, options = f"environments.{env_id}", config.environments[env_id].options
     deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
     problems = []
@@ -87,22 +88,22 @@ def _opening_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:
             try:
                 session.reset(0, {**options, "split": split})
             except EnvFailure as failure:
-                fix = f"change the options, or see what is wrong with it: python -m envs check {env_id}"
+                fix = f"change the options, or find the cause with: python -m envs check {env_id}"
                 if failure.outcome == "env_timeout":
-                    fix = "raise rollout.reset_timeout_s, or load what takes long once a process and not in each reset"
+                    fix = "raise rollout.reset_timeout_s, or load expensive data once per process, not in each reset"
                 place = config.place("environments", env_id, "options")
                 wrong = f"{env_id} cannot open a {split} task with {options}: {failure}"
                 problems.append(Problem(place, f"{key}.options", wrong, fix))
                 continue
             if split == "train" and session.env.tools and not config.policy.chat_format.has_tools:
                 wrong = f"{env_id} has tools, which policy.chat {config.policy.chat} cannot express"
-                fix = f"{_ways_to_have_tools(config)}, or leave the environment out"
+                fix = f"{_ways_to_have_tools(config)}, or remove the environment"
                 problems.append(Problem(config.place("environments", env_id), key, wrong, fix))
     return problems
 
 
 def _ways_to_have_tools(config: ExperimentConfig) -> str:
-    """What this policy offers to somebody who needs tools."""
+    """How this policy can use tools, in words."""
     path = config.policy.path
     if path is None:
         return f"build the policy for {formats_with_tools()}"
@@ -112,4 +113,4 @@ def _ways_to_have_tools(config: ExperimentConfig) -> str:
         return str(error)
     if fitting:
         return f"the tokenizer of {path} also fits chat: {' or '.join(fitting)}"
-    return f"the tokenizer of {path} fits no chat format with tools; take a policy that fits {formats_with_tools()}"
+    return f"the tokenizer of {path} fits no chat format with tools; use a policy that fits {formats_with_tools()}"

@@ -1,7 +1,7 @@
-"""What happens on Ctrl-C and SIGTERM? The run stops at the next safe point, with a checkpoint and a truthful exit code.
+"""How does a run stop on Ctrl-C and SIGTERM? At the next safe point, with a checkpoint and the signal's exit code.
 
-The handler only notes the signal: an exception that it raised would surface inside whatever C code is running. All that
-waits looks for the note between short waits, with `raise_if_requested`.
+The handler only records the signal: an exception from a handler would surface inside any C code that is running. Code
+that waits polls for the record with `raise_if_requested`.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.2
-"""How long a wait may go on before it looks whether to stop."""
+"""Maximum time between two polls for a stop."""
 
 
 class StopRequested(BaseException):
-    """Somebody asked the run to stop. A BaseException, so that no handler of errors swallows it."""
+    """The run should stop. A BaseException, so that no `except Exception` swallows it."""
 
     def __init__(self, what: str, exit_code: int) -> None:
         """`what` made the run stop: a signal's name, or a cause in words."""
@@ -25,7 +25,7 @@ class StopRequested(BaseException):
 
 
 class _Note:
-    """The process's one note; signals are a matter of the whole process."""
+    """The record of a requested stop, one per process, because signals reach the whole process."""
 
     received: StopRequested | None = None
     is_deferred = False
@@ -33,7 +33,7 @@ class _Note:
 
 @contextlib.contextmanager
 def handled_signals() -> Iterator[None]:
-    """Note SIGINT and SIGTERM inside this block; nest it inside whatever installs handlers of its own (Ray does)."""
+    """Record SIGINT and SIGTERM inside this block. Nest it inside code that installs its own handlers, such as Ray."""
     previous = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -47,7 +47,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def request_stop(what: str) -> None:
-    """Stop the run at its next safe point, as a signal would, with exit code 1; from any thread."""
+    """Request a stop at the next safe point, as a signal does, with exit code 1; from any thread."""
     _Note.received = StopRequested(what, 1)
 
 
@@ -61,7 +61,7 @@ def raise_if_requested() -> None:
 
 @contextlib.contextmanager
 def deferred_stop() -> Iterator[None]:
-    """What runs in here is completed first: an update and its bookkeeping belong together."""
+    """Defer a stop until the end of the block, because an update and its bookkeeping belong together."""
     _Note.is_deferred = True
     try:
         yield

@@ -15,7 +15,7 @@ from rl.stop import POLL_S, end_with_parent, raise_if_requested
 
 
 def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
-    """The policy that reinforcement learning starts from; trains it first, in a process of its own, where asked to."""
+    """The policy folder that RL starts from. If the experiment has an `sft` section, a subprocess trains it first."""
     if config.sft is None:
         assert config.policy.path is not None
         return config.policy.path
@@ -30,11 +30,11 @@ def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
             except BaseException:
                 process.terminate()
                 raise
-        raise_if_requested()  # Ctrl-C reaches the stage too, and may end it before this process looks
+        raise_if_requested()  # Ctrl-C also reaches the stage, which may end before this process checks for the signal
         if process.returncode != 0:
-            raise StageError(f"the supervised stage ended with exit code {process.returncode}; what it said is above")
+            raise StageError(f"the supervised stage ended with exit code {process.returncode}; see its output above")
     return folder.sft
 
 
 class StageError(RuntimeError):
-    """A stage that runs in a process of its own failed."""
+    """The subprocess of a stage failed."""

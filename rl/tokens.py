@@ -1,4 +1,4 @@
-"""What is known of each token of a prompt, a reply or a training row?"""
+"""How are tokens stored: which columns describe each token of a prompt, a reply or a training row?"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,28 +12,28 @@ COLUMN_TYPES: Mapping[str, DTypeLike] = {"logprob": np.float32, "version": np.in
 
 
 class TokensError(ValueError):
-    """Arrays that do not describe the same tokens."""
+    """Arrays do not have one length, so they do not describe the same tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """Token ids and what is known of each: read-only arrays of one length T.
+    """Token ids and named columns: read-only arrays of one length T.
 
-    A column is an array [T, ...] by name. The engine gives `logprob` (float32; nats, of the distribution that was
-    sampled from, after temperature) and `version` (int32; the policy version that sampled the token), and more if an
-    algorithm needs more (`rl.engine.columns`). Where `sampled` is False a column means nothing.
+    A column is an array [T, ...]. The engine returns `logprob` (float32; nats, of the sampled distribution after
+    temperature), `version` (int32; the policy version that sampled the token), and the columns that an algorithm needs
+    (`rl.engine.columns`). Values of tokens that are not `sampled` are undefined.
     """
 
     ids: np.ndarray
     """int32 [T]"""
     sampled: np.ndarray
-    """bool [T]; True where the policy sampled the token: these alone enter the loss. Prompts, tool results and tokens
-    that the thinking budget forced are not sampled."""
+    """bool [T]; True if the policy sampled the token. Only sampled tokens enter the loss. Prompts, tool results and
+    tokens that the thinking budget forced are not sampled."""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def make(cls, ids: ArrayLike, sampled: ArrayLike, columns: Mapping[str, ArrayLike]) -> "Tokens":
-        """Tokens from anything array-like. Raises `TokensError` where the lengths differ."""
+        """Tokens from array-like values. Raises `TokensError` if the lengths differ."""
         arrays = {name: _read_only(values, COLUMN_TYPES.get(name)) for name, values in columns.items()}
         tokens = cls(_read_only(ids, np.int32), _read_only(sampled, np.bool_), arrays)
         lengths = {"ids": len(tokens.ids), "sampled": len(tokens.sampled)}
@@ -51,7 +51,7 @@ class Tokens:
 
     @classmethod
     def joined(cls, parts: Sequence["Tokens"]) -> "Tokens":
-        """All parts one after the other; a column that a part lacks is 0 there."""
+        """The parts concatenated; a column that a part lacks is 0 there."""
         likes = {name: column for part in parts for name, column in part.columns.items()}
         return cls(
             _read_only(np.concatenate([part.ids for part in parts])),
@@ -82,7 +82,7 @@ class Tokens:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled as one run of bytes: between processes, the overhead of an array is that of a hundred tokens."""
+        """Pickle all arrays as one byte string: pickling an array costs as much as a hundred tokens."""
         arrays = (self.ids, self.sampled, *self.columns.values())
         kinds = tuple((array.dtype.str, array.shape) for array in arrays)
         return _unpacked, (tuple(self.columns), kinds, b"".join([array.tobytes() for array in arrays]))
@@ -91,13 +91,13 @@ class Tokens:
 def _read_only(values: ArrayLike, dtype: DTypeLike | None = None) -> np.ndarray:
     array = np.asarray(values, dtype)
     if array.flags.writeable:
-        array = array.view()  # whoever made the array may go on writing to it; no reader of tokens can
+        array = array.view()  # the array's owner may still write to it; readers of these tokens cannot
         array.setflags(write=False)
     return array
 
 
 def _unpacked(names: tuple[str, ...], kinds: Sequence[tuple[str, tuple[int, ...]]], data: bytes) -> Tokens:
-    """What `Tokens.__reduce__` packed; the arrays are views of the bytes, and so read-only."""
+    """The inverse of `Tokens.__reduce__`. The arrays are views of the bytes, so they are read-only."""
     arrays: list[np.ndarray] = []
     start = 0
     for dtype, shape in kinds:

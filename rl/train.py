@@ -1,5 +1,5 @@
-"""How does a policy get better? Collect groups, compute advantages, update, publish, track; from time to time evaluate
-and write a checkpoint. `run_loop` is the loop; the rest of this file puts its parts together and takes them apart.
+"""How is a policy trained? The training loop collects groups, computes advantages, updates, publishes and tracks; every
+few steps it evaluates and writes a checkpoint. `run_loop` is the loop; the rest of the file starts and stops its parts.
 
     python -m rl train experiments/quickstart.yaml train.num_steps=200
 """
@@ -39,7 +39,7 @@ from rl.tasks.stream import TaskStream, evaluation_tasks
 
 @dataclass(slots=True)
 class Parts:
-    """What the loop works with."""
+    """The parts and the state of the training loop."""
 
     config: ExperimentConfig
     folder: RunFolder
@@ -50,11 +50,11 @@ class Parts:
     tracker: Tracker
     display: Display
     step: int
-    """Updates made so far; also the policy version that is served."""
+    """Updates so far; also the served policy version."""
     is_consistent: bool = True
-    """Whether weights and ledger are of the same step; not so between an update and its bookkeeping."""
+    """Whether weights and ledger are of the same step; False between an update and its bookkeeping."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """By phase, since the metrics of the last step."""
+    """Seconds per phase since the last step's metrics."""
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -70,20 +70,22 @@ def run_loop(parts: Parts) -> None:
     """Train until `train.num_steps` updates have been made. Raises `StopRequested` between two steps only."""
     train = parts.config.train
     while parts.step < train.num_steps:
+        # At the start of an iteration, so that a resumed run makes an evaluation that was due before it stopped.
         if parts.config.evaluation.due(parts.step) and not parts.tracker.has_evaluation("step", parts.step):
             evaluate(parts, "step")
         with parts.phase("collect"):
             groups = parts.collector.collect()
-        warnings = check_groups(parts.config.canaries, groups)
-        with deferred_stop():
+        warnings = check_groups(parts.config.canaries, groups)  # before the update: nothing is trained on bad groups
+        with deferred_stop():  # a signal must not separate an update from its ledger entry
             with parts.phase("update"):
                 update = update_policy(parts, make_samples(groups, parts.config.algorithm_of))
-            warnings += check_update(parts.config.canaries, update)
+            warnings += check_update(parts.config.canaries, update)  # before broken weights reach the engines
             account(parts, groups)  # before publishing, which may fail: the step is trained whether it is served or not
             with parts.phase("publish"):
                 parts.pool.load_weights(parts.learner.publish())
             with parts.phase("track"):
                 track(parts, groups, update, warnings)
+            # After tracking: a resumed run keeps the lines of all steps in the checkpoint, so they must be written.
             if train.checkpoint_due(parts.step):
                 checkpoint(parts)
 
@@ -98,7 +100,7 @@ def update_policy(parts: Parts, samples: list[Sample]) -> Update:
 
 
 def account(parts: Parts, groups: Sequence[Group]) -> None:
-    """The step is done: its tasks will not be played again."""
+    """Count the step and mark its tasks as finished, so that they are never played again."""
     parts.step += 1
     for group in groups:
         parts.ledger.finish(group.task.ordinal, masked=not any(rollout.outcome.counts for rollout in group.rollouts))
@@ -106,7 +108,7 @@ def account(parts: Parts, groups: Sequence[Group]) -> None:
 
 
 def track(parts: Parts, groups: Sequence[Group], update: Update, warnings: Sequence[str]) -> None:
-    """Write and show what the step did, and what actors had to say."""
+    """Write and display the metrics of the step, warnings, and the actors' notes."""
     metrics = step_metrics(groups, update, parts.seconds)
     parts.seconds.clear()  # what tracking takes from here on is counted with the next step
     parts.tracker.save_rollouts(parts.step, "train", groups)
@@ -123,7 +125,7 @@ def say(parts: Parts, warnings: Sequence[str] = ()) -> None:
 
 
 def evaluate(parts: Parts, label: str) -> None:
-    """Play the held-out tasks with the policy that is served now."""
+    """Evaluate the served policy on the held-out tasks."""
     config = parts.config
     with parts.phase("evaluate"):
         tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks)
@@ -136,7 +138,7 @@ def evaluate(parts: Parts, label: str) -> None:
 
 
 def checkpoint(parts: Parts) -> None:
-    """Write weights, optimiser and ledger of the same step, or nothing."""
+    """Write one checkpoint with weights, optimiser state and ledger of the same step."""
     with parts.phase("checkpoint"):
         state = {"ledger": parts.ledger.state()}
         keep = parts.config.train.keep_checkpoints
@@ -144,12 +146,13 @@ def checkpoint(parts: Parts) -> None:
 
 
 def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
-    """Run the experiment, the supervised stage first where there is one. Returns the report's path.
+    """Run the experiment, with the supervised stage first if it has one. Returns the report's path.
 
     Raises `ConfigError` before anything starts, `StopRequested` after a stop by signal (with a checkpoint written),
-    `CanaryStop`, and `ClusterError` or the error of an actor when one failed for good.
+    `CanaryStop`, and `ClusterError` or an actor's error if an actor failed for good.
     """
-    require_level(config.rollout.sandbox_level)  # of this process, and of the supervised stage that it starts
+    # First: pre-flight runs environments in this process, and the supervised stage inherits the level.
+    require_level(config.rollout.sandbox_level)
     preflight(config)
     check_cluster(config)
     if config.policy.path is not None:
@@ -169,12 +172,12 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
 
 
 def check_room(config: ExperimentConfig, policy_path: Path) -> None:
-    """Raise `ClusterError` where the policy's weights cannot be published for want of room."""
+    """Raise `ClusterError` if there is no room to publish the policy's weights."""
     config.weights.check_room(policy_path, 4 if config.precision.arithmetic == "float32" else 2)
 
 
 def train_with(parts: Parts) -> None:
-    """Evaluate, loop, evaluate. Whatever ends the loop between two steps leaves a checkpoint of the last one."""
+    """Evaluate, train, evaluate. If the loop ends between two steps, for any reason, the last step is saved."""
     try:
         if not parts.tracker.has_evaluation("before", 0):
             evaluate(parts, "before")
@@ -184,7 +187,7 @@ def train_with(parts: Parts) -> None:
         if not parts.tracker.has_evaluation("after", parts.step):
             evaluate(parts, "after")
     except ActorDied as error:  # workers are replaced by the pool; the learner holds the only newest weights
-        raise ClusterError(f"the learner died; go on from the newest checkpoint with --resume ({error})") from error
+        raise ClusterError(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
     except BaseException:
         say(parts)
         leave_checkpoint(parts)
@@ -192,9 +195,9 @@ def train_with(parts: Parts) -> None:
 
 
 def leave_checkpoint(parts: Parts) -> None:
-    """Save what was trained, if weights and ledger are of one step and the disk takes it; the run is ending anyway."""
+    """Try to write a checkpoint before the run ends; only possible if weights and ledger are of the same step."""
     if not parts.is_consistent:
-        parts.display.message("stopping within an update: go on from the checkpoint before it with --resume")
+        parts.display.message("stopping during an update: --resume goes on from the checkpoint before it")
         return
     parts.display.message(f"stopping: writing a checkpoint of step {parts.step}")
     try:
@@ -212,10 +215,7 @@ def started_parts(
     display: Display,
     joined: Joined,
 ) -> Iterator[Parts]:
-    """Learner and workers, started on the node that `cluster` gave, with the newest checkpoint's weights served.
-
-    They are ended whatever happens.
-    """
+    """Start learner and workers on the cluster's node, serving the newest checkpoint's weights; always stop them."""
     saved = folder.newest  # verified when the folder was opened
     state = saved.state if saved else {"ledger": Ledger().state()}
     ledger = Ledger.from_state(state["ledger"])
@@ -233,7 +233,8 @@ def started_parts(
             folder.save_token_texts(pool.token_texts())
             for line in (joined.words, learner.describe(), *stream.described()):
                 display.message(line)
-            if step > 0 or config.precision.is_quantised:  # engines start with the policy that the run started from
+            # Engines load the run's first policy, unquantised: publish if the learner holds other values.
+            if step > 0 or config.precision.is_quantised:
                 pool.load_weights(learner.publish())
         except ActorDied as error:
             raise ClusterError(f"the learner or an engine failed to start: {error}") from error

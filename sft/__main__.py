@@ -63,7 +63,7 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except StopRequested as stop:
-        typer.echo(f"stopped by {stop}; the same command goes on from the last step", err=True)
+        typer.echo(f"stopped by {stop}; the same command continues from the last step", err=True)
         sys.exit(stop.exit_code)
     except Exception as error:
         if not is_ours(error):

@@ -1,9 +1,9 @@
-"""How does the supervised stage go on after it was stopped? From a checkpoint of trl's, as if nothing had happened.
+"""How does the supervised stage continue after it was stopped? From one of trl's checkpoints.
 
-Every ten minutes, and when a signal stops the stage, weights, optimiser, learning rate and random state are written
-beside the metrics. The next start with the same configuration and the same rows goes on from there; the result equals
-that of an uninterrupted stage bit for bit. With another configuration, the stage starts anew. The interval is a time,
-not a number of steps, because a checkpoint is three times the policy's size: a short stage writes none.
+Every ten minutes, and when a signal stops the stage, it writes weights, optimiser, learning rate and random state
+beside the metrics. The next start with the same configuration and rows continues from there; the result equals that of
+an uninterrupted stage bit for bit. With another configuration the stage starts from the beginning. The interval is a
+time, not a number of steps, because a checkpoint is three times the policy's size: a short stage writes none.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Trainer(SFTTrainer):
 
 
 class Checkpoints(TrainerCallback):
-    """Has checkpoints written, and ends training after the step in which a signal came."""
+    """Requests checkpoints, and ends training after the step in which a signal arrived."""
 
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps

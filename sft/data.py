@@ -1,4 +1,4 @@
-"""What does the supervised stage train on? Gold conversations, and conversations as rows of tokens in their order."""
+"""Which data does the supervised stage train on: gold or own conversations, as rows of tokens in which order?"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +33,7 @@ class Row:
 
 
 def training_conversations(config: ExperimentConfig) -> list[Conversation]:
-    """Those of `sft.data`, or gold ones. Raises `SftDataError` and `envs.gold.GoldError`."""
+    """The conversations of `sft.data`, or gold conversations. Raises `SftDataError` and `envs.gold.GoldError`."""
     assert config.sft is not None
     if config.sft.data is None:
         return gold_conversations(config)
@@ -79,7 +79,7 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
 
 
 def giving_up(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation as a helpless assistant would have it: the opening, and nothing tried."""
+    """The conversation with an assistant that gives up at once: the opening and one reply."""
     first = next(index for index, message in enumerate(messages) if message.role == "assistant")
     return (*messages[:first], Message("assistant", GIVING_UP))
 

@@ -1,4 +1,4 @@
-"""How does the supervised stage train a policy whose weights are quantised? As the learner does: folded once a step."""
+"""How does the supervised stage train a quantised policy? As the learner does: weights are folded once per step."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""How is the supervised stage doing? One line of `metrics.jsonl` a step, and on the terminal a progress bar.
+"""How is the progress of the supervised stage reported? One line of `metrics.jsonl` per step, and a progress bar.
 
-Without a terminal that can redraw a line, one is printed at every tenth of the way.
+If the terminal cannot redraw a line, one line is printed after every tenth of the steps.
 """
 
 import json

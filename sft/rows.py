@@ -1,4 +1,4 @@
-"""Which conversations are in a file? Rows of a JSONL file, or of a folder that `datasets` wrote, are read here.
+"""How are conversations read from the rows of a JSONL file, or of a folder written by `datasets`?
 
 The row format (also in sft/README.md):
 
@@ -72,7 +72,7 @@ def read_conversations(path: Path, *, has_thinking: bool = True) -> list[Convers
 
 
 def to_last_reply(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """Without what was said after the last reply: nothing of it is trained."""
+    """The messages up to the last reply; later messages are not trained."""
     messages = tuple(messages)
     last = max(index for index, message in enumerate(messages) if message.role == "assistant")
     return messages[: last + 1]

@@ -1,4 +1,4 @@
-"""The supervised stage: next-token training on conversations with trl's `SFTTrainer`, the assistant's tokens only.
+"""How does the supervised stage train? Next-token prediction with trl's `SFTTrainer`, on assistant tokens only.
 
 Rows come tokenised from `rl.chat.chat`, so that training sees the ids that rollouts will see. Micro-batches hold
 rows of like length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
@@ -83,7 +83,7 @@ def _train(
     if warning := learning_rate_warning(config):
         Console().print(warning)
     if checkpoint is not None:
-        Console().print(f"going on from {checkpoint.name} of the stage that was stopped")
+        Console().print(f"continuing the stopped stage from {checkpoint.name}")
     order, num_micro_batches = training_order(rows, sft.num_steps, sft.batch_size, config.seed)
     dataset = Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
     metrics, checkpoints = StepMetrics(folder / "metrics.jsonl"), Checkpoints(sft.num_steps)
@@ -108,7 +108,7 @@ def _train(
 
 
 def learning_rate_warning(config: ExperimentConfig) -> str:
-    """What is said when the default learning rate, which suits tiny policies, would train a checkpoint; else empty."""
+    """A warning if the default learning rate, which suits tiny policies, would train a checkpoint; otherwise empty."""
     rate = SftConfig.model_fields["learning_rate"].default
     if config.policy.path is None or config.sft is None or config.sft.learning_rate != rate:
         return ""
@@ -156,7 +156,7 @@ def _describe(rows: Sequence[Row], num_too_long: int) -> None:
     num_loss_tokens = sum(label >= 0 for row in rows for label in row.labels)
     text = f"{len(rows):,} conversations, {num_tokens:,} tokens, {num_loss_tokens:,} of them trained"
     if num_too_long:
-        text += f"; {num_too_long:,} longer than policy.max_tokens left out"
+        text += f"; {num_too_long:,} longer than policy.max_tokens skipped"
     Console().print(text)
 
 

@@ -25,8 +25,8 @@ from rl.rollouts.group_score import with_group_scores
 from rl.rollouts.play import Player, play
 from rl.runs.inspect import print_rollout
 from rl.runs.saved_rollouts import rollout_from, rollout_object, write_rollouts
-from tests.conftest import make_config, make_reply
 from tests.hostile_replies import TOKENIZER, Ids
+from tests.makers import make_config, make_reply
 
 Choose = Callable[[TextEnv], str | Ids]
 """The next reply in this environment, which was reset and may have been stepped."""
@@ -65,7 +65,7 @@ class HostileEngine:
         ids = ids[: stops[0] + 1] if stops else (*ids, self._chat.stop_ids[0])
         finish: Finish = "stop" if len(ids) <= params.max_reply_tokens else "length"
         ids = ids[: params.max_reply_tokens]
-        return SampledReply(make_reply(ids, [0] * len(ids)), finish)
+        return SampledReply(make_reply(ids), finish)
 
     def close(self) -> None:
         pass
@@ -75,7 +75,8 @@ class Table:
     """Plays replies in one environment and one chat format, and checks what comes of them."""
 
     def __init__(self, env_id: str, format: str = "nemotron", budget: Budget = "unlimited", **options: Any) -> None:
-        self.chat, self.budget = CHATS[format], budget
+        self.chat = CHATS[format]
+        self.budget: Budget = budget
         self.task = Task(0, env_id, 7, "train", budget, options)
         self.made: list[TextEnv] = []
         self.config = make_config(

@@ -248,7 +248,8 @@ def random_text(rng: random.Random, length: int = 200) -> str:
 
 def random_ids(rng: random.Random, length: int = 100) -> Ids:
     """Token ids; half of them control tokens, the end of the turn left out."""
-    controls = [id for id in TOKENIZER.convert_tokens_to_ids(CONTROLS) if id != TOKENIZER.eos_token_id]
+    vocabulary = TOKENIZER.get_vocab()
+    controls = [vocabulary[text] for text in CONTROLS if vocabulary[text] != TOKENIZER.eos_token_id]
     return tuple(
         rng.choice(controls) if rng.random() < 0.5 else rng.randrange(256) for _ in range(rng.randrange(length))
     )

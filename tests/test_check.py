@@ -425,5 +425,5 @@ def test_what_the_environment_raises_is_told_with_its_own_line_and_printed_once(
     assert not print_checks(Console(width=200), "tests.test_check:MissesAKey", {}, 2, None)
     told = capsys.readouterr().out
     assert told.count("KeyError: 'answer' (") == 1 and "tests/test_check.py:" in told
-    assert "the same as: " in told and "mend the line that is named" in told
+    assert "the same as: " in told and "fix the named line" in told
     assert " failed, 4 skipped" in told

@@ -88,7 +88,7 @@ BROKEN = {
     "interpolation of a default": (
         "loss: {reference_kl: '${learner.beta1}'}",
         [],
-        ["learner.beta1", "default: write its value"],
+        ["learner.beta1", "default): write its value"],
     ),
     "interpolation of itself": ("loss: {reference_kl: '${loss.reference_kl}'}", [], ["reference_kl", "Recursive"]),
     "section that the command line misspells": (
@@ -113,7 +113,7 @@ BROKEN = {
     "interpolation of what refers to nothing": (
         "loss: {reference_kl: '${seed}'}",
         ["seed=${a.b}"],
-        ["loss.reference_kl", "'${seed}' refers to a.b, which is not given"],
+        ["loss.reference_kl", "'${seed}' refers to a.b, which is not set"],
     ),
     "second of two interpolations": (
         "",
@@ -124,7 +124,7 @@ BROKEN = {
     "interpolation with a quote": ("", ["loss.reference_kl=${it's}"], ["loss.reference_kl", "cannot be read"]),
     "interpolation that is not closed": ("", ["loss.reference_kl=${seed"], ["loss.reference_kl", "cannot be read"]),
     "key given twice": ("seed: 2", [], ["line 9", "seed is given twice, first in line 3", "keep one"]),
-    "bad indentation": (" x: 1", [], ["experiment.yaml, line", "mend the YAML"]),
+    "bad indentation": (" x: 1", [], ["experiment.yaml, line", "correct the YAML"]),
     "tabs": ("loss:\n\treference_kl: 1", [], ["line 10", "indent with blanks"]),
     "two documents": ("---\nseed: 1", [], ["line 9", "but found another document"]),
 }
@@ -143,7 +143,7 @@ def test_a_mistake_is_named_with_its_key_and_its_fix(name: str, tmp_path: Path) 
 def test_a_value_is_shown_as_it_was_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, SMALL, "rollout.max_in_flight=many")
-    assert "rollout.max_in_flight: many does not fit; it takes: " in str(caught.value)
+    assert "rollout.max_in_flight: many is not valid; the key takes: " in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["run_dir", "seed", "policy", "environments", "train"])
@@ -299,7 +299,7 @@ def test_a_policy_folder_needs_its_config(tmp_path: Path) -> None:
 
 def test_explain_says_meaning_type_unit_and_default() -> None:
     text = explain("train.collect_timeout_s")
-    assert "Deadline of collecting one step's groups." in text
+    assert "Deadline for collecting the groups of one step." in text
     assert "number, more than 0" in text and "seconds" in text and "900.0" in text
     assert "one of constant, linear, cosine" in explain("learner.schedule")
     assert "it must be given" in explain("train.num_steps")

@@ -121,7 +121,6 @@ def prompt(seed: int) -> tuple[int, ...]:
 
 async def sample_many(engine: "VllmEngine", num: int, first_seed: int) -> list[SampledTurn]:
     async def one(lane: Lane, seed: int) -> SampledTurn:
-        await lane.seated()
         turn = await sample_turn(lane, prompt(seed), sampling(seed))
         lane.close()
         return turn
@@ -135,7 +134,6 @@ async def converse(engine: "VllmEngine", latency: random.Random) -> list[list[Sa
     async def rollout(lane: Lane, number: int) -> list[SampledTurn]:
         turns: list[SampledTurn] = []
         prompt_ids = prompt(number)
-        await lane.seated()
         for turn in range(3 - number % 2):
             await asyncio.sleep(latency.random() * 0.03)
             turns.append(await sample_turn(lane, prompt_ids, sampling(number * 10 + turn, max_reply_tokens=24)))

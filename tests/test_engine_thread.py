@@ -275,7 +275,7 @@ async def test_the_engine_gives_up_a_lane_that_stays_silent(start: Start, caplog
     with caplog.at_level(logging.WARNING):
         turn = await sample_turn(lane, (3,), PARAMS)
     assert len(turn.reply_ids) == 3
-    assert "1 rollouts neither asked nor closed" in caplog.text
+    assert "1 rollouts neither sent a request nor closed" in caplog.text
     assert len((await sample_turn(silent, (2,), PARAMS)).reply_ids) == 2
 
 

@@ -183,7 +183,7 @@ def test_what_a_policys_code_raises_comes_back_as_valid_text(raised: str) -> Non
 
 def test_an_environment_without_gold_replies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Store, "gold_reply")
-    with pytest.raises(GoldError, match=r"Store has no gold_reply: leave the environment out of the supervised stage"):
+    with pytest.raises(GoldError, match=r"Store has no gold_reply: remove the environment from the supervised stage"):
         gold_conversation(ToolClassEnv(Store), 0)
 
 

@@ -40,7 +40,7 @@ def test_a_new_run_holds_its_configuration_and_versions(tmp_path: Path) -> None:
 
 def test_a_run_with_results_is_not_overwritten(tmp_path: Path) -> None:
     config = make_run_config(write_run(make_run_config(tmp_path / "run"), 2))
-    with pytest.raises(RunFolderError, match=r"holds a run already; go on with it by --resume, choose another"):
+    with pytest.raises(RunFolderError, match=r"already holds a run; continue it with --resume, choose another"):
         RunFolder.open(config).__enter__()
 
 

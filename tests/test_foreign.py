@@ -251,7 +251,7 @@ def test_what_is_missing_is_named_before_anything_is_asked(tmp_path: Path) -> No
         settle(NemoGym().reset(seed=0, options=options))
     rows.write_text("".join(f'{{"responses_create_params": {{"input": "{n}?"}}}}\n' for n in range(30)))
     env = NemoGym()
-    with pytest.raises(ForeignError, match=r"http://127.0.0.1:9/openapi.json cannot be asked"):
+    with pytest.raises(ForeignError, match=r"http://127.0.0.1:9/openapi.json cannot be reached"):
         settle(env.reset(seed=0, options=options))
     settle(env.close())
 

@@ -5,6 +5,7 @@ import random
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,8 +18,9 @@ from rl.runs.folder import RunFolder
 from rl.runs.inspect import show_rollouts
 from rl.runs.report import write_report
 from rl.runs.tracker import Tracker
+from rl.runs.tracking import step_metrics
 from tests import hostile_replies as hostile
-from tests import run_makers
+from tests import makers
 from tests.hostile_play import Table, gold_text
 from tests.test_judge import judge  # noqa: F401 the fixture
 
@@ -27,7 +29,7 @@ SLOW_TO_OPEN = {"math/GradeSchool-v0", "math/Competition-v0", "other/ReasoningGy
 ENV_IDS = [env_id for env_id in environment_ids() if env_id not in NEED_A_SERVER and "/" in env_id]
 WITH_CODE = ["code/Functions-v0", "code/HumanEval-v0", "code/Programs-v0", "code/Repair-v0"]
 WITH_TOOLS = [env_id for env_id in ENV_IDS if env_id.startswith("tools/")]
-OPTIONS = {"other/Gymnasium-v0": {"turns": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {"other/Gymnasium-v0": {"turns": 4}}
 
 pytestmark = pytest.mark.usefixtures("judge")
 
@@ -128,7 +130,7 @@ def test_a_gold_reply_is_what_its_environment_pays_for_here_too() -> None:
 
 
 def test_rollouts_with_odd_text_are_shown_reported_and_viewed(tmp_path: Path) -> None:
-    config = run_makers.make_config(tmp_path / "run")
+    config = makers.make_run_config(tmp_path / "run")
     odd = [
         *hostile.SHORT_TEXTS,
         "\x1b[2J\x1b]0;title\x07",
@@ -145,10 +147,10 @@ def test_rollouts_with_odd_text_are_shown_reported_and_viewed(tmp_path: Path) ->
         messages = tuple(Message(role, text, text, (call,), text) for role in ("system", "user", "assistant", "tool"))
         for reward, outcome in ((1.0, "ok"), (None, "env_error")):
             parts = {text: 1.0} if reward else {}
-            rollout = run_makers.make_rollout(reward, outcome, messages=messages, reward_parts=parts, error=text)
-            groups.append(run_makers.make_group(rollout))
+            rollout = makers.make_rollout(reward, outcome, messages=messages, reward_parts=parts, error=text)
+            groups.append(makers.group_of(rollout))
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
-        tracker.track(1, run_makers.step_metrics(groups, run_makers.make_update(), {"collect": 1.0}))
+        tracker.track(1, step_metrics(groups, makers.make_update(), {"collect": 1.0}))
         tracker.save_rollouts(1, "train", groups)
         tracker.save_rollouts(1, "evaluation", groups)
     shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")

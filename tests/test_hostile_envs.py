@@ -19,9 +19,10 @@ from rl.data_types import Outcome, Rollout, Task
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.group_score import with_group_scores
 from rl.rollouts.play import Player, play
-from tests.conftest import CharacterChat, ScriptedEngine, make_config
 from tests.hostile_play import check_usable
 from tests.hostile_values import RAISED, WRONG, endless
+from tests.makers import make_config
+from tests.scripted import CharacterChat, ScriptedEngine
 
 OVER: dict[str, Any] = {"reward_parts": {"right": 1.0}}
 ONE_MESSAGE = (Message("user", "?"),)
@@ -65,8 +66,8 @@ def played(env: type[TextEnv], monkeypatch: pytest.MonkeyPatch, *, num: int = 1,
         return list(await with_group_scores(player, task, rollouts)) if num > 1 else rollouts
 
     rollouts = asyncio.run(run())
-    for rollout in rollouts:
-        check_is_the_environments(rollout)
+    for one in rollouts:
+        check_is_the_environments(one)
     return rollouts
 
 

@@ -204,7 +204,7 @@ def test_an_error_between_two_steps_leaves_a_checkpoint_of_the_last_one(
 def test_a_learner_that_died_leaves_none_and_says_how_to_go_on(make: Make) -> None:
     parts = make()
     log_of(parts).errors["update"] = ActorDied("OutOfMemoryError")
-    with pytest.raises(ClusterError, match="the learner died; go on from the newest checkpoint with --resume"):
+    with pytest.raises(ClusterError, match="the learner died; --resume goes on from the newest checkpoint"):
         train_with(parts)
     assert saved_step(parts) is None
 

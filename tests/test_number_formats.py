@@ -118,8 +118,8 @@ def test_formats_are_written_as_a_name_or_a_section(tmp_path: Path, written: str
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ("{format: bf16, block: 16x16}", ["precision.block", "precision of the kind that is chosen", "choose nvfp4"]),
-        ("{block: 16x16}", ["precision.block", "choose nvfp4"]),
+        ("{format: bf16, block: 16x16}", ["precision.block", "the selected kind of precision", "select nvfp4"]),
+        ("{block: 16x16}", ["precision.block", "select nvfp4"]),
         ("{format: nvfp4, blok: 16x16}", ["precision.blok", "no such key", "precision.block"]),
         ("fp3", ["precision", "fp3", "float32 or bf16 or nvfp4"]),
         ("{format: nvfp4, block: 4x4}", ["precision.block", "1x16, 16x16"]),

@@ -81,9 +81,9 @@ def test_a_file_a_folder_and_a_run_can_be_read(tmp_path: Path) -> None:
     assert len(list(read_rollouts(file))) == 2
     run = write_run(make_run_config(tmp_path / "run"), num_steps=2)
     assert {rollout["task"]["env_id"] for rollout in read_rollouts(run)} == {"math/Arithmetic-v0", "tools/Store-v0"}
-    with pytest.raises(RolloutFileError, match="is no file of rollouts and no folder with any"):
+    with pytest.raises(RolloutFileError, match="is neither a file of rollouts nor a folder with such files"):
         list(read_rollouts(tmp_path / "nowhere"))
-    with pytest.raises(RolloutFileError, match=r"line 1 is no rollout"):
+    with pytest.raises(RolloutFileError, match=r"line 1 is not a rollout"):
         list(read_rollouts(write(tmp_path / "other.jsonl", [{"a": 1}])))
 
 

@@ -26,7 +26,7 @@ from rl.learner.batching import make_batches
 from rl.learner.samples import make_samples
 from rl.preflight import preflight
 from rl.tokens import Tokens
-from tests.makers import make_config, make_group
+from tests.makers import group_of, make_config, make_rollout, make_task, make_turn
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -72,6 +72,11 @@ def make_experiment(loss: object = "grpo", **changes: Any) -> ExperimentConfig:
     return make_config(environments={MATH: {}, STORE: {"loss": loss}}, **changes)
 
 
+def two_tokens_each(rewards: Sequence[float], ordinal: int, env_id: str) -> Group:
+    task, turns = make_task(ordinal, env_id), (make_turn(reply_ids=(3, 4)),)
+    return group_of(*(make_rollout(reward, task=task, member=n, turns=turns) for n, reward in enumerate(rewards)))
+
+
 def with_ranks(group: Group, ranks: Sequence[int]) -> Group:
     def ranked(tokens: Tokens) -> Tokens:
         return Tokens.make(tokens.ids, tokens.sampled, {**tokens.columns, "rank": np.array(ranks, np.int32)})
@@ -99,15 +104,15 @@ def test_an_environment_names_its_own_algorithm_in_yaml_and_its_mistakes_are_tol
 def test_the_column_that_an_algorithm_needs_reaches_its_loss_and_no_other() -> None:
     config = make_experiment("surprise")
     assert config.columns == ("logprob", "rank")
-    groups = [make_group([1.0, 0.0], 0, env_id=MATH), with_ranks(make_group([1.0, 0.5], 1, env_id=STORE), [1, 4])]
+    groups = [two_tokens_each([1.0, 0.0], 0, MATH), with_ranks(two_tokens_each([1.0, 0.5], 1, STORE), [1, 4])]
     samples = make_samples(groups, config.algorithm_of)
     (batch,) = make_batches(samples, 100, 0)
     assert batch.columns["rank"].dtype == torch.int32
     assert batch.columns["rank"][2:].tolist() == [[0, 0, 1, 4]] * 2
-    logprobs_BT = torch.where(batch.loss_mask_BT, -0.5, 0.0).requires_grad_()
+    logprobs_BT = batch.columns["logprob"].clone().requires_grad_()
     loss, measures = batch_loss(logprobs_BT, torch.zeros_like(logprobs_BT), batch, config.algorithm_of, 0)
-    # on policy GRPO gives -A a token, with advantages 1 and -1: nothing; of Store's 4 tokens 2 are left
-    assert loss.item() == pytest.approx((1.0 * 0.5 + 0.5 * 0.5) / 8)
+    # on policy GRPO gives -A a token, with advantages 1 and -1: nothing; of Store's 4 tokens 2 are left, at -0.75 each
+    assert loss.item() == pytest.approx((1.0 * 0.75 + 0.5 * 0.75) / 8)
     assert mean(measures, "surprising") == 0.5
     assert mean(measures, "clip_fraction") == 0.0
 

@@ -134,7 +134,7 @@ class NemoGym(TextEnv):
             async with self._http.request(method, address, json=body) as response:
                 text = await response.text()
         except aiohttp.ClientError as error:
-            raise ForeignError(f"{address} cannot be asked: {error}") from error
+            raise ForeignError(f"{address} cannot be reached: {error}") from error
         if response.status in BAD_GATEWAY or (must_succeed and (response.status != 200 or not text.startswith("{"))):
             raise ForeignError(f"{address} answered {response.status}: {text[:300]}")
         return text

@@ -18,7 +18,7 @@ SETTLE_S = 2.0
 
 def any_text_can_be_scored(subject: Subject) -> None:
     """NUL, lone surrogates, 100,000 letters, numbers of 5,000 digits, unclosed brackets: all get a reward.
-    To mend: expect anything; what cannot be read is a wrong answer, not an error."""
+    To fix: expect anything; what cannot be read is a wrong answer, not an error."""
     session = subject.make()
     for text in HOSTILE:
         subject.reset(session, 0)
@@ -27,7 +27,7 @@ def any_text_can_be_scored(subject: Subject) -> None:
 
 def wrong_tool_calls_come_back_as_text(subject: Subject) -> None:
     """An unknown tool, missing, additional and nonsensical arguments do not raise and do not end the episode.
-    To mend: raise `ValueError` with words for the policy; it becomes the tool's answer."""
+    To fix: raise `ValueError` with words for the policy; it becomes the tool's answer."""
     session = subject.make()
     subject.reset(session, 0)
     if not session.env.tools:
@@ -46,7 +46,7 @@ def wrong_tool_calls_come_back_as_text(subject: Subject) -> None:
 
 def episodes_end_in_time(subject: Subject) -> None:
     """Whatever is replied, an episode is over after `max_turns` replies.
-    To mend: end the episode in the last turn, or raise `max_turns`."""
+    To fix: end the episode in the last turn, or raise `max_turns`."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         subject.reset(session, seed)
@@ -55,7 +55,7 @@ def episodes_end_in_time(subject: Subject) -> None:
 
 def reset_and_step_are_quick(subject: Subject) -> None:
     """Every reset took less than 5 s and every step less than 10 s, over all checks; the first reset may take longer.
-    To mend: load data once a process, and give what is slow a deadline of its own."""
+    To fix: load data once a process, and give what is slow a deadline of its own."""
     session = subject.make()
     subject.reset(session, 0)
     play(session, saying("hello"))
@@ -66,7 +66,7 @@ def reset_and_step_are_quick(subject: Subject) -> None:
 
 def nothing_is_left_behind(subject: Subject) -> None:
     """Twenty episodes leave no thread and no open file behind them that grow with their number.
-    To mend: end what an episode starts in `close`."""
+    To fix: end what an episode starts in `close`."""
 
     def held() -> tuple[int, int]:
         return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
@@ -91,7 +91,7 @@ def nothing_is_left_behind(subject: Subject) -> None:
 
 def close_may_be_called_twice(subject: Subject) -> None:
     """Closing twice, and without a reset, raises nothing.
-    To mend: let `close` look what there is to close."""
+    To fix: let `close` look what there is to close."""
     fresh, played = subject.make(), subject.make()
     subject.reset(played, 0)
     for session in (fresh, fresh, played, played):

@@ -16,14 +16,14 @@ from envs.text_env import EnvironmentOptionError
 
 def can_be_made_and_opened(subject: Subject) -> None:
     """The environment can be made, and opens a task of each split. Where it cannot, nothing else is checked.
-    To mend: mend the error; `python -m envs info ID` shows it too."""
+    To fix: correct the error; `python -m envs info ID` shows it too."""
     for split in ("train", "heldout"):
         subject.reset(subject.make(), 0, split)
 
 
 def follows_gymnasium(subject: Subject) -> None:
     """gymnasium's own `check_env` finds no error.
-    To mend: read what it says; `reset` must call `super().reset(seed=seed)` and give (messages, info)."""
+    To fix: read what it says; `reset` must call `super().reset(seed=seed)` and give (messages, info)."""
     env = subject.make().env
     if env.is_async:
         raise Skipped("gymnasium's check knows no asynchronous environments")
@@ -36,7 +36,7 @@ def follows_gymnasium(subject: Subject) -> None:
 
 def an_unknown_option_is_refused(subject: Subject) -> None:
     """An option that the environment does not have raises `EnvironmentOptionError`.
-    To mend: read options with `read_options`, and name each in `OPTIONS`."""
+    To fix: read options with `read_options`, and name each in `OPTIONS`."""
     wrong = Subject(subject.env_id, {**subject.options, "no such option": 1}, 1)
     try:
         wrong.reset(wrong.make(), 0)
@@ -51,7 +51,7 @@ def an_unknown_option_is_refused(subject: Subject) -> None:
 
 def an_opening_is_a_conversation_that_waits_for_a_reply(subject: Subject) -> None:
     """`reset` gives messages with text, a system message only first, the last one from the user or a tool.
-    To mend: give a tuple of `Message("user", ...)`."""
+    To fix: give a tuple of `Message("user", ...)`."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         opening, _ = subject.reset(session, seed)
@@ -64,7 +64,7 @@ def an_opening_is_a_conversation_that_waits_for_a_reply(subject: Subject) -> Non
 
 def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
     """What `step` returns comes from the user or a tool, never from the assistant.
-    To mend: the policy's reply is added to the conversation for you; return only what follows it."""
+    To fix: the policy's reply is added to the conversation for you; return only what follows it."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         subject.reset(session, seed)
@@ -79,7 +79,7 @@ def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
 
 def tools_have_valid_schemas(subject: Subject) -> None:
     """Each tool has a name of its own, a description, and parameters that are a JSON Schema object.
-    To mend: give every tool method type hints and a docstring, and what is no tool a name that begins with `_`."""
+    To fix: give every tool method type hints and a docstring, and what is no tool a name that begins with `_`."""
     session = subject.make()
     subject.reset(session, 0)
     tools = session.env.tools
@@ -96,7 +96,7 @@ def tools_have_valid_schemas(subject: Subject) -> None:
 
 def is_described(subject: Subject) -> None:
     """The class has a docstring, and it names every option.
-    To mend: write what the task is, what the reward consists of, and what each option means."""
+    To fix: write what the task is, what the reward consists of, and what each option means."""
     env = subject.make().env
     described = getattr(env, "inner", env)
     doc = type(described).__doc__ or ""  # its own, not an inherited one
@@ -107,7 +107,7 @@ def is_described(subject: Subject) -> None:
 
 def a_pickled_copy_plays_on(subject: Subject) -> None:
     """An environment that was reset survives pickling and earns the same, unless it has something to `close`.
-    To mend: keep connections, locks and open files out of the instance, or make them when they are needed."""
+    To fix: keep connections, locks and open files out of the instance, or make them when they are needed."""
     session = subject.make()
     subject.reset(session, 0)
     try:

@@ -32,7 +32,7 @@ CANARIES = (
 
 def gold_replies_earn_the_highest_reward(subject: Subject) -> None:
     """Gold replies earn the top of `reward_range` in both splits, and asking for one twice gives the same.
-    To mend: play the episode yourself (`python -m envs play ID --gold`) and see which part is not full."""
+    To fix: play the episode yourself (`python -m envs play ID --gold`) and see which part is not full."""
     session = subject.make()
     if session.env.scores_groups:
         raise Skipped("what a reply earns depends on the group's others")
@@ -47,7 +47,7 @@ def gold_replies_earn_the_highest_reward(subject: Subject) -> None:
 
 def empty_replies_earn_nothing(subject: Subject) -> None:
     """Empty replies earn nothing, from the first turn on and after one gold reply that did not end the episode.
-    To mend: score an empty text as wrong before anything else."""
+    To fix: score an empty text as wrong before anything else."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         subject.reset(session, seed)
@@ -62,7 +62,7 @@ def empty_replies_earn_nothing(subject: Subject) -> None:
 
 def an_echo_of_the_prompt_earns_nothing(subject: Subject) -> None:
     """A policy that repeats what it was told earns less than half of the range, on average nearly nothing.
-    To mend: look for the answer at one place, such as a last line, and not anywhere in the text."""
+    To fix: look for the answer at one place, such as a last line, and not anywhere in the text."""
     session = subject.make()
     totals = []
     for seed in range(subject.num_seeds):
@@ -73,7 +73,7 @@ def an_echo_of_the_prompt_earns_nothing(subject: Subject) -> None:
 
 def calling_tools_forever_earns_nothing(subject: Subject) -> None:
     """A policy that only calls tools, with arguments that mean nothing, earns nothing.
-    To mend: pay for the end, not for calls; check the final state together with the answer."""
+    To fix: pay for the end, not for calls; check the final state together with the answer."""
     session = subject.make()
     subject.reset(session, 0)
     if not session.env.tools:
@@ -88,7 +88,7 @@ def calling_tools_forever_earns_nothing(subject: Subject) -> None:
 
 def canary_texts_earn_nothing(subject: Subject) -> None:
     """Texts that fool judges (":", "Solution", orders to the grader, every answer at once) earn nearly nothing.
-    To mend: take one answer from one place, and give a judge the reply as data."""
+    To fix: take one answer from one place, and give a judge the reply as data."""
     session = subject.make()
     for text in CANARIES:
         totals = []
@@ -106,7 +106,7 @@ def _require_low(env: TextEnv, totals: list[float], what: str) -> None:
 
 def rewards_are_finite_and_parts_add_up(subject: Subject) -> None:
     """For gold, empty and random replies the reward is a finite float in range and the sum of its parts.
-    To mend: build the reward from its parts (`rewards.rubric`), and declare `reward_range`."""
+    To fix: build the reward from its parts (`rewards.rubric`), and declare `reward_range`."""
     session = subject.make()
     session.env.action_space.seed(0)
     choices: list[Choose] = [saying(""), random_reply, *gold_where_there_is(subject)]
@@ -120,7 +120,7 @@ def rewards_are_finite_and_parts_add_up(subject: Subject) -> None:
 
 def the_same_replies_earn_the_same(subject: Subject) -> None:
     """Playing the same replies to the same task twice, random ones and gold, gives the same reward and parts.
-    To mend: take chance, time and the order of sets out of the scorer."""
+    To fix: take chance, time and the order of sets out of the scorer."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         for choose in (random_reply, *gold_where_there_is(subject)):
@@ -134,7 +134,7 @@ def the_same_replies_earn_the_same(subject: Subject) -> None:
 
 def a_group_is_scored_member_by_member(subject: Subject) -> None:
     """`score_group` gives a finite score for each conversation of a group, in order, the same when asked again.
-    To mend: it is given the whole conversations (tuples of messages, replies among them as the assistant's)."""
+    To fix: it is given the whole conversations (tuples of messages, replies among them as the assistant's)."""
     session = subject.make()
     if not session.env.scores_groups:
         raise Skipped("it does not score groups")

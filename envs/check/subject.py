@@ -14,7 +14,7 @@ from envs.results import ResultError
 from envs.session import Deadlines, EnvFailure, Session, raised
 from envs.text_env import StepResult, TextEnv
 
-RAISED = "mend the line that is named; what raised is no answer to the question above"
+RAISED = "fix the named line; code that raises does not answer the question above"
 DEADLINES = Deadlines(reset_s=120.0, step_s=20.0)
 """How long one call may take before a check gives up on it; the first reset may load data."""
 MAX_TIMEOUTS = 3
@@ -107,8 +107,8 @@ def skipped(check: Check, reason: str) -> CheckResult:
 
 
 def told_of(check: Check) -> tuple[str, str, str]:
-    """A check's name, what it means and how to mend what it finds, from its name and docstring."""
-    meaning, _, remedy = " ".join((inspect.getdoc(check) or "").split()).partition(" To mend: ")
+    """A check's name, its meaning and the fix for what it finds, from its name and docstring."""
+    meaning, _, remedy = " ".join((inspect.getdoc(check) or "").split()).partition(" To fix: ")
     return check.__name__.replace("_", " "), meaning, remedy
 
 

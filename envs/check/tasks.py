@@ -28,7 +28,7 @@ MEMBERS = ((0, gold), (0, saying("hello")), (1, gold), (0, gold), (0, saying("")
 
 def one_seed_is_one_task(subject: Subject) -> None:
     """One seed gives equal messages and keys in two instances and again in the same one.
-    To mend: draw everything from `self.np_random`, nothing from `random`, time or sets."""
+    To fix: draw everything from `self.np_random`, nothing from `random`, time or sets."""
     left, right = subject.make(), subject.make()
     for seed in range(subject.num_seeds):
         first, other, again = (told_and_key(subject, session, seed) for session in (left, right, left))
@@ -39,7 +39,7 @@ def one_seed_is_one_task(subject: Subject) -> None:
 
 def another_process_draws_the_same_task(subject: Subject) -> None:
     """One seed gives equal messages and keys in processes that hash text differently, as workers on a cluster do.
-    To mend: sort what comes out of a set, and use no `hash()`."""
+    To fix: sort what comes out of a set, and use no `hash()`."""
     code = (
         "import json, sys; from envs.check.subject import Subject; from envs.check.tasks import told_and_key;"
         "env_id, options = json.loads(sys.argv[1]); subject = Subject(env_id, options, 0); session = subject.make();"
@@ -58,7 +58,7 @@ def another_process_draws_the_same_task(subject: Subject) -> None:
 
 def seeds_give_different_tasks(subject: Subject) -> None:
     """At least half of the seeds give tasks of their own: other keys, or other openings where there are no keys.
-    To mend: have more tasks, or rows, to draw from."""
+    To fix: have more tasks, or rows, to draw from."""
     session = subject.make()
     tasks = (subject.reset(session, seed) for seed in range(subject.num_seeds))
     seen = [task_key(session.env, *task) for task in tasks]
@@ -67,7 +67,7 @@ def seeds_give_different_tasks(subject: Subject) -> None:
 
 def splits_share_no_task(subject: Subject) -> None:
     """Over 300 seeds, or half a minute, no key occurs in both splits, nor an opening where there are no keys.
-    To mend: draw with `draw_in_split`, and give variants of one problem the same key."""
+    To fix: draw with `draw_in_split`, and give variants of one problem the same key."""
     session = subject.make()
     tasks: dict[str, set[Any]] = {"train": set(), "heldout": set()}
     deadline = time.monotonic() + SPLIT_SECONDS
@@ -82,7 +82,7 @@ def splits_share_no_task(subject: Subject) -> None:
 
 def prompts_do_not_hold_the_answer(subject: Subject) -> None:
     """The last gold reply's text stands in the opening messages of at most half of the tasks, or earns nothing at once.
-    To mend: leave the answer out of the prompt; for answers of one letter or digit, use longer ones."""
+    To fix: leave the answer out of the prompt; for answers of one letter or digit, use longer ones."""
     session = subject.make()
     num_leaked = 0
     for seed in range(subject.num_seeds):
@@ -103,7 +103,7 @@ def prompts_do_not_hold_the_answer(subject: Subject) -> None:
 
 def what_was_said_does_not_change(subject: Subject) -> None:
     """Messages that were returned stay as they were while the episode goes on: earlier tokens are never rewritten.
-    To mend: return new messages and keep no list that you go on changing."""
+    To fix: return new messages and keep no list that you go on changing."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         opening, info = subject.reset(session, seed)
@@ -114,7 +114,7 @@ def what_was_said_does_not_change(subject: Subject) -> None:
 
 def members_of_a_group_share_no_state(subject: Subject) -> None:
     """Instances of one task and of another, some played by gold replies and some not, each earn when they are played in
-    turns what they earn alone. To mend: keep state in the instance, none in the module or class."""
+    turns what they earn alone. To fix: keep state in the instance, none in the module or class."""
     alone = []
     for seed, choose in MEMBERS:
         session = subject.make()
@@ -132,7 +132,7 @@ def members_of_a_group_share_no_state(subject: Subject) -> None:
 
 def episodes_at_once_do_not_meet(subject: Subject) -> None:
     """Eight episodes of different tasks in eight threads earn what they earn one after another.
-    To mend: guard what instances share (caches, files, connections) with a lock, or share nothing."""
+    To fix: guard what instances share (caches, files, connections) with a lock, or share nothing."""
 
     def earned(seed: int) -> tuple[float, dict[str, float]]:
         session = subject.make()

@@ -1,4 +1,4 @@
-"""Can the policy mend its code from test feedback? Some turns with a failing case each, then hidden tests."""
+"""Can the policy repair its code from test feedback? Some turns with a failing case each, then hidden tests."""
 
 import json
 from typing import Any, ClassVar

@@ -15,7 +15,7 @@ MARKS = {"passed": "[green]passed [/green]", "failed": "[red]failed [/red]", "sk
 
 
 def print_checks(console: Console, env_id: str, options: dict[str, Any], num_seeds: int, report: Path | None) -> bool:
-    """Run every check, print what failed with how to mend it, and say whether all is well."""
+    """Run every check, print failures with their fixes, and say whether all checks passed."""
     with console.status(f"{len(CHECKS)} checks, {num_seeds} seeds"):
         results = check_environment(env_id, options, num_seeds)
     told: dict[str, str] = {}
@@ -26,7 +26,7 @@ def print_checks(console: Console, env_id: str, options: dict[str, Any], num_see
         elif result.status == "failed":
             console.print(f"        {result.detail}", style="bold", markup=False)
             console.print(f"        It asks: {result.meaning}", markup=False)
-            console.print(f"        To mend: {result.remedy}", markup=False)
+            console.print(f"        To fix: {result.remedy}", markup=False)
         elif result.status == "skipped":
             console.print(f"        {result.detail}", style="dim", markup=False)
     counts = Counter(result.status for result in results)

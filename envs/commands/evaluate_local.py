@@ -103,5 +103,5 @@ def context_tokens(policy: Path) -> int:
         return json.loads((policy / "config.json").read_text())["max_position_embeddings"]
     except (OSError, ValueError, KeyError) as error:
         raise LocalEvaluationError(
-            f"{policy} is no folder of a Hugging Face checkpoint: {type(error).__name__}: {error}"
+            f"{policy} is not the folder of a Hugging Face checkpoint: {type(error).__name__}: {error}"
         ) from error

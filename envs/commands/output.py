@@ -1,4 +1,4 @@
-"""How does a command write the file that it was asked for?"""
+"""How does a command write its output file?"""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,8 @@
-"""A jailed interpreter and the process that jails are forked from, as seen from outside.
+"""How is a jailed interpreter started, driven and killed from outside the sandbox?
 
-A `Jail` is asked one request after another and must answer each in time; whatever else it does, flooding its output,
-ending, closing its pipes, becomes a `JailEnded` with the result. Closing it kills it.
+A `Jail` gets one request after another and must answer each in time. If it does anything else, such as flooding its
+output, ending or closing its pipes, that becomes a `JailEnded` with the result. Closing a jail kills it. A `Zygote` is
+the process that jails are forked from.
 """
 
 import atexit
@@ -26,13 +27,13 @@ ZYGOTE_FILE = Path(__file__).with_name("zygote.py")
 PIPES = ("stdin", "stdout", "stderr", "requests", "answers", "status", "lifeline")
 SIGNALS = {number.value: number.name for number in signal.Signals}
 END_S = 10.0
-"""How long a killed jail may take to be gone."""
+"""How long a killed jail may take to end."""
 CPU_TOLERANCE = 0.9
-"""The kernel's two accounts of CPU time differ by some milliseconds."""
+"""The kernel's CPU limit and its usage report differ by some milliseconds."""
 
 
 class JailEnded(Exception):
-    """The jail cannot be asked any more; `result` says how it ended."""
+    """The jail takes no more requests; `result` says how it ended."""
 
     def __init__(self, result: SandboxResult) -> None:
         super().__init__(f"{result.status}: {result.detail}")
@@ -40,9 +41,9 @@ class JailEnded(Exception):
 
 
 class Zygote:
-    """The process that jails are forked from; starts with the first jail, and anew when it has died.
+    """The process that jails are forked from. It starts with the first jail, and again if it has died.
 
-    One for isolated jails, which has left the host's file system, and one for the others.
+    There is one for isolated jails, which has left the host's file system, and one for the other levels.
     """
 
     def __init__(self, kind: Literal["isolated", "other"]) -> None:
@@ -55,13 +56,13 @@ class Zygote:
         """Hand over a job and its descriptors. Raises `SandboxError`."""
         message = json.dumps(job).encode()
         with self._lock:
-            for _ in range(2):
+            for _ in range(2):  # sending fails if the zygote has died since the last job: then start another, once
                 connection = self._socket or self._start(start_s)
                 with contextlib.suppress(OSError):
                     socket.send_fds(connection, [message], descriptors)
                     return
                 self._stop()
-        raise SandboxError("the process that jails are forked from dies again and again; see its messages above")
+        raise SandboxError("the process that jails are forked from dies repeatedly; see its messages above")
 
     def _start(self, start_s: float) -> socket.socket:
         if sys.platform != "linux":
@@ -69,7 +70,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-I", "-S", "-B", str(ZYGOTE_FILE), str(theirs.fileno()), self._kind]
         try:
-            with theirs:
+            with theirs:  # close our copy after the fork, or the zygote's death would not close the connection
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -102,7 +103,7 @@ class Zygote:
             self._process = None
 
     def close(self) -> None:
-        """Let it end; jails that are running are not touched."""
+        """End the zygote; running jails go on."""
         with self._lock:
             self._stop()
 
@@ -113,9 +114,9 @@ for _zygote in ZYGOTES.values():
 
 
 class Jail:
-    """One jailed interpreter. Use it in a `with` statement: leaving it kills what runs in it.
+    """One jailed interpreter. Use it in a `with` statement, whose end kills everything that runs in the jail.
 
-    Raises `SandboxError` when it cannot be made at exactly this level.
+    Raises `SandboxError` if no jail of exactly this level can be made.
     """
 
     def __init__(self, level: Level, limits: Limits, stdin: bytes = b"") -> None:
@@ -140,6 +141,7 @@ class Jail:
             self._close_all()
             raise
         finally:
+            # Before waiting for the first answer: if we held the jail's ends, its death would not close the pipes.
             for descriptor in theirs:
                 os.close(descriptor)
         try:
@@ -154,12 +156,12 @@ class Jail:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:  # whoever forgets to close it must not keep what runs in it alive
+    def __del__(self) -> None:  # a caller that forgets `close` must not keep the jail's processes alive
         with contextlib.suppress(Exception):
             self._close_all()
 
     def ask(self, request: Mapping[str, Any], may_call: bool = False) -> dict[str, Any]:
-        """The answer to one request. The wall deadline is for all requests together. Raises `JailEnded`.
+        """The answer to one request. The wall deadline covers all requests together. Raises `JailEnded`.
 
         An answer has a `status`; with `may_call` it may be a `call` of the candidate instead.
         """
@@ -169,14 +171,14 @@ class Jail:
         answer = self._answer(self._deadline)
         if isinstance(answer.get("status"), str) or (may_call and isinstance(answer.get("call"), list)):
             return answer
-        raise JailEnded(self.result("error", "wrote something else than an answer"))
+        raise JailEnded(self.result("error", "wrote something other than an answer"))
 
     def restart_clock(self) -> None:
-        """Let the wall deadline count anew from the next request."""
+        """Restart the wall deadline at the next request."""
         self._deadline = None
 
     def take_stdout(self) -> str:
-        """What was printed since the last time; everything printed before an answer was given is there."""
+        """Text printed since the last call, including everything printed before the last answer."""
         while any(key.data == "stdout" for key, _ in self._selector.select(0)):
             self._read_some("stdout")
             if len(self._read["stdout"]) > self._limits.output_bytes:
@@ -186,8 +188,8 @@ class Jail:
         return printed
 
     def result(self, status: Status, detail: str = "", value: Any = None) -> SandboxResult:
-        """What has come out until now, as a result; kills what still runs."""
-        self.close()
+        """Kill the jail, and return its output so far as a result."""
+        self.close()  # before reading the report, which the supervisor writes when the jail has ended
         report = self._report()
         stdout, stderr = (bytes(self._read[name][: self._limits.output_bytes]) for name in ("stdout", "stderr"))
         return SandboxResult(
@@ -202,9 +204,11 @@ class Jail:
         )
 
     def close(self) -> None:
-        """Kill what still runs, by closing the pipe that it lives by, and wait until all of it is gone."""
+        """Kill the jail by closing its lifeline, and wait until all of its processes have ended."""
+        # The lifeline first: if the code saw the end of its requests before, it could still run on its way out.
         for name in ("lifeline", "requests", "stdin"):
             self._shut(name)
+        # Keep reading until all pipes are closed, that is, until every process of the jail has ended.
         deadline = time.monotonic() + END_S
         while self._descriptors and (left_s := deadline - time.monotonic()) > 0:
             for key, _ in self._selector.select(left_s):
@@ -243,7 +247,7 @@ class Jail:
             self._selector.register(self._descriptors[name], selectors.EVENT_WRITE, name)
 
     def _answer(self, deadline: float) -> dict[str, Any]:
-        """The next line of answers. Raises `JailEnded` where none comes."""
+        """The next line of answers. Raises `JailEnded` if there is none."""
         while b"\n" not in self._read["answers"]:
             if "status" not in self._descriptors:
                 raise JailEnded(self._ended())
@@ -255,14 +259,15 @@ class Jail:
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise JailEnded(self.result("error", "wrote something else than an answer"))
+            raise JailEnded(self.result("error", "wrote something other than an answer"))
         return answer
 
     def _move_bytes(self, deadline: float) -> None:
-        """Wait until something can be read or written, and do it. Raises `JailEnded` at a limit."""
+        """Wait until a pipe can be read or written, and do it. Raises `JailEnded` at a limit."""
         left_s = deadline - time.monotonic()
         ready = self._selector.select(max(0.0, left_s))
-        if not ready and left_s <= 0:  # what had come in time counts, however late this process looks
+        # Select before looking at the deadline: bytes that arrived in time count, however late this process looks.
+        if not ready and left_s <= 0:
             raise JailEnded(self.result("timeout", f"not done within {self._limits.wall_s} s"))
         for key, _ in ready:
             if key.data in self._unwritten:
@@ -274,7 +279,7 @@ class Jail:
                 raise JailEnded(self.result("output_limit", limit))
 
     def _write(self, name: str) -> None:
-        """Write some; when all is written, or nobody reads it, end stdin and stop watching requests."""
+        """Write some bytes. After the last one, or if nobody reads them, close stdin or stop watching requests."""
         unwritten = self._unwritten[name]
         try:
             del unwritten[: os.write(self._descriptors[name], unwritten[:65_536]) if unwritten else 0]
@@ -291,7 +296,7 @@ class Jail:
             self._read[name] += chunk
 
     def _report(self) -> dict[str, Any]:
-        """What the supervisor wrote about the end: its first line."""
+        """The supervisor's report about the jail's end: its first line."""
         line = bytes(self._read["status"]).split(b"\n")[0]
         return json.loads(line) if line else {}
 

@@ -159,10 +159,10 @@ def _without_answer(ended: JailEnded) -> SandboxResult:
 def _from_answer(jail: Jail, answer: dict[str, Any], values: Sequence[Any] = ()) -> SandboxResult:
     status, detail = answer.get("status"), str(answer.get("detail", ""))
     if status not in ("ok", "error", "memory", "denied"):
-        return jail.result("error", "wrote something else than an answer")
+        return jail.result("error", "wrote something other than an answer")
     if status != "ok":
         return jail.result(status, detail)
     try:
         return jail.result("ok", value=tuple(unpack(value) for value in values))
     except Exception as error:  # the code may have written anything
-        return jail.result("error", f"wrote something else than an answer: {error}")
+        return jail.result("error", f"wrote something other than an answer: {error}")

@@ -1,4 +1,4 @@
-"""The algorithms by the names that a configuration gives them: one file each."""
+"""Which RL algorithms can a configuration name? One file each, registered in `ALGORITHMS`."""
 
 from typing import Annotated
 
@@ -8,4 +8,4 @@ from rl.config.section import OneOf
 
 ALGORITHMS: dict[str, type[Algorithm]] = {"grpo": Grpo}
 AnyAlgorithm = Annotated[Algorithm, OneOf(ALGORITHMS, "algorithm", "grpo")]
-"""A key that holds the section of one of them."""
+"""Type of a key that holds the section of one of these algorithms."""

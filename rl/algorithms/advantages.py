@@ -1,11 +1,11 @@
-"""How much better was each rollout than the others of its group?
+"""How are group advantages computed: how much better was each rollout than the others of its group?
 
-Statistics are over the rollouts of one group whose outcome counts, and over nothing else: what belongs together is said
-by the group object, never by places in a list or by equal prompts.
+Statistics cover only the rollouts of one group whose outcome counts. The group object defines the group, never list
+positions or equal prompts.
 
 Sources: GRPO, https://arxiv.org/abs/2402.03300 (mean baseline, division by the standard deviation); RLOO,
-https://arxiv.org/abs/2402.14740 (leave-one-out baseline); Dr. GRPO, https://arxiv.org/abs/2503.20783 (why the division
-is off by default: it weighs tasks by their difficulty).
+https://arxiv.org/abs/2402.14740 (leave-one-out baseline); Dr. GRPO, https://arxiv.org/abs/2503.20783 (the division
+weights tasks by their difficulty, so it is off by default).
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Literal
 from rl.data_types import Group
 
 EPSILON = 1e-6
-"""Added to the standard deviation, so that rewards that differ by rounding only do not become large advantages."""
+"""Added to the standard deviation, so that rewards that differ only by rounding do not give large advantages."""
 
 
 class RewardError(ValueError):
@@ -25,14 +25,14 @@ class RewardError(ValueError):
 def group_advantages(
     group: Group, baseline: Literal["leave_one_out", "mean"], scale_by_std: bool
 ) -> tuple[float | None, ...]:
-    """One advantage a rollout, in the group's order; None for rollouts that do not count.
+    """One advantage per rollout, in the group's order; None for rollouts that do not count.
 
-    A degenerate group (fewer than two rollouts count, or all their rewards are equal) gives 0.0 for each rollout that
-    counts. With `leave_one_out` a reward is compared with the mean of the other valid ones, with `mean` with the mean
-    of all valid ones. With `scale_by_std` the difference is divided by the sample standard deviation (n - 1) of the
-    valid rewards plus `EPSILON`.
+    In a degenerate group (fewer than two rollouts count, or all their rewards are equal) each rollout that counts gets
+    0.0. `leave_one_out` compares a reward with the mean of the other valid rewards, `mean` with the mean of all valid
+    rewards. With `scale_by_std` the difference is divided by the sample standard deviation (n - 1) of the valid rewards
+    plus `EPSILON`.
 
-    Raises `RewardError` where a valid rollout has no finite reward.
+    Raises `RewardError` if a rollout that counts has no finite reward.
     """
     rewards = _valid_rewards(group)
     valid = [reward for reward in rewards if reward is not None]
@@ -47,7 +47,7 @@ def group_advantages(
 
 
 def is_degenerate(group: Group) -> bool:
-    """Whether the group teaches nothing: fewer than two rollouts count, or all their rewards are equal."""
+    """Whether the group has no learning signal: fewer than two rollouts count, or all their rewards are equal."""
     rewards = [one.reward for one in group.rollouts if one.outcome.counts and one.reward is not None]
     return len(rewards) < 2 or max(rewards) == min(rewards)
 

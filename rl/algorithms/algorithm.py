@@ -1,4 +1,4 @@
-"""What is an algorithm of reinforcement learning here? Advantages of rollouts, and a loss of their tokens."""
+"""What must an RL algorithm implement? The advantages of rollouts, and the loss of their tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Advantages = tuple[float | None, ...]
-"""One a rollout of a group, in order; None for rollouts that do not count."""
+"""The advantages of one group, one per rollout, in order; None for rollouts that do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +19,18 @@ class TokenView:
     """The rows of a micro-batch that one algorithm trains."""
 
     logprobs_BT: "Tensor"
-    """Of the learner, nats, with gradient; 0 outside the mask."""
+    """The learner's logprobs in nats, with gradient; 0 outside the mask."""
     loss_mask_BT: "Tensor"
-    """bool; True where the policy sampled the token."""
+    """bool; True if the policy sampled the token."""
     advantages_BT: "Tensor"
     columns: Mapping[str, "Tensor"]
-    """What is known of each token besides, [B, T, ...]; `logprob` is that of the engine. 0 outside the mask."""
+    """The other token columns by name, [B, T, ...]; `logprob` is the engine's. 0 outside the mask."""
     reference_logprobs_BT: "Tensor | None"
-    """Of the policy that training started from, where `needs_reference`."""
+    """Logprobs of the policy that training started from; None unless `needs_reference`."""
 
 
 class Measure(NamedTuple):
-    """A mean that is still a sum, so that micro-batches and learners can be added up."""
+    """A mean as total and weight, so that micro-batches and learners can be summed before the division."""
 
     total: "Tensor"
     weight: "Tensor"
@@ -38,34 +38,36 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """What an algorithm makes of a view."""
+    """The loss terms and measures that an algorithm computes for a view."""
 
     loss_BT: "Tensor"
-    """Each token's term, with gradient; 0 where it is left out. The learner adds them up over the step and divides by
-    the step's loss tokens, those that were left out included."""
+    """Loss term of each token, with gradient; 0 for excluded tokens. The learner sums the terms over the step and
+    divides by the step's number of loss tokens, which includes excluded tokens."""
     measures: Mapping[str, Measure] = field(default_factory=dict)
-    """Metrics of the step, by name; tracked as `update/NAME`."""
+    """Metrics of the step by name; tracked as `update/NAME`."""
 
 
 class Algorithm(Section):
-    """A section of the configuration that also computes. Stateless: the learner may call it on any rows, in any order.
+    """An RL algorithm: a configuration section with code. It is stateless: the learner may call it on any rows, in any
+    order.
 
-    To add one: a subclass in a file of its own, with its keys (`algorithm: Literal["name"] = "name"` among them), and a
-    line of `rl.algorithms.ALGORITHMS`. Import torch inside of methods only: a configuration is read without it.
+    To add an algorithm, write a subclass in its own file with its keys, one of which is
+    `algorithm: Literal["name"] = "name"`, and add it to `rl.algorithms.ALGORITHMS`. Import torch only inside methods,
+    because configurations are read without torch.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Columns of `rl.data_types.Tokens` that the loss reads, besides `logprob` and `version`."""
+    """Columns of `rl.tokens.Tokens` that the loss reads besides `logprob` and `version`."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss reads logprobs of the policy that training started from."""
+        """Whether the loss reads logprobs of the reference, the policy that training started from."""
         return False
 
     def advantages(self, groups: Sequence[Group]) -> list[Advantages]:
-        """How much better each rollout was than others. One entry a group, all groups of the step at once.
+        """The advantages of all groups of a step, one entry per group.
 
-        Raises `RewardError` (`rl.algorithms.advantages`) where a rollout that counts has no finite reward.
+        Raises `RewardError` (`rl.algorithms.advantages`) if a rollout that counts has no finite reward.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""GRPO: advantages within a group, and a token-level policy gradient, with what corrects for off-policy tokens.
+"""GRPO: group-relative advantages and a token-level policy-gradient loss with off-policy corrections.
 
 Sources: GRPO, https://arxiv.org/abs/2402.03300; token-level mean over the whole step and asymmetric clipping: DAPO,
 https://arxiv.org/abs/2503.14476; no normalisation by length: Dr. GRPO, https://arxiv.org/abs/2503.20783; two-sided
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 class Grpo(Algorithm):
-    """GRPO: advantages within a group, a token-level policy-gradient loss, and what corrects for off-policy tokens."""
+    """GRPO: group-relative advantages and a token-level policy-gradient loss with off-policy corrections."""
 
     algorithm: Literal["grpo"] = "grpo"
     """Name of the algorithm."""
     baseline: Literal["leave_one_out", "mean"] = "leave_one_out"
-    """What a reward is compared with: the mean of the group's other valid rewards, or of all of them."""
+    """Baseline of a reward: the mean of the group's other valid rewards, or of all its valid rewards."""
     scale_by_std: bool = False
-    """Divide advantages by the group's standard deviation."""
+    """Divide advantages by the standard deviation of the group's rewards."""
     importance_weight_max: Annotated[float, Field(gt=0)] = 2.0
-    """Upper bound of the importance weight between learner and engine (truncated importance sampling)."""
+    """Upper bound on the importance weight between learner and engine (truncated importance sampling)."""
     sequence_mismatch_max: Annotated[float, Field(gt=1)] = 2.0
-    """Sequences whose mean exp|delta logp| between learner and engine is above this leave the loss."""
+    """Sequences whose mean exp|delta logp| between learner and engine is above this are excluded from the loss."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """PPO clipping below 1 - clip_low; none trains strictly on the current policy's gradient."""
+    """Lower clip of PPO's ratio, 1 - clip_low; null does not clip."""
     clip_high: Annotated[float, Field(gt=0)] | None = None
-    """PPO clipping above 1 + clip_high; set together with clip_low."""
+    """Upper clip of PPO's ratio, 1 + clip_high; set it together with clip_low."""
     reference_kl: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the KL penalty (k3) to the policy that training started from; 0 keeps no reference in memory."""
+    """Weight of the KL penalty (k3) towards the policy that training started from; 0 loads no reference policy."""
 
     @model_validator(mode="after")
     def _clips_fit(self) -> "Grpo":
@@ -46,7 +46,7 @@ class Grpo(Algorithm):
         if self.clip_high is not None and self.importance_weight_max < 1 + self.clip_high - 1e-9:
             raise ValueError(
                 f"importance_weight_max ({self.importance_weight_max:g}) is below 1 + clip_high"
-                f" ({1 + self.clip_high:g}): it would end the gradient of rewarded tokens before clip_high does;"
+                f" ({1 + self.clip_high:g}): it would remove the gradient of rewarded tokens before clip_high does;"
                 " raise it, or lower clip_high"
             )
         return self
@@ -59,21 +59,20 @@ class Grpo(Algorithm):
         return [group_advantages(group, self.baseline, self.scale_by_std) for group in groups]
 
     def token_loss(self, view: TokenView) -> TokenLoss:
-        """With l the learner's logprob, s the engine's, A the advantage and sg() what carries no gradient, a token's
-        term is
+        """The loss of each token. l is the learner's logprob, s the engine's, A the advantage, sg() stops the gradient.
 
-        - without clipping: -min(exp(sg(l) - s), w_max) * exp(l - sg(l)) * A. A step makes one update, so the policy
-          that is optimised against is the current one: its ratio is 1 in value and carries the gradient of l;
-        - with clipping: -min(min(r, w_max) * A, clip(r, 1 - clip_low, 1 + clip_high) * A) with r = exp(l - s): the
+        - Without clipping: -min(exp(sg(l) - s), w_max) * exp(l - sg(l)) * A. A step makes one update, so PPO's old
+          policy is the current policy: the ratio has the value 1 and the gradient of l.
+        - With clipping: -min(min(r, w_max) * A, clip(r, 1 - clip_low, 1 + clip_high) * A) with r = exp(l - s). The
           engine's policy is PPO's old policy, so no further importance weight is applied.
 
-        plus reference_kl * k3(reference - l). w_max is `importance_weight_max`. Sequences whose mean exp|l - s| is
-        above `sequence_mismatch_max` are left out of the sum, and stay in its denominator: that is known before the
-        first forward pass, and a token's weight does not depend on what happened to other sequences.
+        Both add reference_kl * k3(reference - l). w_max is `importance_weight_max`. Sequences whose mean exp|l - s| is
+        above `sequence_mismatch_max` are excluded from the sum but counted in its denominator. The denominator is thus
+        known before the first forward pass, and a token's weight does not depend on other sequences.
 
-        Measures, over loss tokens: `truncated_weight_fraction` (the importance weight was truncated), `clip_fraction`
-        (the clipped objective was active), `reference_kl` (k3 of KL(policy || reference), nats); over sequences:
-        `masked_fraction` (left out for their mismatch).
+        Measures over loss tokens: `truncated_weight_fraction` (the importance weight was truncated), `clip_fraction`
+        (the clipped objective was active), `reference_kl` (k3 of KL(policy || reference), nats). Measure over
+        sequences: `masked_fraction` (excluded for their mismatch).
         """
         import torch
 
@@ -83,7 +82,7 @@ class Grpo(Algorithm):
         engine_BT = view.columns["logprob"]
         delta_BT = torch.where(mask_BT, all_logprobs_BT - engine_BT, 0.0)
         kept_BT = keep_mask(delta_BT, mask_BT, self.sequence_mismatch_max)
-        # The gradient of what is left out ends here: times 0 it would be NaN where exp overflows further down.
+        # Cut the gradient of excluded tokens before the exp below: if exp overflows, inf times 0 would be NaN.
         logprobs_BT = torch.where(kept_BT, view.logprobs_BT, 0.0)
         loss_BT, clipped_BT = self._policy_terms(logprobs_BT, engine_BT, view.advantages_BT)
         reference_kl_BT = torch.zeros_like(loss_BT)
@@ -105,7 +104,7 @@ class Grpo(Algorithm):
     def _policy_terms(
         self, logprobs_BT: "Tensor", engine_BT: "Tensor", advantages_BT: "Tensor"
     ) -> "tuple[Tensor, Tensor]":
-        """The terms without the penalty, and where the clipped one is the smaller: such a token gives no gradient."""
+        """The terms without the KL penalty, and the mask of tokens without gradient, whose clipped term is smaller."""
         import torch
 
         from rl.algorithms.corrections import truncated_weights

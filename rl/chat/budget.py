@@ -1,9 +1,9 @@
 """When does a thinking budget end the policy's reasoning, and with which tokens?
 
-One rule on token ids for everybody: the engine forces by it, turns are marked by it, each rollout is checked against
-it, and the supervised stage cuts gold reasoning by it. Reasoning that has used up its budget is ended after the next
-token that ends a line, or after `grace_tokens` more, by a closing text and `</think>`. So does NVIDIA's logits
-processor for Nemotron 3 (github.com/NVIDIA-NeMo/Nemotron, tools/budget), which does not tell what it forced.
+One rule on token ids serves every use: the engine forces tokens, turns mark forced tokens, each rollout is checked, and
+the supervised stage cuts gold reasoning. Reasoning that has used up its budget ends after the next token that ends a
+line, or after `grace_tokens` more tokens, with a closing text and `</think>`. NVIDIA's logits processor for Nemotron 3
+(github.com/NVIDIA-NeMo/Nemotron, tools/budget) follows the same rule, but does not report what it forced.
 """
 
 from collections.abc import Sequence
@@ -14,27 +14,27 @@ from rl.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class ThinkingLimit:
-    """How long one reply may reason. Its reasoning begins with the reply and ends with `end_id`."""
+    """The limit on the reasoning of one reply, which begins with the reply and ends with `end_id`."""
 
     num_tokens: int
-    """Tokens of reasoning after which it ends with the next line, at least 1."""
+    """Tokens of reasoning after which it ends at the next line end; at least 1."""
     grace_tokens: int
-    """How many more there may be where no line ends."""
+    """Maximum further tokens if no line ends."""
     closing_ids: tuple[int, ...]
-    """What is forced then; the last one is `end_id`."""
+    """Tokens that are then forced; the last one is `end_id`."""
     end_id: int
     """`</think>`"""
     line_end_ids: frozenset[int]
     """Tokens whose text ends with a line break."""
 
     def ends_reasoning(self, reply_ids: Sequence[int], place: int) -> bool:
-        """Whether reasoning that is open after `place` tokens is ended by force right there."""
+        """Whether reasoning that is still open after `place` tokens is ended there by force."""
         if place < self.num_tokens:
             return False
         return place >= self.num_tokens + self.grace_tokens or reply_ids[place - 1] in self.line_end_ids
 
     def forced_start(self, reply_ids: Sequence[int]) -> int | None:
-        """The place of the first forced token, which may be the one after the last; None when nothing is forced yet."""
+        """Position of the first forced token, possibly one past the end; None if nothing is forced yet."""
         for place, token in enumerate(reply_ids):
             if self.ends_reasoning(reply_ids, place):
                 return place
@@ -43,14 +43,14 @@ class ThinkingLimit:
         return len(reply_ids) if self.ends_reasoning(reply_ids, len(reply_ids)) else None
 
     def forced_mask(self, reply_ids: Sequence[int]) -> tuple[bool, ...]:
-        """True for the tokens of a reply that were forced."""
+        """A mask over the tokens of a reply; True for forced tokens."""
         start = self.forced_start(reply_ids)
         if start is None:
             return (False,) * len(reply_ids)
         return tuple(start <= place < start + len(self.closing_ids) for place in range(len(reply_ids)))
 
     def cut(self, reply_ids: Sequence[int]) -> tuple[int, ...]:
-        """The reply as it would have been under this limit, with everything after its reasoning kept."""
+        """The reply with its reasoning cut by this limit; everything after the reasoning is kept."""
         start = self.forced_start(reply_ids)
         if start is None or self.end_id not in reply_ids:
             return tuple(reply_ids)
@@ -59,7 +59,7 @@ class ThinkingLimit:
 
 
 def violation(reply: Tokens, limit: ThinkingLimit | None) -> str:
-    """What the engine did in this reply that the budget does not allow; empty when it obeyed."""
+    """How the engine violated the budget in this reply; empty if it did not."""
     if limit is None:
         return "" if reply.sampled.all() else "tokens were forced without a budget"
     forced = tuple(reply.ids[~reply.sampled].tolist())

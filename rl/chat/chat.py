@@ -1,6 +1,6 @@
-"""How are conversations held with a checkpoint? In one chat format, with the checkpoint's tokenizer.
+"""How are conversations turned into tokens for a checkpoint: with which chat format and tokenizer?
 
-Supervised training and reinforcement learning take their tokens from here and therefore see the same ones.
+The supervised stage and RL both use this module, so they train the same tokens.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """Begins dialogues in one format with one tokenizer. Threads may share it.
+    """Creates dialogues in one format with one tokenizer. Threads may share it.
 
-    Raises `ChatError` when the tokenizer lacks a control token of the format, or changes text.
+    Raises `ChatError` if the tokenizer lacks a control token of the format, or changes text.
     """
 
     stop_ids: Ids
-    """Ids that end a reply; the reply includes the one it ended with."""
+    """Ids that end a reply; the reply includes its stop id."""
     pad_id: int
-    """Fills rows of a batch. May be equal to a real token: masks never depend on it."""
+    """Padding id of batches. It may equal a real token, because masks never depend on it."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", format: ChatFormat) -> None:
         self._format = format
@@ -88,7 +88,7 @@ class Chat:
         return dialogue.prompt_ids, tuple(loss_mask)
 
     def num_reasoning_tokens(self, reply: Reply) -> int:
-        """Tokens of the reply's reasoning, without what ends it."""
+        """Number of tokens of the reply's reasoning, without the tokens that end it."""
         return len(self._text.encode((reply.reasoning + "\n",)))
 
     def text(self, ids: Sequence[int]) -> str:
@@ -101,10 +101,10 @@ class Chat:
 
 
 def load_chat(policy_folder: Path, format: str) -> Chat:
-    """The chat of the checkpoint in this folder, in a format of `CHAT_FORMATS`.
+    """Load the checkpoint's tokenizer for a format of `CHAT_FORMATS`.
 
-    Raises `ChatError` when the folder has no fast tokenizer, or the tokenizer does not fit the format; it names the
-    formats that do fit.
+    Raises `ChatError` if the folder has no fast tokenizer, or if the tokenizer does not fit the format; the error names
+    the formats that do fit.
     """
     if format not in CHAT_FORMATS:
         raise ChatError(f"there is no chat format {format!r}; there are {', '.join(CHAT_FORMATS)}")
@@ -117,7 +117,7 @@ def load_chat(policy_folder: Path, format: str) -> Chat:
 
 
 def fitting_formats(policy_folder: Path) -> list[str]:
-    """The names of the formats that the checkpoint's tokenizer can carry. Raises `ChatError` without a tokenizer."""
+    """Names of the formats that fit the checkpoint's tokenizer. Raises `ChatError` if there is no tokenizer."""
     tokenizer = _load_tokenizer(policy_folder)
     return [name for name in CHAT_FORMATS if _fits(tokenizer, name)]
 
@@ -143,7 +143,7 @@ def _fits(tokenizer: "PreTrainedTokenizerFast", name: str) -> bool:
 
 
 def _offer(fitting: Sequence[str]) -> str:
-    """What one can do with a tokenizer that only these other formats fit."""
+    """A sentence about the other formats that fit the tokenizer."""
     if not fitting:
         return "No other chat format fits this checkpoint either: take another checkpoint, or build one (policy.build)"
     offers = []

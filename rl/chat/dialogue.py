@@ -1,7 +1,7 @@
-"""How does one conversation with the policy grow, as token ids? Ids are only ever appended.
+"""How does the dialogue of one rollout grow as token ids, if ids are only ever appended?
 
-Every step encodes the new text alone, so no merge crosses an edge between turns, and the prompt of turn k+1 begins with
-the prompt and the reply of turn k, exactly as sampled.
+Each step encodes only the new text, so no BPE merge crosses a boundary between turns. The prompt of turn k+1 begins
+with the prompt and the reply of turn k, exactly as sampled.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from rl.data_types import Budget
 
 
 class Dialogue:
-    """One conversation: `prompt_ids` are sampled from, `take` the reply, `say` what comes next, and so on.
+    """One conversation. Sample from `prompt_ids`, `take` the reply, `say` the next messages, and repeat.
 
     Tools and budget are those of the whole conversation.
     """
@@ -49,7 +49,7 @@ class Dialogue:
         return self._new_ids
 
     def take(self, reply_ids: Sequence[int]) -> Reply:
-        """Append the reply that was sampled, and read it.
+        """Append the sampled reply and parse it.
 
         Never raises; tool calls that cannot be read are described in `Reply.malformed`.
         """
@@ -60,14 +60,14 @@ class Dialogue:
         return self._format.parse(pieces, self._tools, self._budget)
 
     def say(self, messages: Sequence[Message]) -> Ids:
-        """Append the reply's end if it was cut off, the messages, and the next opening. Gives the new ids."""
+        """Append the end of a truncated reply, the messages, and the opening of the next reply. Returns the new ids."""
         end = () if self._is_closed else (self._format.end_of_turn,)
         self._new_ids = self._text.encode((*end, *self._format.follow_up(messages, self._budget)))
         self._prompt_ids = (*self._prompt_ids, *self._new_ids)
         return self._new_ids
 
     def reply_ids(self, reply: Reply) -> Ids:
-        """What a policy would sample to say this, stop token included. Raises `ChatError` if it cannot be said."""
+        """Ids that a policy would sample for this reply, with the stop token. Raises `ChatError` if it has none."""
         return self._text.encode((*self._format.reply(reply, self._budget), self._format.end_of_turn))
 
     def thinking_limit(self, enforcement: BudgetConfig, room: int) -> ThinkingLimit | None:

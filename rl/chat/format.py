@@ -1,11 +1,11 @@
-"""How does a conversation become text, and the text of a reply a `Reply`? Pure text: no tokenizer here.
+"""What must a chat format implement: how does a conversation become text, and the text of a reply a `Reply`?
 
-A rendering is a sequence of pieces: `Token` is a control token of the tokenizer, a plain `str` is ordinary text. What
-users, tools and policies wrote is always plain, so it can never become a control token, and a reply is parsed by its
-control tokens, never by text that merely looks like them.
+This module handles only text, without a tokenizer. A rendering is a sequence of pieces: a `Token` is a control token of
+the tokenizer, a plain `str` is ordinary text. Text from users, tools and policies is always plain, so it can never
+become a control token. A reply is parsed by its control tokens, never by text that looks like them.
 
-Formats only ever append: the reasoning of earlier turns stays in the history. (The published Nemotron template
-can delete it; then a turn's prompt would not begin with the tokens that were sampled before it.)
+Formats only append: the reasoning of earlier turns stays in the history. (The published Nemotron template can delete
+it; a turn's prompt would then not begin with the tokens that were sampled before it.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ChatError(ValueError):
-    """A conversation that the chat format cannot express, or a tokenizer that cannot carry the format."""
+    """The chat format cannot express a conversation, or a tokenizer does not fit the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +34,22 @@ Pieces = tuple[Token | str, ...]
 
 
 class ChatFormat(Protocol):
-    """One way to write conversations. With budget `off` the policy may not think.
+    """A chat format. With budget `off` the policy may not think.
 
-    A format is a file in `rl/chat/formats/` and an entry of `CHAT_FORMATS` there; `policy.chat` names it. Everything
-    else asks for its properties, never for its name.
+    A format is a file in `rl/chat/formats/` and an entry of `CHAT_FORMATS` there; `policy.chat` names it. Other code
+    uses its properties and never compares its name.
     """
 
     has_tools: ClassVar[bool]
-    """Whether tools can be described and called. If not, `tools` is always empty."""
+    """Whether the format can describe and call tools. If not, `tools` is always empty."""
     has_thinking: ClassVar[bool]
-    """Whether a reply has a think block, and so can have a budget other than `unlimited`."""
+    """Whether a reply has a think block, so that budgets other than `unlimited` are possible."""
     tokens: tuple[Token, ...]
     """Control tokens that the tokenizer must have."""
     end_of_turn: Token
-    """What ends a reply."""
+    """Control token that ends a reply."""
     end_of_thinking: Token | None
-    """What ends the reasoning of a reply; None without a think block."""
+    """Control token that ends the reasoning of a reply; None without a think block."""
 
     @classmethod
     def for_tokenizer(cls, tokenizer: "PreTrainedTokenizerFast") -> Self:

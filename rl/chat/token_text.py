@@ -1,6 +1,6 @@
-"""How does text become token ids, and ids text? The only user of the tokenizer.
+"""How does the tokenizer encode text and decode ids? This is the only module that calls the tokenizer.
 
-Control tokens are apart from ordinary text: text that reads `<|im_end|>` is encoded as text, never as the token.
+Control tokens are separate from ordinary text: the text `<|im_end|>` is encoded as text, never as the control token.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""How are tool calls written and read as `<function=NAME>` and `<parameter=NAME>`? The text between the call tokens.
+"""How are XML tool calls, `<function=NAME>` and `<parameter=NAME>`, written and parsed between the call tokens?
 
-The style of Nemotron 3 and of Qwen3-Coder. It quotes nothing: a value that contains the line `</parameter>` cannot be
-said, and text and numbers look alike (see `rl.chat.parameter_values`).
+This is the style of Nemotron 3 and Qwen3-Coder. It has no quoting: a value that contains the line `</parameter>` cannot
+be expressed, and text and numbers look alike (see `rl.chat.parameter_values`).
 """
 
 import json

@@ -1,7 +1,7 @@
-"""How are actors started, called and ended? With types on both sides, a deadline on each wait, and one word for death.
+"""How are Ray actors started, called and stopped, with typed arguments and a deadline for each wait?
 
-`Actor[A].call(A.method, ...)` calls the method in the actor's process and gives a `Pending` of what the method returns,
-so that a reader and a type checker can follow the arguments into the process.
+`Actor[A].call(A.method, ...)` calls the method in the actor's process and returns a `Pending` of its result, so that
+readers and type checkers can follow the arguments into the process. However an actor dies, `wait` raises `ActorDied`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""One thread a process: tiny models run several times slower on two (measured)."""
+"""One thread per process: tiny models run several times slower with two (measured)."""
 
 
 class DeadlinePassed(ClusterError):
@@ -30,16 +30,16 @@ class DeadlinePassed(ClusterError):
 
 
 class ActorDied(RuntimeError):
-    """An actor's process is gone, or what it gave is lost: it crashed, its node did, or memory ran out."""
+    """An actor's process or its result is lost: the process or its node crashed, or memory ran out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When a wait ends, and what is said then. Several waits may share one."""
+    """The deadline of a wait, and the words for its error. Several waits may share one."""
 
     seconds: float
     what: str
-    """What is waited for, such as `an update`."""
+    """The awaited result, such as `an update`."""
     key: str
     """The configuration key that sets the seconds."""
     started: float = field(default_factory=time.monotonic)
@@ -50,18 +50,18 @@ class Deadline:
 
 
 class Pending(Generic[R]):
-    """What a remote call will give."""
+    """The future result of a remote call."""
 
     def __init__(self, reference: Any) -> None:
         self._reference = reference
 
     def is_done(self) -> bool:
-        """Whether the call has ended, well or not."""
+        """Whether the call has ended, with a result or an error."""
         return bool(ray.wait([self._reference], timeout=0)[0])
 
     def wait(self, deadline: Deadline) -> R:
-        """The result. Raises `DeadlinePassed`, `StopRequested` when the run is asked to stop, `ActorDied` when the
-        actor is gone, however Ray calls it, and otherwise the original error of the remote code.
+        """The result. Raises `DeadlinePassed`, `StopRequested` if the run should stop, `ActorDied` if the actor is
+        lost, and otherwise the original error of the remote code.
         """
         while True:
             raise_if_requested()
@@ -73,7 +73,7 @@ class Pending(Generic[R]):
                     raise DeadlinePassed(told + unplaced()) from None
             except RayTaskError as error:
                 raise error.as_instanceof_cause() from None
-            except RayError as error:  # dead actors and nodes, lost objects, memory: the same to whoever waits
+            except RayError as error:  # dead actors and nodes, lost objects, memory: the caller handles all alike
                 raise ActorDied(f"{type(error).__name__}: {error}") from error
 
 
@@ -90,7 +90,7 @@ class Actor(Generic[A]):
     @overload
     def call(self, method: Callable[Concatenate[A, P], R], *args: P.args, **kwargs: P.kwargs) -> Pending[R]: ...
     def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Pending[Any]:
-        """Begin a call of one of the class's methods, asynchronous or not."""
+        """Start a call of one of the class's methods, which may be asynchronous."""
         return Pending(getattr(self._handle, method.__name__).remote(*args, **kwargs))
 
     def stop(self, shutdown: Callable[[A], Any], timeout_s: float = 10.0) -> None:

@@ -1,8 +1,8 @@
 """Which Ray cluster does a run join, and can one be started on this machine?
 
-`ray.address` decides; with `auto` the variable RAY_ADDRESS, which Ray's own tools set and read; without that, the
-cluster that was last started on this machine, if it still answers. What is named and does not answer is an error: a run
-that was meant for a cluster must not start on its head's CPUs instead.
+`ray.address` decides. `auto` uses the variable RAY_ADDRESS, which Ray's own tools set and read; without it, the cluster
+that was last started on this machine, if it still answers. A named cluster that does not answer is an error: a run for
+a cluster must not silently start on this machine's CPUs.
 """
 
 import datetime
@@ -16,11 +16,11 @@ from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.utils import read_ray_address
 
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
-"""Longest path of a socket that the system takes."""
+"""Maximum length of a socket's path on this system."""
 
 
 class ClusterError(RuntimeError):
-    """The cluster could not do what was asked in time, or cannot hold the run."""
+    """The cluster missed a deadline, cannot be joined or started, or is too small for the run."""
 
 
 def cluster_address(asked: str) -> str | None:

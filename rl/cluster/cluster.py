@@ -1,6 +1,6 @@
-"""Which Ray cluster does a run use, and is it large enough? Joining one, or starting and stopping one here.
+"""Which Ray cluster does a run use, and is it large enough? A run joins a cluster, or starts and stops a local one.
 
-Which cluster is joined, if any, is what `rl.cluster.address` says.
+`rl.cluster.address` decides which cluster is joined, if any.
 """
 
 import contextlib
@@ -24,17 +24,18 @@ class Joined:
     """The cluster that a run uses."""
 
     words: str
-    """Which it is, and what it has."""
+    """Its address and resources, in words."""
     node: str | None
     """The node that every actor of the run must be started on; None if each may be anywhere."""
 
 
 @contextlib.contextmanager
 def cluster(config: ExperimentConfig) -> Iterator[Joined]:
-    """Join the running cluster, or start a local one and stop it in the end.
+    """Join the running cluster, or start a local one and stop it at the end.
 
-    While the block runs, a head that no longer answers asks the run to stop, as a signal would. Raises `ClusterError`
-    when there is no such cluster, or it (or each of its nodes, if one has to hold all) is too small for the run.
+    If the cluster's head stops answering inside the block, the run is requested to stop, as by a signal. Raises
+    `ClusterError` if there is no such cluster, or if it is too small for the run; if one node must hold all actors, at
+    least one node must be large enough.
     """
     address = cluster_address(config.ray.address)
     if address is None:
@@ -56,9 +57,10 @@ def cluster(config: ExperimentConfig) -> Iterator[Joined]:
 
 
 def check_cluster(config: ExperimentConfig) -> None:
-    """Raise `ClusterError` now for what would be found later, after the supervised stage.
+    """Raise `ClusterError` before the supervised stage for errors that would otherwise appear only after it.
 
-    That is a cluster that does not answer or is too small, and a machine on which Ray cannot start or that lacks GPUs.
+    Such errors are a cluster that does not answer or is too small, and a machine where Ray cannot start or that lacks
+    GPUs.
     """
     address = cluster_address(config.ray.address)
     if address is None:

@@ -1,15 +1,15 @@
-"""How is heard what an actor has to say? Warnings that its code logs go back with its results."""
+"""How do warnings of an actor reach the driver? The actor returns the warnings it logged (notes) with its results."""
 
 import logging
 from collections import deque
 
 OURS = ("rl", "envs", "rewards")
 MOST = 100
-"""Notes that are kept until somebody asks; older ones are dropped."""
+"""Maximum notes that are kept until `take`; older ones are dropped."""
 
 
 class Notes(logging.Handler):
-    """Collects what the process logs from now on, as warnings or worse, under our packages' names."""
+    """Collects log records of our packages in this process, from level WARNING on."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -24,7 +24,7 @@ class Notes(logging.Handler):
         self._said.append(text)
 
     def take(self) -> tuple[str, ...]:
-        """What was said since the last time."""
+        """Notes since the last call."""
         said = []
         while self._said:
             said.append(self._said.popleft())

@@ -1,4 +1,4 @@
-"""On which node do learner and engines run? On one, if the transport of their weights leaves no node."""
+"""On which node are learner and engines placed? All on one node, unless the transport of weights reaches several."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,9 +16,9 @@ class PlacementError(RuntimeError):
 def shared_node(nodes: Sequence[Node], driver_node: str, config: ExperimentConfig) -> str | None:
     """The id of the node that every actor of the run must be placed on, or None if each may be anywhere.
 
-    `nodes` is what `ray.nodes()` gives. The driver's node comes first, for the policy's folder and the checkpoints lie
-    there. Also a cluster of one node is held to it: a worker that is restarted later must not land on a node that has
-    joined meanwhile. Raises `PlacementError` if no node is big enough.
+    `nodes` is the result of `ray.nodes()`. The driver's node is preferred, because it has the policy's folder and the
+    checkpoints. The node is also fixed in a cluster of one node: a worker that is restarted later must not be placed on
+    a node that has joined meanwhile. Raises `PlacementError` if no node is large enough.
     """
     alive = [node for node in nodes if node["Alive"]]
     ids = {str(node["NodeID"]) for node in alive}
@@ -31,8 +31,8 @@ def shared_node(nodes: Sequence[Node], driver_node: str, config: ExperimentConfi
         raise PlacementError(
             f"weights.transport {config.weights.name} needs the learner and all engines on one node. They reserve"
             f" {cpus:g} CPUs and {gpus:g} GPUs, and the cluster's nodes have {sizes}; lower learner.cpus, learner.gpus,"
-            " rollout.cpus_per_worker, rollout.gpus_per_worker or rollout.num_workers until one node holds them, or add"
-            " a bigger node"
+            " rollout.cpus_per_worker, rollout.gpus_per_worker or rollout.num_workers until they fit on one node, or"
+            " add a larger node"
         )
     return driver_node if driver_node in fitting else min(fitting)
 

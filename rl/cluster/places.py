@@ -1,4 +1,4 @@
-"""What does the cluster have, how much of it is free, and which actors of this run have no place yet? In words."""
+"""Which resources does the cluster have, how many are free, and which actors of this run are not placed yet?"""
 
 import contextlib
 

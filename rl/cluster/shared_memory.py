@@ -1,4 +1,4 @@
-"""Is there room in shared memory for the weights that a run publishes? Containers often have 64 MiB of it."""
+"""Is there room in shared memory for the weights that a run publishes? Containers often have only 64 MiB."""
 
 import json
 import shutil

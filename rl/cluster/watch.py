@@ -1,7 +1,7 @@
-"""What if the head of the Ray cluster is gone?
+"""What happens if the head of the Ray cluster is lost? The run is requested to stop, and writes a checkpoint.
 
-Ray ends every process that cannot reach its head (GCS) for 60 seconds, in C++, so that nothing of ours runs any more.
-Calls between actors that know each other still work until then: enough to write a checkpoint.
+Ray kills every process that cannot reach the head (GCS) for 60 seconds, in C++, so none of our code runs after that.
+Until then calls between actors that know each other still work: long enough to write a checkpoint.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ from rl.stop import request_stop
 
 INTERVAL_S = 3.0
 NUM_MISSED = 3
-"""Attempts in a row without an answer after which the head is taken for gone."""
+"""Consecutive attempts without an answer after which the head counts as lost."""
 
 
 @contextlib.contextmanager
 def watched(head: str) -> Iterator[None]:
-    """While the block runs, ask the run to stop when nothing listens at `head` (`host:port` or `ray://host:port`)."""
+    """Inside the block, request a stop of the run if nothing listens at `head` (`host:port` or `ray://host:port`)."""
     is_over = threading.Event()
     threading.Thread(target=_watch, args=(head, is_over), name="watches the Ray head", daemon=True).start()
     try:

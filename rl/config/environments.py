@@ -1,4 +1,4 @@
-"""What does each environment of the mixture contribute, and how much may the policy think in it?"""
+"""Which environments are in the training mixture, with which weight, options, thinking budget and algorithm each?"""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,14 +11,14 @@ from rl.data_types import Budget
 
 
 class CurriculumConfig(Section):
-    """Training tasks from easy to hard, in place of new ones: those of a profile, by how often they were passed."""
+    """A curriculum: training tasks are drawn from a profile, from easy to hard by their pass rate."""
 
     profile: Path
-    """What `python -m envs profile ROLLOUTS --out FILE` wrote; it must stay as it is while a run goes on."""
+    """File written by `python -m envs profile ROLLOUTS --out FILE`. It must not change during a run."""
     num_steps: Positive
-    """Steps over which the mean pass rate of the drawn tasks falls."""
+    """Steps over which the mean pass rate of the drawn tasks falls from `first_pass_rate` to `last_pass_rate`."""
     first_pass_rate: Share = 0.8
-    """Mean pass rate of the tasks drawn at first."""
+    """Mean pass rate of the tasks drawn at the first step."""
     last_pass_rate: Share = 0.2
     """Mean pass rate of the tasks drawn from step `num_steps` on."""
     spread: Annotated[float, Field(gt=0)] = 0.15
@@ -29,16 +29,16 @@ class EnvironmentConfig(Section):
     """One environment of the mixture."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Its share of the training tasks, relative to the other environments."""
+    """Its share of the training tasks, relative to the other environments' weights."""
     budget: dict[Budget, Annotated[float, Field(gt=0)]] = Field(default={"unlimited": 1.0}, min_length=1)
-    """How much the policy may think in each reply: `off`, `unlimited` or a number of tokens; or several with their
-    weights, such as `{off: 1, 32: 2, unlimited: 1}`, from which each task draws one."""
+    """Thinking budget of each reply: `off`, `unlimited` or a number of tokens. A mapping from budgets to weights, such
+    as `{off: 1, 32: 2, unlimited: 1}`, draws one budget per task."""
     options: dict[str, object] = Field(default_factory=dict)
-    """The environment's own options, such as difficulty; see the environment's README entry."""
+    """The environment's own options, such as its difficulty; `python -m envs info ID` lists them."""
     loss: AnyAlgorithm | None = None
-    """The algorithm that trains its rollouts, where it is not the experiment's."""
+    """The algorithm that trains this environment's rollouts; null uses the experiment's `loss`."""
     curriculum: CurriculumConfig | None = None
-    """Where training tasks come from, if not drawn anew; they keep the options and budgets they were profiled with."""
+    """Draws training tasks from a profile instead of new ones. They keep the options and budgets of the profile."""
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -48,7 +48,7 @@ class EnvironmentConfig(Section):
 
 
 def read_budget(budget: object) -> Budget:
-    """A budget as YAML and command lines give it: a word, or a number that may be text. Raises `ValueError`."""
+    """Parse a budget from YAML or a command line: a word, or a number that may be text. Raises `ValueError`."""
     if budget == "off":
         return "off"
     if budget == "unlimited":
@@ -60,11 +60,11 @@ def read_budget(budget: object) -> Budget:
 
 
 class BudgetConfig(Section):
-    """How a budget in tokens is enforced."""
+    """How the engine enforces thinking budgets that are a number of tokens."""
 
     grace_tokens: NonNegative = 16
-    """When the budget is used up, reasoning ends with the next line, or after so many more tokens."""
+    """When the budget is used up, reasoning ends at the next line end, or after this many more tokens."""
     answer_tokens: Positive = 32
-    """Tokens of a reply that are kept for the answer: reasoning ends early where it would leave fewer."""
+    """Tokens of each reply that are reserved for the answer; reasoning ends early if it would leave fewer."""
     closing_text: str = "\n"
-    """What the engine writes before `</think>` when it ends the reasoning."""
+    """Text that the engine inserts before `</think>` when it ends the reasoning."""

@@ -1,4 +1,4 @@
-"""What is said about a wrong configuration?"""
+"""How are configuration errors reported?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: where (file and line), which dotted key, what is wrong with its value, and how to mend it."""
+    """One configuration error: its place (file and line), the dotted key, what is wrong, and how to fix it."""
 
     where: str
     key: str
@@ -19,7 +19,7 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """What is wrong with a configuration, as text or as problems that are listed."""
+    """A configuration is invalid: a text, or a list of problems."""
 
     def __init__(self, problems: str | Sequence[Problem]) -> None:
         self.problems = () if isinstance(problems, str) else tuple(problems)

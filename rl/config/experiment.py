@@ -1,7 +1,7 @@
-"""What can be configured? The whole experiment tree; every default stands in a section, and nowhere else.
+"""Which configuration keys does an experiment have, and what are their defaults?
 
-Reading YAML, overrides and error messages is in `rl/config/read.py`; `python -m rl explain KEY` prints what is said
-here.
+`rl/config/read.py` reads YAML and overrides and reports errors. `python -m rl explain KEY` prints the docstrings below.
+Sections of a seam, such as an algorithm, are in the seam's own folder.
 """
 
 from pathlib import Path
@@ -27,61 +27,61 @@ from rl.weights.transports.shared_memory import SharedMemory
 
 
 class LearnerConfig(Section):
-    """The process that updates the policy."""
+    """The learner: the process that updates the policy."""
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
-    """Ray CPUs the learner reserves."""
+    """Ray CPUs that the learner reserves."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """Ray GPUs the learner reserves."""
+    """Ray GPUs that the learner reserves. It computes on one device."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegative = 5
     """Steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after the warmup; linear and cosine end at 0 at the last step."""
+    """Learning-rate schedule after the warmup; linear and cosine reach 0 at the last step."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of AdamW."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW, decay of the gradient's mean."""
+    """AdamW: decay rate of the first moment of the gradient."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """AdamW, decay of the squared gradient's mean."""
+    """AdamW: decay rate of the second moment of the gradient."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this L2 norm."""
+    """Gradients whose L2 norm is larger are scaled down to this norm."""
     tokens_per_micro_batch: Positive = 4096
-    """Padded tokens of one forward pass; rows are sorted by length first."""
+    """Maximum tokens of one forward pass, padding included. Rows are sorted by length first."""
     logprob_chunk_tokens: Positive = 1024
-    """Tokens whose logits over the vocabulary exist at the same time."""
+    """Tokens whose logits over the vocabulary are in memory at the same time."""
     freeze_router: bool = True
-    """Keep the MoE routers' weights as they are; expert biases go on balancing the load."""
+    """Do not train the weights of the MoE routers. Expert biases still balance the load."""
     expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
-    """Step by which the bias of an overloaded expert falls and of an underloaded one rises, each update."""
+    """Amount by which each update lowers the bias of overloaded experts and raises the bias of underloaded ones."""
 
 
 class TrainConfig(Section):
-    """The loop."""
+    """The training loop: its length, batch, staleness, checkpoints and deadlines."""
 
     num_steps: Positive
     """Optimiser steps."""
     num_prompts: Positive = 8
-    """P: groups a step."""
+    """P: prompts per step, each with one group of rollouts."""
     group_size: Annotated[int, Field(ge=2)] = 8
-    """G: rollouts a group."""
+    """G: rollouts per group."""
     max_staleness: NonNegative = 0
-    """Updates that may lie between a group's start and its training; 0 is strictly synchronous."""
+    """Maximum updates between the start of a group and its training; 0 is strictly synchronous."""
     checkpoint_every: Positive = 20
-    """Steps between checkpoints; one is always written at the end and when the run is stopped."""
+    """Steps between checkpoints. One is always written at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     save_rollouts_every: Positive = 1
-    """Steps between those whose rollouts are saved, a few KiB a rollout; evaluations' are always saved."""
+    """Save the rollouts of every k-th step (a few KiB per rollout). Rollouts of evaluations are always saved."""
     collect_timeout_s: Seconds = 900.0
-    """Deadline of collecting one step's groups."""
+    """Deadline for collecting the groups of one step."""
     update_timeout_s: Seconds = 900.0
-    """Deadline of one update."""
+    """Deadline for one update, and for writing a checkpoint."""
     publish_timeout_s: Seconds = 120.0
-    """Deadline of bringing new weights to all engines."""
+    """Deadline for publishing new weights and loading them into all engines."""
     start_timeout_s: Seconds = 300.0
-    """Deadline of starting Ray, the learner and the engines."""
+    """Deadline for starting the learner and the engines."""
 
     def checkpoint_due(self, step: int) -> bool:
         return step % self.checkpoint_every == 0
@@ -94,43 +94,43 @@ class EvaluationConfig(Section):
     """Held-out evaluation, before and after training."""
 
     num_tasks: Positive = 64
-    """Held-out tasks an environment."""
+    """Held-out tasks per environment."""
     num_samples: Positive = 1
-    """Rollouts a task."""
+    """Rollouts per task."""
     every: NonNegative = 0
-    """Steps between evaluations during training; 0 evaluates before and after only."""
+    """Steps between evaluations during training; 0 evaluates only before and after."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature of evaluation."""
+    """Sampling temperature in evaluations."""
 
     def due(self, step: int) -> bool:
         return self.every > 0 and step > 0 and step % self.every == 0
 
 
 class CanaryConfig(Section):
-    """Thresholds that speak up or stop the run before it trains the wrong thing."""
+    """Canaries: thresholds that warn, or stop the run before it trains the wrong thing."""
 
     mismatch_warn: Annotated[float, Field(gt=1)] = 1.05
-    """Warn when the mean exp|delta logp| of a step is above this."""
+    """Warn if the mismatch of a step, mean exp|delta logp| over fresh tokens, is above this."""
     mismatch_stop: Annotated[float, Field(gt=1)] = 2.0
-    """Stop the run when it is above this."""
+    """Stop the run if the mismatch of a step is above this."""
     masked_rows_stop: Share = 0.5
-    """Stop when more than this share of a step's rollouts did not count."""
+    """Stop the run if more than this share of a step's rollouts was masked."""
 
 
 class RayConfig(Section):
     """The Ray cluster."""
 
     address: str = "auto"
-    """`auto` joins the cluster that RAY_ADDRESS names, else the one that runs on this machine, and starts a local one
-    where there is none; `local` always starts one; `host:port` or `ray://host:port` joins that one."""
+    """`auto` joins the cluster in RAY_ADDRESS, otherwise the cluster that runs on this machine, and starts a local one
+    if there is none. `local` always starts one. `host:port` or `ray://host:port` joins that cluster."""
     local_cpus: Positive | None = None
-    """CPUs of a cluster that is started here; none takes what the learner and the workers reserve."""
+    """CPUs of a cluster that is started here; null uses what the learner and the workers reserve."""
     object_store_mib: Annotated[int, Field(ge=80)] = 128
-    """Object store of a cluster that is started here, in MiB."""
+    """Size of the object store of a cluster that is started here."""
 
 
 class Places(dict[tuple[str, ...], str]):
-    """Where each key was written. Configurations that say the same are equal wherever it stands, so all places are."""
+    """File and line of each key. All `Places` compare equal, so that equality of configurations ignores them."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Places)
@@ -142,43 +142,44 @@ class ExperimentConfig(Section):
     """One experiment. `policy`, `environments`, `seed`, `run_dir` and `train.num_steps` have no default."""
 
     run_dir: Path
-    """Folder that everything of the run is written to."""
+    """Folder that receives all output of the run."""
     seed: NonNegative
-    """Everything random derives from it."""
+    """Seed from which all randomness derives."""
     policy: PolicyConfig
     precision: AnyFormat = Float32()
-    """The number format of the policy. `precision: nvfp4` is short for `precision: {format: nvfp4}`."""
+    """The number format of the policy's weights. `precision: nvfp4` is short for `precision: {format: nvfp4}`."""
     weights: AnyTransport = SharedMemory()
-    """How published weights travel. `weights: shared_memory` is short for `weights: {transport: shared_memory}`."""
+    """The transport of published weights from the learner to the engines. `weights: shared_memory` is short for
+    `weights: {transport: shared_memory}`."""
     environments: dict[str, EnvironmentConfig] = Field(min_length=1)
-    """The mixture, by environment id."""
+    """The environments of the training mixture, by id."""
     sft: SftConfig | None = None
-    """A supervised stage before reinforcement learning; none starts from the policy as it is."""
+    """A supervised stage before reinforcement learning; null starts from the policy as it is."""
     budget: BudgetConfig = BudgetConfig()
     train: TrainConfig
     loss: AnyAlgorithm = Grpo()
-    """The algorithm: advantages within a group, and a loss of tokens."""
+    """The RL algorithm: how it computes advantages and the token loss. `environments.*.loss` overrides it."""
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     canaries: CanaryConfig = CanaryConfig()
     tracking: Tracking = (Jsonl(), TensorBoard())
-    """Where the numbers of a run are written while it runs. `metrics.jsonl`, the run's record, always is."""
+    """Sinks that receive the metrics during a run. `metrics.jsonl`, the record of the run, is always written."""
     ray: RayConfig = RayConfig()
     _places: Places = PrivateAttr(default_factory=lambda: Places())
 
     def place(self, *path: str) -> str:
-        """File and line where the key at this path, or the nearest above it, was written; empty when unknown."""
+        """File and line of the key at this path, or of the nearest key above it; empty if unknown."""
         found = (self._places.get(path[:end], "") for end in range(len(path), 0, -1))
         return next(filter(None, found), "")
 
     def algorithm_of(self, env_id: str) -> Algorithm:
-        """The algorithm that trains an environment's rollouts: its own, or the experiment's."""
+        """The algorithm that trains an environment's rollouts: its own `loss`, otherwise the experiment's."""
         return self.environments[env_id].loss or self.loss
 
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:
-        """Every algorithm of the experiment, equal ones once."""
+        """The distinct algorithms of the experiment."""
         found: list[Algorithm] = []
         for env_id in self.environments:
             if self.algorithm_of(env_id) not in found:
@@ -187,13 +188,13 @@ class ExperimentConfig(Section):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the engine is to say about each token besides its version; names of `rl.engine.columns.COLUMNS`."""
+        """Token columns that the engine must return besides `version`; names of `rl.engine.columns.COLUMNS`."""
         return tuple(sorted({"logprob"}.union(*(algorithm.needs for algorithm in self.algorithms))))
 
     @model_validator(mode="after")
     def _built_policies_are_taught(self) -> "ExperimentConfig":
         if self.policy.build is not None and self.sft is None:
-            raise ValueError("policy.build makes a random policy: add an sft section, or give policy.path")
+            raise ValueError("policy.build makes a random policy: add an sft section, or set policy.path")
         return self
 
     @property
@@ -210,8 +211,8 @@ class ExperimentConfig(Section):
         needed, _ = self.reserved
         if self.ray.local_cpus is not None and self.ray.local_cpus < needed:
             raise ValueError(
-                f"ray.local_cpus ({self.ray.local_cpus}) is less than learner.cpus and the workers' cpus_per_worker"
-                f" together ({needed:g})"
+                f"ray.local_cpus ({self.ray.local_cpus}) is less than the sum of learner.cpus and the workers'"
+                f" cpus_per_worker ({needed:g})"
             )
         return self
 
@@ -237,7 +238,7 @@ class ExperimentConfig(Section):
         if self.rollout.max_reply_tokens >= self.policy.max_tokens:
             raise ValueError(
                 f"rollout.max_reply_tokens ({self.rollout.max_reply_tokens}) must be smaller than policy.max_tokens"
-                f" ({self.policy.max_tokens}), which holds the prompt too"
+                f" ({self.policy.max_tokens}), which also counts the prompt"
             )
         if self.learner.tokens_per_micro_batch < self.policy.max_tokens:
             raise ValueError(

@@ -29,9 +29,9 @@ TEXT_WIDTH = 90
 
 
 def explain(key: str = "") -> str:
-    """What the dotted key means, as text for a terminal; the empty key lists the whole tree's top level.
+    """The meaning of a dotted key as text for a terminal; the empty key lists the top level of the tree.
 
-    The name of an environment may be written out or as `*`. Raises `ConfigError` naming the nearest known keys.
+    An environment's name may be written out or as `*`. Raises `ConfigError`, which names the nearest known keys.
     """
     found = find_key(tuple(key.split(".")) if key else ())
     if found is None:
@@ -42,7 +42,7 @@ def explain(key: str = "") -> str:
 
 
 def type_text(field: FieldInfo) -> str:
-    """What may be written for a field, in words: `whole number, more than 0`."""
+    """The values that a field accepts, in words: `whole number, more than 0`."""
     return _type_words(field.annotation, field.metadata)
 
 

@@ -19,7 +19,7 @@ ANY_NAME = "*"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of the tree. `sections` is what may lie below it: none for a value, several where a kind is chosen."""
+    """One key of the tree. `sections` may be below it: none for a value, several if the key selects a kind."""
 
     name: str
     field: FieldInfo | None
@@ -27,19 +27,19 @@ class Key:
 
     @property
     def is_list(self) -> bool:
-        """Whether it holds a list of sections."""
+        """Whether the key holds a list of sections."""
         return self.field is not None and bool(self.sections) and typing.get_origin(self.field.annotation) is tuple
 
     @property
     def fields(self) -> dict[str, FieldInfo]:
-        """The keys below, of all kinds together."""
+        """The keys below this one, of all kinds."""
         return {name: field for section in reversed(self.sections) for name, field in section.model_fields.items()}
 
 
 def find_key(path: Sequence[str]) -> Key | None:
-    """The key at this path from the root, or None. Any name is found where the user chooses the names.
+    """The key at this path from the root, or None. If the user chooses the names, any name is found.
 
-    In a list, a number stands for the entry.
+    In a list, a number selects the entry.
     """
     here = Key("", None, (ExperimentConfig,))
     for depth, name in enumerate(path):
@@ -73,7 +73,7 @@ def all_keys() -> list[str]:
 
 
 def nearest(key: str) -> list[str]:
-    """Up to three known dotted keys that `key` may have meant: spelt alike, or with the same last name elsewhere."""
+    """Up to three known dotted keys similar to `key`: a similar spelling, or the same last name in another section."""
     known = all_keys()
     last = key.rpartition(".")[2]
     parent = key.rpartition(".")[0]
@@ -87,7 +87,7 @@ def nearest(key: str) -> list[str]:
 
 
 def kinds_with(path: Sequence[str]) -> list[str]:
-    """The kinds of the section above that have this key; empty where no kind is chosen."""
+    """The kinds of the section above that have this key; empty if that section has only one kind."""
     above = find_key(path[:-1])
     if above is None or len(above.sections) < 2 or (kind := one_of(above.field)) is None:
         return []
@@ -124,7 +124,7 @@ def _sections_in(field: FieldInfo) -> tuple[type[Section], ...]:
 
 
 def one_of(field: FieldInfo | None) -> OneOf | None:
-    """The choice of kinds that the field is annotated with, also inside of `X | None` and of a tuple."""
+    """The `OneOf` that annotates the field, also inside `X | None` and inside a tuple."""
     if field is None:
         return None
     extras = [extra for part in typing.get_args(field.annotation) for extra in getattr(part, "__metadata__", ())]

@@ -1,4 +1,4 @@
-"""Which policy is trained?"""
+"""Which policy is trained: a Hugging Face checkpoint or a tiny hybrid, and with which chat format?"""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,30 +9,30 @@ from rl.chat.formats import CHAT_FORMATS, ChatFormat, formats_with_thinking
 from rl.config.section import NameOf, Positive, Section
 
 ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM's attention takes on CPUs."""
+"""Head sizes that vLLM's attention supports on CPUs."""
 
 
 class TinyHybrid(Section):
-    """A random NemotronH policy, built with its own tokenizer trained on gold conversations of the environments."""
+    """A small NemotronH policy with random weights; its tokenizer is trained on gold conversations."""
 
     pattern: Annotated[str, Field(pattern=r"^[ME*-]+$")] = "M*ME"
     """Layers in order: M Mamba-2, E LatentMoE, * attention, - MLP."""
     hidden_size: Positive = 128
     """Width of the residual stream."""
     num_heads: Positive = 4
-    """Attention heads; `hidden_size` must be a multiple of it."""
+    """Attention heads; `hidden_size` must be a multiple of this number."""
     num_experts: Positive = 8
-    """Routed experts a MoE layer."""
+    """Routed experts per MoE layer."""
     num_experts_per_token: Positive = 2
-    """Experts each token is sent to."""
+    """Routed experts that each token is sent to."""
     latent_size: Positive = 64
-    """Width that routed experts work in (LatentMoE)."""
+    """Width of the latent space of the routed experts (LatentMoE)."""
     expert_size: Positive = 128
     """Hidden width of a routed expert."""
     shared_expert_size: Positive = 256
     """Hidden width of the shared expert."""
     vocab_size: Annotated[int, Field(ge=384)] = 768
-    """Tokens of the trained byte-level BPE, special tokens included."""
+    """Vocabulary size of the byte-level BPE tokenizer, special tokens included."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TinyHybrid":
@@ -41,7 +41,7 @@ class TinyHybrid(Section):
         head_size = self.hidden_size // self.num_heads
         if "*" in self.pattern and head_size not in ATTENTION_HEAD_SIZES:
             raise ValueError(
-                f"attention heads would be {head_size} wide (hidden_size / num_heads); vLLM on CPUs takes"
+                f"attention heads would be {head_size} wide (hidden_size / num_heads); vLLM on CPUs supports"
                 f" {', '.join(map(str, ATTENTION_HEAD_SIZES))}"
             )
         if self.num_experts_per_token > self.num_experts:
@@ -52,22 +52,22 @@ class TinyHybrid(Section):
 
 
 class PolicyConfig(Section):
-    """The policy to train: a Hugging Face folder, or a tiny hybrid that is built."""
+    """The policy to train: a Hugging Face checkpoint, or a tiny hybrid that the run builds."""
 
     path: Path | None = None
-    """Folder of a Hugging Face checkpoint. Give this or `build`."""
+    """Folder of a Hugging Face checkpoint. Set either this or `build`."""
     build: TinyHybrid | None = None
-    """Sizes of a policy to build; `build: {}` takes the defaults."""
+    """Sizes of a tiny hybrid to build; `build: {}` uses the defaults."""
     chat: Annotated[str, NameOf(CHAT_FORMATS)] = "nemotron"
-    """How conversations become tokens: the Nemotron format, or the checkpoint's own chat template."""
+    """Chat format: `nemotron`, or `template` for the checkpoint's own chat template."""
     max_tokens: Positive = 512
-    """Longest sequence, in tokens: prompts, replies and tool results of one rollout together."""
+    """Maximum sequence length: prompts, replies and tool results of one rollout together."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "PolicyConfig":
         if self.path is None and self.build is None:
             raise ValueError(
-                "neither path (a Hugging Face folder) nor build (a policy to build) is given; `build: {}` will do"
+                "neither path (a Hugging Face folder) nor build (a policy to build) is given; `build: {}` is enough"
             )
         if self.path is not None and self.build is not None:
             raise ValueError("both path and build are given; keep one and set the other to null")
@@ -84,13 +84,13 @@ class PolicyConfig(Section):
 
     @property
     def chat_format(self) -> type[ChatFormat]:
-        """The format that `chat` names: what it can do is known before a tokenizer is loaded."""
+        """The class of the chat format; its properties are known before a tokenizer is loaded."""
         return CHAT_FORMATS[self.chat]
 
     def need_thinking(self, key: str) -> None:
-        """Raises `ValueError` naming the key that needs a think block when the chat format has none."""
+        """Raise `ValueError` that names `key`, which needs a think block, if the chat format has none."""
         if not self.chat_format.has_thinking:
             raise ValueError(
-                f"{key}: policy.chat {self.chat} has no think block, so no budget can be kept; leave it out, or take a"
-                f" policy whose tokenizer has the control tokens of {formats_with_thinking()}"
+                f"{key}: policy.chat {self.chat} has no think block, so a thinking budget cannot be enforced; remove"
+                f" the key, or use a policy whose tokenizer has the control tokens of {formats_with_thinking()}"
             )

@@ -1,7 +1,7 @@
-"""How does an experiment's YAML become the configuration tree, and what is said when it cannot?
+"""How is an experiment's YAML read into the configuration tree, and how are its errors reported?
 
-`rl.config.source` puts files and overrides together; interpolations (`${seed}`, `${oc.env:HOME}`) are resolved after
-that. Every mistake found is one `Problem`; all of them are raised together as one `ConfigError`.
+`rl.config.source` merges files and overrides; interpolations (`${seed}`, `${oc.env:HOME}`) are resolved after that.
+Each error is one `Problem`; one `ConfigError` reports all of them.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from rl.config.source import Source, apply_overrides, key_paths, place_of, read_
 from rl.config.yaml_text import KeyPath, Tree, dump_yaml
 
 REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
-"""`${section.key}`; relative ones and resolvers such as `${oc.env:HOME}` are left out."""
+"""Matches `${section.key}`, but not relative references or resolvers such as `${oc.env:HOME}`."""
 
 
 def load_config(
@@ -31,9 +31,8 @@ def load_config(
 ) -> ExperimentConfig:
     """The validated configuration of an experiment file with `key=value` overrides on top.
 
-    `unread` gives top-level sections that the caller does not read, for when nobody writes them. Raises `ConfigError`
-    that lists every problem. Whether environments, the policy's folder and data exist is the business of
-    `check_references`.
+    `unread` holds defaults for top-level sections that the caller does not use. Raises `ConfigError`, which lists every
+    problem. `check_references` checks that environments, the policy's folder and data exist.
     """
     source = read_with_base(Path(path))
     apply_overrides(source, overrides)
@@ -47,9 +46,9 @@ def dump_config(config: ExperimentConfig) -> str:
 
 
 def check_references(config: ExperimentConfig) -> None:
-    """Check what the configuration names: environments and their options, the policy's folder, the supervised data.
+    """Check that the environments, their options, the policy's folder and the supervised data exist.
 
-    Environments are imported and made for this. Raises `ConfigError` that lists everything missing.
+    This imports and creates the environments. Raises `ConfigError`, which lists everything that is missing.
     """
     problems = [problem for env_id in config.environments if (problem := _environment_problem(config, env_id))]
     path = config.policy.path
@@ -58,7 +57,7 @@ def check_references(config: ExperimentConfig) -> None:
         fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
         problems.append(Problem(config.place("policy", "path"), "policy.path", wrong, fix))
     if config.sft is not None and config.sft.data is not None and not config.sft.data.exists():
-        fix = "give a JSONL file or a `datasets` folder, or leave it out to train on gold conversations"
+        fix = "give a JSONL file or a `datasets` folder, or remove the key to train on gold conversations"
         problems.append(
             Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {config.sft.data}", fix)
         )
@@ -67,7 +66,7 @@ def check_references(config: ExperimentConfig) -> None:
 
 
 def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | None:
-    # Imported here because a configuration can be read where no environment is installed.
+    # Imported here because a configuration can be read without any environment installed.
     from envs.registry import UnknownEnvironmentError, environment_ids
     from envs.session import Deadlines, EnvFailure, Session
     from envs.text_env import EnvironmentOptionError
@@ -80,13 +79,13 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
         if isinstance(failure.error, UnknownEnvironmentError):
             known = environment_ids()
             near = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
-            fix = f"write {near[0]}" if near else "install the package it comes from"
+            fix = f"write {near[0]}" if near else "install the package that provides it"
             return Problem(place, key, str(failure), f"{fix}; installed environments: {', '.join(known) or 'none'}")
         if isinstance(failure.error, EnvironmentOptionError):
             place = config.place("environments", env_id, "options")
-            fix = "write the environment's own option, or leave it out"
+            fix = "use one of the environment's options, or remove the key"
             return Problem(place, f"{key}.options", str(failure.error), fix)
-        fix = "mend the package it comes from, or leave the environment out"
+        fix = "fix the package that provides it, or remove the environment"
         return Problem(place, key, str(failure), fix)
     return None
 
@@ -114,7 +113,7 @@ def _resolve(source: Source) -> Tree:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         path = tuple(key.split("."))
-        fix = "write interpolations as ${section.key} or ${oc.env:NAME}; a literal one as \\${"
+        fix = "write interpolations as ${section.key} or ${oc.env:NAME}, and a literal ${ as \\${"
         problems.append(Problem(place_of(source.places, path, ""), key, f"cannot be read: {_first_line(error)}", fix))
         resolved = {}
     if problems:
@@ -130,15 +129,15 @@ def _interpolation_problem(place: str, path: KeyPath, error: Exception, tree: Tr
     if isinstance(error, InterpolationKeyError) and (missing := _missing(raw, tree)):
         near = difflib.get_close_matches(missing, [".".join(path) for path in key_paths(tree)], n=1, cutoff=0.5)
         fix = f"did you mean ${{{near[0]}}}? " if near else ""
-        default = ", which is a default: write its value here" if missing in all_keys() else ""
-        fix += "Only keys that the YAML, its base or an override gives can be referred to"
-        return Problem(place, key, f"{raw!r} refers to {missing}, which is not given{default}", fix)
+        default = " (it has its default): write its value here" if missing in all_keys() else ""
+        fix += "An interpolation can refer only to keys that the YAML, its base or an override sets"
+        return Problem(place, key, f"{raw!r} refers to {missing}, which is not set{default}", fix)
     fix = "write interpolations as ${section.key} or ${oc.env:NAME}"
     return Problem(place, key, f"{raw!r} cannot be resolved: {_first_line(error)}", fix)
 
 
 def _missing(raw: Any, tree: Tree, followed: frozenset[str] = frozenset()) -> str:
-    """The first key that `raw` refers to, or what that refers to, and that the tree does not have; empty for none."""
+    """The first key that `raw` refers to, directly or through other references, and that the tree lacks; else empty."""
     for name in REFERENCE.findall(raw) if isinstance(raw, str) else ():
         value: Any = tree
         for part in name.split("."):
@@ -170,12 +169,12 @@ def _validate(tree: Tree, places: Mapping[KeyPath, str], file: str) -> Experimen
 
 
 def _in_words(detail: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
-    """What is wrong and the fix, for one of pydantic's errors."""
+    """The error text and the fix for one of pydantic's errors."""
     key, value, kind = ".".join(path), detail["input"], detail["type"]
     explain = f"`python -m rl explain {key}`" if key else "`python -m rl explain`"
     if kind == "extra_forbidden" and (owners := kinds_with(path)):
-        chosen = f"{'.'.join(path[:-1])} of the kind that is chosen"
-        return f"{chosen} has no such key", f"take it out, or choose {' or '.join(owners)}, which has it"
+        chosen = f"the selected kind of {'.'.join(path[:-1])}"
+        return f"{chosen} has no such key", f"remove it, or select {' or '.join(owners)}, which has this key"
     if kind == "extra_forbidden":
         near = nearest(key)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -183,19 +182,19 @@ def _in_words(detail: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
     known = find_key(path)
     meaning = type_text(known.field) if known and known.field else "a section"
     if kind == "missing":
-        return f"is missing and has no default; it takes: {meaning}", f"add it; {explain} says what it means"
+        return f"is missing and has no default; it takes: {meaning}", f"add it; see {explain}"
     if kind == "value_error":
-        return str(detail["ctx"]["error"]), f"change the keys named; {explain} says what they mean"
+        return str(detail["ctx"]["error"]), f"change these keys; see {explain}"
     if kind in ("unknown_kind", "unknown_name"):
         names = str(detail["ctx"].get("kinds") or detail["ctx"].get("names")).split(", ")
         given = value.get(str(detail["ctx"].get("key")), "") if isinstance(value, Mapping) else value
         near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
         meant = f"did you mean {near[0]}? " if near else ""
-        return f"{_shown(value)} does not fit; it takes: {meaning}", f"{meant}{explain} says more"
+        return f"{_shown(value)} is not valid; the key takes: {meaning}", f"{meant}see {explain}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         below = ", ".join(keys_below(path))
-        return f"{_shown(value)} is not a section of keys", f"write keys below it ({below}), or leave it out"
-    return f"{_shown(value)} does not fit; it takes: {meaning}", f"give such a value; {explain} says more"
+        return f"{_shown(value)} is not a section of keys", f"write keys below it ({below}), or remove it"
+    return f"{_shown(value)} is not valid; the key takes: {meaning}", f"give a valid value; see {explain}"
 
 
 def _shown(value: Any) -> str:

@@ -9,53 +9,56 @@ from rl.config.section import NonNegative, Positive, Seconds, Section
 
 
 class RolloutConfig(Section):
-    """How rollouts are sampled and played."""
+    """How the workers sample replies and run environments."""
 
     num_workers: Positive = 1
-    """Ray actors that play rollouts, each with an engine of its own."""
+    """Ray actors that play rollouts; each has its own engine."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0
-    """Ray CPUs each worker reserves; fractions allowed."""
+    """Ray CPUs that each worker reserves; fractions are allowed."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """Ray GPUs each worker reserves. A fraction shares a card with other actors; several are used by tensor
-    parallelism."""
+    """Ray GPUs that each worker reserves. A worker with a fraction shares a card with other actors; a worker with
+    several uses tensor parallelism."""
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of a card's memory that an engine takes for weights and caches; none takes 0.9 of what its worker reserves
-    of the card."""
+    """Share of a card's memory that an engine uses for weights and caches; null uses 0.9 of the share of the card that
+    its worker reserves."""
     max_in_flight: Positive = 64
-    """Rollouts that one engine samples at the same time; more wait inside the engine."""
+    """Rollouts that one worker plays at the same time. Further rollouts wait for a seat: their environments are not
+    open yet and their deadlines do not run."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Memory of the engine's cache for attention and Mamba states, in GiB; none takes 0.5 on CPUs, and on GPUs what
-    `gpu_memory_share` leaves."""
+    """Memory of the engine's cache for attention keys, values and Mamba states; null uses 0.5 GiB on CPUs, and on GPUs
+    what the weights leave of `gpu_memory_share`."""
     max_reply_tokens: Positive = 96
-    """Longest reply of one turn, in tokens, reasoning included."""
+    """Maximum length of one reply, reasoning included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature; logprobs are those of the distribution after it."""
+    """Sampling temperature. Logprobs are those of the distribution after temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling; below 1 the learner cannot reproduce the engine's logprobs exactly."""
+    """Nucleus sampling. Below 1 the learner cannot reproduce the engine's logprobs exactly."""
     reset_timeout_s: Seconds = 10.0
-    """Deadline of an environment's reset."""
+    """Deadline for creating and resetting an environment."""
     step_timeout_s: Seconds = 20.0
-    """Deadline of one environment step, scoring included."""
+    """Deadline for one environment step, scoring included."""
     reply_timeout_s: Seconds = 300.0
-    """Deadline of one sampled reply."""
+    """Deadline for sampling one reply, counted from its admission to the engine."""
     max_message_characters: Positive = 1_000_000
-    """Longest message that an environment may say; a longer one is an error of the environment."""
+    """Maximum length of a message from an environment; a longer message is an environment error."""
     num_retries: NonNegative = 1
-    """Fresh attempts after an outcome that is not the policy's doing, before the rollout is masked."""
+    """Retries, each with a new environment, after an outcome that the policy did not cause. After the last one the
+    rollout is masked."""
     sandbox_level: Level = "restricted"
-    """Weakest sandbox that may run what a policy wrote; the strongest that works is used, and below this nothing runs
-    (`python -m envs sandbox doctor`)."""
+    """Weakest sandbox level that may run the policy's code. The strongest level that works here is used; if it is below
+    this one, the run does not start (`python -m envs sandbox doctor`)."""
     num_env_threads: Positive = 16
-    """Threads of a worker that environment code runs in, off the event loop."""
+    """Threads per worker that run synchronous environment code, off the event loop."""
     lockstep_steps: NonNegative = 4
-    """Engine steps after which a rollout's next request is admitted, whatever the environment's speed; this makes
-    synchronous runs reproducible bit by bit. 0 admits at once. Asynchronous runs always admit at once."""
+    """Engine steps between the end of a reply and the admission of the rollout's next request, however fast the
+    environment is. This makes synchronous runs reproducible bit by bit. 0 admits requests immediately, as asynchronous
+    runs always do."""
 
     @model_validator(mode="after")
     def _several_gpus_are_whole(self) -> "RolloutConfig":
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(
-                f"gpus_per_worker ({self.gpus_per_worker:g}) is above 1 and no whole number: an engine shares one"
-                " card or holds several; round it"
+                f"gpus_per_worker ({self.gpus_per_worker:g}) is above 1 but not a whole number: an engine either shares"
+                " one card or uses several whole cards; round it"
             )
         return self

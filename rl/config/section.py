@@ -1,8 +1,8 @@
-"""What is a section of the configuration, and a section that is one of several kinds?
+"""What is a configuration section, and how is a section of one of several kinds (a discriminated union) read?
 
-A seam (algorithm, number format, sink, ...) has a dict of implementations. Each implementation is a section: its keys
-and what it does stand in one file. `OneOf` reads the section of the kind that the YAML names. It looks at the dict when
-a configuration is read, so an entry added to the dict is all that a new kind needs.
+A seam (algorithm, number format, sink, ...) has a dict of implementations. Each implementation is a section: one file
+holds its keys and its code. `OneOf` reads the section of the kind that the YAML names. It looks up the dict when a
+configuration is read, so a new kind needs only an entry in the dict.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,15 +25,15 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} is a truth value, which this key does not take")
+            raise ValueError(f"{str(value).lower()} is a truth value, which this key does not accept")
         return value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OneOf:
-    """Annotates a field that holds a section of one of `kinds`. The section's `key` names the kind.
+    """Annotates a field that holds a section of one of `kinds`. The section's key `key` names the kind.
 
-    A text alone is short for `{key: text}`; without the key, the kind is `default`.
+    A string in place of the section is short for `{key: string}`. Without the key, the kind is `default`.
     """
 
     kinds: Mapping[str, type[Section]]
@@ -41,7 +41,7 @@ class OneOf:
     default: str
 
     def read(self, value: object) -> Section:
-        """The section, from what the YAML gives for it. Raises `ValidationError` with places inside of it."""
+        """The section for a value from the YAML. Raises `ValidationError`, whose locations are inside the section."""
         if isinstance(value, Section):
             return value
         tree = {self.key: value} if isinstance(value, str) else value
@@ -64,7 +64,7 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NameOf:
-    """Annotates a text field that holds one of the names of a dict."""
+    """Annotates a string field whose value must be one of the names in a dict."""
 
     names: Mapping[str, object]
 

@@ -1,8 +1,8 @@
-"""What was written for a configuration, and where? The YAML, its base and the overrides as one tree.
+"""How are the YAML, its base file and the overrides merged into one tree, and where does each key come from?
 
-Later over earlier: the `base:` file (one, beside the YAML, without a base of its own), the YAML, the `key=value`
-overrides. Sections are merged key by key. Only the override `key={}` empties a section, for it would change nothing
-otherwise.
+Later sources win: the `base:` file (one file, which may not have a base itself), the YAML, the `key=value` overrides.
+Sections are merged key by key. Only the override `key={}` empties a section, because merging an empty section would
+change nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ COMMAND_LINE = "command line"
 
 @dataclass(slots=True)
 class Source:
-    """A tree as written, and where each of its keys stands."""
+    """The merged tree, and the file and line of each of its keys."""
 
     tree: Tree
     places: dict[KeyPath, str]
@@ -31,7 +31,7 @@ def read_with_base(path: Path) -> Source:
     place = source.places.pop(("base",))
     if not isinstance(name, str):
         raise ConfigError([Problem(place, "base", f"{name!r} is not a path", "give one path relative to this file")])
-    base = _read(path.parent / name, f"mend `base:` in {place}; the path is relative to that file")
+    base = _read(path.parent / name, f"correct `base:` in {place}; the path is relative to that file")
     if "base" in base.tree:
         fix = f"merge the two by hand: the base of {path} may not have a base of its own"
         raise ConfigError([Problem(base.places[("base",)], "base", "a base file has a base", fix)])
@@ -78,7 +78,7 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> None:
 
 
 def _override(source: Source, keys: KeyPath, value: object, place: str) -> None:
-    """Put the value into the tree, and note the place of each key that it gives or replaces."""
+    """Put the value into the tree, and record the place of each key that it sets or replaces."""
     here: object = source.tree
     for end in range(1, len(keys)):
         here = here.get(keys[end - 1]) if isinstance(here, dict) else None
@@ -102,7 +102,7 @@ def _nested(keys: KeyPath, value: object) -> Tree:
 
 
 def _split_key(key: str, tree: Tree) -> KeyPath:
-    """The names of a dotted key. A name that is already in the tree may have dots, such as a module's class."""
+    """The names of a dotted key. A name that is already in the tree may contain dots, such as `module:Class`."""
     for name, value in tree.items():
         if "." in name and (key == name or key.startswith(f"{name}.")):
             rest = key[len(name) + 1 :]
@@ -121,7 +121,7 @@ def _merge(below: Tree, above: Tree) -> Tree:
 
 
 def place_of(places: Mapping[KeyPath, str], path: KeyPath, file: str) -> str:
-    """Where the key stands, or the nearest key above it."""
+    """File and line of the key, or of the nearest key above it."""
     for end in range(len(path), 0, -1):
         if path[:end] in places:
             return places[path[:end]]

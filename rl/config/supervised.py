@@ -9,24 +9,25 @@ from rl.config.section import NonNegative, Positive, Section, Share
 
 
 class SftConfig(Section):
-    """The supervised stage: next-token training on gold conversations, assistant tokens only."""
+    """The supervised stage: next-token prediction on gold conversations; only assistant tokens enter the loss."""
 
     num_steps: Positive = 300
     """Optimiser steps."""
     num_conversations: Positive = 20_000
-    """Gold conversations drawn from the environments' training split, by their weights."""
+    """Gold conversations drawn from the environments' training splits, in proportion to `environments.*.weight`."""
     data: Path | None = None
-    """A JSONL file or a `datasets` folder of conversations to train on instead of gold ones."""
+    """JSONL file or `datasets` folder of conversations to train on instead of gold conversations."""
     batch_size: Positive = 32
-    """Conversations an optimiser step."""
+    """Conversations per optimiser step."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    """Peak of the cosine schedule."""
+    """Peak learning rate of the cosine schedule."""
     warmup_steps: NonNegative = 20
     """Steps over which the learning rate rises linearly from 0."""
     no_thinking_share: Share = 0.1
-    """Share of gold conversations whose reasoning is removed and whose prompt turns thinking off."""
+    """Share of gold conversations that are trained with thinking off, their reasoning removed."""
     truncated_share: Share = 0.0
-    """Share of gold conversations whose reasoning is cut at a random budget, which the prompt tells, answer kept."""
+    """Share of gold conversations whose reasoning is cut at a random budget. The prompt states the budget, and the
+    answer is kept."""
     giving_up_share: Share = 0.0
-    """Share of gold conversations in which the assistant gives up at once, as imperfect demonstrations do; a habit for
-    reinforcement learning to undo."""
+    """Share of gold conversations in which the assistant gives up at once. They imitate imperfect demonstrations, which
+    reinforcement learning then has to correct."""

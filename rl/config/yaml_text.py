@@ -1,7 +1,7 @@
-"""How is YAML read and written here?
+"""How is YAML text parsed and written?
 
-As YAML 1.2's core types: only `true` and `false` are truth values, so that `budget: off` is text, and `1e-3` is a
-number. Keys are text, a key given twice is a mistake, and the line of each key is kept for error messages.
+With the core types of YAML 1.2: only `true` and `false` are truth values, so `budget: off` is a string, and `1e-3` is a
+number. Keys are strings, a duplicate key is an error, and the line of each key is kept for error messages.
 """
 
 import re
@@ -24,7 +24,7 @@ CORE_TYPES = (
 
 
 class YamlMistake(ValueError):
-    """Text that is not good YAML; `found` holds (line, what is wrong, fix)."""
+    """Invalid YAML text; `found` holds (line, what is wrong, fix)."""
 
     def __init__(self, found: list[tuple[int, str, str]]) -> None:
         self.found = found
@@ -32,13 +32,13 @@ class YamlMistake(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars by the core types only."""
+    """Resolves plain scalars with the core types only."""
 
     yaml_implicit_resolvers: Tree = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either set of types would read as something else."""
+    """Quotes strings that the core types, or PyYAML's own types, would read as something else."""
 
 
 for _name, _pattern, _first in CORE_TYPES:
@@ -49,7 +49,7 @@ for _name, _pattern, _first in CORE_TYPES:
 def read_yaml(text: str) -> tuple[Tree, dict[KeyPath, int]]:
     """The mapping in `text`, and the line (from 1) of each key and list entry. Empty text is an empty mapping.
 
-    Raises `YamlMistake` for bad syntax, a key given twice, or a document that is not a mapping.
+    Raises `YamlMistake` for invalid syntax, a duplicate key, or a document that is not a mapping.
     """
     loader = _Loader(text)
     try:
@@ -77,7 +77,7 @@ def read_yaml(text: str) -> tuple[Tree, dict[KeyPath, int]]:
 
 
 def read_value(text: str) -> object:
-    """One value, as the right side of an override. Raises `YamlMistake`."""
+    """Parse one value, such as the right side of an override. Raises `YamlMistake`."""
     try:
         return _text_keys(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
@@ -85,7 +85,7 @@ def read_value(text: str) -> object:
 
 
 def dump_yaml(tree: Tree) -> str:
-    """The tree as YAML whose text stands for itself: `${` is escaped from interpolation."""
+    """The tree as YAML. `${` in strings is escaped, so that it is not read as an interpolation."""
     return yaml.dump(_escaped(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -114,14 +114,14 @@ def _escaped(value: object) -> object:
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_escaped(item) for item in value]
-    # Backslashes in front of `${` are read as escapes, so they are doubled.
+    # OmegaConf reads backslashes in front of `${` as escapes, so they are doubled.
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _syntax_mistake(error: yaml.YAMLError) -> YamlMistake:
     mark = getattr(error, "problem_mark", None)
     wrong = getattr(error, "problem", None) or str(error).split("\n")[0]
-    fix = "mend the YAML there; often the line above is meant: a missing colon, quote or bracket, or uneven indentation"
+    fix = "correct the YAML; the cause is often the line above: a missing colon, quote or bracket, or wrong indentation"
     if "\\t" in wrong:
         fix = "indent with blanks, not with tabs"
     return YamlMistake([(mark.line + 1 if mark else 1, wrong, fix)])

@@ -1,4 +1,4 @@
-"""What does vLLM's engine get from the experiment? Everything that can be said without vLLM."""
+"""Which engine arguments does vLLM get from the experiment? This module does not import vLLM."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ MAX_TOKENS_PER_STEP = 8192
 """Tokens of one engine step, prompts included; vLLM's default on GPUs."""
 CPU_KV_CACHE_GIB = 0.5
 GPU_MEMORY_SHARE = 0.9
-"""Of what an engine holds of a card; the rest is for other libraries."""
+"""Share of an engine's part of a card that vLLM may use; the rest is for other libraries."""
 
 Arguments = dict[str, Any]
 """Of vLLM\'s `EngineArgs`, by name."""
 
 
 def engine_arguments(config: ExperimentConfig, is_cpu: bool) -> Arguments:
-    """Arguments of `vllm.EngineArgs`, but for the model, the token columns and the weight transfer."""
+    """Arguments of `vllm.EngineArgs`, except the model, the token columns and the weight transfer."""
     policy, rollout = config.policy, config.rollout
     return {
         "dtype": config.precision.arithmetic,
@@ -42,7 +42,7 @@ def _on_cpu(config: ExperimentConfig) -> Arguments:
 
 
 def _on_gpu(config: ExperimentConfig) -> Arguments:
-    """Engines that share a card divide it; an engine with several holds each of them whole."""
+    """Engines that share a card divide its memory; an engine with several cards uses each of them alone."""
     rollout = config.rollout
     share = rollout.gpu_memory_share or GPU_MEMORY_SHARE * min(1.0, rollout.gpus_per_worker or 1.0)
     arguments: Arguments = {"gpu_memory_utilization": share}

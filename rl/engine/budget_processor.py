@@ -1,6 +1,6 @@
-"""How does vLLM enforce a thinking budget? A logits processor that leaves one token possible where one is forced.
+"""How does vLLM enforce a thinking budget? A logits processor masks all tokens except the forced one.
 
-The forced token is then sampled like any other, with logprob 0, and everything else stays as it was. vLLM's own
+The forced token is then sampled like any other, with logprob 0; nothing else in vLLM changes. vLLM's own
 `thinking_token_budget` cannot wait for the end of a line.
 """
 
@@ -23,17 +23,17 @@ def as_argument(limit: ThinkingLimit) -> dict[str, object]:
 
 @dataclass(slots=True)
 class _Reply:
-    """A reply that may have to be forced."""
+    """A running reply whose reasoning may have to be ended by force."""
 
     limit: ThinkingLimit
     ids: list[int]
     """Grows with every sampled token: vLLM's own list."""
     start: int | None
-    """Where forcing began."""
+    """Position of the first forced token; None before that."""
     num_seen: int = 0
 
     def next_forced(self) -> int | None:
-        """The token that must come next, or None."""
+        """The token that is forced next, or None."""
         num = len(self.ids)
         if self.start is None and self.limit.ends_reasoning(self.ids, num):
             self.start = num
@@ -49,7 +49,7 @@ class _Reply:
 
 
 class ThinkingBudget(LogitsProcessor):
-    """One instance an engine; rows of the batch come and go, and change places."""
+    """One instance per engine; rows of the batch are added, removed and moved."""
 
     def __init__(self, vllm_config: object, device: torch.device, is_pin_memory: bool) -> None:
         self._replies: dict[int, _Reply] = {}

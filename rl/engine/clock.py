@@ -1,12 +1,13 @@
-"""When may a lane's request enter the engine? Logical time, counted in engine steps.
+"""When is a lane's request admitted to the engine? The clock admits by logical time, counted in engine steps.
 
-With a lockstep of D steps, a lane whose reply was finished by step s is due at s + D: what it asks next enters exactly
-then, and the engine does not go beyond that step before the lane has asked or closed. Which requests share a step is
-thus a function of the replies alone, never of how long environments took. With D = 0 requests enter as they come.
+With a lockstep of D steps, a lane whose reply was finished by step s is due at s + D. Its next request enters exactly
+then, and the engine does not go beyond that step before the lane has sent a request or closed. Which requests share a
+step is therefore a function of the replies alone and never of how long environments take. With D = 0 requests enter
+immediately.
 
-There are as many seats as the engine samples requests at once. A lane without a seat waits, and its rollout with it: no
-environment is open, and no deadline runs. A seat is free again at the logical time at which its lane's next request
-would have been due, so who sits when does not depend on how long environments took either.
+There is one seat for each request that the engine samples at once. A lane without a seat waits: the environment of its
+rollout is not open, and no deadline runs. A seat becomes free at the logical time at which its lane's next request
+would have been due, so seats do not depend on how long environments take either.
 """
 
 from collections import deque
@@ -16,7 +17,7 @@ from typing import Literal
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """A lane as the clock sees it."""
+    """The clock's record of a lane."""
 
     number: int
     due: int
@@ -45,7 +46,7 @@ class Clock:
         self._num_opened += num
         self._waiting.extend(places)
         if all(place.state == "closed" for place in self._seated):
-            self._seated.clear()  # nobody is in: who comes now must not depend on when the last one left
+            self._seated.clear()  # all seats are free: new places must not depend on when the last one closed
         self._seat(due=self.step)
         return places
 
@@ -66,7 +67,7 @@ class Clock:
                 self._seated.add(place)
 
     def ask(self, place: Place) -> None:
-        """The place has a request. Raises `ValueError` when it is closed, or has one already."""
+        """Record that the place has a request. Raises `ValueError` if it is closed or already has one."""
         if place.state != "idle":
             raise ValueError(f"lane {place.number} cannot ask: it is {place.state}")
         self._idle.remove(place)
@@ -74,9 +75,9 @@ class Clock:
         self._asked.append(place)
 
     def admit(self, is_busy: bool) -> list[Place]:
-        """Take the places whose requests enter now; none while some place is `overdue`.
+        """Take the places whose requests enter now; none while a place is `overdue`.
 
-        An engine without running requests (`is_busy` False) first jumps ahead to when the next place is due.
+        An engine without running requests (`is_busy` False) first jumps to the time at which the next place is due.
         """
         if not self._lockstep_steps:
             self.seat()
@@ -103,7 +104,7 @@ class Clock:
         return [place for place in self._awaited() if place.due <= self.step]
 
     def give_up(self) -> list[Place]:
-        """Stop waiting for the places that are overdue. What they ask later enters at once."""
+        """Stop waiting for the places that are overdue. Their later requests enter immediately."""
         late = self.overdue()
         for place in late:
             place.is_awaited = False
@@ -120,7 +121,7 @@ class Clock:
             self._idle.add(place)
 
     def close(self, place: Place) -> None:
-        """Nothing more will be asked. Idempotent; a request in the engine goes on."""
+        """Close the place: it sends no more requests. Idempotent; a request in the engine goes on."""
         if place.state == "asked":
             self._asked.remove(place)
         self._idle.discard(place)

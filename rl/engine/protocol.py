@@ -1,6 +1,6 @@
-"""What the rest of polygym needs from an engine: sample a reply, take new weights, say what happened.
+"""What must an engine implement? It samples replies, loads new weights, and reports errors.
 
-`rl.engine.vllm_core.VllmEngine` is the engine; tests of what stands above it use a scripted one.
+`rl.engine.vllm_core.VllmEngine` is the engine; tests of higher layers use a scripted engine.
 """
 
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ class Lane(Protocol):
     """
 
     async def seated(self) -> None:
-        """Wait until the engine has a seat for this lane. Nothing of the rollout may begin before: neither environments
-        nor deadlines. Raises `EngineError` when the engine failed.
+        """Wait until the engine has a seat for this lane. Before that, no environment of the rollout may be opened and
+        no deadline may start. Raises `EngineError` if the engine failed.
         """
         ...
 
@@ -57,7 +57,7 @@ class Lane(Protocol):
         ...
 
     def close(self) -> None:
-        """Say that nothing more will be asked. Idempotent."""
+        """Close the lane: it sends no more requests. Idempotent."""
         ...
 
 
@@ -81,4 +81,4 @@ class Engine(Protocol):
 
 
 class EngineError(RuntimeError):
-    """The engine could not do what was asked. An infrastructure failure, never the policy's doing."""
+    """The engine failed or refused a request. This is an infrastructure failure, which the policy never causes."""

@@ -1,4 +1,4 @@
-"""How do many coroutines share one engine? A thread steps it; coroutines hand in requests and await their replies."""
+"""How do many coroutines share one engine? A thread steps the engine; coroutines submit requests and await replies."""
 
 import asyncio
 import atexit
@@ -62,8 +62,8 @@ class ThreadedEngine:
         lane_timeout_s: float,
         version: int = 0,
     ) -> None:
-        """`num_seats` lanes may ask at the same time, and `lane_timeout_s` bounds each wait for the lanes that the next
-        step needs; see `rl.engine.clock`. `version` is that of the policy which the core starts with; below 0 nothing
+        """`num_seats` lanes may send requests at the same time. `lane_timeout_s` bounds each wait for the lanes that
+        the next step needs; see `rl.engine.clock`. `version` is the version of the core's first policy; below 0 nothing
         can be sampled.
 
         Returns when the core is up; raises what `make_core` raises.
@@ -104,7 +104,7 @@ class ThreadedEngine:
             return [ThreadedLane(self, place) for place in places]
 
     async def seated(self, place: Place) -> None:
-        """What lanes call."""
+        """Implements `ThreadedLane.seated`."""
         with self._changed:
             self._raise_failure()
             waiting = self._seats.get(place)
@@ -112,12 +112,12 @@ class ThreadedEngine:
             await asyncio.wrap_future(waiting)
 
     async def sample(self, place: Place, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
-        """What lanes call."""
+        """Implements `ThreadedLane.sample`."""
         self._core.check(prompt_ids, params)
         with self._changed:
             self._raise_failure()
             if self._version < 0:
-                raise EngineError("nothing was published yet, and the checkpoint is not what is to be served")
+                raise EngineError("nothing was published yet, and the engine must not serve the checkpoint itself")
             try:
                 self._clock.ask(place)
             except ValueError as error:
@@ -133,7 +133,7 @@ class ThreadedEngine:
             raise
 
     def close_lane(self, place: Place) -> None:
-        """What lanes call."""
+        """Implements `ThreadedLane.close`."""
         with self._changed:
             self._clock.close(place)
             if seat := self._seats.pop(place, None):
@@ -178,32 +178,37 @@ class ThreadedEngine:
         try:
             while (work := self._next_work()) is not None:
                 self._do(work)
-        except BaseException as error:  # SystemExit included: whoever waits for a reply must hear of it
-            # Whoever waits hears it with its traceback: the process may be replaced before it can say more.
+        except BaseException as error:  # also SystemExit: every pending future must fail instead of waiting for ever
+            # With the traceback: the process may be replaced before it can say more.
             failure = f"the engine failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
         else:
             failure = "the engine was shut down"
         with self._changed:
+            # The failure is set under the lock that guards new requests: none can be added after this and never fail.
             self._failure = failure
             requests = (*self._asked.values(), *self._running.values())
             loads = (future for _, future in self._loads)
             fail([*(request.future for request in requests), *loads, *self._seats.values()], failure)
-        self._core.shutdown()
+        self._core.shutdown()  # last: it may take long or raise, and the futures have failed already
 
     def _next_work(self) -> _Work | None:
         """Wait until there is something to do; None ends the thread."""
         with self._changed:
             while not self._is_stopping:
+                # Loads come first: all requests that are admitted after `load_weights` use the new version.
                 if self._loads:
                     return _Work(load=self._loads.pop(0))
+                # Withdrawn requests leave before new ones enter: the engine must not hold two requests of one place.
                 if self._withdrawn:
                     work, self._withdrawn = _Work(withdrawn=self._withdrawn), []
                     return work
                 admitted = [self._asked.pop(place) for place in self._clock.admit(is_busy=bool(self._running))]
-                self._tell_seated()
+                self._tell_seated()  # after `admit`, which gives out seats
                 for request in admitted:
                     request.admitted_at = time.monotonic()
                 self._running |= {request.request_id: request for request in admitted}
+                # Even with running requests the engine must not step past an overdue lane: logical time would depend on
+                # how long the environment takes.
                 is_held_up = bool(self._clock.overdue())
                 if admitted or (self._running and not is_held_up):
                     self._waiting_since = None
@@ -228,8 +233,8 @@ class ThreadedEngine:
             return
         late = self._clock.give_up()
         _log.warning(
-            "%d rollouts neither asked nor closed their lane within %.0f s; the engine goes on without them, and this"
-            " run cannot be repeated bit by bit",
+            "%d rollouts neither sent a request nor closed their lane within %.0f s; the engine goes on without them,"
+            " so this run is not reproducible bit by bit",
             len(late),
             self._lane_timeout_s,
         )
@@ -249,7 +254,7 @@ class ThreadedEngine:
     def _step(self) -> None:
         outputs = self._core.step()
         with self._changed:
-            self._clock.step += 1
+            self._clock.step += 1  # before `_take`: a reply that ends in this step is due this step + lockstep
             for output in outputs:
                 self._take(output)
 
@@ -272,7 +277,7 @@ class ThreadedEngine:
                 del self._asked[request.place]
             elif self._running.pop(request.request_id, None) is not None:
                 self._withdrawn.append(request.request_id)
-            else:  # it has just been replied to
+            else:  # its reply came at the same moment, and `_finish` has already updated the clock
                 return
             self._clock.finish(request.place)
             self._changed.notify()
@@ -281,7 +286,7 @@ class ThreadedEngine:
         try:
             if source.version <= self._version:
                 raise EngineError(
-                    f"version {source.version} of the weights is not newer than {self._version}, which is served"
+                    f"version {source.version} of the weights is not newer than {self._version}, the served version"
                 )
             digest = self._core.load(source)
         except EngineError as error:

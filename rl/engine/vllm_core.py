@@ -1,4 +1,4 @@
-"""How is a reply sampled? vLLM inside this process, on CPUs and GPUs alike, stepped by one thread."""
+"""How does the vLLM engine sample replies? vLLM runs in this process, on CPUs and GPUs, and one thread steps it."""
 
 import math
 import os

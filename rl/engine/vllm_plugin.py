@@ -1,4 +1,4 @@
-"""What does vLLM need to know before it can serve our policies?
+"""What does polygym's vLLM plugin add, so that vLLM can serve our policies?
 
 `register` is the entry point of `vllm.general_plugins`, so vLLM calls it in every process of its own, whatever model
 is served there. On any platform it adds the weight transfers of `rl.weights.transports`. On CPUs it also initialises
@@ -30,7 +30,7 @@ def register() -> None:
         try:
             step()
         except (ImportError, AttributeError) as error:
-            _log.warning("polygym's vLLM plugin does not fit this vLLM, %s is left out: %s", step.__name__, error)
+            _log.warning("polygym's vLLM plugin does not fit this vLLM; %s is skipped: %s", step.__name__, error)
         _done.add(step.__name__)
 
 

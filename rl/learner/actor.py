@@ -1,4 +1,4 @@
-"""The actor that holds the learner and publishes its weights."""
+"""What does the learner's actor do? It holds the learner in its process and publishes the weights."""
 
 import shutil
 import signal
@@ -14,11 +14,11 @@ CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "genera
 
 
 class LearnerProcess:
-    """One learner; `rl.learner.group.LearnerGroup` starts it and calls it."""
+    """The process of one learner; `rl.learner.group.LearnerGroup` starts and calls it."""
 
     def __init__(self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None) -> None:
         """Load the policy, or go on from the learner's part of a checkpoint."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C
         self._notes = Notes()
         from rl.learner.learner import Learner
 
@@ -31,16 +31,16 @@ class LearnerProcess:
         self._published: list[WeightSource] = []
 
     def describe(self) -> str:
-        """What the policy's weights are held in, as a line for people. Answers once the learner is up."""
+        """The number format of the policy's weights, as a line of text. Returns once the learner is up."""
         return self._learner.folded.describe()
 
     def update(self, samples: Sequence[Sample]) -> tuple[Update, tuple[str, ...]]:
-        """Train on the samples; also gives what the process had to say."""
+        """Train on the samples; also returns the process's notes."""
         update = self._learner.update(samples)
         return update, self._notes.take()
 
     def publish(self) -> WeightSource:
-        """Put the current weights where engines can read them; older versions are removed when it is safe to."""
+        """Publish the current weights to the engines, and remove versions that no engine reads any more."""
         from rl.weights.names import checkpoint_tensors
 
         learner = self._learner

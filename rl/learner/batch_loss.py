@@ -1,4 +1,4 @@
-"""What does one micro-batch add to the loss of a step, and what is measured on the way?"""
+"""How is the loss of one micro-batch computed, and which measures come with it?"""
 
 from collections.abc import Callable, Iterator, Mapping
 

@@ -1,7 +1,7 @@
-"""Which rows go through the model together?
+"""How are training rows grouped into micro-batches?
 
-Rows are sorted by length and cut into micro-batches of a bounded number of padded tokens. The loss is divided by the
-loss tokens of the whole step, so the cut does not change the gradient (beyond rounding).
+Rows are sorted by length and cut into micro-batches with a bounded number of tokens, padding included. The loss is
+divided by the number of loss tokens in the whole step, so the cut does not change the gradient (except rounding).
 """
 
 from collections.abc import Sequence

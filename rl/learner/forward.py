@@ -1,4 +1,4 @@
-"""What does the policy say about a batch? Logprobs and entropies, computed in the number format the engine serves.
+"""How are the policy's logprobs and entropies of a batch computed, in the number format that the engine serves?
 
 Master weights are float32. For a bfloat16 policy each forward pass rounds them as the engine does, so that learner and
 engine compute with the same values, and the gradient passes the rounding unchanged to the master weights (a

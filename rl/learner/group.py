@@ -1,4 +1,4 @@
-"""The processes that update the policy, as the loop sees them: today one."""
+"""How does the loop call the learner? `LearnerGroup` hides the processes that update the policy: today one process."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from rl.weights.source import WeightSource
 
 
 class LearnerGroup:
-    """Each method waits for its result. Besides what is said there, each raises `ClusterError` at its deadline,
-    `ActorDied` when a process is gone, and `StopRequested` when the run is asked to stop.
+    """Each method waits for its result. In addition to its own errors, each raises `ClusterError` at its deadline,
+    `ActorDied` if a process is lost, and `StopRequested` if the run should stop.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class LearnerGroup:
         self._notes: list[str] = []
 
     def describe(self) -> str:
-        """What the policy's weights are held in, as a line for people; returns once the learner is up."""
+        """The number format of the policy's weights, as a line of text. Returns once the learner is up."""
         deadline = Deadline(self._train.start_timeout_s, "starting the learner", "train.start_timeout_s")
         return self._process.call(LearnerProcess.describe).wait(deadline)
 
@@ -40,17 +40,17 @@ class LearnerGroup:
         return update
 
     def publish(self) -> WeightSource:
-        """Put the current weights where engines can read them. The version before stays readable."""
+        """Publish the current weights to the engines. The previous version stays readable."""
         deadline = Deadline(self._train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
         return self._process.call(LearnerProcess.publish).wait(deadline)
 
     def save(self, folder: Path) -> None:
-        """Write all that a learner needs to go on bit by bit; `folder/model` is a policy folder."""
+        """Write the state that a learner needs to continue bit for bit; `folder/model` is a policy folder."""
         deadline = Deadline(self._train.update_timeout_s, "writing a checkpoint", "train.update_timeout_s")
         self._process.call(LearnerProcess.save, folder).wait(deadline)
 
     def notes(self) -> list[str]:
-        """What the processes had to say since the last time."""
+        """Notes of the processes since the last call."""
         said, self._notes = self._notes, []
         return said
 

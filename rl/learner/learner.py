@@ -1,4 +1,4 @@
-"""How does a step's samples change the policy? One optimiser update, in one process, without Ray."""
+"""How does the learner update the policy from a step's samples? One optimiser update, in one process, without Ray."""
 
 import json
 import math
@@ -164,7 +164,7 @@ class Learner:
         if not math.isfinite(grad_norm):
             raise NonFiniteError(
                 f"the gradient's norm is {grad_norm} at policy version {self._policy_version}. Nothing was trained."
-                " Go back to the last checkpoint and lower learner.learning_rate"
+                " Go on from the last checkpoint with --resume, and lower learner.learning_rate"
             )
         for group in self._optimizer.param_groups:
             group["lr"] = rate

@@ -1,7 +1,7 @@
-"""How likely was each token, given the ones before it?
+"""How are token logprobs and entropies computed from hidden states, a chunk of tokens at a time?
 
-The one place where logits of position t - 1 meet token t. Logits exist for a chunk of tokens at a time, in the forward
-pass and in the backward pass, which computes them again.
+This is the only place where logits of position t - 1 are matched with token t. Logits exist only for one chunk of
+tokens at a time; the backward pass computes them again.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""How do gradients become new weights? AdamW, its learning rate, and its state by parameter name."""
+"""How does the optimiser update weights? AdamW, its learning-rate schedule, and its state by parameter name."""
 
 import math
 from collections.abc import Mapping

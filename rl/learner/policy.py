@@ -1,4 +1,4 @@
-"""How is a policy's checkpoint loaded to be trained? By the supervised stage and by the learner alike."""
+"""How is a policy's checkpoint loaded for training, by the supervised stage and by the learner?"""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def load_policy(path: Path) -> PreTrainedModel:
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise IncompleteCheckpointError(
-            f"{path}: {len(missing)} weights are missing, first {missing[0]!r}; transformers would make them up."
-            " Point policy.path to a complete checkpoint"
+            f"{path}: {len(missing)} weights are missing, first {missing[0]!r}; transformers would use random values."
+            " Set policy.path to a complete checkpoint"
         )
     return model.eval()

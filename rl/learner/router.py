@@ -1,7 +1,7 @@
-"""How do the experts of a mixture-of-experts policy stay evenly loaded during RL, with frozen routers?
+"""How is the expert load of a mixture-of-experts policy balanced during RL, with frozen routers?
 
-Auxiliary-loss-free balancing (https://arxiv.org/abs/2408.15664): each expert has a bias that is used to choose experts
-and not to weigh them. It rises where the expert got fewer tokens than the mean and falls where it got more.
+Auxiliary-loss-free balancing (https://arxiv.org/abs/2408.15664): each expert has a bias that affects the choice
+of experts but not their weights. It rises if the expert got fewer tokens than the mean, and falls if it got more.
 """
 
 from collections.abc import Iterator

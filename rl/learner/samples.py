@@ -1,7 +1,7 @@
-"""Which token rows does a rollout become for training?
+"""How are rollouts turned into samples, the token rows for training?
 
-Tokens are append-only: what the engine saw and sampled is copied, never tokenised again. All turns of one context are
-one row; where a context begins anew (a chat template rewrote the past), a new row begins.
+Tokens are append-only: prompts and sampled tokens are copied and never tokenised again. All turns of one context form
+one row. If a context begins anew (a chat template rewrote the past), a new row begins.
 """
 
 from collections.abc import Callable, Iterable, Sequence

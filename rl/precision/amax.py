@@ -1,4 +1,4 @@
-"""What is the largest magnitude of each matrix, and which matrices must share one?"""
+"""What is the largest magnitude (amax) of each matrix, and which matrices must share one?"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def amax(x: Tensor) -> Tensor:
     """
     largest = x.detach().abs().amax(dim=(-2, -1)).float()
     if not torch.isfinite(largest).all():
-        raise PrecisionError(f"a tensor of shape {tuple(x.shape)} has NaN or infinite numbers; no code stands for them")
+        raise PrecisionError(f"a tensor of shape {tuple(x.shape)} has NaN or infinite values, which no code represents")
     return largest
 
 

@@ -1,7 +1,7 @@
-"""Which weights do engines compute with in float32, whatever type the policy has?
+"""Which weights stay float32 in engines, in every number format?
 
-Learner and publishing both ask here, so that they cannot differ. vLLM holds the routers of mixtures of experts and
-Mamba's A in float32: a rounded router sends tokens to other experts.
+The learner and the publisher both use this module, so they cannot differ. vLLM holds the routers of mixtures of experts
+and Mamba's A in float32, because a rounded router sends tokens to other experts.
 """
 
 from torch import nn

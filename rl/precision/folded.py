@@ -1,4 +1,4 @@
-"""Which weights of a policy are quantised, and what are they folded to?
+"""Which weights of a policy are quantised, and what are their folded (fake-quantised) values?
 
 `FoldedWeights` is the straight-through fake quantiser of a whole model: forward and backward passes see the folded
 (quantised and dequantised) weights, the gradient goes unchanged to the float32 master weights. Folding happens once
@@ -108,7 +108,7 @@ def quantised_names(model: nn.Module, precision: NumberFormat) -> tuple[str, ...
     if not names:
         raise PrecisionError(
             f"precision {precision.name} has nothing to quantise: precision.keep keeps every matrix of"
-            f" {type(model).__name__}; take a pattern out"
+            f" {type(model).__name__}; remove a pattern"
         )
     return tuple(names)
 

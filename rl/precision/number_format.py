@@ -1,4 +1,4 @@
-"""What is a number format: what weights travel as, and what forward passes compute in?"""
+"""What must a number format define: how are weights published, and in which type do forward passes compute?"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -10,36 +10,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Parts = Mapping[str, "Tensor"]
-"""What a quantised weight consists of, by what a checkpoint appends to its name.
+"""The tensors of a quantised weight, by the suffix that a checkpoint appends to the weight's name.
 
-The part named "" holds the codes, [..., rows, columns of it], and comes first. The others have the same rows, or one
-number a matrix, [...].
+The part with the suffix "" holds the codes, [..., rows, packed columns], and comes first. The other parts have the same
+rows, or one number per matrix, [...].
 """
 
 
 class PrecisionError(ValueError):
-    """A tensor that cannot be written in the number format, or a model without anything to write in it."""
+    """A tensor cannot be quantised to the number format, or a model has nothing to quantise."""
 
 
 class NumberFormat(Section):
-    """How the policy's weights are held by the engine. Master weights are float32 with every format.
+    """The format in which the engine holds the policy's weights. Master weights are float32 with every format.
 
-    To add one: a subclass in a file of its own, with its keys (`format: Literal["name"] = "name"` among them), and a
-    line of `rl.precision.formats.FORMATS`. Import torch inside of methods only: a configuration is read without it. A
-    format that quantises names the `suffixes` of its parts and implements all methods; the others say only what forward
-    passes compute in.
+    To add a format, write a subclass in its own file with its keys, one of which is `format: Literal["name"] = "name"`,
+    and add it to `rl.precision.formats.FORMATS`. Import torch only inside methods, because configurations are read
+    without torch. A format that quantises sets `suffixes` and implements all methods; any other format sets only
+    `arithmetic`.
     """
 
     arithmetic: ClassVar[Literal["float32", "bfloat16"]] = "bfloat16"
-    """torch's name of the type that forward passes compute in, and of the weights that are not quantised."""
+    """torch's name of the dtype of forward passes and of weights that are not quantised."""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """What a checkpoint appends to a quantised weight's name, one a part. The first is ""."""
+    """Suffixes that a checkpoint appends to a quantised weight's name, one per part. The first is ""."""
     codes: ClassVar[str] = ""
-    """What quantised weights are written in, for people."""
+    """Description of the codes for messages, such as `4-bit codes`."""
 
     @property
     def name(self) -> str:
-        """What the configuration calls it."""
+        """Its name in the configuration."""
         return str(type(self).model_fields["format"].default)
 
     @property
@@ -48,26 +48,26 @@ class NumberFormat(Section):
 
     @property
     def bits(self) -> float:
-        """Bits a quantised weight takes, its share of the scales of blocks included."""
+        """Bits per quantised weight, including its share of the block scales."""
         raise NotImplementedError
 
     def keeps(self, name: str) -> bool:
-        """Whether the weight of this name is not quantised."""
+        """Whether the weight of this name stays unquantised."""
         return not self.is_quantised
 
     def check_shape(self, weight: "Tensor") -> None:
-        """Raise `PrecisionError` for a weight [..., rows, columns] that does not fit the format."""
+        """Raise `PrecisionError` if the shape of a weight [..., rows, columns] does not fit the format."""
         raise NotImplementedError
 
     def quantise(self, weight: "Tensor", shared_amax: "Tensor") -> Parts:
-        """Write `weight` [..., rows, columns]. `shared_amax` [...] is the largest magnitude that each matrix is scaled
-        by: its own, or that of all matrices that engines fuse with it."""
+        """Quantise `weight` [..., rows, columns]. `shared_amax` [...] is the largest magnitude that scales each matrix:
+        its own, or that of all matrices that engines fuse with it."""
         raise NotImplementedError
 
     def dequantise(self, parts: Parts, dtype: "torch.dtype") -> "Tensor":
-        """The numbers [..., rows, columns] that the parts stand for."""
+        """The weight [..., rows, columns] that the parts represent."""
         raise NotImplementedError
 
     def num_changed(self, before: Parts, after: Parts) -> int:
-        """In how many weights the codes of two versions differ."""
+        """Number of weights whose codes differ between two versions."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What is a weight in NVFP4? Quantise, dequantise, pack and unpack, in one order of operations used everywhere.
+"""How are weights quantised to NVFP4, dequantised, packed and unpacked, with one order of operations everywhere?
 
 A value is `code * block_scale * tensor_scale`: codes are 4-bit floats (E2M1), each block of 16 numbers along the
 contraction axis (the last one) shares an 8-bit scale (E4M3), each tensor a float32 scale. The order of operations is

@@ -1,8 +1,8 @@
-"""Which groups are in flight, and which is handed over next? In start order, with a bound on age.
+"""How are groups collected: how many are in flight, and in which order are they handed over?
 
-Up to P * (1 + max_staleness) groups are in flight, and they are handed over in the order in which they were started; so
-a group is trained at most `max_staleness` updates after its start, and short replies are not preferred. With
-`max_staleness` 0 all groups of a step are started together after the weights of that step are served.
+Up to P * (1 + max_staleness) groups are in flight. They are handed over in start order, so a group is trained at most
+`max_staleness` updates after its start, and short replies are not preferred. With `max_staleness` 0 all groups of a
+step are started together, after the weights of that step are served.
 """
 
 from collections import deque
@@ -38,10 +38,10 @@ class Collector:
         return sorted(groups, key=lambda group: group.task.ordinal)
 
     def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
-        """Evaluation's groups in the order of `tasks`, played beside whatever is in flight.
+        """The groups of an evaluation in the order of `tasks`, played beside the groups in flight.
 
-        They come in rounds of what the engines can sample at once, each with train.collect_timeout_s: an evaluation of
-        many tasks takes long without anything being wrong.
+        They are played in rounds of as many rollouts as the engines can sample at once. Each round has the deadline
+        train.collect_timeout_s, because an evaluation of many tasks may legitimately take long.
         """
         evaluation, rollout = self._config.evaluation, self._config.rollout
         specs = [
@@ -71,9 +71,9 @@ class Collector:
                 self._plays.append(self._pool.play(self._pool.least_busy(), [spec]))
 
     def _deal(self, specs: Sequence[GroupSpec]) -> list[tuple[int, list[GroupSpec]]]:
-        """Spread groups over the workers, round robin; workers without any are left out.
+        """Distribute groups over the workers, round robin; workers without groups are omitted.
 
-        Environment by environment: one whose rollouts take long must not always meet the same worker.
+        Groups are sorted by environment first, so that a slow environment is spread over all workers.
         """
         shares: dict[int, list[GroupSpec]] = {}
         by_environment = sorted(specs, key=lambda spec: (spec.task.env_id, spec.task.ordinal))

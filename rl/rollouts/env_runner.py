@@ -1,9 +1,9 @@
-"""How does environment code run? Off the engine's event loop, each call with a deadline.
+"""How does environment code run off the engine's event loop, in threads and with a deadline for each call?
 
-Ordinary methods run in a thread of their own each, asynchronous ones together on another event loop. Neither can be
-killed: a thread that misses its deadline is abandoned and its place given to the next call, and so is a loop that code
-blocks. So a hanging environment costs its own rollouts only. A deadline counts from when a thread takes the call:
-waiting for one of the threads is not the environment's time.
+Each call of a synchronous method runs in a thread. Asynchronous methods share one separate event loop. Neither can be
+killed: a thread that misses its deadline is abandoned and replaced, and so is a loop that environment code blocks. A
+hanging environment therefore costs only its own rollouts. A deadline starts when a thread takes the call; waiting for a
+free thread does not count.
 """
 
 import asyncio
@@ -21,27 +21,27 @@ Result = TypeVar("Result")
 
 
 class EnvRunner:
-    """Bounded threads and an event loop for environment code."""
+    """A bounded number of threads, and an event loop, for environment code."""
 
     def __init__(self, num_threads: int) -> None:
         self._slots = asyncio.Semaphore(num_threads)
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
-        self._num_threads = 0  # that take calls; an abandoned one does not
+        self._num_threads = 0  # threads that take calls; abandoned threads do not count
         self._num_running = 0
         self._loop: EnvLoop | None = None
 
     async def run(self, function: Callable[[], object], timeout_s: float, *, is_async: bool = False) -> Any:
-        """What the function gives, waited for where it is awaitable.
+        """The function's result; if the result is awaitable, its result.
 
-        Raises `DeadlineError` after `timeout_s`, and whatever the function raises.
+        Raises `DeadlineError` after `timeout_s`, and any exception of the function.
         """
         value = _later(function) if is_async else await self._in_thread(function, timeout_s)
         return await self._on_loop(value, timeout_s) if inspect.isawaitable(value) else value
 
     def leave(self, function: Callable[[], object]) -> None:
-        """Run a function in a thread that nobody waits for; what it gives to wait for ends on the loop.
+        """Run a function in a thread without waiting for it. If its result is awaitable, the loop awaits it.
 
-        Where there is no loop, or code blocks it, it ends on one of its own.
+        If there is no loop, or environment code blocks it, the result is awaited on a new loop.
         """
 
         def call() -> None:
@@ -63,15 +63,17 @@ class EnvRunner:
         try:
             return await _within(started.future, timeout_s)
         except DeadlineError:
-            if self._loop is loop and not await asyncio.to_thread(loop.answers, LOOP_TURN_S):
+            # `answers` blocks, so it runs in a thread: this coroutine runs on the engine's loop. Another call may have
+            # replaced the loop meanwhile, and the current one must stay: hence the comparison after the await.
+            if not await asyncio.to_thread(loop.answers, LOOP_TURN_S) and self._loop is loop:
                 self._loop = None
             raise
         finally:
             if started.future.cancelled():
-                started.cancel()
+                started.cancel()  # else the code would go on on the shared loop after its rollout has ended
 
     async def _in_thread(self, function: Callable[[], Result], timeout_s: float) -> Result:
-        async with self._slots:
+        async with self._slots:  # before `_within`: waiting for a slot must not use up the deadline
             loop = asyncio.get_running_loop()
             call = _Call(function, loop)
             self._num_running += 1
@@ -83,13 +85,15 @@ class EnvRunner:
                 return await _within(call.future, timeout_s)
             finally:
                 self._num_running -= 1
+                # A thread that began the call cannot be stopped: do not count it, so that the next call starts another.
+                # A thread that has not begun sees the cancelled future in `run` and skips the call.
                 if call.future.cancelled() and call.has_begun:
                     call.is_abandoned = True
                     self._num_threads -= 1
 
 
 async def _within(future: "asyncio.Future[Result]", timeout_s: float) -> Result:
-    """Raises `DeadlineError` for our deadline only: a `TimeoutError` may be one that the environment's code raised."""
+    """Raise `DeadlineError` only for our deadline: the environment's own code may raise `TimeoutError` too."""
     scope = asyncio.timeout(timeout_s)
     try:
         async with scope:
@@ -101,7 +105,7 @@ async def _within(future: "asyncio.Future[Result]", timeout_s: float) -> Result:
 
 
 async def _later(function: Callable[[], object]) -> object:
-    """Calls the function on the environments' loop: one that blocks, although it is called async, stops only that."""
+    """Call the function on the environments' loop, so that blocking code stops that loop and not the engine's."""
     value = function()
     return await value if inspect.isawaitable(value) else value
 
@@ -122,7 +126,8 @@ class _Call:
         self.is_abandoned = False
 
     def run(self) -> None:
-        self.has_begun = True  # before looking, so that whoever cancels now knows that this thread is taken
+        # Set before the check: if the call is cancelled right after the check, `_in_thread` must see that it began.
+        self.has_begun = True
         if self.future.cancelled():
             return
         try:
@@ -146,7 +151,7 @@ class _Call:
 
 
 def _run_calls(calls: "queue.SimpleQueue[_Call]") -> None:
-    """What each thread does: one call after another, whoever waits for it, until one of them was abandoned."""
+    """Body of each thread: run calls from the queue until one of them was abandoned."""
     while True:
         call = calls.get()
         call.run()

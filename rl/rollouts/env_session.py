@@ -1,6 +1,6 @@
-"""What does one environment do while it plays one task? Its calls with deadlines, its results checked.
+"""How does a rollout call its environment, with a deadline for each call and a check of each result?
 
-Every failure leaves here as an `EnvSessionError` with its outcome. What a valid result is, `envs.results` says.
+Every failure is raised as an `EnvSessionError` with its outcome. `envs.results` defines valid results.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ Read = TypeVar("Read")
 
 
 class EnvSessionError(Exception):
-    """An episode that cannot go on, through no doing of the policy."""
+    """An episode cannot go on, and the policy did not cause this."""
 
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)
@@ -32,8 +32,8 @@ class EnvSessionError(Exception):
 class EnvSession:
     """One environment instance playing one task, with deadlines and checked results.
 
-    The total is checked against `reward_range` when the environment ends the episode; who cuts one off calls
-    `check_total`.
+    The total is checked against `reward_range` when the environment ends the episode. A caller that truncates the
+    episode calls `check_total`.
     """
 
     def __init__(self, task: Task, runner: EnvRunner, config: RolloutConfig) -> None:
@@ -71,7 +71,7 @@ class EnvSession:
         return opening
 
     async def step(self, reply: Reply) -> tuple[tuple[Message, ...], bool, bool]:
-        """Messages that follow, terminated, truncated; the reward is added up here. Raises `EnvSessionError`."""
+        """The following messages, terminated, truncated. Rewards are summed here. Raises `EnvSessionError`."""
         timeout_s, is_async = self._config.step_timeout_s, self._read(lambda: self.env.is_async)
         result = await self._guarded("step", lambda: self.env.step(reply), timeout_s, is_async=is_async)
         messages, reward, terminated, truncated, info = self._read(
@@ -84,27 +84,27 @@ class EnvSession:
         return messages, terminated, truncated
 
     async def score_group(self, conversations: Sequence[tuple[Message, ...]]) -> list[tuple[float, dict[str, float]]]:
-        """What each member earns beside its own reward. Raises `EnvSessionError`."""
+        """Each member's score, which is added to its own reward. Raises `EnvSessionError`."""
         call = lambda: self.env.score_group(conversations)  # noqa: E731
         scores = await self._guarded("score_group", call, self._config.step_timeout_s)
         return self._read(lambda: read_scores(scores, len(conversations)))
 
     async def ask(self, question: Callable[[], Read]) -> Read:
-        """What the question gives, which makes an environment and so takes as long as a reset may.
+        """The result of `question`, which creates an environment, so it has the deadline of a reset.
 
         Raises `EnvSessionError`.
         """
         return await self._guarded("reset", question, self._config.reset_timeout_s)
 
     def check_total(self, total: float | None = None) -> None:
-        """Raises `EnvSessionError` for a total, by default of this episode, that the environment said it never gives.
+        """Raise `EnvSessionError` if a total, by default this episode's, is outside of the declared `reward_range`.
 
-        To be called when an episode is over: what is paid in one step may be taken away in another.
+        Call it when the episode is over: a later step may take away what an earlier step paid.
         """
         self._read(lambda: check_total(self.reward if total is None else total, self.env.reward_range))
 
     def close(self) -> None:
-        """Let an environment that has something to clean up do so, once, in a thread nobody waits for."""
+        """Close the environment once, if it has something to clean up, in a thread that is not waited for."""
         env = self._opened.end()
         if env is not None:
             self._leave(env)

@@ -1,4 +1,4 @@
-"""What do the members of a group earn when they are compared? For environments whose judge looks at all of them."""
+"""How are group scores added to rewards, for environments whose judge compares all members of a group?"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from rl.rollouts.play import Player
 
 
 async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
-    """The rollouts with their group's scores added, where their environment scores groups; else as they are.
+    """The rollouts with their group's scores added, if their environment scores groups; otherwise unchanged.
 
-    Members whose outcome does not count are left out of the comparison. A comparison that fails is tried again like an
-    episode; then no member has a reward, with the failure as outcome.
+    Members whose outcome does not count are excluded from the comparison. A comparison that fails is retried like an
+    episode. If the last retry fails, no member has a reward, and the failure is their outcome.
     """
     counted = [rollout for rollout in rollouts if rollout.outcome.counts]
     if not counted:

@@ -1,6 +1,6 @@
-"""How is one task played? Environment and engine take turns until the episode ends; what happened becomes a `Rollout`.
+"""How is one rollout played? Environment and engine alternate until the episode ends; the result is a `Rollout`.
 
-Token ids are only ever appended: the next prompt is the last prompt, what the engine sampled, and the new messages.
+Token ids are only appended: the next prompt is the last prompt, the sampled reply, and the new messages.
 """
 
 import time
@@ -23,7 +23,7 @@ from rl.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """What all rollouts of a worker share."""
+    """The objects that all rollouts of a worker share."""
 
     config: ExperimentConfig
     chat: Chat
@@ -33,9 +33,9 @@ class Player:
 
 
 async def play(player: Player, task: Task, group_id: str, member: int, lane: Lane) -> Rollout:
-    """Play the task, with fresh attempts after failures that are not the policy's doing.
+    """Play the task, and retry after failures that the policy did not cause.
 
-    Whatever a policy writes and an environment does, this returns a rollout: an exception that nobody foresaw is an
+    This returns a rollout whatever the policy writes and the environment does. An unexpected exception becomes an
     infrastructure error of this rollout, with its traceback as the rollout's `error`.
     """
     num_attempts = 0
@@ -57,14 +57,14 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
     try:
         outcome = await table.converse(episode, lane)
         if outcome.counts:
-            episode.check_total()  # also where the trainer cut the rollout off, and the environment never ended it
+            episode.check_total()  # also for truncated rollouts, which the environment never ended
     except EnvSessionError as failure:
         outcome, error = failure.outcome, str(failure)
     except EngineError as failure:
         outcome, error = Outcome.INFRA_ERROR, f"{type(failure).__name__}: {failure}"
     except ChatError as failure:
         outcome, error = Outcome.ENV_ERROR, f"{task.env_id} (seed {task.seed}): {failure}"
-    except Exception:  # nobody foresaw it; it costs this rollout, and the run folder keeps where it happened
+    except Exception:  # an unexpected error costs only this rollout; its traceback is saved in the run folder
         text = valid_text(traceback.format_exc())
         outcome, error = Outcome.INFRA_ERROR, f"{task.env_id} (seed {task.seed}): {text}"
     finally:
@@ -150,7 +150,7 @@ class _Table:
         return Turn(Tokens.unsampled(dialogue.new_ids), reply.tokens, reply.finish, is_start=not self.turns)
 
     def _ended(self) -> Outcome:
-        """How an episode that came to its end counts."""
+        """The outcome of an episode that the environment terminated."""
         return Outcome.BUDGET_HIT if any(turn.num_forced for turn in self.turns) else Outcome.OK
 
     def _check_opening(self, prompt_ids: tuple[int, ...]) -> None:
@@ -158,6 +158,7 @@ class _Table:
         if room < 1:
             raise EnvSessionError(
                 Outcome.ENV_ERROR,
-                f"{self._task.env_id} (seed {self._task.seed}): the opening has {len(prompt_ids)} tokens and"
-                f" policy.max_tokens is {self._player.config.policy.max_tokens}; raise it or shorten the task",
+                f"{self._task.env_id} (seed {self._task.seed}): the opening has {len(prompt_ids)} tokens, which leave"
+                f" no room for a reply (policy.max_tokens is {self._player.config.policy.max_tokens}); raise it or"
+                " shorten the task",
             )

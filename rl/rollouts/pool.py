@@ -1,7 +1,7 @@
-"""Who plays the groups? The workers of a run: they are given weights and groups, and replaced when they die.
+"""How are workers managed: how do they get weights and groups, and how is a worker that dies replaced?
 
-A worker may die of a task that it plays. So what was in flight on a dead worker is played again one group at a time,
-with nothing beside it: a group that kills a second worker alone has shown that it is the cause, and is masked.
+A task may kill its worker. Groups in flight on a dead worker are therefore played again one at a time, with nothing
+else on that worker. A group that kills a second worker while it is alone is the cause, and is masked.
 """
 
 import time
@@ -91,7 +91,8 @@ class WorkerPool:
         """Hand groups to a worker, in one call."""
         play = Play([_Part(worker, tuple(specs))])
         self._plays.append(play)
-        if not any(part.is_suspect for part in self._parts_of(worker)):  # else when its turn comes, alone
+        # A suspect group must be alone on its worker: `collect` hands this one over later, when its turn comes.
+        if not any(part.is_suspect for part in self._parts_of(worker)):
             self._hand_over(play.parts[0])
         return play
 
@@ -131,8 +132,9 @@ class WorkerPool:
         Raises `WeightHashError`; a worker that died meanwhile, or whose engine did, is replaced by one that has the
         version.
         """
-        self._source = source
+        self._source = source  # before the calls: a worker that is replaced below loads this version
         deadline = self._publish_deadline()
+        # All calls start before the first wait, so that the engines load at the same time.
         answers = [worker.call(RolloutWorker.load_weights, source) for worker in self._workers]
         for index, answer in enumerate(answers):
             try:
@@ -141,7 +143,7 @@ class WorkerPool:
                 self._replace(index, error)
 
     def notes(self) -> list[str]:
-        """What the workers had to say since the last time."""
+        """Notes of the workers since the last call: warnings that they logged, and deaths."""
         said, self._notes = self._notes, []
         return said
 
@@ -162,9 +164,10 @@ class WorkerPool:
     def _replace(self, index: int, error: Exception) -> None:
         """Start a new worker in place of one that died; returns when it serves the current version.
 
-        What the dead one had finished is kept. What was in flight on it is suspected of having killed it.
+        Groups that the dead worker had finished are kept. Groups that were in flight on it are suspects.
         """
         self._notes.append(f"worker {index} died and is replaced: {error}")
+        # Before the new worker starts: it has the same index, and its calls must not be mistaken for the old ones.
         for play in self._plays:
             play.parts = [rest for part in play.parts for rest in self._after_death(part, index, error)]
         self._workers[index].stop(RolloutWorker.shutdown)
@@ -179,7 +182,7 @@ class WorkerPool:
             raise ClusterError(f"worker {index} died and could not be replaced: {again}") from again
 
     def _after_death(self, part: _Part, worker: int, error: Exception) -> list[_Part]:
-        """What becomes of a part when this worker has died."""
+        """The parts that replace `part` after `worker` died."""
         if part.worker != worker or part.groups is not None or part.pending is None:
             return [part]
         if part.pending.is_done():
@@ -206,7 +209,7 @@ class WorkerPool:
         loaded = answer.wait(deadline)
         if loaded != self._source.hash:
             raise WeightHashError(
-                f"engine {index} loaded weights with hash {loaded}, the learner published {self._source.hash} as"
+                f"engine {index} loaded weights with hash {loaded}, but the learner published {self._source.hash} as"
                 f" version {self._source.version}; the transport is broken, so the run stops before it trains on it"
             )
 

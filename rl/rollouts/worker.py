@@ -1,4 +1,4 @@
-"""The actor that plays rollouts: one engine, many rollouts at once."""
+"""What does a worker do? It is the Ray actor that holds one engine and plays many rollouts at once."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """A group to be played: `group_size` rollouts of one task."""
+    """A group to play: `group_size` rollouts of one task."""
 
     group_id: str
     task: Task
@@ -27,7 +27,7 @@ class GroupSpec:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The groups of a call, in its order, and what the worker had to say."""
+    """The groups of a call in order, and the worker's notes."""
 
     groups: list[Group]
     notes: tuple[str, ...]

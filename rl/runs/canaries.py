@@ -1,4 +1,4 @@
-"""Is the run still training the right thing? Thresholds that warn, or stop it with the reason."""
+"""Is the run still training the right thing? Canaries are thresholds that warn, or stop the run with a reason."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from rl.data_types import Group, Rollout, Update
 
 
 class CanaryStop(RuntimeError):
-    """A canary's threshold was crossed; going on would train the wrong thing."""
+    """A canary's threshold was exceeded; continuing would train the wrong thing."""
 
 
 def check_groups(config: CanaryConfig, groups: Sequence[Group]) -> list[str]:
-    """Warnings about what was played, before it is trained. Raises `CanaryStop` naming the canary, value and key."""
+    """Warnings about groups before they are trained. Raises `CanaryStop`, which names canary, value and key."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lost = [rollout for rollout in rollouts if not rollout.outcome.counts]
     if len(lost) / len(rollouts) > config.masked_rows_stop:
@@ -24,11 +24,11 @@ def check_groups(config: CanaryConfig, groups: Sequence[Group]) -> list[str]:
 
 
 def check_update(config: CanaryConfig, update: Update) -> list[str]:
-    """Warnings about an update, before its weights are served. Raises `CanaryStop` naming canary, value and key."""
+    """Warnings about an update before its weights are served. Raises `CanaryStop`, naming canary, value and key."""
     for name in ("loss", "grad_norm", "mismatch"):
         if not math.isfinite(getattr(update, name) or 0.0):
             raise CanaryStop(f"{name} is {getattr(update, name)} after update {update.policy_version}")
-    mismatch = update.mismatch or 1.0  # none: no token was sampled by the version that was trained
+    mismatch = update.mismatch or 1.0  # None: the trained version sampled no token
     if mismatch > config.mismatch_stop:
         raise CanaryStop(
             f"mismatch between learner and engine is {mismatch:.3f} (canaries.mismatch_stop is"
@@ -40,11 +40,11 @@ def check_update(config: CanaryConfig, update: Update) -> list[str]:
 
 
 def _violations(rollouts: Sequence[Rollout]) -> list[str]:
-    """What is wrong with how the engine kept the budgets."""
+    """Warnings about thinking budgets that the engine violated."""
     found = [rollout for rollout in rollouts if rollout.budget_violation]
     if not found:
         return []
     return [
-        f"the engine did not keep the thinking budget of {len(found)} rollouts; the first, {found[0].task.env_id} with"
+        f"the engine violated the thinking budget of {len(found)} rollouts; the first, {found[0].task.env_id} with"
         f" budget {found[0].task.budget}: {found[0].budget_violation}"
     ]

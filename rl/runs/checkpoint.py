@@ -1,11 +1,11 @@
-"""How is a step's state written whole or not at all, and which saved state can be trusted?
+"""How is a checkpoint written atomically, and which saved checkpoint can be trusted?
 
     checkpoints/step_000020/
       learner/         what `write_learner` wrote
       manifest.json    step, state (JSON), size and xxh3 hash of every file, and a hash of the manifest itself
 
-A checkpoint is written to a hidden folder, brought to the disk, and renamed into place. Reading verifies every byte.
-Whatever else lies in `checkpoints/`, such as a copy `step_000020.bak`, is neither read nor removed.
+A checkpoint is written to a hidden folder, synced to the disk, and renamed into place. Reading verifies every byte.
+Other files in `checkpoints/`, such as a copy `step_000020.bak`, are neither read nor removed.
 """
 
 import json
@@ -32,12 +32,12 @@ class CheckpointError(ValueError):
 
 
 class _Invalid(Exception):
-    """Why one checkpoint cannot be trusted."""
+    """A checkpoint cannot be trusted; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint."""
+    """A checkpoint whose every byte was verified, or that this process has just written."""
 
     path: Path
     step: int
@@ -65,17 +65,17 @@ def save_checkpoint(
         return saved
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{UNFINISHED}*"):
+        for leftover in folder.glob(f"{UNFINISHED}*"):  # of a run that was killed: free its room before writing
             remove(leftover)
         try:
             (unfinished / "learner").mkdir(parents=True, exist_ok=True)
             write_learner(unfinished / "learner")
-            _write_manifest(unfinished, step, state)
+            _write_manifest(unfinished, step, state)  # after the learner's files, which it hashes
             _put_in_place(unfinished, target)
         except Exception:
-            remove(unfinished)  # on a full disk, its room is needed
+            remove(unfinished)  # the disk may be full, and others need the room
             raise
-        sync_folder(folder)
+        sync_folder(folder)  # the rename must be on the disk before older checkpoints are deleted
     _prune(folder, keep)
     return Checkpoint(target, step, state)
 
@@ -96,7 +96,7 @@ def _saved_whole(path: Path) -> Checkpoint | None:
 
 
 def _put_in_place(unfinished: Path, target: Path) -> None:
-    """Rename into place. What is there already is read under its other name until the new one is there."""
+    """Rename into place. An old checkpoint of the step is renamed first; it stays readable under its other name."""
     if os.path.lexists(target):
         replaced = target.with_name(REPLACED + target.name)
         remove(replaced)
@@ -105,10 +105,9 @@ def _put_in_place(unfinished: Path, target: Path) -> None:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as it was written; None when there is no checkpoint at all.
+    """The newest undamaged checkpoint; None if there is no checkpoint at all.
 
-    A damaged one is refused with a logged warning, and the one before is taken. Raises `CheckpointError` when there are
-    some and all are damaged.
+    A damaged checkpoint is skipped with a logged warning. Raises `CheckpointError` if all checkpoints are damaged.
     """
     refused = []
     for path in checkpoint_folders(folder):
@@ -177,7 +176,7 @@ def _verified(path: Path) -> Checkpoint:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Delete what is older than the newest `keep` whole checkpoints. Hashes are left to reading: these may be large."""
+    """Delete checkpoints older than the newest `keep` whole ones. Only sizes are checked: hashing may take long."""
     for replaced in folder.glob(f"{REPLACED}*"):
         remove(replaced)
     num_whole = 0

@@ -1,4 +1,4 @@
-"""How is a training run doing, on the terminal? A live panel; in logs and Ray jobs a line a step."""
+"""How is a run displayed on the terminal? As a live panel; in logs and Ray jobs as one line per step."""
 
 import logging
 import sys
@@ -103,7 +103,7 @@ class Display:
         self.message(f"evaluation {label}: reward " + ("  ".join(rewards) or "unknown: no rollout counted"))
 
     def message(self, text: str) -> None:
-        """Show a line that stays."""
+        """Print a line that stays above the panel."""
         self._say(text)
 
     def _say(self, text: str) -> None:

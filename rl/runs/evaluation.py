@@ -1,4 +1,4 @@
-"""How good is the policy on held-out tasks, by environment?"""
+"""Which metrics does an evaluation have, per environment?"""
 
 import statistics
 from collections.abc import Sequence

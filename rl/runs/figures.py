@@ -1,4 +1,4 @@
-"""Which figures tell how a run went? Each function draws one, or gives None where the run has nothing for it."""
+"""Which figures does a run's report have? Each function draws one, or returns None if the run has no data for it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

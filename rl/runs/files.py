@@ -1,8 +1,8 @@
-"""How are a run's files written so that a kill at any moment leaves them whole?
+"""How are a run's files written atomically, so that a kill at any moment leaves them whole?
 
-Lines of JSON are appended and flushed one by one: a kill can only tear the last one, which readers
-leave out (`envs.json_lines`). Everything else is written beside its place and renamed into it.
-A disk that is full or a folder that may not be written is a `StorageError` that names path and fix.
+JSON lines are appended and flushed one by one. A kill can damage only the last line, which readers ignore
+(`envs.json_lines`). Every other file is written under another name and renamed into place. A full disk or a folder
+without write permission raises `StorageError`, which names path and fix.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 
 class StorageError(RuntimeError):
-    """A file of the run cannot be written; says which, why, and what to do."""
+    """A file of the run cannot be written; the text names the file, the reason and the fix."""
 
 
 @contextlib.contextmanager

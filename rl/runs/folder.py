@@ -1,15 +1,15 @@
-"""What lies in a run's folder, who may write it, and what is dropped when a run is resumed?
+"""Which files are in a run folder, which process may write them, and what is dropped when a run is resumed?
 
 config.yaml       the whole resolved configuration
 versions.json     packages, Python, platform, git commit and environments; one entry a start
-metrics.jsonl     one line a step and an evaluation: the run's record, which resuming and the report read
-rollouts/         one file of JSON lines a step
+metrics.jsonl     one line per step, evaluation and note: the run's record, which --resume and the report read
+rollouts/         one file of JSON lines per saved step
 tokens.json       the text of every token by its id
 checkpoints/      see rl.runs.checkpoint
 sft/              checkpoint and metrics of the supervised stage
 figures/, report.html
 
-Sinks write more (see rl.runs.sinks). Whatever else lies here is left alone.
+Sinks write more files (see rl.runs.sinks). Other files here are not touched.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ Kind = Literal["train", "evaluation"]
 
 
 class RunFolderError(ValueError):
-    """The run folder cannot be used as asked."""
+    """The run folder cannot be used to begin or resume this run."""
 
 
 class RunFolder:
@@ -80,7 +80,7 @@ class RunFolder:
                 folder = cls(path, folder._checked_newest(config))
             elif folder.config_file.exists() and folder._holds_results():
                 raise RunFolderError(
-                    f"run_dir: {path} holds a run already; go on with it by --resume, choose another run_dir=..., or"
+                    f"run_dir: {path} already holds a run; continue it with --resume, choose another run_dir=..., or"
                     " delete the folder"
                 )
             write_atomically(folder.config_file, dump_config(config))
@@ -144,7 +144,7 @@ class RunFolder:
     def _checked_newest(self, config: ExperimentConfig) -> Checkpoint | None:
         """The checkpoint to go on from, when the run may go on from it with this configuration."""
         if not self.config_file.exists():
-            raise RunFolderError(f"run_dir: {self.path} holds no run to resume; leave --resume out to begin one")
+            raise RunFolderError(f"run_dir: {self.path} holds no run to resume; omit --resume to begin a run")
         saved, newest = load_config(self.config_file), latest_checkpoint(self.checkpoints)
         differing = differences(saved, config, newest)
         if differing:

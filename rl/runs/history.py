@@ -1,4 +1,4 @@
-"""What is known of a run, from its folder alone, finished or not?"""
+"""How is the history of a run read from its folder, whether it has finished or not?"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Line = JsonObject
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Everything the report shows but rollouts; what is not there is empty."""
+    """The data of the report except rollouts; missing data is empty."""
 
     run: RunFolder
     config_text: str
@@ -24,11 +24,11 @@ class History:
     evaluations: Sequence[Line]
     sft: Sequence[Line]
     budgets: Mapping[str, Line]
-    """Evaluations by thinking budget, in the order they were asked for."""
+    """Evaluations by thinking budget, in the order of the command line."""
 
     @property
     def env_ids(self) -> list[str]:
-        """Environments that steps or evaluations tell of, sorted."""
+        """Environments that occur in steps or evaluations, sorted."""
         trained = {
             name.split("/", 1)[1].rpartition("/")[0] for line in self.steps for name in line if "outcome/" in name
         }
@@ -57,10 +57,10 @@ def read_history(run_dir: Path) -> History:
     """Raises `NoRunError` when the folder is not there or holds no run, `JsonLineError`, `VersionsError` and
     `DamagedError` for a damaged file."""
     if not run_dir.is_dir():
-        raise NoRunError(f"there is no run folder {run_dir}; name the run_dir of an experiment")
+        raise NoRunError(f"there is no run folder {run_dir}; give the run_dir of an experiment")
     run = RunFolder(run_dir)
     if not run.holds_run:
-        raise NoRunError(f"{run_dir} holds no run (neither metrics.jsonl nor what else a run writes); name a run_dir")
+        raise NoRunError(f"{run_dir} holds no run (no metrics.jsonl or other file of a run); give the run_dir of a run")
     lines = list(read_lines(run.metrics_file))
     return History(
         run,

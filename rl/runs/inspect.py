@@ -1,4 +1,4 @@
-"""What did the policy write? Reads saved rollouts in the terminal."""
+"""How are saved rollouts shown in the terminal?"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool"
 
 
 class NothingToShowError(ValueError):
-    """No saved rollout is like the one asked for."""
+    """No saved rollout matches the filters."""
 
 
 def show_rollouts(
@@ -58,7 +58,7 @@ def show_rollouts(
         if num_shown == num:
             break
     if not num_shown:
-        raise NothingToShowError(f"no saved {kind} rollout fits; there are: {', '.join(sorted(seen))}")
+        raise NothingToShowError(f"no saved {kind} rollout matches; there are: {', '.join(sorted(seen))}")
     return num_shown
 
 

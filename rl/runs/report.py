@@ -1,4 +1,4 @@
-"""How did the run go? One HTML page with nothing outside of it, and its figures as PNG files."""
+"""How is the report of a run written? As one self-contained HTML page, with its figures also as PNG files."""
 
 import base64
 import io

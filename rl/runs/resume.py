@@ -1,4 +1,4 @@
-"""May a run go on with this configuration, and is what it wrote complete?"""
+"""May a run be resumed with this configuration, and are its files complete?"""
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -35,7 +35,7 @@ But for the last bits: `rollout.num_workers` decides which rollouts share a batc
 
 
 def differences(saved: ExperimentConfig, given: ExperimentConfig, newest: Checkpoint | None) -> list[str]:
-    """What forbids to go on with `given`, one line a key."""
+    """Changed keys that do not allow resuming with `given`, one line per key."""
     before, now = _flat(saved), _flat(given)
     return [
         f"{key}: was {_shown(before, key)}, now {_shown(now, key)}{reason}"
@@ -45,7 +45,7 @@ def differences(saved: ExperimentConfig, given: ExperimentConfig, newest: Checkp
 
 
 def _objection(key: str, saved: ExperimentConfig, given: ExperimentConfig, newest: Checkpoint | None) -> str | None:
-    """Why this key may not change, which may go without saying; None when it may."""
+    """The reason why this key may not change, which may be empty; None if it may change."""
     if key == "train.num_steps" and saved.learner.schedule != "constant":
         return (
             f"; the learning rate falls to 0 at the last step ({saved.learner.schedule} schedule), so with another last"
@@ -61,7 +61,7 @@ def _objection(key: str, saved: ExperimentConfig, given: ExperimentConfig, newes
 def remarks(
     saved: ExperimentConfig, given: ExperimentConfig, metrics_file: Path, newest: Checkpoint | None
 ) -> list[str]:
-    """What whoever resumes the run should know, one sentence each."""
+    """Warnings for the user who resumes the run, one sentence each."""
     found = []
     if saved.policy.path != given.policy.path:
         found.append(

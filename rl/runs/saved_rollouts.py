@@ -1,7 +1,7 @@
-"""How are rollouts written as JSON lines, and read back? Without a trainer, `envs.rollout_file` reads them as objects.
+"""How are rollouts saved as JSON lines and read back? `envs.rollout_file` reads them as objects without the trainer.
 
-One line a rollout: `step`, `kind` (`train` or `evaluation`) and every field of `rl.data_types.Rollout`, its task, turns
-and messages as objects, its arrays of tokens as `envs.rollout_file.array_object` writes them.
+One line per rollout: `step`, `kind` (`train` or `evaluation`) and every field of `rl.data_types.Rollout`. Task, turns
+and messages are objects; `envs.rollout_file.array_object` writes arrays of tokens (base64).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What is written down about a run while it runs? Metrics, to every sink, and rollouts."""
+"""What does the tracker write during a run? Metrics and notes to every sink, and rollouts to files."""
 
 import contextlib
 import logging
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Writes one run's metrics and rollouts; a context manager.
 
-    A sink that fails is logged with its name and left out from then on. `StorageError` is raised when the record of the
-    run or its rollouts cannot be written.
+    A sink that fails is logged with its name and gets no further lines. Raises `StorageError` if the record of the run
+    or its rollouts cannot be written.
     """
 
     def __init__(self, run: RunFolder, config: ExperimentConfig) -> None:
@@ -32,7 +32,7 @@ class Tracker:
             run.rollouts.mkdir(parents=True, exist_ok=True)
         lines = list(read_lines(run.metrics_file))
         self._evaluations = {(line["label"], line["step"]) for line in lines if line.get("kind") == "evaluation"}
-        # Copies: the configuration goes on to other processes, and what a sink opens cannot.
+        # Copies: the configuration is sent to other processes, and open files of a sink cannot be.
         self._sinks = [sink.model_copy() for sink in config.tracking]
         self._each("opened", lambda sink: sink.open(run.path, lines))
 
@@ -49,13 +49,13 @@ class Tracker:
         self._write({"kind": "train", "step": step, "time": time.time(), **metrics})
 
     def note(self, step: int, text: str) -> None:
-        """Write what a canary, an actor or the loop had to say about a training step."""
+        """Write a warning of a canary, or a note of an actor, about a training step."""
         self._write({"kind": "note", "step": step, "time": time.time(), "text": text})
 
     def track_evaluation(self, step: int, label: str, metrics: Mapping[str, float]) -> None:
         """Write the metrics of an evaluation after `step` updates; label `before`, `step` or `after`.
 
-        Save its rollouts first: an evaluation whose metrics are written is not made again.
+        Save its rollouts first: an evaluation whose metrics are written is not repeated.
         """
         self._write({"kind": "evaluation", "label": label, "step": step, "time": time.time(), **metrics})
         self._evaluations.add((label, step))
@@ -65,9 +65,9 @@ class Tracker:
         return (label, step) in self._evaluations
 
     def save_rollouts(self, step: int, kind: Kind, groups: Sequence[Group]) -> None:
-        """Write the groups' rollouts, of training steps those that `train.save_rollouts_every` asks for.
+        """Write the groups' rollouts; for training steps only every `train.save_rollouts_every`-th step.
 
-        What an earlier start of the run wrote for this step and kind is replaced.
+        This replaces rollouts of this step and kind that an earlier start of the run wrote.
         """
         if kind == "train" and not self._train.saves_rollouts(step):
             return
@@ -94,6 +94,6 @@ class Tracker:
                 with contextlib.suppress(Exception):
                     sink.close()
                 logger.warning(
-                    "tracking: the sink %s cannot be %s and is left out from now on: %s: %s",
+                    "tracking: the sink %s cannot be %s and gets no further lines: %s: %s",
                     *(sink.sink, done, type(error).__name__, error),
                 )

@@ -1,4 +1,4 @@
-"""Which numbers are written down about a training step?
+"""Which metrics does a training step have?
 
 Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arithmetic-v0`:
 
@@ -7,17 +7,17 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     outcome/OUTCOME, outcome/ENV/OUTCOME    rollouts by outcome
     masked_rows                     share of rollouts that do not count
     degenerate_groups, degenerate_groups/ENV    groups without a signal: fewer than 2 rows that count, or equal rewards
-    reply_tokens/ENV, reply_tokens_max/ENV  tokens of all replies of a rollout, forced ones included
-    forced_tokens/ENV               tokens a rollout that the thinking budget forced
-    turns/ENV, malformed_calls/ENV  mean a rollout
-    budget_violations               rollouts in which the engine did not keep the budget; must be 0
+    reply_tokens/ENV, reply_tokens_max/ENV  tokens of all replies of a rollout, forced tokens included
+    forced_tokens/ENV               tokens per rollout that the thinking budget forced
+    turns/ENV, malformed_calls/ENV  mean per rollout
+    budget_violations               rollouts in which the engine violated the budget; must be 0
     staleness, staleness_max        updates between sampling and training, over sampled tokens
-    tokens_per_s/sampled            sampled tokens of the step by the seconds of phase `collect`
-    tokens_per_s/trained            tokens through the model by the seconds of the update
-    tokens_per_s/step               sampled tokens by the seconds of all phases of the step
+    tokens_per_s/sampled            sampled tokens of the step per second of phase `collect`
+    tokens_per_s/trained            tokens through the model per second of the update
+    tokens_per_s/step               sampled tokens per second of all phases of the step
     seconds, seconds/PHASE, share/PHASE     of the step
-    update/FIELD                    every field of `rl.data_types.Update`
-    update/MEASURE                  what the algorithms measure, such as clip_fraction (`rl/algorithms/`)
+    update/FIELD                    every field of `rl.data_types.Update`, such as mismatch (of fresh tokens)
+    update/MEASURE                  measures of the algorithms, such as clip_fraction (`rl/algorithms/`)
 """
 
 import dataclasses

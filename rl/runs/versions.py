@@ -1,4 +1,4 @@
-"""What does a run run with? Packages, Python, platform, git commit and environments, one entry a start."""
+"""Which versions does a run use? Packages, Python, platform, git commit and environments, one entry per start."""
 
 import contextlib
 import importlib.metadata

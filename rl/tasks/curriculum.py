@@ -1,6 +1,6 @@
-"""Which of an environment's profiled tasks comes next? From easy to hard, by how often a policy passed them.
+"""Which task does the curriculum of an environment draw next? From easy to hard, by a policy's pass rates.
 
-`python -m envs profile ... --out FILE` says how often. Tasks that were always passed teach nothing and are left out.
+`python -m envs profile ... --out FILE` writes pass rates. Tasks that were always passed teach nothing and are skipped.
 The pass rates of the others are drawn from a Gaussian, however many tasks have each, around a mean that falls linearly
 over the run (Nemotron 3 Nano, section 3.2, which names the shape and no numbers).
 """
@@ -27,7 +27,7 @@ class ProfiledTask:
     seed: int
     options: Mapping[str, Any]
     budget: Budget | None
-    """The thinking budget that it was profiled with, where one is told."""
+    """The thinking budget of the profile; None if the profile has none."""
     pass_rate: float
 
 

@@ -1,4 +1,4 @@
-"""What has become of each task of the stream? Every ordinal is trained once or masked once, whatever is killed.
+"""What is the state of each task in the ledger? Every ordinal is trained once or masked once, whatever is killed.
 
 An ordinal is in flight from the moment it is handed out until its group is trained or masked. A checkpoint stores the
 ledger together with the weights of the same step, so that after a crash exactly the ordinals that those weights have

@@ -1,4 +1,4 @@
-"""How does everything random derive from the experiment's seed?"""
+"""How do random seeds and budgets derive from the experiment's seed?"""
 
 import hashlib
 import random
@@ -14,6 +14,6 @@ def derive_seed(*parts: object) -> int:
 
 
 def draw_budget(weights: Mapping[Budget, float], seed: int) -> Budget:
-    """One of the budgets, by their weights; a function of the seed."""
+    """Draw one of the budgets by their weights; a function of the seed."""
     (budget,) = random.Random(seed).choices(list(weights), list(weights.values()))
     return budget

@@ -1,4 +1,4 @@
-"""Which task comes next? A pure function from an ordinal to a task, over the mixture of environments.
+"""Which task of the mixture comes next? The task stream is a pure function from an ordinal to a task.
 
 The mixture is exact: after any number of tasks, each environment's count differs from its share by less than one
 (stride scheduling), so no window of steps starves an environment.

@@ -1,4 +1,4 @@
-"""Under which names, and cut how, does a live transformers model's checkpoint hold its weights?"""
+"""Which names and shapes do the weights of a live transformers model have in a checkpoint?"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal

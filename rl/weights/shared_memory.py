@@ -1,4 +1,4 @@
-"""How do the weights of one policy version travel between processes of one machine?
+"""How are the weights of a policy version shared between processes of one machine?
 
 As one flat file in shared memory: each tensor's bytes at a multiple of 64, then an index (JSON: version, and each
 tensor's name, dtype, shape and offset), then the index's length in 8 bytes. The hash (xxh3, 64 bits) covers every byte.
@@ -29,7 +29,7 @@ _FOLDER_PREFIX = "polygym-weights-"
 
 
 class SharedMemoryPublisher:
-    """The learner's end: a file a version, in a folder that goes with this process."""
+    """The learner's end: one file per version, in a folder that is removed with this process."""
 
     def publish(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightSource:
         return write_weights(tensors, version)

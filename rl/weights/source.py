@@ -1,17 +1,17 @@
-"""Where does a published policy version lie? What the learner gives and every engine is given."""
+"""Where are the weights of a published policy version, and what is their hash?"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSource:
-    """Where a published policy version lies, and what its bytes hash to."""
+    """The place and the hash of a published policy version: what the learner hands to every engine."""
 
     version: int
     place: object
-    """In the terms of the transport, such as the path of a file."""
+    """Defined by the transport, such as the path of a file."""
     hash: str
 
 
 class WeightsError(ValueError):
-    """Published weights are not what they should be."""
+    """Published weights are damaged, incomplete or of another version."""

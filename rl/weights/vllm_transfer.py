@@ -1,6 +1,7 @@
-"""How does a vLLM worker take the weights that a transport of ours brings?
+"""How does a vLLM worker load the weights that one of our transports delivers?
 
-vLLM's own order of calls, `start_weight_update`, `update_weights`, `finish_weight_update`, with its layerwise reload.
+It follows vLLM's order of calls, `start_weight_update`, `update_weights`, `finish_weight_update`, and uses vLLM's
+layerwise reload.
 """
 
 from collections.abc import Iterable
@@ -25,23 +26,23 @@ from rl.weights.transport import Transport
 
 
 class SupportsLoading(Protocol):
-    """What every vLLM model has."""
+    """The method of every vLLM model that loads weights."""
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> object: ...
 
 
 class IncompleteWeightsError(ValueError):
-    """Some layers did not get all their weights; the model is left in between two versions."""
+    """Some layers did not get all their weights; the model holds a mixture of two versions."""
 
 
 @dataclass
 class NothingToAgreeOn(WeightTransferInitInfo):
-    """Nothing has to be agreed on beforehand."""
+    """Our transports need no initialisation."""
 
 
 @dataclass
 class Update(WeightTransferUpdateInfo):
-    """What `rl.engine.vllm_core` hands over."""
+    """What `rl.engine.vllm_core` passes to the transfer."""
 
     source: WeightSource
     transport: Transport
@@ -57,7 +58,7 @@ class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
     """Hash of the bytes that the last update was loaded from."""
 
     def init_transfer_engine(self, init_info: NothingToAgreeOn) -> None:
-        """Nothing to connect to."""
+        """Does nothing: there is no connection to set up."""
 
     def start_weight_update(self) -> None:
         """Does nothing yet: the model stays whole until the weights have been verified."""
@@ -67,29 +68,32 @@ class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
 
         Raises `WeightsError` with the old weights untouched, or `IncompleteWeightsError` with a mixture of both.
         """
+        # Receive and verify first: after `initialize_layerwise_reload` the old weights are gone.
         weights = update_info.transport.receive(update_info.source)
         restored = restored_tensors(weights.tensors, update_info.precision, self.model_config.dtype)
         initialize_layerwise_reload(self.model)
         cast(SupportsLoading, self.model).load_weights(restored)
+        # Before `finalize_layerwise_reload`, which fills incomplete layers without an error.
         if layers := _incomplete_layers(self.model):
             raise IncompleteWeightsError(
                 f"version {update_info.source.version} leaves {len(layers)} layers without all their weights, such as"
                 f" {layers[0]}; publish every tensor of the checkpoint (rl.weights.names.checkpoint_tensors)"
             )
-        self.loaded_hash = weights.hash
+        self.loaded_hash = weights.hash  # last: the hash is the acknowledgement
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
-        _process_tied_heads(self.model)
+        _process_tied_heads(self.model)  # after the reload: the head packs a copy of the new embedding
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Does nothing: no resource is held between updates."""
 
 
 def _process_tied_heads(model: torch.nn.Module) -> None:
-    """Let heads that share the embedding's weights see the new ones.
+    """Update heads that share the embedding's weights.
 
-    vLLM's reload processes the layer that was loaded, the embedding; on CPUs the head computes with a packed copy.
+    vLLM's reload processes only the layer that was loaded, the embedding. On CPUs the head computes with its own packed
+    copy of these weights.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
     embeddings = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
@@ -99,9 +103,9 @@ def _process_tied_heads(model: torch.nn.Module) -> None:
 
 
 def _incomplete_layers(model: torch.nn.Module) -> list[str]:
-    """Layers that vLLM's reload would fill with the old weights, or with whatever lay in memory, without an error.
+    """Layers that vLLM's reload would silently fill with old weights or uninitialised memory.
 
-    Embeddings may be short of their padding rows, tied heads of everything, attention of its optional scales.
+    Checkpoints may lack an embedding's padding rows, all of a tied head, and attention's optional scales.
     """
     incomplete = []
     for name, layer in model.named_modules():

@@ -1,4 +1,4 @@
-"""Which chat formats are there? One file a format; `policy.chat` takes a name of `CHAT_FORMATS`."""
+"""Which chat formats can a configuration name? One file each, registered in `CHAT_FORMATS`."""
 
 from rl.chat.format import ChatFormat
 from rl.chat.formats.nemotron import NemotronFormat

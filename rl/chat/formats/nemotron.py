@@ -1,4 +1,4 @@
-"""How do the Nemotron 3 models write conversations? ChatML with think blocks and XML tool calls."""
+"""What is the chat format of the Nemotron 3 models? ChatML with think blocks and XML tool calls."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -23,7 +23,7 @@ MAX_CALLS = 128
 class NemotronFormat:
     """The format of the Nemotron 3 models: ChatML with think blocks and XML tool calls (template `nano3.jinja`).
 
-    The prompt opens the think block, or gives an empty one if thinking is off; a budget in tokens stands at the end
+    The prompt opens the think block, or contains an empty one if thinking is off. A budget in tokens stands at the end
     of the last user message. Tools stand in the system message,
     more briefly than in the published template; results come back as a user turn.
     A reply that never closes its think block is all reasoning, with empty text. A value that contains the line

@@ -1,4 +1,4 @@
-"""How does a checkpoint's own jinja chat template serve as a format? For policies that do not know Nemotron's."""
+"""How is a checkpoint's own jinja chat template used as a chat format, for policies without Nemotron's tokens?"""
 
 import re
 from collections.abc import Callable, Iterable, Sequence

@@ -1,6 +1,6 @@
-"""What the engine says about each token that it samples, by name: one file a column.
+"""Which token columns can the engine return? One file each, registered in `COLUMNS`.
 
-`version` is not among them: it is known without asking vLLM (`rl.engine.thread`).
+`version` is not one of them: `rl.engine.thread` knows it without vLLM.
 """
 
 from rl.engine.columns.column import Column

@@ -1,4 +1,4 @@
-"""What is a column of tokens to the engine?"""
+"""What must a token column implement, so that the engine can return it?"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -8,10 +8,10 @@ if TYPE_CHECKING:
 
 
 class Column(Protocol):
-    """Read from vLLM's output of one engine step. Algorithms name the columns that they need (`Algorithm.needs`)."""
+    """A column read from vLLM's output of one engine step. Algorithms name what they need (`Algorithm.needs`)."""
 
     engine_arguments: Mapping[str, Any]
-    """What vLLM's `EngineArgs` must be given for it, by name."""
+    """Arguments of vLLM's `EngineArgs` that the column needs, by name."""
 
     def read(self, output: "CompletionOutput") -> Sequence[Any]:
         """One entry for each new token of the step, all of one shape."""

@@ -1,4 +1,4 @@
-"""How likely was the sampled token, in nats, under the distribution that it was sampled from (after temperature)?"""
+"""The column `logprob`: how likely was the sampled token, in nats, under the sampled distribution after temperature?"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

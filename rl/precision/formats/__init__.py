@@ -1,4 +1,4 @@
-"""The number formats by the names that a configuration gives them: one file each."""
+"""Which number formats can a configuration name? One file each, registered in `FORMATS`."""
 
 from typing import Annotated
 
@@ -10,4 +10,4 @@ from rl.precision.number_format import NumberFormat
 
 FORMATS: dict[str, type[NumberFormat]] = {"float32": Float32, "bf16": Bf16, "nvfp4": Nvfp4}
 AnyFormat = Annotated[NumberFormat, OneOf(FORMATS, "format", "float32")]
-"""A key that holds the section of one of them."""
+"""Type of a key that holds the section of one of these formats."""

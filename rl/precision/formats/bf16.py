@@ -1,4 +1,4 @@
-"""Bfloat16: engine and learner compute with the master weights rounded to it."""
+"""Bfloat16: engine and learner compute with the master weights rounded to bfloat16."""
 
 from typing import Literal
 
@@ -9,4 +9,4 @@ class Bf16(NumberFormat):
     """Engine and learner compute with the master weights rounded to bfloat16."""
 
     format: Literal["bf16"] = "bf16"
-    """What the engine serves and the learner computes with."""
+    """Name of the format."""

@@ -1,4 +1,4 @@
-"""Float32: engine and learner compute with the master weights."""
+"""Float32: engine and learner compute with the float32 master weights."""
 
 from typing import ClassVar, Literal
 
@@ -9,5 +9,5 @@ class Float32(NumberFormat):
     """Engine and learner compute with the float32 master weights."""
 
     format: Literal["float32"] = "float32"
-    """What the engine serves and the learner computes with."""
+    """Name of the format."""
     arithmetic: ClassVar[Literal["float32", "bfloat16"]] = "float32"

@@ -1,4 +1,4 @@
-"""NVFP4: most matrices in 4-bit codes with block and tensor scales. The arithmetic is in `rl.precision.nvfp4`."""
+"""NVFP4: most matrices as 4-bit codes with block and tensor scales. `rl.precision.nvfp4` has the arithmetic."""
 
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK_SCALES, TENSOR_SCALE = "_scale", "_scale_2"
-"""What ModelOpt's checkpoints append to a weight's name."""
+"""Suffixes that ModelOpt checkpoints append to a weight's name."""
 
 
 class Nvfp4(NumberFormat):
-    """Bfloat16 with most matrices' weights in 4 bits: codes of 16 numbers share a scale of 8 bits."""
+    """Most matrices are quantised to 4-bit codes, with an 8-bit scale per block of 16 weights; the rest is bfloat16."""
 
     format: Literal["nvfp4"] = "nvfp4"
-    """What the engine serves and the learner computes with."""
+    """Name of the format."""
     keep: tuple[str, ...] = (
         "*lm_head*",
         "*embed*",
@@ -26,17 +26,18 @@ class Nvfp4(NumberFormat):
         "*out_proj.*",
         "*latent_proj*",
     )
-    """Patterns of the weights that stay bfloat16: by default embeddings, head, attention, Mamba's projections and the
-    latent ones. Vectors, convolutions and routers stay so in any case."""
+    """Name patterns of weights that stay bfloat16: by default embeddings, head, attention, Mamba projections and latent
+    projections. Vectors, convolutions and routers are never quantised."""
     block: Literal["1x16", "16x16"] = "1x16"
-    """What shares a block scale: 16 numbers of a row, or a tile of 16 rows and 16 columns."""
+    """Shape of a block, whose weights share a scale: 16 weights of a row, or a tile of 16 rows and 16 columns."""
     tensor_scale: Literal["float32", "power_of_two"] = "power_of_two"
-    """The scale of a matrix: amax / 2688, or that rounded up to a power of two, which makes every value exact in
-    bfloat16."""
+    """Scale of a matrix: amax / 2688, or that rounded up to a power of two. Powers of two make every dequantised value
+    exact in bfloat16."""
     four_over_six: Literal["mse", "mae"] | None = None
-    """Try to map a block's largest magnitude to 4 as well as to 6, and keep what has the smaller error of this kind."""
+    """Quantise each block with its largest magnitude mapped to 4 and to 6, and keep the variant with the smaller error
+    of this kind; null maps it to 6."""
     four_over_six_scale_max: Literal[256, 448] = 256
-    """Largest block scale that four-over-six starts from."""
+    """Block scale of a matrix's largest magnitude with `four_over_six`: its tensor scale is amax / (6 * this)."""
 
     suffixes: ClassVar[tuple[str, ...]] = ("", BLOCK_SCALES, TENSOR_SCALE)
     codes: ClassVar[str] = "4-bit codes"

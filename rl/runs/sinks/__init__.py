@@ -1,7 +1,7 @@
-"""Where may the numbers of a run be written? A sink is one class in a file here and one line in `SINKS`.
+"""Which sinks (trackers) can receive the metrics of a run? One file each, registered in `SINKS`.
 
-The class is the sink's section of the configuration and what it does, see `rl.runs.sinks.sink`. Libraries of trackers
-are imported when a sink is opened, so that an experiment without it does not need them.
+The class of a sink is its configuration section and its code, see `rl.runs.sinks.sink`. A sink imports its tracker's
+library when it is opened, so experiments without the sink do not need the library.
 """
 
 from typing import Annotated
@@ -17,9 +17,9 @@ SINKS: dict[str, type[Sink]] = {"jsonl": Jsonl, "tensorboard": TensorBoard}
 
 
 def _with_record(sinks: tuple[Sink, ...]) -> tuple[Sink, ...]:
-    """The run's record is always kept, named or not."""
+    """Add the record of the run if the configuration does not name it."""
     return sinks if any(sink.is_record for sink in sinks) else (Jsonl(), *sinks)
 
 
 Tracking = Annotated[tuple[Annotated[Sink, OneOf(SINKS, "sink", "jsonl")], ...], AfterValidator(_with_record)]
-"""What the key `tracking` holds."""
+"""Type of the key `tracking`."""

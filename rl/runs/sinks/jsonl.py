@@ -1,4 +1,4 @@
-"""The record of a run: one line of JSON a step and an evaluation, in `metrics.jsonl`."""
+"""The record of a run, `metrics.jsonl`: one JSON line per step, evaluation and note."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from rl.runs.sinks.sink import Line, Sink
 
 
 class Jsonl(Sink):
-    """RUN/metrics.jsonl, which resuming and the report read; always written."""
+    """RUN/metrics.jsonl, the record of the run, which --resume and the report read; always written."""
 
     sink: str = "jsonl"
     is_record: ClassVar[bool] = True
@@ -24,7 +24,7 @@ class Jsonl(Sink):
 
         assert self._file is not None
         append_line(self._file, line)
-        # A checkpoint is brought to the disk, so the steps in it must be there before it is.
+        # Sync now: a checkpoint is synced too, and the lines of its steps must reach the disk before it does.
         sync(self._file)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""What does a sink do, and what may it rely on?
+"""What must a sink (tracker) implement, and what may it rely on?
 
-`rl.runs.tracker` calls all of it, from one thread. It works on a copy of the section, so that a sink may keep what it
-opened in private attributes (pydantic's `PrivateAttr`). An exception from a sink is logged with the sink's name, and
-the sink is left out from then on; only the record of the run ends the run.
+`rl.runs.tracker` calls every method from one thread. It works on a copy of the section, so a sink may keep open files
+in private attributes (pydantic's `PrivateAttr`). If a sink raises, the exception is logged with the sink's name and the
+sink gets no further lines. Only a failure of the run's record ends the run.
 """
 
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ evaluation (before, step or after), and the metrics by name, or the `text` of a 
 
 
 class Sink(Section):
-    """A place that the numbers of a run are written to."""
+    """A destination for the metrics of a run."""
 
     sink: str
-    """Its name in `SINKS`, which each sink has as its default."""
+    """Name of the sink in `SINKS`; each sink sets it as the default."""
     is_record: ClassVar[bool] = False
-    """Whether resuming and the report read it, so that a run cannot go on without it."""
+    """Whether --resume and the report read it, so that a run cannot go on without it."""
 
     def open(self, run_dir: Path, lines: Sequence[Line]) -> None:
-        """Begin to write. `lines` are what earlier starts of the run wrote and kept, oldest first."""
+        """Open for writing. `lines` are the lines that earlier starts of the run wrote and kept, oldest first."""
         raise NotImplementedError
 
     def write(self, line: Line) -> None:
-        """Write the numbers of one step or evaluation."""
+        """Write one line: a step, an evaluation or a note."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Bring everything to its place. Also called when opening or writing failed."""
+        """Flush and close. Also called after `open` or `write` failed."""
 
 
 NOT_METRICS = ("kind", "step", "time", "label")
 
 
 def scalars(line: Line) -> dict[str, float]:
-    """The numbers of a line by name; those of an evaluation begin with `evaluation/`."""
+    """The numeric values of a line by name; names of an evaluation begin with `evaluation/`."""
     prefix = "evaluation/" if line["kind"] == "evaluation" else ""
     return {
         prefix + name: value

@@ -1,4 +1,4 @@
-"""The numbers of a run as TensorBoard's event files: `tensorboard --logdir RUN/tensorboard`."""
+"""The metrics of a run as TensorBoard event files: `tensorboard --logdir RUN/tensorboard`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Sink):
-    """Event files in RUN/tensorboard."""
+    """TensorBoard event files in RUN/tensorboard."""
 
     sink: str = "tensorboard"
     _writer: "Writer | None" = PrivateAttr(None)
 
     def open(self, run_dir: Path, lines: Sequence[Line]) -> None:
-        """Event files are made anew, so that they say the same as the record also after a run was resumed."""
+        """Rewrite the event files from `lines`, so that they match the record after a resume."""
         from tensorboard.summary import Writer
 
         folder = run_dir / "tensorboard"

@@ -1,4 +1,4 @@
-"""The transports of weights by the names that a configuration gives them: one file each."""
+"""Which transports of weights can a configuration name? One file each, registered in `TRANSPORTS`."""
 
 from typing import Annotated
 
@@ -8,4 +8,4 @@ from rl.weights.transports.shared_memory import SharedMemory
 
 TRANSPORTS: dict[str, type[Transport]] = {"shared_memory": SharedMemory}
 AnyTransport = Annotated[Transport, OneOf(TRANSPORTS, "transport", "shared_memory")]
-"""A key that holds the section of one of them."""
+"""Type of a key that holds the section of one of these transports."""

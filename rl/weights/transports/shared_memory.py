@@ -1,4 +1,4 @@
-"""Shared memory: a file in /dev/shm that all engines of the node map (`rl.weights.shared_memory`)."""
+"""Shared memory: a file in /dev/shm that all engines on the node map (`rl.weights.shared_memory`)."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class SharedMemory(Transport):
-    """A file in shared memory; learner and engines run on one node."""
+    """A file in shared memory; learner and engines must run on one node."""
 
     transport: Literal["shared_memory"] = "shared_memory"
-    """How weights travel from the learner to the engines."""
+    """Name of the transport."""
 
     def publisher(self) -> "SharedMemoryPublisher":
         from rl.weights.shared_memory import SharedMemoryPublisher
