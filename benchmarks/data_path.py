@@ -38,7 +38,7 @@ R = TypeVar("R")
 ENV_ID = "math/Arithmetic-v0"
 GROUP_SIZE = 8
 NUM_PROMPT_TOKENS = 256
-REPLY_TOKENS = (1024, 128)
+REPLY_TOKENS = (8192, 1024, 128)
 """Reply tokens of a rollout, one size after the other."""
 VOCAB_SIZE = 131_072
 CHARACTERS_PER_TOKEN = 4

@@ -21,8 +21,8 @@ MAX_NAME_CHARACTERS = 200
 
 _HERE = Path(__file__).parent
 _MACHINERY = (
-    *("check", "commands", "event_loop", "player", "registry", "results", "scored", "session"),
-    *("text_env", "tool_class", "tool_specs"),
+    *("check", "commands", "event_loop", "options_text", "player", "registry", "results", "scored"),
+    *("session", "text_env", "tool_class", "tool_specs"),
 )
 NOT_THE_AUTHORS = (
     *(str(_HERE / name) for name in _MACHINERY),

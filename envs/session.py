@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from envs.errors import error_text, is_ours, named, place_of, shown
+from envs.errors import error_text, is_ours, named, place_of
 from envs.event_loop import DeadlineError, call_within
 from envs.messages import Message, Reply
+from envs.options_text import options_text
 from envs.registry import EnvironmentPluginError, UnknownEnvironmentError, make
 from envs.results import (
     ResultError,
@@ -25,7 +26,7 @@ from envs.results import (
     read_scores,
     read_step,
 )
-from envs.text_env import EnvironmentOptionError, StepResult, TextEnv
+from envs.text_env import StepResult, TextEnv
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +203,8 @@ class Session:
         except KeyboardInterrupt:  # a person's: one that environment code raises arrives as another type
             raise
         except (ResultError, UnknownEnvironmentError, EnvironmentPluginError) as error:
-            raise EnvFailure(
-                "" if not isinstance(error, ResultError) else self._where, str(error), error=error
-            ) from error
+            where = self._where if isinstance(error, ResultError) else ""
+            raise EnvFailure(where, str(error), error=error) from error
         except BaseException as error:
             if is_ours(error):  # it says in words what is wrong, such as a level that there is none of
                 raise EnvFailure(self._where, error_text(error), error=error) from error
@@ -225,22 +225,6 @@ def raised(error: BaseException) -> str:
 def reason_of(error: BaseException) -> str:
     """In words: why something that an environment gave cannot be used."""
     return str(error) if isinstance(error, ResultError) else f"what the environment gave cannot be read: {named(error)}"
-
-
-def options_text(env: TextEnv, options: Mapping[str, Any], error: BaseException | None) -> str:
-    """Which options a task was opened with, where they are not the defaults: a wrong one fails inside of `reset`.
-
-    Empty for an error that names the option itself.
-    """
-    if isinstance(error, EnvironmentOptionError):
-        return ""
-    try:
-        defaults = env.OPTIONS if isinstance(env.OPTIONS, Mapping) else {}
-        given = {name: value for name, value in options.items() if name != "split" and defaults.get(name) != value}
-    except BaseException:  # the environment's attributes may be properties, its defaults anything, and they may exit
-        return ""
-    told = [f"{name}={shown(value, 60)} (default {shown(defaults.get(name), 60)})" for name, value in given.items()]
-    return f"; with the option{'s' if len(told) > 1 else ''} {', '.join(told)}" if told else ""
 
 
 def close_quietly(env: TextEnv, timeout_s: float) -> None:

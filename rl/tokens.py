@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, DTypeLike
 COLUMN_TYPES: Mapping[str, DTypeLike] = {"logprob": np.float32, "version": np.int32}
 """Columns that every reply has."""
 
+OUT_OF_BAND_TOKENS = 2048
+"""From this length on, the copies that a buffer of its own saves cost more than the buffer."""
+
 
 class TokensError(ValueError):
     """Arrays do not have one length, so they do not describe the same tokens."""
@@ -82,7 +85,11 @@ class Tokens:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle all arrays as one byte string: pickling an array costs as much as a hundred tokens."""
+        """Pickle short arrays as one byte string: pickling an array costs as much as a hundred tokens. Long arrays are
+        pickled by numpy, out of the stream, so that Ray copies them once and not three times.
+        """
+        if len(self) >= OUT_OF_BAND_TOKENS:
+            return Tokens.make, (self.ids, self.sampled, self.columns)
         arrays = (self.ids, self.sampled, *self.columns.values())
         kinds = tuple((array.dtype.str, array.shape) for array in arrays)
         return _unpacked, (tuple(self.columns), kinds, b"".join([array.tobytes() for array in arrays]))

@@ -64,7 +64,7 @@ def test_every_benchmark_is_described_and_tested() -> None:
 @pytest.mark.slow
 def test_data_path_measures_both_sizes(tmp_path: Path) -> None:
     report = run_short("data_path", tmp_path)
-    assert report["summary"].keys() == {"1024_reply_tokens", "128_reply_tokens"}
+    assert report["summary"].keys() == {"8192_reply_tokens", "1024_reply_tokens", "128_reply_tokens"}
     for figures in report["summary"].values():
         parts = {"pickle_ns", "load_ns", "samples_ns", "batch_ns"}
         assert figures.keys() == {*parts, "total_ns", "rollout_lines_ns"}

@@ -1,6 +1,5 @@
 """The contract for every registered environment, and what each of ours promises beyond it."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +21,6 @@ from envs.package_data import DataPackageError
 from envs.registry import environment_ids, make
 from envs.text_env import EnvironmentOptionError, in_split
 from envs.tool_class import ToolClassEnv, run_now
-from envs.tool_specs import read_arguments
 from envs.tool_use.python_tool import Python
 from envs.tool_use.store import Store
 from envs.tool_use.workplace import Workplace
@@ -278,39 +276,6 @@ def test_every_kind_of_errand_is_drawn_and_changes_something() -> None:
         seen |= {call.name for call in office._gold}
     assert {"move_mail", "send_mail", "move_event", "delete_event", "close_task", "assign_task"} < seen
     assert {"move_customer", "mark_customer"} < seen
-
-
-def test_tools_are_described_by_their_methods() -> None:
-    tools = {tool.name: tool for tool in ToolClassEnv(Store).tools}
-    assert sorted(tools) == ["buy", "price", "stock"]
-    assert tools["buy"].description == "Buy items"
-    assert tools["buy"].parameters == {
-        "type": "object",
-        "properties": {"item": {"type": "string"}, "count": {"type": "integer"}},
-        "required": ["item", "count"],
-    }
-
-
-def lamp(name: str, level: int, on: bool, share: float) -> str:
-    return f"{name} {level} {on} {share}"
-
-
-def test_tool_arguments_are_converted_from_text_but_never_changed() -> None:
-    given = {"name": 7, "level": " 3 ", "on": "False", "share": "0.5"}
-    assert read_arguments(lamp, given) == {"name": "7", "level": 3, "on": False, "share": 0.5}
-    for name, value in (("level", 2.7), ("level", True), ("on", "maybe"), ("share", "nan"), ("name", ["a"])):
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            read_arguments(lamp, {**given, name: value})
-
-
-def test_a_tool_with_an_unusual_parameter_is_refused_when_the_environment_is_made() -> None:
-    class Bad(Store):
-        def look(self, where: threading.Thread) -> str:
-            """Look"""
-            return str(where)
-
-    with pytest.raises(TypeError, match="tool look: a parameter's type is none of JSON's"):
-        ToolClassEnv(Bad)
 
 
 def test_constraints_pay_a_share_for_what_is_followed_and_the_rest_for_all() -> None:

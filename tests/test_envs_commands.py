@@ -98,7 +98,7 @@ def test_a_package_is_not_written_over_another_or_under_a_bad_name(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_failing_check_says_how_to_mend_it_and_exits_with_1() -> None:
-    done = envs("check", "tests.test_check:PaysSilence", "--seeds", "3")
+    done = envs("check", "tests.unsound_envs:PaysSilence", "--seeds", "3")
     assert done.returncode == 1
     assert "To fix: score an empty text as wrong" in done.stdout
 

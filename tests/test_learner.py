@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,7 @@ from rl.data_types import Sample
 from rl.learner.batching import make_batches
 from rl.learner.forward import UnsupportedHeadError, check_head, policy_logprobs
 from rl.learner.learner import Learner, LearnerStateError
-from rl.learner.optimizer import learning_rate
 from rl.learner.policy import IncompleteCheckpointError
-from rl.learner.router import RouterBalancer, UnsupportedRouterError
 from rl.tokens import Tokens
 from tests.makers import make_config
 
@@ -268,19 +265,6 @@ def tiny_llama():
     )
 
 
-# Learning rate
-
-
-def test_the_learning_rate_warms_up_and_follows_its_schedule():
-    def rates(schedule):
-        config = config_with(num_steps=6, warmup_steps=2, schedule=schedule, learning_rate=1.0)
-        return [learning_rate(num_updates, config) for num_updates in range(7)]
-
-    assert rates("constant") == pytest.approx([0.5, 1, 1, 1, 1, 1, 1])
-    assert rates("linear") == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25, 0])
-    assert rates("cosine") == pytest.approx([0.5, 1, 1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0])
-
-
 # Routers
 
 
@@ -304,43 +288,6 @@ def test_routers_train_when_they_are_not_frozen(hybrid_path, samples):
     learner.update(samples)
     name = next(name for name in before if name.endswith("gate.weight"))
     assert not torch.equal(before[name], learner.model.state_dict()[name])
-
-
-class StandInRouter(torch.nn.Module):
-    """Sends each token to the experts it names."""
-
-    def __init__(self):
-        super().__init__()
-        self.e_score_correction_bias = torch.nn.Buffer(torch.zeros(4))
-
-    def forward(self, chosen: torch.Tensor) -> Any:
-        return torch.zeros(1), torch.zeros(1), chosen
-
-
-def test_the_bias_falls_for_overloaded_experts_and_padding_does_not_count():
-    router = StandInRouter()
-    balancer = RouterBalancer(torch.nn.ModuleList([router]), rate=0.5, freeze=True)
-    balancer.token_mask_BT = torch.tensor([[True, True], [True, False]])
-    router(torch.tensor([[0, 1], [0, 1], [0, 2], [3, 3]]))  # the last token is padding
-    (load,) = balancer.loads()
-    assert load.tolist() == [3, 2, 1, 0]
-    balancer.update()  # mean load 1.5
-    assert router.e_score_correction_bias.tolist() == [-0.5, -0.5, 0.5, 0.5]
-    balancer.forget()
-    balancer.update()
-    assert router.e_score_correction_bias.tolist() == [-0.5, -0.5, 0.5, 0.5]
-
-
-def test_a_router_that_hides_its_choice_is_refused():
-    class Mute(StandInRouter):
-        def forward(self, chosen: torch.Tensor) -> Any:
-            return torch.zeros(1)
-
-    router = Mute()
-    balancer = RouterBalancer(torch.nn.ModuleList([router]), rate=0.5, freeze=True)
-    balancer.token_mask_BT = torch.tensor([[True]])
-    with pytest.raises(UnsupportedRouterError, match="expert_bias_rate: 0"):
-        router(torch.tensor([[0, 1]]))
 
 
 # State

@@ -2,10 +2,8 @@
 
 import asyncio
 import math
-import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,63 +16,9 @@ from rl.engine.protocol import EngineError
 from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
-from rl.tokens import Tokens
+from tests.echo import Echo, as_text, failing, played
 from tests.makers import make_config, make_rollout, make_task
 from tests.scripted import CharacterChat, CharacterDialogue, ScriptedEngine, ScriptedLane
-
-Script = Callable[..., Any]
-
-
-class Echo(TextEnv):
-    """Asks twice; the reward is 1 when the second reply is `yes`."""
-
-    max_turns = 3
-    instances: list["Echo"] = []
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.num_steps = 0
-        Echo.instances.append(self)
-        return (Message("user", "first?"),), {}
-
-    def step(self, action: Reply) -> Any:
-        self.num_steps += 1
-        if self.num_steps == 1:
-            return (Message("user", "second?"),), 0.0, False, False, {}
-        reward = float(action.text == "yes")
-        return (), reward, True, False, {"reward_parts": {"yes": reward}}
-
-
-def played(env: type[TextEnv], script: Script, monkeypatch: pytest.MonkeyPatch, **rollout: Any) -> Rollout:
-    monkeypatch.setattr(environment_module, "make", lambda env_id: env())
-    config = make_config(rollout=rollout, policy={"path": "x", "max_tokens": 120})
-    engine = ScriptedEngine(script)
-
-    async def run() -> Rollout:
-        player = Player(config, CharacterChat(), engine, EnvRunner(4), 1.0)  # pyright: ignore[reportArgumentType]
-        (lane,) = engine.open_lanes(1)
-        return await play(player, make_task(), "0-0", 0, lane)
-
-    rollout_played = asyncio.run(run())
-    assert all(lane.is_closed for lane in engine.lanes)
-    return rollout_played
-
-
-def soon(condition: Callable[[], bool]) -> bool:
-    """Whether it holds within ten seconds."""
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
-
-
-def failing(method: str, fail: Callable[[], Any]) -> type[TextEnv]:
-    """Echo whose `reset` or `step` does something bad."""
-    return type("Failing", (Echo,), {method: lambda self, *args, **kwargs: fail()})
-
-
-def as_text(tokens: Tokens) -> str:
-    return "".join(map(chr, tokens.ids.tolist()))
 
 
 def test_a_complete_episode_is_ok_and_its_tokens_are_appended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,179 +260,6 @@ def test_an_opening_that_does_not_fit_names_the_key(monkeypatch: pytest.MonkeyPa
     assert rollout.outcome is Outcome.ENV_ERROR and "policy.max_tokens" in rollout.error
 
 
-def test_hanging_environments_do_not_use_up_the_threads() -> None:
-    async def run() -> str:
-        runner = EnvRunner(2)
-        hanging = [runner.run(lambda: time.sleep(30), 0.1) for _ in range(6)]
-        assert all(isinstance(error, TimeoutError) for error in await asyncio.gather(*hanging, return_exceptions=True))
-        return await runner.run(lambda: f"alive in {os.getpid()}", 5.0)
-
-    assert asyncio.run(run()) == f"alive in {os.getpid()}"
-
-
-class AsyncEcho(Echo):
-    """Echo with a step that waits."""
-
-    async def step(self, action: Reply) -> Any:
-        await asyncio.sleep(0.01)
-        return Echo.step(self, action)
-
-
-def test_asynchronous_environments_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    rollout = played(AsyncEcho, lambda prompt, seed: "yes", monkeypatch)
-    assert (rollout.outcome, rollout.reward) == (Outcome.OK, 1.0)
-
-
-def test_an_asynchronous_close_is_waited_for_by_nobody_and_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = threading.Event()
-
-    class Closing(AsyncEcho):
-        async def close(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-            await asyncio.sleep(0.01)
-            closed.set()
-
-    assert played(Closing, lambda prompt, seed: "yes", monkeypatch).reward == 1.0
-    assert closed.wait(5.0)
-
-
-class Closed(Echo):
-    """Counts how often it is made and closed, a class of its own a test."""
-
-    num_made = num_closed = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        type(self).num_made += 1
-
-    def close(self) -> None:
-        type(self).num_closed += 1
-
-
-def closing(**methods: Any) -> Any:
-    return type("Closing", (Closed,), {"num_made": 0, "num_closed": 0, **methods})
-
-
-def is_closed_once_each(env: Any, num: int) -> bool:
-    return soon(lambda: env.num_closed == num) and not time.sleep(0.05) and (env.num_made, env.num_closed) == (num, num)
-
-
-def test_every_environment_is_closed_exactly_once_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise KeyError("gone")
-
-    for methods, num in (({}, 1), ({"reset": fail}, 2), ({"step": fail}, 2)):
-        env = closing(**methods)
-        played(env, lambda *_: "y", monkeypatch)
-        assert is_closed_once_each(env, num)
-
-
-def test_an_environment_that_is_made_after_its_deadline_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    may_go_on = threading.Event()
-
-    def slow(self: Any) -> None:
-        may_go_on.wait(10)
-        Closed.__init__(self)
-
-    env = closing(__init__=slow)
-    rollout = played(env, lambda *_: "y", monkeypatch, reset_timeout_s=0.1)
-    assert (rollout.outcome, rollout.num_attempts) == (Outcome.ENV_TIMEOUT, 2)
-    may_go_on.set()
-    assert is_closed_once_each(env, 2)
-
-
-def test_an_asynchronous_close_of_a_synchronous_environment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def close(self: Any) -> None:
-        await asyncio.sleep(0.01)
-        type(self).num_closed += 1
-
-    env = closing(close=close)
-    assert played(env, lambda *_: "yes", monkeypatch).outcome is Outcome.OK
-    assert is_closed_once_each(env, 1)
-
-
-@pytest.mark.slow
-def test_an_asynchronous_close_happens_after_the_loop_was_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def step(self: Any, action: Reply) -> Any:
-        time.sleep(8)
-
-    async def close(self: Any) -> None:
-        await asyncio.sleep(0)
-        type(self).num_closed += 1
-
-    env = closing(step=step, close=close)
-    rollout = played(env, lambda *_: "y", monkeypatch, step_timeout_s=0.1)
-    assert rollout.outcome is Outcome.ENV_TIMEOUT
-    assert is_closed_once_each(env, 2)
-
-
-def test_a_step_that_blocks_although_it_is_called_asynchronous_does_not_block_the_engines_loop() -> None:
-    async def run() -> bool:
-        call = EnvRunner(1).run(lambda: time.sleep(5), 0.2, is_async=True)
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.01)
-                ticks += 1
-
-        ticking = asyncio.create_task(tick())
-        with pytest.raises(TimeoutError):
-            await call
-        ticking.cancel()
-        return ticks > 3
-
-    assert asyncio.run(run())
-
-
-def test_a_thousand_waiting_episodes_take_as_long_as_one() -> None:
-    async def run() -> list[int]:
-        runner = EnvRunner(1)
-
-        async def wait(number: int) -> int:
-            await asyncio.sleep(0.5)
-            return number
-
-        calls = [runner.run(lambda number=number: wait(number), 5.0, is_async=True) for number in range(1000)]
-        return await asyncio.wait_for(asyncio.gather(*calls), 20.0)
-
-    assert asyncio.run(run()) == list(range(1000))
-
-
-@pytest.mark.parametrize("waits", [False, True])
-def test_an_environment_that_cancels_itself_does_not_cancel_the_rollout(
-    waits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def step(self: Any, action: Reply) -> Any:
-        raise asyncio.CancelledError
-
-    def fail() -> Any:
-        raise asyncio.CancelledError
-
-    env = type("Cancelling", (Echo,), {"step": step}) if waits else failing("step", fail)
-    rollout = played(env, lambda *_: "hm", monkeypatch)
-    assert (rollout.outcome, rollout.reward) == (Outcome.ENV_ERROR, None)
-    assert "ancelled" in rollout.error
-
-
-def test_asynchronous_code_that_blocks_its_loop_is_left_behind() -> None:
-    async def run() -> Any:
-        runner = EnvRunner(1)
-
-        async def block() -> None:
-            time.sleep(30)
-
-        with pytest.raises(TimeoutError):
-            await runner.run(block, 0.1, is_async=True)
-
-        async def answer() -> str:
-            return "alive"
-
-        return await runner.run(answer, 5.0, is_async=True)
-
-    assert asyncio.run(run()) == "alive"
-
-
 class Judged(Echo):
     """The group's longest reply wins."""
 
@@ -500,16 +271,6 @@ class Judged(Echo):
             raise RuntimeError("the judge does not answer")
         lengths = [len(conversation[-1].content) for conversation in conversations]
         return [{"longest": 1.0 if length == max(lengths) else 0.0} for length in lengths]
-
-
-def test_whether_an_environment_compares_is_found_out_without_leaving_one_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    env = closing(score_group=lambda self, conversations: [0.0] * len(conversations))
-    monkeypatch.setattr("envs.session.make", lambda env_id: env())
-    assert group_score.compares("tests:ClosedOnce")
-    assert group_score.compares("tests:ClosedOnce")
-    assert is_closed_once_each(env, 1)
 
 
 def judged(outcomes: list[str], monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> tuple[Rollout, ...]:

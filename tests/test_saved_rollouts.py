@@ -2,15 +2,12 @@
 
 import json
 import re
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -18,14 +15,12 @@ from envs.commands import replay as replaying
 from envs.commands.evaluate import Endpoint, evaluate, openai_messages, pass_at, read_reply
 from envs.commands.profile import ProfileError, print_profile, profile_tasks
 from envs.commands.replay import replay, replay_file
-from envs.commands.view import page, write_page
-from envs.gold import gold_conversation
 from envs.messages import Message, Reply, ToolCall
-from envs.registry import make
-from envs.rollout_file import RolloutFileError, array_object, message_from, message_object, read_rollouts
+from envs.rollout_file import RolloutFileError, message_from, message_object, read_rollouts
 from envs.scored import scored
 from envs.text_env import TextEnv
-from tests.makers import make_reply, make_run_config, write_run
+from tests.makers import make_run_config, write_run
+from tests.saved import saved, write
 
 QUIET = Console(quiet=True)
 
@@ -45,27 +40,6 @@ class SaysHalfACharacter(Paid):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         return (Message("user", "\ud800"),), {}
-
-
-def saved(env_id: str, seed: int, reward: float | None = 1.0, **changes: Any) -> dict[str, Any]:
-    """A rollout of gold replies as it is saved."""
-    options = {"split": "train"}
-    messages = gold_conversation(make(env_id), seed, options)
-    task = {"env_id": env_id, "seed": seed, "split": "train", "options": {}}
-    return {
-        "task": task,
-        "messages": [message_object(message) for message in messages],
-        "reward": reward,
-        "reward_parts": {},
-        "outcome": "ok",
-        "error": "",
-        **changes,
-    }
-
-
-def write(path: Path, rollouts: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(rollout) + "\n" for rollout in rollouts))
-    return path
 
 
 def test_messages_survive_being_saved() -> None:
@@ -112,7 +86,7 @@ def test_a_changed_scorer_and_a_changed_environment_are_told(
 
 
 def test_what_a_comparison_of_the_group_paid_is_not_scored_again_alone() -> None:
-    again = replay(saved("tests.test_check:ForgetsAMember", 0))
+    again = replay(saved("tests.unsound_envs:ForgetsAMember", 0))
     assert again.now is None and again.problem.startswith("its reward came from comparing a group")
 
 
@@ -337,86 +311,3 @@ def test_arguments_that_are_no_object_go_to_the_tool_as_they_are() -> None:
     assert read_reply({"content": None, "tool_calls": [call]}) == Reply("", "", (ToolCall("f", {"arguments": "[1]"}),))
     told = openai_messages([Message("assistant", "", "", (ToolCall("f", {}), ToolCall("g", {}))), Message("tool", "1")])
     assert told[1]["tool_call_id"] == told[0]["tool_calls"][0]["id"]
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def dom(path: Path, fragment: str = "") -> str:
-    """The page as a real browser has it after its script has run."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{path}{fragment}"], capture_output=True, text=True, timeout=120)
-    return done.stdout
-
-
-def turn(*tokens: tuple[int, float, bool]) -> dict[str, Any]:
-    ids, logprobs, forced = zip(*tokens, strict=True)
-    reply = make_reply(ids, forced={place for place, is_forced in enumerate(forced) if is_forced})
-    arrays = {"ids": reply.ids, "sampled": reply.sampled, "logprob": np.array(logprobs, np.float32)}
-    return {"reply": {name: array_object(array) for name, array in arrays.items()}}
-
-
-@pytest.fixture
-def viewed(tmp_path: Path) -> Path:
-    hostile = message_object(Message("assistant", "</script><script>document.title='hacked'</script><b>x</b> needle"))
-    rollouts = [
-        saved("math/Arithmetic-v0", 0, turns=[turn((0, -0.1, False), (1, -4.0, False), (2, 0.0, True))]),
-        saved("tools/Store-v0", 1, reward=0.25, outcome="truncated"),
-        saved("tools/Store-v0", 2, reward=None, outcome="env_error", error="it broke"),
-    ]
-    rollouts[1]["messages"].append(hostile)
-    (tmp_path / "rollouts").mkdir()
-    write(tmp_path / "rollouts" / "train_000001.jsonl", rollouts)
-    (tmp_path / "tokens.json").write_text(json.dumps(["<good>", "odd", "forced"]))
-    write_page(tmp_path, tmp_path / "page.html")
-    return tmp_path / "page.html"
-
-
-def entries(html: str) -> list[str]:
-    return re.findall(r"<button[^>]*>([^<]*)", html)
-
-
-def test_the_page_shows_rollouts_and_their_tokens_in_a_browser(viewed: Path) -> None:
-    html = dom(viewed)
-    assert entries(html) == ["math/Arithmetic-v0  1.000", "tools/Store-v0  0.250", "tools/Store-v0  none"]
-    spans = re.findall(r'<span(?: class="(\w+)")? title="([^"]*)"(?: style="[^"]*")?>([^<]*)</span>', html)
-    assert spans == [
-        ("", "logprob -0.1", "&lt;good&gt;"),
-        ("", "logprob -4", "odd"),
-        ("forced", "forced by the budget, not trained", "forced"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("fragment", "shown"),
-    [
-        ("#env=tools/Store-v0", 2),
-        ("#outcome=truncated", 1),
-        ("#low=0.5", 1),
-        ("#high=0.5", 1),
-        ("#search=NEEDLE", 1),
-        ("#search=nowhere", 0),
-        ("#env=tools/Store-v0&outcome=ok", 0),
-    ],
-)
-def test_the_page_filters_and_searches_in_a_browser(viewed: Path, fragment: str, shown: int) -> None:
-    html = dom(viewed, fragment)
-    assert len(entries(html)) == shown
-    assert f"{shown} of 3" in html
-
-
-def test_what_a_policy_wrote_stays_text_in_a_browser(viewed: Path) -> None:
-    html = dom(viewed, "#outcome=truncated")
-    assert "hacked" not in re.findall(r"<title>(.*?)</title>", html)[0]
-    assert "&lt;/script&gt;&lt;script&gt;" in html
-    assert "it broke" in dom(viewed, "#outcome=env_error")
-
-
-def test_the_page_fetches_nothing_and_is_cut_to_the_newest(tmp_path: Path) -> None:
-    text = page([saved("math/Arithmetic-v0", 0)], "a <title>")
-    assert "http" not in text.replace("http-equiv", "")
-    assert "<title>rollouts: a &lt;title&gt;</title>" in text
-    file = write(tmp_path / "many.jsonl", [saved("math/Arithmetic-v0", seed) for seed in range(5)])
-    assert "2 rollouts, the newest of 5" in write_page(file, tmp_path / "page.html", limit=2)

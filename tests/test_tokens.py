@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.tokens import Tokens, TokensError
+from rl.tokens import OUT_OF_BAND_TOKENS, Tokens, TokensError
 
 
 def make_tokens(num: int, **columns) -> Tokens:
@@ -23,12 +23,22 @@ def test_types_are_those_of_the_contract():
     assert tokens.columns["version"].dtype == np.int32
 
 
-def test_nobody_can_write_to_an_array_of_tokens():
-    joined = Tokens.joined([Tokens.unsampled([1]), make_tokens(2)])
-    for tokens in (joined, pickle.loads(pickle.dumps(joined))):
+@pytest.mark.parametrize("num", [2, OUT_OF_BAND_TOKENS])
+def test_nobody_can_write_to_an_array_of_tokens(num):
+    joined = Tokens.joined([Tokens.unsampled([1]), make_tokens(num)])
+    for tokens in (joined, *(pickle.loads(pickle.dumps(joined, protocol)) for protocol in (4, 5))):
+        assert tokens == joined
         for array in (tokens.ids, tokens.sampled, *tokens.columns.values()):
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 0
+
+
+def test_long_arrays_are_pickled_out_of_the_stream():
+    tokens = make_tokens(OUT_OF_BAND_TOKENS)
+    buffers: list[pickle.PickleBuffer] = []
+    stream = pickle.dumps(tokens, 5, buffer_callback=buffers.append)
+    assert len(buffers) == 4
+    assert pickle.loads(stream, buffers=buffers) == tokens
 
 
 def test_arrays_of_different_lengths_are_refused():

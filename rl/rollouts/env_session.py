@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from envs.errors import error_text, is_ours
 from envs.event_loop import DeadlineError
 from envs.messages import Message, Reply, ToolSpec
+from envs.options_text import options_text
 from envs.registry import make
 from envs.results import check_attributes, check_opened, check_total, read_opening, read_scores, read_step
-from envs.session import Opened, options_text, raised, reason_of
+from envs.session import Opened, raised, reason_of
 from envs.text_env import TextEnv
 from rl.config.rollout import RolloutConfig
 from rl.data_types import Outcome, Task

@@ -1,0 +1,45 @@
+"""The router's balancer alone: what its bias learns from, and which routers it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from rl.learner.router import RouterBalancer, UnsupportedRouterError
+
+
+class StandInRouter(torch.nn.Module):
+    """Sends each token to the experts it names."""
+
+    def __init__(self):
+        super().__init__()
+        self.e_score_correction_bias = torch.nn.Buffer(torch.zeros(4))
+
+    def forward(self, chosen: torch.Tensor) -> Any:
+        return torch.zeros(1), torch.zeros(1), chosen
+
+
+def test_the_bias_falls_for_overloaded_experts_and_padding_does_not_count():
+    router = StandInRouter()
+    balancer = RouterBalancer(torch.nn.ModuleList([router]), rate=0.5, freeze=True)
+    balancer.token_mask_BT = torch.tensor([[True, True], [True, False]])
+    router(torch.tensor([[0, 1], [0, 1], [0, 2], [3, 3]]))  # the last token is padding
+    (load,) = balancer.loads()
+    assert load.tolist() == [3, 2, 1, 0]
+    balancer.update()  # mean load 1.5
+    assert router.e_score_correction_bias.tolist() == [-0.5, -0.5, 0.5, 0.5]
+    balancer.forget()
+    balancer.update()
+    assert router.e_score_correction_bias.tolist() == [-0.5, -0.5, 0.5, 0.5]
+
+
+def test_a_router_that_hides_its_choice_is_refused():
+    class Mute(StandInRouter):
+        def forward(self, chosen: torch.Tensor) -> Any:
+            return torch.zeros(1)
+
+    router = Mute()
+    balancer = RouterBalancer(torch.nn.ModuleList([router]), rate=0.5, freeze=True)
+    balancer.token_mask_BT = torch.tensor([[True]])
+    with pytest.raises(UnsupportedRouterError, match="expert_bias_rate: 0"):
+        router(torch.tensor([[0, 1]]))
