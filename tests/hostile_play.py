@@ -94,8 +94,8 @@ class Table:
 
         async def run() -> list[Rollout]:
             engine = HostileEngine(self.chat, choose, self.made)
-            player = Player(self.config, self.chat, engine, EnvRunner(2), 1.0)  # type: ignore[arg-type]
-            rollouts = [await play(player, self.task, "0-0", member, engine) for member in range(num)]  # type: ignore[arg-type]
+            player = Player(self.config, self.chat, engine, EnvRunner(2), 1.0)  # pyright: ignore[reportArgumentType]
+            rollouts = [await play(player, self.task, "0-0", member, engine) for member in range(num)]  # pyright: ignore[reportArgumentType]
             return list(await with_group_scores(player, self.task, rollouts))
 
         before = environment_module.make

@@ -21,8 +21,8 @@ class Odd:
     def _fail(self, *_: Any) -> Any:
         raise KeyboardInterrupt("nobody pressed it")
 
-    __repr__ = __eq__ = __bool__ = __len__ = __iter__ = __hash__ = __float__ = __int__ = __getattr__ = _fail  # type: ignore[assignment]
-    __str__ = __index__ = __call__ = __contains__ = __lt__ = __getitem__ = __add__ = __await__ = _fail  # type: ignore[assignment]
+    __repr__ = __eq__ = __bool__ = __len__ = __iter__ = __hash__ = __float__ = __int__ = __getattr__ = _fail  # pyright: ignore[reportAttributeAccessIssue]
+    __str__ = __index__ = __call__ = __contains__ = __lt__ = __getitem__ = __add__ = __await__ = _fail  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class OddText(str):
@@ -42,7 +42,7 @@ class OddText(str):
     def __len__(self) -> int:
         return -1
 
-    def encode(self, *_: Any) -> bytes:  # type: ignore[override]
+    def encode(self, *_: Any) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise OSError
 
 
@@ -77,7 +77,7 @@ class Homeless(BaseException):
     """Its class says of no module that it is from there."""
 
 
-Homeless.__module__ = None  # type: ignore[assignment]
+Homeless.__module__ = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Stopped(StopIteration):
@@ -114,7 +114,7 @@ TEXTS_LIKE = ("", "3", "\ud800", b"\xff", OddText("user"), "x" * 2_000_000, ...,
 HOLDING = (
     *((), [], {}, set(), ("user",), [1, 2], (1.0, 0.0), (0, 1, 2), {1: 2}, {"a": Odd()}, {("a",): 1}, {"\ud800": 1}),
     *(itself([]), itself({}), MappingProxyType({"a": 1}), range(3), Message("user", "?"), TOOL, ToolCall("x"), Odd()),
-    *(Message("robot", "?"), OddMessage("user", "?"), ToolSpec("", "", {}), ToolCall("x", {"a": {1j: 1}})),  # type: ignore[arg-type]
+    *(Message("robot", "?"), OddMessage("user", "?"), ToolSpec("", "", {}), ToolCall("x", {"a": {1j: 1}})),  # pyright: ignore[reportArgumentType]
 )
 WRONG: tuple[Callable[[], Any], ...] = (
     *((lambda value=value: value) for value in (*NUMBERS_LIKE, *TEXTS_LIKE, *HOLDING)),

@@ -55,6 +55,7 @@ def test_the_error_of_remote_code_comes_back_as_it_was(monkeypatch: pytest.Monke
         waiting(monkeypatch, wrapped).wait(SOON)
 
 
+@pytest.mark.slow
 def test_a_deadline_is_told_with_its_key_and_the_seconds_that_are_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     passed = Deadline(5.0, "an update", "train.update_timeout_s", started=time.monotonic() - 6.0)
     with pytest.raises(DeadlinePassed, match=r"an update took longer than 5 s; train\.update_timeout_s sets"):

@@ -61,7 +61,7 @@ def played(env: type[TextEnv], monkeypatch: pytest.MonkeyPatch, *, num: int = 1,
     engine = ScriptedEngine(lambda *_: "yes")
 
     async def run() -> list[Rollout]:
-        player = Player(config, CharacterChat(), engine, RUNNER, 1.0)  # type: ignore[arg-type]
+        player = Player(config, CharacterChat(), engine, RUNNER, 1.0)  # pyright: ignore[reportArgumentType]
         rollouts = [await play(player, task, "0-0", member, engine.open_lanes(1)[0]) for member in range(num)]
         return list(await with_group_scores(player, task, rollouts)) if num > 1 else rollouts
 
@@ -157,7 +157,7 @@ def test_attributes_that_are_wrong_or_raise_cost_their_rollout(
         env = spoiled()
         setattr(env, attribute, value())  # after the class was made, which looks at some
         played(env, monkeypatch)
-        assert attribute == "close" or is_closed(env) or not env.has_close  # type: ignore[attr-defined]
+        assert attribute == "close" or is_closed(env) or not env.has_close  # pyright: ignore[reportAttributeAccessIssue]
     for error, num_fine in itertools.product(some(RAISED), (0, 1, 2)):
         looks = itertools.count()
         fine = getattr(Plain, attribute)
