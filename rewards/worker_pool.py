@@ -85,9 +85,8 @@ class _Worker:
         return self._read_line(deadline_s)
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(BrokenPipeError), self._process:  # leaving it closes the pipes and waits for the end
             self._process.kill()
-        self._process.wait()
 
     def _read_line(self, deadline_s: float) -> bytes | None:
         assert self._process.stdout is not None

@@ -30,7 +30,8 @@ class Grpo(Algorithm):
     importance_weight_max: Annotated[float, Field(gt=0)] = 2.0
     """Upper bound on the importance weight between learner and engine (truncated importance sampling)."""
     sequence_mismatch_max: Annotated[float, Field(gt=1)] = 2.0
-    """Sequences whose mean exp|delta logp| between learner and engine is above this are excluded from the loss."""
+    """Sequences whose mean exp|delta logp| between learner and engine is above this are excluded from the loss. In an
+    asynchronous run the difference includes that of the policy versions, so this bounds staleness too."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Lower clip of PPO's ratio, 1 - clip_low; null does not clip."""
     clip_high: Annotated[float, Field(gt=0)] | None = None

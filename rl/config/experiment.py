@@ -114,7 +114,7 @@ class CanaryConfig(Section):
     mismatch_stop: Annotated[float, Field(gt=1)] = 2.0
     """Stop the run if the mismatch of a step is above this."""
     masked_rows_stop: Share = 0.5
-    """Stop the run if more than this share of a step's rollouts was masked."""
+    """Stop the run if more than this share of one step's rollouts was masked. Steps are looked at one by one."""
 
 
 class RayConfig(Section):
