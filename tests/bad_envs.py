@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.messages import Reply
+from envs.messages import Message, Reply
+from envs.text_env import TextEnv
 
 
 class Sound:
@@ -50,9 +51,18 @@ class LeaksThreads(Sound):
         return 1.0
 
 
-class FloodsMessages(Sound):
-    def reset(self, rng: np.random.Generator, split: str, marker: str = "") -> str:
-        return super().reset(rng, split) + "x" * 50_000_000
+class FloodsMessages(TextEnv):
+    """In its answer; an opening like this would be refused before the run starts."""
+
+    max_turns = 2
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.read_options(options)
+        return (Message("user", f"Say something about {self.np_random.integers(1000)}."),), {}
+
+    def step(self, action: Reply) -> Any:
+        return (Message("user", "x" * 50_000_000),), 0.0, False, False, {}
 
 
 class FloodsOutput(Sound):

@@ -24,6 +24,9 @@ from tests.hostile_values import RAISED, WRONG, endless
 from tests.makers import make_config
 from tests.scripted import CharacterChat, ScriptedEngine
 
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")
+"""Some of the wrong values are coroutines."""
+
 OVER: dict[str, Any] = {"reward_parts": {"right": 1.0}}
 ONE_MESSAGE = (Message("user", "?"),)
 NUMBERS = itertools.count()

@@ -23,6 +23,8 @@ def room() -> str:
 
 def unplaced() -> str:
     """That actors of this run have no place, and what is free, in words; empty when all have one."""
+    if not ray.is_initialized():  # the calls below would start a cluster
+        return ""
     with contextlib.suppress(Exception):  # only words: the deadline is what is raised, whatever answers here
         job = ray.get_runtime_context().get_job_id()
         actors = [actor for actor in state.actors().values() if actor["JobID"] == job]
