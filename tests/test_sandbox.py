@@ -17,7 +17,7 @@ from envs.sandbox import (
     PythonSession,
     SandboxError,
     SandboxResult,
-    jail,
+    forking,
     run_function,
     run_program,
     run_tests,
@@ -202,7 +202,7 @@ def test_forging_the_results_earns_nothing() -> None:
 
 def test_no_process_is_left_behind() -> None:
     run("def f(x): return x")
-    process = jail.ZYGOTES["isolated"]._process
+    process = forking.ZYGOTES["isolated"]._process
     assert process is not None
     before = descendants(process.pid)
     forgotten = PythonSession(QUICK)
@@ -252,7 +252,7 @@ def test_a_jail_outlives_the_thread_that_made_it_and_the_zygote_its_death() -> N
     thread.start()
     thread.join()
     assert sessions[0].run("print(x)") == "1\n"
-    process = jail.ZYGOTES["isolated"]._process
+    process = forking.ZYGOTES["isolated"]._process
     assert process is not None
     process.kill()
     process.wait()
@@ -261,15 +261,15 @@ def test_a_jail_outlives_the_thread_that_made_it_and_the_zygote_its_death() -> N
 
 
 def test_a_process_that_cannot_start_is_a_failure_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(jail.ZYGOTES, "isolated", jail.Zygote("isolated"))
-    monkeypatch.setattr(jail, "sys", SimpleNamespace(executable="/no/such/python", platform="linux"))
+    monkeypatch.setitem(forking.ZYGOTES, "isolated", forking.Zygote("isolated"))
+    monkeypatch.setattr(forking, "sys", SimpleNamespace(executable="/no/such/python", platform="linux"))
     with pytest.raises(SandboxError, match="no process could be started"):
         run("def f(x): return x")
 
 
 def test_another_system_is_said_so_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(jail.ZYGOTES, "isolated", jail.Zygote("isolated"))
-    monkeypatch.setattr(jail, "sys", SimpleNamespace(executable="", platform="darwin"))
+    monkeypatch.setitem(forking.ZYGOTES, "isolated", forking.Zygote("isolated"))
+    monkeypatch.setattr(forking, "sys", SimpleNamespace(executable="", platform="darwin"))
     with pytest.raises(SandboxError, match=r"needs Linux.*this is darwin"):
         run("def f(x): return x")
 
