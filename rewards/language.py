@@ -67,12 +67,6 @@ MIN_KANA = 0.05
 """Chinese has no kana, and Japanese a few even in its most formal texts: their least share among Han and kana."""
 
 
-def language_of(text: str) -> str | None:
-    """The language that most of the text is in; None for a text without a letter of a known script."""
-    scores = _scores(text)
-    return max(scores, key=lambda language: scores[language]) if scores else None
-
-
 def is_written_in(text: str, language: str) -> bool:
     """Whether the language is the text's, or as likely as the likeliest, which happens for a few words only.
 

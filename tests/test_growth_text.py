@@ -30,7 +30,7 @@ from rewards.judge import (
     rubric_question,
     says_something,
 )
-from rewards.language import language_of
+from rewards.language import is_written_in
 from rewards.schema import MAX_CHARACTERS, schema_scores
 from rewards.strict_json import is_json, read_json
 from rewards.words import count_word, sentences_of, words_of
@@ -123,7 +123,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "words": words_of,
     "sentences": sentences_of,
     "a word": lambda text: count_word(text, "a b"),
-    "language": language_of,
+    "language": lambda text: is_written_in(text, "en"),
     "JSON": quietly(read_json),
     "whether JSON": is_json,
     "abstention": lambda text: abstention_reward(text, 0.0),

@@ -4,7 +4,7 @@
 import pytest
 
 from rewards.instructions import Instruction, follows_strictly
-from rewards.language import IFEVAL, LANGUAGES, is_written_in, language_of
+from rewards.language import IFEVAL, LANGUAGES, is_written_in
 
 SENTENCES = {
     "en": "Every morning I walk in the garden.",
@@ -70,6 +70,10 @@ def test_other_languages_are_not_english(text: str) -> None:
     assert not follows_strictly(text, Instruction("change_case:english_lowercase"))
 
 
+def languages_of(text: str) -> list[str]:
+    return [language for language in sorted(LANGUAGES) if is_written_in(text, language)]
+
+
 def test_scripts_and_neighbours() -> None:
     texts = (
         "La mer et le vent",
@@ -79,11 +83,10 @@ def test_scripts_and_neighbours() -> None:
         "東京大学入学試験問題について",
         "한국어 漢字",
     )
-    assert [language_of(text) for text in texts] == ["fr", "ja", "zh", "el", "ja", "ko"]
-    assert language_of("De hond loopt elke ochtend in de tuin.") == "nl"
-    assert language_of("Я люблю Python и пишу на нём каждый день.") == "ru"
-    assert language_of("1 2 3 !") is None
-    assert not is_written_in("1 2 3 !", "en")
+    assert [languages_of(text) for text in texts] == [["fr"], ["ja"], ["zh"], ["el"], ["ja"], ["ko"]]
+    assert languages_of("De hond loopt elke ochtend in de tuin.") == ["nl"]
+    assert languages_of("Я люблю Python и пишу на нём каждый день.") == ["ru"]
+    assert languages_of("1 2 3 !") == []
     assert is_written_in("我喜欢学习数学。", "zh-cn")
 
 
