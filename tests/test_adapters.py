@@ -86,6 +86,7 @@ def test_the_adapter_of_reasoning_gym_keeps_the_contract() -> None:
     assert failures("other/ReasoningGym-v0") == []
 
 
+@pytest.mark.slow
 def test_the_adapter_of_gymnasium_keeps_the_contract() -> None:
     assert failures("other/Gymnasium-v0") == []
 

@@ -219,10 +219,11 @@ def test_a_budget_beyond_the_reply_is_refused() -> None:
 def test_each_task_draws_its_budget_from_the_distribution() -> None:
     budgets = {"off": 1.0, "16": 2.0, "unlimited": 1.0}
     config: ExperimentConfig = make_config(environments={"math/Arithmetic-v0": {"budget": budgets}})
-    drawn = [TaskStream(config.environments, 0, 8).task(ordinal).budget for ordinal in range(1000)]
+    first, second = TaskStream(config.environments, 0, 8), TaskStream(config.environments, 0, 8)
+    drawn = [first.task(ordinal).budget for ordinal in range(1000)]
     assert set(drawn) == {"off", 16, "unlimited"}
     assert 430 < drawn.count(16) < 570
-    assert drawn == [TaskStream(config.environments, 0, 8).task(ordinal).budget for ordinal in range(1000)]
+    assert drawn == [second.task(ordinal).budget for ordinal in range(1000)]
     assert draw_budget({"unlimited": 1.0}, 5) == "unlimited"
 
 

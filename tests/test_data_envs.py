@@ -45,6 +45,7 @@ def test_human_evals_tests_are_out_of_the_candidates_reach() -> None:
     assert result.status == "error"
 
 
+@pytest.mark.slow
 def test_competition_problems_are_judged_as_mathematics() -> None:
     env = scored_env(competition)
     seen = {}
@@ -89,6 +90,7 @@ def test_the_options_differ_and_one_is_right(options: dict[str, Any]) -> None:
     assert letters == set(env.row["letters"])
 
 
+@pytest.mark.slow
 def test_a_program_is_paid_for_each_right_output() -> None:
     env = scored_env(programs)
     env.reset(seed=0)

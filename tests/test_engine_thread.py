@@ -141,6 +141,7 @@ async def test_a_lane_that_waits_for_a_seat_hears_of_the_engines_end(start: Star
             await task
 
 
+@pytest.mark.slow
 async def test_a_replys_deadline_counts_from_its_admission_and_says_so(start: Start) -> None:
     engine, core = start(num_seats=1)
     lanes = engine.open_lanes(6)

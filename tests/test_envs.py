@@ -321,6 +321,7 @@ def test_templates_are_read_once_when_many_rollouts_open_their_first_task_togeth
     assert read_templates.cache_info().misses == 1
 
 
+@pytest.mark.slow
 def test_grade_school_originals_are_those_of_gsm8k() -> None:
     usable, _ = load_templates()
     original = next(template.original for template in usable if template.name == "0003")

@@ -129,6 +129,7 @@ def test_a_gold_reply_is_what_its_environment_pays_for_here_too() -> None:
         assert rollout.reward == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_rollouts_with_odd_text_are_shown_reported_and_viewed(tmp_path: Path) -> None:
     config = makers.make_run_config(tmp_path / "run")
     odd = [

@@ -5,17 +5,17 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
-
 PACKAGES = ("rl", "envs", "rewards", "sft")
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_imported_package_is_ours(package: str, repo: Path) -> None:
-    command = [sys.executable, "-c", f"import {package}; print({package}.__file__)"]
-    where = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    assert Path(where) == repo / package / "__init__.py"
-    assert set(packages_distributions().get(package, ["polygym"])) == {"polygym"}
+def test_the_imported_packages_are_ours(repo: Path) -> None:
+    names = ", ".join(PACKAGES)
+    program = f"import {names}; print(*(package.__file__ for package in ({names})), sep='\\n')"
+    command = [sys.executable, "-c", program]
+    places = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert [Path(place) for place in places.splitlines()] == [repo / name / "__init__.py" for name in PACKAGES]
+    installed = packages_distributions()
+    assert all(set(installed.get(name, ["polygym"])) == {"polygym"} for name in PACKAGES)
 
 
 def test_environments_and_rewards_import_without_the_heavy_packages(repo: Path) -> None:

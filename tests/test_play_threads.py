@@ -130,6 +130,7 @@ def test_an_asynchronous_close_happens_after_the_loop_was_left_behind(monkeypatc
     assert is_closed_once_each(env, 2)
 
 
+@pytest.mark.slow
 def test_a_step_that_blocks_although_it_is_called_asynchronous_does_not_block_the_engines_loop() -> None:
     async def run() -> bool:
         call = EnvRunner(1).run(lambda: time.sleep(5), 0.2, is_async=True)
@@ -150,6 +151,7 @@ def test_a_step_that_blocks_although_it_is_called_asynchronous_does_not_block_th
     assert asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_thousand_waiting_episodes_take_as_long_as_one() -> None:
     async def run() -> list[int]:
         runner = EnvRunner(1)
@@ -180,6 +182,7 @@ def test_an_environment_that_cancels_itself_does_not_cancel_the_rollout(
     assert "ancelled" in rollout.error
 
 
+@pytest.mark.slow
 def test_asynchronous_code_that_blocks_its_loop_is_left_behind() -> None:
     async def run() -> Any:
         runner = EnvRunner(1)

@@ -278,6 +278,7 @@ def test_a_deadline_is_told_from_a_timeout_that_the_code_raised() -> None:
         call_within(lambda: asyncio.sleep(5), 0.1)
 
 
+@pytest.mark.slow
 def test_asynchronous_code_that_exits_or_blocks_does_not_end_the_loop_for_others() -> None:
     async def leave() -> None:
         raise SystemExit(3)

@@ -207,7 +207,7 @@ def serve() -> Iterator[Callable[[Answer], Endpoint]]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         servers.append(server)
         return Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "stub", 1.0, 64, 30.0, 4)
 

@@ -97,6 +97,7 @@ def test_no_room_names_the_version_and_leaves_no_file(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_weights_of_a_killed_process_are_removed_by_the_next_and_those_of_a_living_one_are_not() -> None:
     program = (
         "import os, signal, sys, torch\n"

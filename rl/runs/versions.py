@@ -1,6 +1,7 @@
 """Which versions does a run use? Packages, Python, platform, git commit and environments, one entry per start."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import platform
@@ -49,21 +50,27 @@ def add_versions(path: Path, config: ExperimentConfig) -> None:
 
 def versions(config: ExperimentConfig) -> JsonObject:
     """What this process would run with."""
-    packages = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages[name] = importlib.metadata.version(name)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "git_commit": _git_commit(),
-        "packages": packages,
+        "packages": _packages(),
         "environments": {env_id: environment_version(env_id) for env_id in config.environments},
     }
 
 
+@functools.cache
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@functools.cache
 def _git_commit() -> str | None:
     """The commit of the code that runs, marked where files were changed since; None outside of a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
