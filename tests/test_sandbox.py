@@ -284,13 +284,14 @@ def test_limits_that_cannot_be_set_are_a_failure_of_the_sandbox(level: Level) ->
         run_function("def f(x): return x", "f", INPUTS, Limits(memory_bytes=2**80), level)
 
 
-def test_a_slow_machine_is_a_failure_of_the_sandbox_and_no_timeout() -> None:
+def test_a_slow_machine_is_a_failure_of_the_sandbox_and_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.sandbox.jail.END_S", 0.1)
     assert run("def f(x): return x").status == "ok"
     started = [zygote._process.pid for zygote in forking.ZYGOTES.values() if zygote._process is not None]
     for pid in started:
         os.kill(pid, signal.SIGSTOP)
     try:
-        with pytest.raises(SandboxError, match="could be made: timeout"):
+        with pytest.raises(SandboxError, match=r"could be made: none within 0\.1 s"):
             run_function("def f(x): return x", "f", INPUTS, Limits(start_s=0.1))
     finally:
         for pid in started:

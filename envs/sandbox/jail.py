@@ -64,11 +64,14 @@ class Jail:
             # Before waiting for the first answer: if we held the jail's ends, its death would not close the pipes.
             for descriptor in theirs:
                 os.close(descriptor)
+        begun_s = time.monotonic()
         try:
-            self._answer(time.monotonic() + limits.start_s)
+            self._answer(begun_s + limits.start_s)
         except (JailEnded, SandboxError) as error:
             self._close_all()
-            raise SandboxError(f"no jail of level {level} could be made: {error}") from None
+            is_late = time.monotonic() - begun_s >= limits.start_s
+            why = f"none within {limits.start_s} s" if is_late else error
+            raise SandboxError(f"no jail of level {level} could be made: {why}") from None
 
     def __enter__(self) -> "Jail":
         return self
