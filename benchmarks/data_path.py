@@ -30,7 +30,7 @@ from envs.messages import Message
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout, Sample, Task, Turn
 from rl.learner.batching import make_batches
-from rl.learner.samples import make_samples
+from rl.learner.samples import JoinedSamples, make_samples
 from rl.runs.saved_rollouts import write_rollouts
 from rl.tokens import Tokens
 
@@ -78,8 +78,8 @@ def measured(num_rollouts: int, num_reply_tokens: int, num_repeats: int) -> dict
         timed("pickle_groups", lambda: shared[0].put(groups))
         loaded: list[Group] = timed("load_groups", shared[0].get)
         samples = timed("samples", lambda groups=loaded: make_samples(groups, config.algorithm_of))
-        timed("pickle_samples", lambda samples=samples: shared[1].put(samples))
-        loaded_samples: list[Sample] = timed("load_samples", shared[1].get)
+        timed("pickle_samples", lambda samples=samples: shared[1].put(JoinedSamples.join(samples)))
+        loaded_samples: list[Sample] = timed("load_samples", lambda: shared[1].get().cut())
         timed("batch", lambda samples=loaded_samples: make_batches(samples, limit, 0))
         with tempfile.TemporaryFile("w", encoding="utf-8") as file:
             timed("rollout_lines", lambda file=file: write_rollouts(file, 1, "train", groups))
@@ -113,13 +113,12 @@ class SharedMemory:
 
 
 def summarised(raw: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The best of each part's repetitions; both transfers together."""
+    """The best of each part's repetitions, by stage."""
     best = {name: min(values) for name, values in raw.items()}
     summary = {
-        "pickle_ns": best["pickle_groups"] + best["pickle_samples"],
-        "load_ns": best["load_groups"] + best["load_samples"],
+        "groups_ns": best["pickle_groups"] + best["load_groups"],
         "samples_ns": best["samples"],
-        "batch_ns": best["batch"],
+        "to_learner_ns": best["pickle_samples"] + best["load_samples"] + best["batch"],
     }
     return {**summary, "total_ns": sum(summary.values()), "rollout_lines_ns": best["rollout_lines"]}
 

@@ -1,8 +1,9 @@
 """How are tokens stored: which columns describe each token of a prompt, a reply or a training row?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -64,6 +65,17 @@ class Tokens:
                 for name, like in likes.items()
             },
         )
+
+    def cut(self, lengths: Iterable[int]) -> list["Tokens"]:
+        """Consecutive pieces of these lengths, as views: the inverse of `joined`, if no part lacked a column."""
+        return [
+            Tokens(
+                self.ids[start:end],
+                self.sampled[start:end],
+                {name: column[start:end] for name, column in self.columns.items()},
+            )
+            for start, end in pairwise(accumulate(lengths, initial=0))
+        ]
 
     def _column(self, name: str, like: np.ndarray) -> np.ndarray:
         column = self.columns.get(name)

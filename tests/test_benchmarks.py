@@ -66,7 +66,7 @@ def test_data_path_measures_both_sizes(tmp_path: Path) -> None:
     report = run_short("data_path", tmp_path)
     assert report["summary"].keys() == {"8192_reply_tokens", "1024_reply_tokens", "128_reply_tokens"}
     for figures in report["summary"].values():
-        parts = {"pickle_ns", "load_ns", "samples_ns", "batch_ns"}
+        parts = {"groups_ns", "samples_ns", "to_learner_ns"}
         assert figures.keys() == {*parts, "total_ns", "rollout_lines_ns"}
         assert figures["total_ns"] == pytest.approx(sum(figures[name] for name in parts))
 
@@ -84,7 +84,7 @@ def test_data_path_moves_what_a_step_has_and_trains_all_of_it() -> None:
     assert batches[0].num_loss_tokens == 24 * 128
 
 
-def test_data_path_takes_the_best_repetition_of_each_part_and_adds_up_both_transfers() -> None:
+def test_data_path_takes_the_best_repetition_of_each_part_and_adds_up_stages() -> None:
     raw = {
         "pickle_groups": [3.0, 2.0],
         "load_groups": [1.0, 4.0],
@@ -95,10 +95,9 @@ def test_data_path_takes_the_best_repetition_of_each_part_and_adds_up_both_trans
         "rollout_lines": [90.0, 80.0],
     }
     assert summarised(raw) == {
-        "pickle_ns": 2.25,
-        "load_ns": 1.125,
+        "groups_ns": 3.0,
         "samples_ns": 5.0,
-        "batch_ns": 7.0,
+        "to_learner_ns": 7.375,
         "total_ns": 15.375,
         "rollout_lines_ns": 80.0,
     }

@@ -1,6 +1,7 @@
 """Samples: tokens are copied from the turns, joined where turns go on, and masked where the policy did not sample."""
 
 import math
+import pickle
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from rl.algorithms.grpo import Grpo
 from rl.data_types import Group, Rollout, Sample, Turn
-from rl.learner.samples import TurnError, make_samples, rollout_samples
-from rl.tokens import Tokens
+from rl.learner.samples import JoinedSamples, TurnError, make_samples, rollout_samples
+from rl.tokens import OUT_OF_BAND_TOKENS, Tokens
 from tests.makers import ARITHMETIC, STORE, make_group, make_rollout, make_task, make_turn
 
 TASK = make_task(3, STORE)
@@ -108,6 +109,16 @@ def test_each_environment_has_the_advantages_of_its_own_algorithm_in_the_order_o
     samples = make_samples(groups, by_env.__getitem__)
     assert [sample.env_id for sample in samples] == ["tools/Store-v0"] * 2 + ["math/Arithmetic-v0"] * 2
     assert [sample.advantage for sample in samples] == [1.0, -1.0, 0.5, -0.5]
+
+
+def test_rows_are_the_same_after_the_way_to_the_learner() -> None:
+    short, long = (
+        store_rollout(store_turn([1], [2])),
+        store_rollout(store_turn([3, 4], list(range(OUT_OF_BAND_TOKENS)))),
+    )
+    samples = [*rollout_samples(short, advantage=0.5), *rollout_samples(long, advantage=-1.0)]
+    assert pickle.loads(pickle.dumps(JoinedSamples.join(samples), 5)).cut() == samples
+    assert JoinedSamples.join([]).cut() == []
 
 
 def broken_turn(**columns):

@@ -2,12 +2,12 @@
 
 import shutil
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 
 from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
-from rl.data_types import Sample, Update
+from rl.data_types import Update
+from rl.learner.samples import JoinedSamples
 from rl.weights.source import WeightSource
 
 CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
@@ -34,9 +34,9 @@ class LearnerProcess:
         """The number format of the policy's weights, as a line of text. Returns once the learner is up."""
         return self._learner.folded.describe()
 
-    def update(self, samples: Sequence[Sample]) -> tuple[Update, tuple[str, ...]]:
+    def update(self, samples: JoinedSamples) -> tuple[Update, tuple[str, ...]]:
         """Train on the samples; also returns the process's notes."""
-        update = self._learner.update(samples)
+        update = self._learner.update(samples.cut())
         return update, self._notes.take()
 
     def publish(self) -> WeightSource:

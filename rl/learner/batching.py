@@ -22,7 +22,7 @@ def make_batches(samples: Sequence[Sample], tokens_per_micro_batch: int, pad_id:
     The longest rows come first (memory runs out at once or never); equally long rows keep their order, so equal samples
     give equal batches. Raises `SampleTooLongError` for a row that is longer than a micro-batch.
     """
-    num_loss_tokens = sum(int(sample.tokens.sampled.sum()) for sample in samples)
+    num_loss_tokens = sum(int(np.count_nonzero(sample.tokens.sampled)) for sample in samples)
     batches: list[Batch] = []
     rows: list[Sample] = []
     for sample in sorted(samples, key=lambda sample: -len(sample.tokens)):

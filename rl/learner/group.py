@@ -7,6 +7,7 @@ from rl.cluster.actors import Deadline, start_actor
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
 from rl.learner.actor import LearnerProcess
+from rl.learner.samples import JoinedSamples
 from rl.weights.source import WeightSource
 
 
@@ -35,7 +36,7 @@ class LearnerGroup:
     def update(self, samples: Sequence[Sample]) -> Update:
         """Train on all samples of a step. Raises `NonFiniteError`; nothing was trained then."""
         deadline = Deadline(self._train.update_timeout_s, "an update", "train.update_timeout_s")
-        update, notes = self._process.call(LearnerProcess.update, samples).wait(deadline)
+        update, notes = self._process.call(LearnerProcess.update, JoinedSamples.join(samples)).wait(deadline)
         self._notes += [f"learner: {note}" for note in notes]
         return update
 

@@ -5,12 +5,37 @@ one row. If a context begins anew (a chat template rewrote the past), a new row 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from rl.algorithms.algorithm import Advantages, Algorithm
 from rl.data_types import Group, Rollout, Sample, Turn
 from rl.tokens import COLUMN_TYPES, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedSamples:
+    """The rows of a step on their way to the learner, as one struct of arrays: pickling costs by the array, not by the
+    token. A column that some row lacks is 0 there, as in a batch.
+    """
+
+    tokens: Tokens
+    lengths: tuple[int, ...]
+    env_ids: tuple[str, ...]
+    advantages: tuple[float, ...]
+
+    @classmethod
+    def join(cls, samples: Sequence[Sample]) -> "JoinedSamples":
+        return cls(
+            Tokens.joined([sample.tokens for sample in samples]) if samples else Tokens.unsampled([]),
+            tuple(len(sample.tokens) for sample in samples),
+            tuple(sample.env_id for sample in samples),
+            tuple(sample.advantage for sample in samples),
+        )
+
+    def cut(self) -> list[Sample]:
+        return list(map(Sample, self.env_ids, self.tokens.cut(self.lengths), self.advantages))
 
 
 class TurnError(ValueError):
@@ -65,7 +90,7 @@ def rollout_samples(rollout: Rollout, advantage: float, needs: Iterable[str] = (
 
 def _only_sampled(reply: Tokens) -> Tokens:
     """The reply with 0 in its columns where the policy did not sample the token."""
-    if reply.sampled.all():
+    if np.count_nonzero(reply.sampled) == len(reply):
         return reply
     columns = {name: _zeroed(column, ~reply.sampled) for name, column in reply.columns.items()}
     return Tokens.make(reply.ids, reply.sampled, columns)
