@@ -13,11 +13,11 @@ from envs.sandbox import LEVEL_VARIABLE, Level, require_level
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 sandbox = typer.Typer(no_args_is_help=True)
-app.add_typer(sandbox, name="sandbox", help="Where untrusted code runs.")
+app.add_typer(sandbox, name="sandbox", help="The sandbox for untrusted code.")
 console = Console()
 Id = Annotated[str, typer.Argument(help="Environment id, or module:Class.")]
 Options = Annotated[list[str] | None, typer.Argument(help="The environment's options: name=value ...")]
-Seed = Annotated[int, typer.Option(help="Which task.")]
+Seed = Annotated[int, typer.Option(help="Seed of the task.")]
 
 
 @app.callback()
@@ -25,11 +25,11 @@ def for_all_commands(
     sandbox_level: Annotated[
         Level | None,
         typer.Option(
-            envvar=LEVEL_VARIABLE, help="Weakest sandbox that may run what a policy wrote.", show_default=False
+            envvar=LEVEL_VARIABLE, help="Weakest sandbox level that may run a policy's code.", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Environments: look at them, check them, play them."""
+    """Inspect, check and play environments."""
     if sandbox_level is not None:
         require_level(sandbox_level)
 
@@ -37,9 +37,9 @@ def for_all_commands(
 @app.command(name="list")
 def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    try_them: Annotated[bool, typer.Option("--try", help="Import each, and say which are broken.")] = False,
+    try_them: Annotated[bool, typer.Option("--try", help="Import each, and report which are broken.")] = False,
 ) -> None:
-    """All installed environments, with package and version; without --try none is imported."""
+    """List all installed environments with package and version; without --try none is imported."""
     from envs.commands.show import list_environments
 
     list_environments(console, as_json=as_json, try_them=try_them)
@@ -47,7 +47,7 @@ def list_command(
 
 @app.command()
 def info(env_id: Id, options: Options = None, seed: Seed = 0) -> None:
-    """What an environment is: description, options, tools, one task with its gold reply."""
+    """Show an environment: description, options, tools, one task with its gold reply."""
     from envs.commands.show import show_environment
 
     show_environment(console, env_id, read_options(options), seed)
@@ -72,7 +72,7 @@ def check(
     seeds: Annotated[int, typer.Option(help="Tasks to try.")] = 20,
     report: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
 ) -> None:
-    """Whether an environment keeps the contract; exit code 1 where it does not."""
+    """Check whether an environment keeps the contract; exit code 1 if it does not."""
     from envs.commands.check import print_checks
 
     if not print_checks(console, env_id, read_options(options), seeds, report):
@@ -84,9 +84,9 @@ def play(
     env_id: Id,
     options: Options = None,
     seed: Seed = 0,
-    gold: Annotated[bool, typer.Option("--gold", help="Let the gold replies play.")] = False,
+    gold: Annotated[bool, typer.Option("--gold", help="Play the gold replies.")] = False,
 ) -> None:
-    """Play one episode in the terminal, in the place of the policy."""
+    """Play one episode in the terminal, in place of the policy."""
     from envs.commands.play import play_environment
 
     play_environment(console, env_id, read_options(options), seed, gold=gold)
@@ -97,21 +97,21 @@ def evaluate(
     env_id: Id,
     options: Options = None,
     url: Annotated[str, typer.Option(help="OpenAI-compatible base URL, ending in /v1.")] = "http://localhost:8000/v1",
-    model: Annotated[str, typer.Option(help="The endpoint's name of the model.")] = "",
+    model: Annotated[str, typer.Option(help="Name of the model at the endpoint.")] = "",
     policy: Annotated[
-        Path | None, typer.Option(help="In place of an endpoint: a checkpoint's folder, for vLLM.")
+        Path | None, typer.Option(help="Instead of an endpoint: a checkpoint's folder, for vLLM.")
     ] = None,
-    chat: Annotated[str, typer.Option(help="The checkpoint's chat: nemotron, or template (its own).")] = "nemotron",
-    tasks: Annotated[int, typer.Option("-n", "--tasks", help="How many tasks.")] = 20,
-    tries: Annotated[int, typer.Option("-k", "--tries", help="Tries at each task.")] = 1,
+    chat: Annotated[str, typer.Option(help="Chat format: nemotron, or template (its own).")] = "nemotron",
+    tasks: Annotated[int, typer.Option("-n", "--tasks", help="Number of tasks.")] = 20,
+    tries: Annotated[int, typer.Option("-k", "--tries", help="Tries per task.")] = 1,
     split: Annotated[str, typer.Option(help="train or heldout.")] = "heldout",
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 1024,
     timeout_s: Annotated[float, typer.Option(help="Deadline of one reply.")] = 300.0,
-    at_once: Annotated[int, typer.Option(help="Episodes at the same time.")] = 16,
+    at_once: Annotated[int, typer.Option(help="Concurrent episodes.")] = 16,
     out: Annotated[Path | None, typer.Option(help="Save the rollouts here, as JSON lines.")] = None,
 ) -> None:
-    """Let a model play: mean, pass@k, parts, outcomes. Behind an endpoint (key: OPENAI_API_KEY), or a checkpoint."""
+    """Evaluate a model behind an endpoint (key: OPENAI_API_KEY), or a checkpoint: mean, pass@k, parts, outcomes."""
     from envs.commands.evaluate import Endpoint
     from envs.commands.evaluate import evaluate as run
     from envs.commands.evaluate_local import LocalPolicy, Tries, evaluate_local
@@ -134,12 +134,12 @@ def evaluate(
 @app.command()
 def profile(
     place: Annotated[Path, typer.Argument(help="Saved rollouts: a file, or a run folder.")],
-    out: Annotated[Path | None, typer.Option(help="Every task's profile, as JSON lines.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Save every task's profile here, as JSON lines.")] = None,
     policy: Annotated[
-        str, typer.Option(help="Whose rollouts, where they are of several policies, as the table names it.")
+        str, typer.Option(help="Which policy's rollouts, if there are several policies; named as in the table.")
     ] = "",
 ) -> None:
-    """Pass rate and deviation of each task: which are too easy, too hard, or worth training on."""
+    """Show pass rate and deviation of each task: which are too easy, too hard, or worth training on."""
     from envs.commands.profile import print_profile
 
     print_profile(console, place, out, policy)
@@ -148,9 +148,9 @@ def profile(
 @app.command()
 def replay(
     place: Annotated[Path, typer.Argument(help="Saved rollouts: a file, or a run folder.")],
-    out: Annotated[Path | None, typer.Option(help="Old and new rewards, as JSON lines.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Save old and new rewards here, as JSON lines.")] = None,
 ) -> None:
-    """Score saved rollouts again and show what changed; exit code 1 where something did."""
+    """Score saved rollouts again and show what changed; exit code 1 if something did."""
     from envs.commands.replay import replay_file
 
     if not replay_file(console, place, out):
@@ -170,7 +170,7 @@ def view(
 
 @sandbox.command()
 def doctor() -> None:
-    """Try which layers work on this machine, and more than eighty escapes at each level."""
+    """Test which layers work on this machine, and try more than eighty escapes at each level."""
     from envs.commands.doctor import examine_sandbox
 
     if not examine_sandbox(console):

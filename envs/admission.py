@@ -1,8 +1,8 @@
-"""Which time of an environment's code is spent in a queue of our own? It counts toward no deadline.
+"""How long has an environment's code waited in our own queues? This time counts towards no deadline.
 
-Code that asks something of which only so many may be in work at once waits inside `in_queue()`. Whoever set the clock
-of that code (`envs.event_loop.Started`) gives it so much longer. What is admitted has a deadline of its own, so the
-queue moves, and nobody waits for ever.
+Code that uses a service with limited concurrency waits for its place inside `in_queue()`. The caller that set the clock
+of that code (`envs.event_loop.Started`) extends its deadline by the time waited. Whatever is admitted has its own
+deadline, so the queue moves and nobody waits forever.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ class QueueClock:
 
     @property
     def waited_s(self) -> float:
-        """The time in which at least one of them waited. May be read from any thread."""
+        """The time during which at least one of them waited. May be read from any thread."""
         return self._ended_s + (time.monotonic() - self._since_s if self._num_waiting else 0.0)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """To be used on one event loop."""
+        """Use it on one event loop only."""
         if not self._num_waiting:
             self._since_s = time.monotonic()
         self._num_waiting += 1
@@ -44,7 +44,7 @@ CLOCK: ContextVar[QueueClock | None] = ContextVar("queue_clock", default=None)
 
 @contextlib.contextmanager
 def in_queue() -> Iterator[None]:
-    """What is waited for inside is a place in a queue of ours, and no work of this environment."""
+    """Time inside is spent waiting for a place in one of our queues, not on work of this environment."""
     clock = CLOCK.get()
     with clock.waiting() if clock else contextlib.nullcontext():
         yield

@@ -1,7 +1,7 @@
-"""Which errors are shown as a sentence, and which are bugs that need their traceback? How is one put into words?
+"""Which errors are shown as a sentence, and which are bugs that need a traceback? How is an error formatted?
 
-Environments raise anything: an exception whose `__str__` raises, one with a text of megabytes, one with half a
-surrogate pair. What becomes an error string or a message for the policy goes through `error_text`.
+Environments may raise anything: an exception whose `__str__` raises, whose text has megabytes, or whose text contains
+half a surrogate pair. `error_text` makes every text that becomes an error string or a message for the policy.
 """
 
 import os
@@ -14,10 +14,10 @@ from envs.messages import valid_text
 
 OURS = frozenset({"rl", "sft", "envs", "rewards"})
 MAX_ERROR_CHARACTERS = 2000
-"""Of an exception's text in an error string or a message; the rest is counted."""
+"""Maximum length of an exception's text in an error string or a message; further characters are counted."""
 
 MAX_NAME_CHARACTERS = 200
-"""Of an exception's type, which code may make up."""
+"""Maximum length of the name of an exception's type, which code can choose freely."""
 
 _HERE = Path(__file__).parent
 _MACHINERY = (
@@ -30,13 +30,13 @@ NOT_THE_AUTHORS = (
     *(str(Path(module.__file__ or "").parents[up]) for module, up in ((os, 0), (gymnasium, 1))),
     "<",
 )
-"""Where code lies that the author of an environment did not write: the machinery, Python's library, packages."""
+"""Paths of code that the author of an environment did not write: the machinery, Python's library, packages."""
 
 
 def is_ours(error: BaseException) -> bool:
     """Whether the error is one of polygym's own types, whose message says what was wrong and how to fix it.
 
-    Ray wraps an actor's error in a type that inherits from it, so all bases are looked at.
+    Ray wraps an actor's error in a type that inherits from the error's type, so all base classes are checked.
     """
     return any(str(base.__module__).partition(".")[0] in OURS for base in type(error).__mro__)
 
@@ -45,7 +45,7 @@ def error_text(error: BaseException) -> str:
     """The exception's own text as valid text of bounded length. Never raises."""
     try:
         text = str(error)
-    except BaseException as second:  # SystemExit included: it is the environment's code that runs here
+    except BaseException as second:  # SystemExit included: this runs the environment's code
         return f"(its text cannot be shown: __str__ raised {type(second).__name__})"
     return cut(text, MAX_ERROR_CHARACTERS)
 
@@ -57,7 +57,7 @@ def named(error: BaseException) -> str:
 
 
 def shown(value: object, most: int = 200) -> str:
-    """`repr(value)` as valid text of at most `most` characters; its type where that raises. Never raises."""
+    """`repr(value)` as valid text of at most `most` characters; the value's type if that raises. Never raises."""
     try:
         return cut(repr(value), most)
     except BaseException:
@@ -65,17 +65,17 @@ def shown(value: object, most: int = 200) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """The text made valid; beyond `most` characters it says how many are left out."""
+    """The text made valid and cut to `most` characters; states how many characters are left out."""
     left_out = f" ... ({len(text) - most} characters more)" if len(text) > most else ""
     return valid_text(text[:most]) + left_out
 
 
 def place_of(error: BaseException) -> str:
-    """` (FILE:LINE)`, the innermost line of the author's code that led to the error; empty where there is none."""
+    """` (FILE:LINE)`, the innermost line of the author's code that led to the error; empty if there is none."""
     frames: list[traceback.FrameSummary] = []
     cause: BaseException | None = error
     seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:  # causes may run in a circle
+    while cause is not None and id(cause) not in seen:  # causes may be circular
         seen.add(id(cause))
         frames += traceback.extract_tb(cause.__traceback__)
         cause = cause.__cause__

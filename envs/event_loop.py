@@ -1,7 +1,7 @@
-"""Where does asynchronous environment code run? On an event loop in a thread of its own, apart from the engine's.
+"""Where does asynchronous environment code run? On an event loop in its own thread, separate from the engine's.
 
-`settle` waits for what an environment gave, for code that is not asynchronous itself: checks, supervised data, people.
-`call_within` calls environment code with a deadline, which takes a thread: Python cannot stop what hangs.
+`settle` waits for an environment's result in code that is not asynchronous itself: checks, supervised data, people.
+`call_within` calls environment code with a deadline. This takes a thread, since Python cannot stop code that hangs.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from envs.admission import CLOCK, QueueClock
 
 Result = TypeVar("Result")
 LOOP_TURN_S = 1.0
-"""A loop on which nothing happens for so long is blocked."""
+"""A loop that does not respond for this long is blocked."""
 
 
 class DeadlineError(TimeoutError):
-    """A call missed our deadline; a plain `TimeoutError` is one that environment code raised itself."""
+    """A call missed our deadline; a plain `TimeoutError` was raised by environment code itself."""
 
 
 class EnvLoop:
@@ -33,24 +33,24 @@ class EnvLoop:
         threading.Thread(target=self._loop.run_forever, daemon=True, name="environment-loop").start()
 
     def submit(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
-        """Start the coroutine there; the future can be waited for from any thread."""
+        """Start the coroutine on this loop; any thread can wait for the future."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def start(self, awaitable: Awaitable[Result]) -> "Started[Result]":
-        """Wait for it there; `future` belongs to the loop that this is called on. Cheaper than `submit`."""
+        """Await it on this loop; `future` belongs to the loop of the caller. Cheaper than `submit`."""
         started = Started(awaitable, asyncio.get_running_loop(), self._loop)
         self._loop.call_soon_threadsafe(started.begin)
         return started
 
     def answers(self, within_s: float) -> bool:
-        """Whether the loop still turns: code that blocks it starves everything else on it."""
+        """Whether the loop still responds: code that blocks it starves everything else on it."""
         turned = threading.Event()
         self._loop.call_soon_threadsafe(turned.set)
         return turned.wait(within_s)
 
 
 class Started(Generic[Result]):
-    """Something that one loop waits for and that ends on another."""
+    """An awaitable that one loop waits for and another loop runs."""
 
     def __init__(
         self, awaitable: Awaitable[Result], here: asyncio.AbstractEventLoop, there: asyncio.AbstractEventLoop
@@ -61,15 +61,15 @@ class Started(Generic[Result]):
         self._clock = QueueClock()
 
     def begin(self) -> None:
-        """On the loop where it ends."""
+        """Call this on the loop that runs the awaitable."""
         context = contextvars.copy_context()
         context.run(CLOCK.set, self._clock)
         self._task = self._there.create_task(self._wait(), context=context)
 
     async def result(self, timeout_s: float) -> Result:
-        """What it comes to, on the loop that waits. Time that it spends in queues of ours is not counted.
+        """The result; call this on the loop that waits. Time that the awaitable spends in our queues is not counted.
 
-        Raises `TimeoutError` after `timeout_s`, with `future` cancelled.
+        Raises `TimeoutError` after `timeout_s` and cancels `future`.
         """
         begun_s = time.monotonic()
         try:
@@ -83,15 +83,15 @@ class Started(Generic[Result]):
             self.future.cancel()
 
     def cancel(self) -> None:
-        """From the loop that waits, which has given up."""
+        """Call this on the loop that waits, after it has given up."""
         self._there.call_soon_threadsafe(lambda: self._task.cancel() if self._task else None)
 
     async def _wait(self) -> None:
         try:
             result = await self._awaitable
-        except asyncio.CancelledError:  # not ours: whoever gave up no longer looks at the future
+        except asyncio.CancelledError:  # not ours: after giving up, nobody reads the future
             self._deliver(self.future.set_exception, RuntimeError("the environment cancelled itself"))
-        except GeneratorExit as error:  # it would end whoever waits, and not be caught there
+        except GeneratorExit as error:  # it would end the waiting code, which would not catch it
             self._deliver(self.future.set_exception, RuntimeError(f"the environment raised {type(error).__name__}"))
         except BaseException as error:
             self._deliver(self.future.set_exception, error)
@@ -104,7 +104,7 @@ class Started(Generic[Result]):
 
 
 class _Raised:
-    """What environment code raised, carried as a value: SystemExit must end neither a loop nor a thread of ours."""
+    """An exception of environment code, passed as a value: SystemExit must end neither a loop nor a thread of ours."""
 
     def __init__(self, error: BaseException) -> None:
         is_ctrl_c = isinstance(error, KeyboardInterrupt)  # nobody pressed it in this thread
@@ -114,7 +114,7 @@ class _Raised:
 async def _carried(awaitable: Awaitable[Result]) -> "Result | _Raised":
     try:
         return await awaitable
-    except asyncio.CancelledError:  # ours, after a deadline: nobody looks at the result
+    except asyncio.CancelledError:  # ours, after a deadline: nobody reads the result
         raise
     except BaseException as error:
         return _Raised(error)
@@ -125,7 +125,7 @@ _lock = threading.Lock()
 
 
 def shared_loop() -> EnvLoop:
-    """The process's loop for `settle`: connections that an environment opens live on one loop."""
+    """The process's loop for `settle`: connections that an environment opens belong to one loop."""
     global _shared
     with _lock:
         _shared = _shared or EnvLoop()
@@ -133,9 +133,9 @@ def shared_loop() -> EnvLoop:
 
 
 def settle(value: Any, timeout_s: float = 120.0) -> Any:
-    """The value itself, or what it comes to where it is awaitable.
+    """The value itself, or its result if it is awaitable.
 
-    Raises `DeadlineError` after `timeout_s`, and whatever the awaitable raises. A loop that code blocks is abandoned.
+    Raises `DeadlineError` after `timeout_s`, and whatever the awaitable raises. A blocked loop is abandoned.
     """
     if not inspect.isawaitable(value):
         return value
@@ -155,10 +155,10 @@ def settle(value: Any, timeout_s: float = 120.0) -> Any:
 
 
 def call_within(function: Callable[[], Any], timeout_s: float) -> Any:
-    """What the function gives, run in a thread of its own and waited for where it is awaitable.
+    """The result of the function, which runs in its own thread; the result is awaited if it is awaitable.
 
-    Raises `DeadlineError` after `timeout_s`; the thread is abandoned then, since Python cannot end it. Raises whatever
-    the function raises.
+    Raises `DeadlineError` after `timeout_s` and abandons the thread, since Python cannot end it. Raises whatever the
+    function raises.
     """
     outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

@@ -10,14 +10,14 @@ from envs.text_env import TextEnv
 
 
 class GoldError(ValueError):
-    """The environment has no gold replies, or they do not end the episode, or it failed."""
+    """The environment has no gold replies, or they do not end the episode, or the environment failed."""
 
 
 def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None = None) -> tuple[Message, ...]:
-    """The whole conversation of one episode: opening messages, gold replies, and what the environment said to them.
+    """The whole conversation of one episode: opening messages, gold replies, and the environment's answers to them.
 
-    The reply of the last allowed turn is not stepped, since all it could bring is its score, and scoring may be dear.
-    Raises `GoldError` when there are none, or they need more than `env.max_turns` turns, or the environment fails.
+    The reply of the last allowed turn is not passed to `step`, which could only score it, and scoring may be expensive.
+    Raises `GoldError` if there are none, or they need more than `env.max_turns` turns, or the environment fails.
     """
     session = Session.of(env)
     try:

@@ -1,4 +1,4 @@
-"""How are files of JSON lines read? One object a line; a kill while one is written can only tear the last."""
+"""How are files of JSON lines read? One object per line; if the writer is killed, only the last can be incomplete."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 JsonObject = Mapping[str, Any]
-"""What one line holds."""
+"""The content of one line."""
 
 
 class JsonLineError(ValueError):
-    """A line that is no JSON object, or lacks what is needed."""
+    """A line is not a JSON object, or lacks a required key."""
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file that a run writes; a torn last line is left out, a missing file has none.
+    """The objects in a file that a run writes. An incomplete last line is skipped; a missing file has no objects.
 
-    Raises `JsonLineError` naming file and line when another line, or the file, cannot be read.
+    Raises `JsonLineError` with file and line if another line, or the file, cannot be read.
     """
     if path.is_file():
         yield from _objects(path, may_be_torn=True)
 
 
 def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
-    """The objects in a file that somebody gives as data, each with the keys that are needed.
+    """The objects in a data file that a user provides, each with the `needed` keys.
 
-    Raises `JsonLineError` naming file and line, also for a file that cannot be read.
+    Raises `JsonLineError` with file and line, also if the file cannot be read.
     """
     rows = []
     for number, row in enumerate(_objects(path, may_be_torn=False), start=1):

@@ -1,7 +1,7 @@
-"""How is a judge asked? Through any OpenAI-compatible endpoint, so many questions at a time, with retries.
+"""How is a judge asked? Through any OpenAI-compatible endpoint, with limited concurrency and retries.
 
-A question's deadline holds for all of its attempts together and counts from its admission. Waiting for a place among
-those that are asked at once counts neither toward it nor toward the environment's (`envs.admission`).
+The deadline of a question covers all of its attempts and starts when it is admitted. Waiting for a place among the
+concurrent questions counts neither towards it nor towards the environment's deadline (`envs.admission`).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ URL, MODEL, KEY = "POLYGYM_JUDGE_URL", "POLYGYM_JUDGE_MODEL", "POLYGYM_JUDGE_KEY
 NUM_ATTEMPTS = 3
 BACKOFF_S = 0.5
 TIMEOUT_S = 18.0
-"""Less than the default of rollout.step_timeout_s, 20 s, so that a judge that is silent is named in the error."""
+"""Less than the default of rollout.step_timeout_s, 20 s, so that the error names a judge that does not answer."""
 AT_ONCE = 32
 CONNECT_TIMEOUT_S = 5.0
 MAX_CACHED = 10_000
@@ -28,7 +28,7 @@ MAX_CACHED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """An OpenAI-compatible base URL, its model, the deadline of a question, and questions of one process at once."""
+    """An OpenAI-compatible base URL, its model, the deadline of a question, and concurrent questions per process."""
 
     url: str
     model: str
@@ -43,7 +43,7 @@ _slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Judge, asyncio
 
 
 def find_judge(url: str, model: str, timeout_s: float, at_once: int) -> Judge:
-    """The judge of these options; URL and model may come from the environment. Raises `EnvironmentOptionError`."""
+    """The judge of these options; URL and model may come from `os.environ`. Raises `EnvironmentOptionError`."""
     url, model = url or os.environ.get(URL, ""), model or os.environ.get(MODEL, "")
     if not url or not model:
         raise EnvironmentOptionError(
@@ -56,9 +56,9 @@ def find_judge(url: str, model: str, timeout_s: float, at_once: int) -> Judge:
 
 
 async def ask_judge(question: str, judge: Judge) -> str:
-    """The judge's answer at temperature 0, kept for equal questions.
+    """The judge's answer at temperature 0, cached for equal questions.
 
-    Raises `JudgeError` after three failures, or when there is no answer within the judge's `timeout_s`.
+    Raises `JudgeError` after three failures, or if there is no answer within the judge's `timeout_s`.
     """
     if (cached := _cache.get((judge, question))) is not None:
         return cached
@@ -105,7 +105,7 @@ def _content(answer: Any) -> str:
     try:
         content = answer["choices"][0]["message"]["content"]
     except (LookupError, TypeError):
-        raise ValueError(f"no chat completion: {answer!r:.200}") from None
+        raise ValueError(f"not a chat completion: {answer!r:.200}") from None
     if not isinstance(content, str):
-        raise ValueError(f"no text: {content!r:.200}")
+        raise ValueError(f"the content is not text: {content!r:.200}")
     return content

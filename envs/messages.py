@@ -1,8 +1,8 @@
-"""What is said in an episode: messages, the policy's reply, tools and calls.
+"""What does a conversation consist of? Messages, the policy's replies, tools and calls.
 
-These types belong to the environments; how they become text and token ids is the business of `rl.chat.chat`. A Python
-string may hold half a surrogate pair (`'\\ud800'`), which no tokenizer and no UTF-8 file takes: all text of an
-environment goes through `valid_text`.
+These types belong to the environments; `rl.chat.chat` converts them to text and token ids. A Python string may contain
+half a surrogate pair (`'\\ud800'`), which tokenizers and UTF-8 files reject. So all text of an environment passes
+through `valid_text`.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as the policy is told about it; `parameters` is a JSON Schema object."""
+    """A tool as it is described to the policy; `parameters` is a JSON Schema object."""
 
     name: str
     description: str
@@ -32,7 +32,7 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One entry of a conversation. `name` is the tool's name where the role is `tool`."""
+    """One entry of a conversation. `name` is the tool's name if the role is `tool`."""
 
     role: Role
     content: str
@@ -43,10 +43,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the policy wrote in one turn, taken apart.
+    """What the policy wrote in one turn, parsed.
 
-    `text` is what the user sees, `reasoning` what stood in the think block. `malformed` says what was wrong with a tool
-    call that could not be read; it is empty when all calls could.
+    `text` is what the user sees; `reasoning` is the content of the think block. `malformed` says what was wrong with a
+    tool call that could not be parsed; it is empty if all calls were parsed.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Reply:
 
 
 def valid_text(text: str) -> str:
-    """The text as Unicode: surrogate pairs are joined, lone surrogates become U+FFFD; a `str`, of no subclass."""
+    """The text as valid Unicode (`str`, not a subclass): joins surrogate pairs, replaces lone surrogates by U+FFFD."""
     plain = str.__str__(text)
     if plain.isascii():
         return plain
@@ -71,9 +71,9 @@ def valid_text(text: str) -> str:
 
 
 def valid(said: Said) -> Said:
-    """A message, call, tool or what they hold, with every text in it valid; itself where all are.
+    """A message, call, tool or a value inside one, with all text made valid; the same object if all text is valid.
 
-    Raises `RecursionError` for what holds itself.
+    Raises `RecursionError` for a value that contains itself.
     """
     value: Any = said
     if isinstance(value, str):

@@ -1,11 +1,11 @@
-"""Where are the files that an installed data package carries? Found without importing the package."""
+"""Where are the files of an installed data package? They are found without importing the package."""
 
 import importlib.util
 from pathlib import Path
 
 
 class DataPackageError(RuntimeError):
-    """A package that an environment reads its rows from is not installed, or has other files than expected."""
+    """A package that an environment reads its rows from is not installed, or its files are not as expected."""
 
 
 def package_file(module: str, path: str, requirement: str) -> Path:

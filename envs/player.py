@@ -1,8 +1,8 @@
-"""How is a rollout played outside of a trainer? An environment, and somebody who chooses the replies.
+"""How is a rollout played outside of a trainer? With an environment and a function that chooses the replies.
 
-Gold replies, a person, an endpoint's model, saved replies and the probes of the checks all play here. The trainer plays
-tokens and not replies, so it has a loop of its own (`rl.rollouts.play`); how environments are called and what they may
-give is the same (`envs.session`, `envs.results`).
+Gold replies, a person, an endpoint's model, saved replies and the probes of the checks are all played here. The trainer
+plays tokens instead of replies, so it has its own loop (`rl.rollouts.play`). Both call environments, and check their
+results, by the same rules (`envs.session`, `envs.results`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +13,16 @@ from envs.messages import Message, Reply
 from envs.session import EnvFailure, Session
 
 Choose = Callable[[Session, Sequence[Message]], Reply | None]
-"""Chooses the reply to a conversation; None cuts the rollout off. Raises `NoReplyError`."""
+"""Chooses the reply to a conversation; None truncates the rollout. Raises `NoReplyError`."""
 
 
 class NoReplyError(RuntimeError):
-    """Who chooses the replies failed, such as an endpoint: no reward, and nobody's doing in the rollout."""
+    """The source of replies failed, such as an endpoint: no reward, and neither policy nor environment is at fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnvTask:
-    """What is to be played; `options` without the split."""
+    """The task to play; `options` do not contain the split."""
 
     env_id: str
     seed: int
@@ -39,7 +39,7 @@ class EnvRollout:
 
     messages: tuple[Message, ...]
     reward: float | None
-    """None exactly where the outcome is a failure."""
+    """None exactly when the outcome is a failure."""
     reward_parts: Mapping[str, float]
     outcome: str
     """`ok`, `truncated` (by the environment or by us), `env_error`, `env_timeout` or `infra_error`."""
@@ -51,7 +51,7 @@ class EnvRollout:
 
 
 def play(task: EnvTask, choose: Choose, session: Session) -> EnvRollout:
-    """Play the task in a session of its environment and close it. Never raises for what environment or chooser do."""
+    """Play the task in a session of its environment and close it. Failures of environment or `choose` do not raise."""
     messages: list[Message] = []
     with session:
         try:
@@ -69,9 +69,9 @@ def play(task: EnvTask, choose: Choose, session: Session) -> EnvRollout:
 
 
 def play_turns(session: Session, messages: list[Message], choose: Choose, num_turns: int) -> tuple[bool, bool]:
-    """Play at most `num_turns` turns of a session that was reset, adding to `messages`.
+    """Play at most `num_turns` turns of a session that was reset, and append to `messages`.
 
-    Gives whether the environment ended the rollout, and whether it did so by truncation. Raises `EnvFailure`, and
+    Returns whether the environment ended the rollout, and whether it did so by truncation. Raises `EnvFailure`, and
     whatever `choose` raises.
     """
     for _ in range(num_turns):
@@ -92,15 +92,15 @@ def gold(session: Session, messages: Sequence[Message]) -> Reply:
 
 
 def saying(text: str) -> Choose:
-    """Chooses the same text always."""
+    """Always chooses the same text."""
     return lambda session, messages: Reply(text)
 
 
 def score_group(task: EnvTask, rollouts: Sequence[EnvRollout], session: Session) -> list[EnvRollout]:
-    """The rollouts of one task with what comparing them pays, in a session of its own, which is closed.
+    """The rollouts of one task with the rewards of their comparison added; uses its own session, which is closed.
 
-    Members that failed are left out of the comparison. Where it fails, no member has a reward. Never raises for what
-    the environment does.
+    Members that failed are left out of the comparison. If it fails, no member has a reward. Never raises for failures
+    of the environment.
     """
     counted = [rollout for rollout in rollouts if rollout.counts]
     if not counted:

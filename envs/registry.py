@@ -1,8 +1,8 @@
 """Which environments are installed, and how is one made from its id?
 
-An environment is announced by an entry point of group `polygym.envs`: its name is the environment's id, such as
-`math/Arithmetic-v0`, its value the class. Listing reads package metadata only; no environment is imported before it is
-made. `module:Class` in place of an id makes a class that no package announces.
+An environment is announced by an entry point of the group `polygym.envs`. The entry point's name is the environment's
+id, such as `math/Arithmetic-v0`; its value is the class. Listing reads package metadata only: an environment is not
+imported before it is made. `module:Class` instead of an id makes a class that no package announces.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ class UnknownEnvironmentError(ValueError):
 
 
 class EnvironmentPluginError(ValueError):
-    """A package announces an environment that cannot be used: two with one id, a failed import, not an environment."""
+    """A package announces an environment that cannot be used: a duplicate id, a failed import, not an environment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """One entry point of an environment. `problem` is why it cannot be used, as far as can be seen from outside."""
+    """One entry point of an environment. `problem` says why it cannot be used, as far as is visible from outside."""
 
     env_id: str
     package: str
@@ -75,11 +75,11 @@ def make(env_id: str) -> TextEnv:
         raise EnvironmentPluginError(f"{what} cannot be made: {named(error)}{place_of(error)}") from error
     if not isinstance(env, TextEnv):
         kind = type(env).__name__
-        raise EnvironmentPluginError(f"{what} is not a TextEnv but a {kind}, and no class with reset and score")
+        raise EnvironmentPluginError(f"{what} is not a TextEnv but a {kind}, and not a class with reset and score")
     try:
         check_attributes(env)
     except BaseException as error:
-        with contextlib.suppress(BaseException):  # what it opened must not stay open; nobody looks at what that raises
+        with contextlib.suppress(BaseException):  # what it opened must not stay open; errors are ignored
             settle(env.close())
         if not isinstance(error, ResultError):
             raise
@@ -89,9 +89,9 @@ def make(env_id: str) -> TextEnv:
 
 @functools.cache
 def factory_of(env_id: str) -> tuple[Callable[[], Any], str]:
-    """What makes this environment, and what it is called in errors. Looked up once: one is made for every rollout.
+    """The factory of this environment, and its name in errors. Cached, since every rollout makes an environment.
 
-    Raises as `make` does.
+    Raises the same errors as `make`.
     """
     if ":" in env_id:
         point, what = EntryPoint(env_id, env_id, GROUP), f"environment {env_id}"
@@ -107,7 +107,7 @@ def factory_of(env_id: str) -> tuple[Callable[[], Any], str]:
 
 
 def whole_name(env_id: str) -> str:
-    """Package, version and class of an environment, for people."""
+    """Package, version and class of an environment, for display."""
     if ":" in env_id:
         return env_id
     point, distribution = find(env_id)
@@ -117,7 +117,7 @@ def whole_name(env_id: str) -> str:
 def environment_version(env_id: str) -> str:
     """Name and version of the package that the environment comes from, for run records, such as `polygym 0.1.0`.
 
-    `module:Class` gives the top module's `__version__` where there is one.
+    For `module:Class` it is the top module's `__version__`, if there is one.
     """
     if ":" in env_id:
         top = env_id.partition(":")[0].partition(".")[0]
@@ -127,7 +127,7 @@ def environment_version(env_id: str) -> str:
 
 
 def find(env_id: str) -> tuple[EntryPoint, Distribution]:
-    """The one entry point of this id. Raises as `make` does."""
+    """The one entry point of this id. Raises the same errors as `make`."""
     sources = announced().get(env_id, [])
     if not sources:
         raise UnknownEnvironmentError(unknown_message(env_id))
@@ -139,9 +139,9 @@ def find(env_id: str) -> tuple[EntryPoint, Distribution]:
 
 @functools.cache
 def announced() -> dict[str, list[tuple[EntryPoint, Distribution]]]:
-    """Entry points by id, read once a process: it takes some 50 ms, and an environment is made for every rollout.
+    """Entry points by id, read once per process: this takes about 50 ms, and every rollout makes an environment.
 
-    A package found twice on the path counts once, as it would be imported: the first.
+    Of a package that is found twice on the path, only the first counts, which is also the one that would be imported.
     """
     found: dict[str, list[tuple[EntryPoint, Distribution]]] = defaultdict(list)
     seen: set[str] = set()

@@ -1,10 +1,10 @@
-"""What is a valid result of an environment? The one place that says so, for the trainer, the commands and the checks.
+"""What is a valid result of an environment? This module defines it for the trainer, the commands and the checks.
 
-Everything here raises `ResultError` naming what is wrong, and gives text that is valid Unicode (`envs.messages.valid`).
+All functions raise `ResultError` with what is wrong, and return text as valid Unicode (`envs.messages.valid`).
 
-What holds for rewards: each is a finite number; `reward_range` bounds the total of an episode and is checked when the
-episode is over, not at each step, so an environment may take away in one step what it pays in another. An episode that
-is cut off (out of turns or tokens) is over too: its total is what was paid until then.
+Rules for rewards: each is a finite number. `reward_range` bounds the total of an episode. The total is checked when the
+episode is over, not at each step, so an environment may subtract in one step what it pays in another. A truncated
+episode (out of turns or tokens) is also over: its total is what was paid until then.
 """
 
 import json
@@ -19,38 +19,38 @@ from envs.messages import Message, Reply, ToolCall, ToolSpec, valid, valid_text
 from envs.text_env import StepResult, TextEnv, read_score
 
 MAX_MESSAGE_CHARACTERS = 1_000_000
-"""Where nobody says otherwise; `rollout.max_message_characters` does for a trainer."""
+"""Default; in training, `rollout.max_message_characters` replaces it."""
 ROLES = ("system", "user", "assistant", "tool")
 TOLERANCE = 1e-6
-"""How far a total may lie outside of the declared range: parts that are added up do not give 1 exactly."""
+"""How far a total may be outside its declared range: a sum of parts is not exactly 1."""
 FULL_TOLERANCE = 1e-9
 MAX_NAME_CHARACTERS = 200
-"""Of a reward part's name, which becomes one of a metric."""
+"""Maximum length of a reward part's name, which becomes the name of a metric."""
 MAX_SEEN_TOOLS = 1000
 _SEEN_TOOLS: dict[int, tuple[ToolSpec, ...]] = {}
-"""Tools that were read, by identity: reading 24 of them takes as long as opening a task."""
+"""Tools that were already read, by identity: reading 24 of them takes as long as opening a task."""
 Read = TypeVar("Read")
 
 
 class ResultError(ValueError):
-    """An environment gave, or declares, something else than the contract allows."""
+    """An environment returned or declares something that the contract does not allow."""
 
 
 def is_full_reward(reward: float, reward_range: tuple[float, float]) -> bool:
-    """Whether the reward is the top of the range: what accuracy, pass rates and pass@k count."""
+    """Whether the reward is the top of the range, which accuracy, pass rates and pass@k count."""
     top = reward_range[1]
     return reward >= top - FULL_TOLERANCE * max(1.0, abs(top))
 
 
 def check_total(total: float, reward_range: tuple[float, float]) -> None:
-    """Raises `ResultError` for the total of an episode that the environment said it never gives."""
+    """Raises `ResultError` for the total of an episode that the environment's declaration excludes."""
     low, high = reward_range
     if not math.isfinite(total) or not low - TOLERANCE <= total <= high + TOLERANCE:
         raise ResultError(f"reward {total} is outside of its declared range [{low}, {high}]")
 
 
 def check_attributes(env: TextEnv) -> None:
-    """Raises `ResultError` naming the attribute that has a value of the wrong kind."""
+    """Raises `ResultError` that names the attribute with a value of the wrong kind."""
     turns = env.max_turns
     if not isinstance(turns, int | np.integer) or isinstance(turns, bool) or turns < 1:
         raise ResultError(f"max_turns must be a whole number of at least 1, got {shown(turns)}")
@@ -66,13 +66,13 @@ def check_attributes(env: TextEnv) -> None:
 
 
 def check_opened(env: TextEnv) -> tuple[tuple[ToolSpec, ...], int]:
-    """Check what `reset` may have set, and make the tools' texts valid. Gives tools and `max_turns`.
+    """Check the attributes that `reset` may have set, and make the tools' texts valid. Returns tools and `max_turns`.
 
     Raises `ResultError`.
     """
     check_attributes(env)
     tools = env.tools
-    if _SEEN_TOOLS.get(id(tools)) is not tools:  # most environments have one tuple for all instances
+    if _SEEN_TOOLS.get(id(tools)) is not tools:  # most environments share one tuple among all instances
         tools = env.tools = read_tools(tools)
         if len(_SEEN_TOOLS) >= MAX_SEEN_TOOLS:
             _SEEN_TOOLS.clear()
@@ -81,7 +81,7 @@ def check_opened(env: TextEnv) -> tuple[tuple[ToolSpec, ...], int]:
 
 
 def read_tools(tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
-    """The tools as they are shown to the policy; the same tuple where nothing had to be made valid."""
+    """The tools as they are shown to the policy; the same tuple if nothing had to be made valid."""
     for tool in tools:
         if not isinstance(tool.name, str) or not isinstance(tool.description, str) or not tool.name:
             raise ResultError(f"tools: a tool needs a name and a description, both text, got {shown(tool)}")
@@ -98,7 +98,7 @@ def read_tools(tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
 
 
 def read_opening(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> tuple[tuple[Message, ...], dict[str, Any]]:
-    """What `reset` gave: messages of at most `most` characters each, and info."""
+    """The result of `reset`: messages of at most `most` characters each, and info."""
     if not isinstance(result, tuple) or len(result) != 2:
         raise ResultError(f"reset must return (messages, info), got {shown(result)}")
     opening, info = _read(lambda: (_messages(result[0], most), _info(result[1])))
@@ -108,7 +108,7 @@ def read_opening(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> tuple[tuple
 
 
 def read_step(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> StepResult:
-    """What `step` gave; `info["reward_parts"]`, where it is there, as finite floats by name."""
+    """The result of `step`, with `info["reward_parts"]`, if present, as finite floats by name."""
     if not isinstance(result, tuple) or len(result) != 5:
         raise ResultError(f"step must return (messages, reward, terminated, truncated, info), got {shown(result)}")
     messages, reward, terminated, truncated, info = result
@@ -126,7 +126,7 @@ def read_step(result: Any, most: int = MAX_MESSAGE_CHARACTERS) -> StepResult:
 
 
 def read_scores(scores: Any, num_members: int) -> list[tuple[float, dict[str, float]]]:
-    """What `score_group` gave: reward and parts of each member."""
+    """The result of `score_group`: reward and parts of each member."""
 
     def read(score: Any) -> tuple[float, dict[str, float]]:
         try:
@@ -143,7 +143,7 @@ def read_scores(scores: Any, num_members: int) -> list[tuple[float, dict[str, fl
 
 
 def read_gold(reply: Any) -> Reply:
-    """What `gold_reply` gave."""
+    """The result of `gold_reply`."""
     if not isinstance(reply, Reply):
         raise ResultError(f"gold_reply must return a Reply, got {shown(reply)}")
 
@@ -155,7 +155,7 @@ def read_gold(reply: Any) -> Reply:
 
 
 def task_key(env: TextEnv, opening: tuple[Message, ...], info: Mapping[str, Any]) -> Hashable:
-    """What makes two tasks the same: `info["key"]`, else the attribute `key`, else the opening messages."""
+    """The identity of a task: `info["key"]`, else the attribute `key`, else the opening messages."""
     key = info.get("key", getattr(env, "key", None))
     if key is None:
         return opening
@@ -167,12 +167,12 @@ def task_key(env: TextEnv, opening: tuple[Message, ...], info: Mapping[str, Any]
 
 
 def _read(read: Callable[[], Read]) -> Read:
-    """What an environment gave may run its code: a property, a comparison, `__bool__`."""
+    """Reading an environment's result may run its code: a property, a comparison, `__bool__`."""
     try:
         return read()
     except (ResultError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # SystemExit too: it would end the process of whoever reads
+    except BaseException as error:  # SystemExit too: it would end the reading process
         raise ResultError(f"what the environment returned cannot be read: {named(error)}") from error
 
 
@@ -183,7 +183,7 @@ def _messages(messages: Any, most: int) -> tuple[Message, ...]:
 
 
 def _message(message: Message, most: int) -> Message:
-    """The message in our own types: a rollout goes to other processes, which know no class of the environment's."""
+    """The message in our own types: a rollout is sent to other processes, which lack the environment's classes."""
     role, calls = message.role, message.tool_calls
     if not isinstance(role, str) or role not in ROLES:
         raise ResultError(f"a message's role must be one of {', '.join(ROLES)}, got {shown(role)}")
@@ -240,5 +240,5 @@ def _is_range(value: Any) -> bool:
 def _is_finite_number(value: Any) -> bool:
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
-    except OverflowError:  # an integer beyond float
+    except OverflowError:  # an integer too large for a float
         return False

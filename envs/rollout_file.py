@@ -1,4 +1,4 @@
-"""How are rollouts kept as JSON lines, for people, for scoring again, and for pages? One rollout a line.
+"""How are rollouts saved as JSON lines, for people, for scoring again, and for pages? One rollout per line.
 
 A line has `task` (`env_id`, `seed`, `split`, `options`), `messages`, `reward`, `reward_parts`, `outcome`, `error`. If a
 trainer wrote it, it also has `turns`, each with the tokens of `prompt` (those new since the last reply) and `reply`:
@@ -17,11 +17,11 @@ from envs.messages import Message, ToolCall, valid
 
 
 class RolloutFileError(ValueError):
-    """A file that holds no rollouts, or a line that is none."""
+    """A file contains no rollouts, or a line is not a rollout."""
 
 
 def message_object(message: Message) -> dict[str, Any]:
-    """A message as JSON can hold it."""
+    """A message as a JSON object."""
     calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls]
     return {
         "role": message.role,
@@ -39,7 +39,7 @@ def message_from(saved: Mapping[str, Any]) -> Message:
 
 
 def array_object(array: np.ndarray) -> dict[str, Any]:
-    """An array as JSON can hold it: its type, its shape and its bytes. Digits would take five times the room."""
+    """An array as a JSON object: its type, shape and bytes. Decimal digits would take five times the space."""
     data = base64.b64encode(array.tobytes()).decode("ascii")
     return {"dtype": array.dtype.str, "shape": list(array.shape), "base64": data}
 
@@ -50,7 +50,7 @@ def array_from(saved: Mapping[str, Any]) -> np.ndarray:
 
 
 def rollout_paths(place: Path) -> list[Path]:
-    """The files of rollouts of a run folder, oldest first, or the file itself. Raises `RolloutFileError`."""
+    """The rollout files of a run folder, oldest first, or `place` itself if it is a file. Raises `RolloutFileError`."""
     if place.is_file():
         return [place]
     paths = sorted(path for folder in (place, place / "rollouts") for path in folder.glob("*.jsonl"))
@@ -63,12 +63,12 @@ def rollout_paths(place: Path) -> list[Path]:
 
 
 def read_rollouts(place: Path) -> Iterator[dict[str, Any]]:
-    """Every rollout of a file or run folder; a torn last line is left out.
+    """Every rollout of a file or run folder; an incomplete last line is skipped.
 
-    Raises `RolloutFileError` for what is no rollout, `JsonLineError` for a damaged line.
+    Raises `RolloutFileError` for anything that is not a rollout, `JsonLineError` for a damaged line.
     """
     for path in rollout_paths(place):
         for number, rollout in enumerate(read_lines(path), start=1):
             if not {"task", "messages"} <= rollout.keys():
                 raise RolloutFileError(f"{path}, line {number} is not a rollout: it lacks task or messages")
-            yield valid(rollout)  # the writer may have escaped half a character
+            yield valid(rollout)  # the writer may have escaped a lone surrogate

@@ -5,11 +5,11 @@
         \"\"\"Name a capital.\"\"\"
         return text_correct(reply.text, row["gold"])
 
-A row is a mapping with `prompt` (text, or messages) and, where there are any, `gold` (what a perfect reply says),
-`gold_reasoning`, `gold_calls`, `tools` (specs of functions to call), `key` (rows with one key are in one split; else
-the prompt) and `split`; further entries are the score function's own. `rows` may be a function that loads them once a
-process, or `draw` makes a row from a random generator. Parameters of these functions are the environment's options,
-with their defaults.
+A row is a mapping with `prompt` (text, or messages) and optionally `gold` (the text of a perfect reply),
+`gold_reasoning`, `gold_calls`, `tools` (specs of functions to call), `key` (rows with the same key are in the same
+split; default: the prompt) and `split`. Other entries are for the score function. `rows` may be a function that loads
+them once per process; instead, `draw` makes a row from a random generator. Parameters of these functions are the
+environment's options, with their defaults.
 """
 
 import functools
@@ -35,7 +35,7 @@ def scored(
     draw: Callable[..., Row] | None = None,
     reward_range: tuple[float, float] = (0.0, 1.0),
 ) -> Callable[[Callable[[Reply, Row], Any]], type[TextEnv]]:
-    """Make an environment class of a score function: `score(reply, row)` gives a number, or the reward's parts by name.
+    """Make an environment class from a score function: `score(reply, row)` returns a number or reward parts by name.
 
     The score function may be asynchronous. Give `rows` or `draw`; `draw(rng, **options)` must depend on nothing else.
     """
@@ -73,7 +73,7 @@ def loader_of(rows: Sequence[Row] | Callable[..., Sequence[Row]]) -> Callable[..
 
 
 def options_of(function: Callable[..., Any], num_own: int) -> dict[str, Any]:
-    """The parameters after the first `num_own`, with their defaults. Raises `TypeError` where one has none."""
+    """The parameters after the first `num_own`, with their defaults. Raises `TypeError` if one has none."""
     parameters = list(inspect.signature(function).parameters.values())[num_own:]
     for parameter in parameters:
         if parameter.default is inspect.Parameter.empty:
@@ -82,7 +82,7 @@ def options_of(function: Callable[..., Any], num_own: int) -> dict[str, Any]:
 
 
 class RowTable:
-    """Rows by split, loaded once for each choice of options, however many rollouts open their first task together."""
+    """Rows by split, loaded once per choice of options, even if many rollouts open their first task together."""
 
     def __init__(self, load: Callable[..., Sequence[Row]]) -> None:
         self._lock = threading.Lock()
@@ -111,7 +111,7 @@ class RowTable:
 
 
 def row_key(row: Row) -> str:
-    """What makes two rows the same problem."""
+    """The identity of a row's problem."""
     return str(row.get("key", row["prompt"]))
 
 

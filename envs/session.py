@@ -1,8 +1,8 @@
-"""How is one environment played from code that is not asynchronous? Its calls with deadlines, its results checked.
+"""How is an environment played from synchronous code? Its calls have deadlines, and its results are checked.
 
-Every failure leaves here as an `EnvFailure`. The trainer's counterpart is `rl.rollouts.env_session`, on its threads and
-loop; what a valid result is (`envs.results`), how a failure is put into words (`raised`) and that an environment is
-closed exactly once (`Opened`) are shared.
+Every failure is raised as an `EnvFailure`. The trainer's counterpart, which uses the trainer's threads and loop, is
+`rl.rollouts.env_session`. Both share the definition of a valid result (`envs.results`), the text of a failure
+(`raised`), and the code that closes an environment exactly once (`Opened`).
 """
 
 import threading
@@ -31,33 +31,33 @@ from envs.text_env import StepResult, TextEnv
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long one call may take, in seconds. Training has its own (`rollout.reset_timeout_s`, `step_timeout_s`)."""
+    """Maximum duration of one call, in seconds. Training has its own (`rollout.reset_timeout_s`, `step_timeout_s`)."""
 
     reset_s: float = 120.0
-    """Making the environment included."""
+    """Includes making the environment."""
     step_s: float = 120.0
-    """Also of a gold reply and of `score_group`."""
+    """Also applies to a gold reply and to `score_group`."""
 
 
 class EnvFailure(RuntimeError):
-    """What an environment did that no rollout can go on after. Never the policy's doing."""
+    """An environment failed, and the rollout cannot continue. The policy never causes this."""
 
     def __init__(
         self, where: str, reason: str, *, phase: str = "", error: BaseException | None = None, timed_out: bool = False
     ) -> None:
-        """`where` is environment, seed and split; `phase` the call that raised, where one did."""
+        """`where` is environment, seed and split; `phase` is the call that raised, if one did."""
         what = f"{phase} raised {reason}" if phase else reason
         super().__init__(f"{where}: {what}" if where else what)
         self.where, self.phase, self.reason = where, phase, reason
         self.error = error
-        """What its code raised; None where it gave something wrong or took too long."""
+        """The exception of its code; None if it returned a wrong result or took too long."""
         self.outcome = "env_timeout" if timed_out else "env_error"
 
 
 class Opened:
-    """The environment of one rollout, closed exactly once, however late it is made.
+    """The environment of one rollout, which is closed exactly once, even if it is made late.
 
-    A constructor may outlive the deadline of its call; whoever finds that nobody waits any more closes what it made.
+    A constructor may exceed its deadline. The code that finds that nobody is waiting any more closes the environment.
     """
 
     def __init__(self) -> None:
@@ -66,14 +66,14 @@ class Opened:
         self._is_over = False
 
     def put(self, env: TextEnv) -> bool:
-        """False where the rollout is over already: then the caller closes the environment."""
+        """False if the rollout is already over; the caller must then close the environment."""
         with self._lock:
             if not self._is_over:
                 self._env = env
             return not self._is_over
 
     def end(self) -> TextEnv | None:
-        """The environment to close, the first time; None after that, and where none has been made yet."""
+        """The environment to close, at the first call; None at later calls, or if none has been made yet."""
         with self._lock:
             env, self._env, self._is_over = self._env, None, True
             return env
@@ -92,7 +92,7 @@ class Session:
         deadlines: Deadlines | None = None,
         seconds: dict[str, list[float]] | None = None,
     ) -> None:
-        """`seconds` gets how long each call of a phase (`reset`, `step`) took that gave something."""
+        """`seconds` collects, by phase (`reset`, `step`), the duration of each call that returned."""
         self._make, self._name = make_env, name
         self._seconds = seconds if seconds is not None else {}
         self._where = name
@@ -102,7 +102,7 @@ class Session:
         self.reward = 0.0
         """The sum since `reset`."""
         self.parts: dict[str, float] | None = None
-        """None as long as no step named any."""
+        """None until a step names parts."""
 
     @classmethod
     def installed(cls, env_id: str, deadlines: Deadlines | None = None) -> "Session":
@@ -111,7 +111,7 @@ class Session:
 
     @classmethod
     def of(cls, env: TextEnv, deadlines: Deadlines | None = None) -> "Session":
-        """A session of an environment that somebody else made, and closes."""
+        """A session of an environment that the caller made and closes."""
         return cls(lambda: env, type(getattr(env, "inner", env)).__name__, deadlines)
 
     def __enter__(self) -> "Session":
@@ -122,14 +122,14 @@ class Session:
 
     @property
     def env(self) -> TextEnv:
-        """Made when it is first needed."""
+        """The environment, made when it is first needed."""
         if self._env is None:
             self._env = self._called("", self._made, self._deadlines.reset_s)
         assert self._env is not None
         return self._env
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> tuple[tuple[Message, ...], dict[str, Any]]:
-        """Opening messages and info of a task; `options` hold the split too."""
+        """Opening messages and info of a task; `options` also contain the split."""
         self._where = f"{self._name} (seed {seed}, split {options.get('split', 'train')})"
         env, self.reward, self.parts = self.env, 0.0, None
         try:
@@ -147,12 +147,12 @@ class Session:
         return opening, info
 
     def read_options(self, options: Mapping[str, Any]) -> None:
-        """Raises `EnvFailure` whose `error` is an `EnvironmentOptionError` for options that the environment refuses."""
+        """Raises `EnvFailure` with an `EnvironmentOptionError` as `error` for options that the environment rejects."""
         env = self.env
         self._called("read_options", lambda: env.read_options(dict(options)), self._deadlines.reset_s)
 
     def step(self, reply: Reply) -> StepResult:
-        """Play one reply; reward and parts are added up here, and the total is checked when the rollout is over."""
+        """Play one reply. Accumulates reward and parts, and checks the total when the rollout is over."""
         env = self.env
         given = self._called("step", lambda: env.step(reply), self._deadlines.step_s)
         result = self._read(lambda: read_step(given))
@@ -164,22 +164,22 @@ class Session:
         return result
 
     def check_total(self, total: float) -> None:
-        """Raises where the total of a rollout lies outside of the declared range."""
+        """Raises if the total of a rollout is outside its declared range."""
         self._read(lambda: check_total(total, self.env.reward_range))
 
     def gold_reply(self) -> Reply:
-        """Raises `EnvFailure` whose `error` is a `NotImplementedError` where there are none."""
+        """Raises `EnvFailure` with a `NotImplementedError` as `error` if there are no gold replies."""
         given = self._called("gold_reply", self.env.gold_reply, self._deadlines.step_s)
         return self._read(lambda: read_gold(given))
 
     def score_group(self, conversations: Sequence[tuple[Message, ...]]) -> list[tuple[float, dict[str, float]]]:
-        """What each member of a group earns beside its own reward."""
+        """Reward and parts of each member of a group, in addition to its own reward."""
         env = self.env
         scores = self._called("score_group", lambda: env.score_group(conversations), self._deadlines.step_s)
         return self._read(lambda: read_scores(scores, len(conversations)))
 
     def close(self) -> None:
-        """What `close` raises or takes too long for is nobody's business any more."""
+        """Close the environment. Exceptions and timeouts of its `close` are ignored."""
         env = self._opened.end()
         if env is not None:
             close_quietly(env, self._deadlines.step_s)
@@ -200,13 +200,13 @@ class Session:
         except DeadlineError:
             reason = f"{phase or 'making it'} took longer than {timeout_s:g} s"
             raise EnvFailure(self._where, reason, timed_out=True) from None
-        except KeyboardInterrupt:  # a person's: one that environment code raises arrives as another type
+        except KeyboardInterrupt:  # from a person: that of environment code arrives as another type
             raise
         except (ResultError, UnknownEnvironmentError, EnvironmentPluginError) as error:
             where = self._where if isinstance(error, ResultError) else ""
             raise EnvFailure(where, str(error), error=error) from error
         except BaseException as error:
-            if is_ours(error):  # it says in words what is wrong, such as a level that there is none of
+            if is_ours(error):  # its message says what is wrong, such as an unknown level
                 raise EnvFailure(self._where, error_text(error), error=error) from error
             raise EnvFailure(self._where, raised(error), phase=phase, error=error) from error
 
@@ -218,17 +218,17 @@ class Session:
 
 
 def raised(error: BaseException) -> str:
-    """In words: what a call raised, and the line of the author's code that led to it."""
+    """A text that says what a call raised, and which line of the author's code led to it."""
     return named(error) + place_of(error)
 
 
 def reason_of(error: BaseException) -> str:
-    """In words: why something that an environment gave cannot be used."""
-    return str(error) if isinstance(error, ResultError) else f"what the environment gave cannot be read: {named(error)}"
+    """A text that says why a result of an environment cannot be used."""
+    return str(error) if isinstance(error, ResultError) else f"the environment's result cannot be read: {named(error)}"
 
 
 def close_quietly(env: TextEnv, timeout_s: float) -> None:
-    """Close an environment that has something to close, waited for; what that raises is left out."""
+    """Close an environment that has something to close, and wait for it. Exceptions are ignored."""
     try:
         if env.has_close:
             call_within(env.close, timeout_s)

@@ -1,6 +1,6 @@
-"""Gymnasium spaces over text: what an environment says and what a policy may reply.
+"""Gymnasium spaces over text: the messages of an environment and the replies of a policy.
 
-gymnasium's own `Text` rejects blanks and takes seconds to build over all of Unicode, so these are ours.
+They replace gymnasium's own `Text`, which rejects blanks and takes seconds to build over all of Unicode.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ class Conversation(Space[tuple[Message, ...]]):
 
 
 class Replies(Space[Reply]):
-    """Any reply: text, reasoning and tool calls are free."""
+    """Any reply, with any text, reasoning and tool calls."""
 
     def __init__(self) -> None:
         super().__init__(shape=None, dtype=None)

@@ -1,14 +1,14 @@
-"""The contract of an environment: what `reset`, `step` and `gold_reply` promise.
+"""What is the contract of an environment? The requirements on `reset`, `step` and `gold_reply`.
 
-This is the full form; `envs.scored` (rows and a score function) and `envs.tool_class` (a class whose methods are tools)
-are shorter ways that end up here.
+This is the full form. `envs.scored` (rows and a score function) and `envs.tool_class` (a class whose methods are tools)
+are shorter ways to write an environment; both result in this form.
 
-An environment plays one episode of one task. `reset(seed, options)` gives the opening messages; `step(reply)` takes the
-policy's reply and gives the messages that follow it, the reward, and whether the episode is over, in gymnasium's order
-`(messages, reward, terminated, truncated, info)`. The same seed and options always give the same task.
+An environment plays one episode of one task. `reset(seed, options)` returns the opening messages. `step(reply)` takes
+the policy's reply and returns the messages that follow it, the reward, and whether the episode is over, in gymnasium's
+order `(messages, reward, terminated, truncated, info)`. The same seed and options always give the same task.
 
-`options` always may hold `split` (`train` or `heldout`); each environment names its own further options in `OPTIONS`.
-A task can never be in both splits, because its key decides which one it belongs to (`in_split`).
+`options` may always contain `split` (`train` or `heldout`). Each environment declares its other options in `OPTIONS`. A
+task can never be in both splits, because its key determines its split (`in_split`).
 """
 
 import hashlib
@@ -35,11 +35,11 @@ class EnvironmentOptionError(ValueError):
 
 
 class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
-    """Base of all environments. Subclasses write `reset`, `step` and `gold_reply`; the first two may be `async`.
+    """Base class of all environments. Subclasses define `reset`, `step` and `gold_reply`; the first two may be `async`.
 
-    `max_turns` bounds the replies of an episode; `reward_range` bounds the sum of its rewards, and a total outside of
-    it is an error of the environment (`envs.results`). `info["reward_parts"]` of the last step names what the reward
-    consists of.
+    `max_turns` is the maximum number of replies in an episode. `reward_range` bounds the sum of its rewards; a total
+    outside the range is an environment error (`envs.results`). `info["reward_parts"]` of the last step names the parts
+    of the reward.
     """
 
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
@@ -48,11 +48,11 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     tools: tuple[ToolSpec, ...] = ()
     is_async: bool = False
-    """Whether `reset` and `step` give awaitables; found out by looking at `step`."""
+    """Whether `reset` and `step` return awaitables; determined from `step`."""
     has_close: bool = False
-    """Whether `close` does anything; found out by looking at it."""
+    """Whether `close` does anything; determined from `close`."""
     scores_groups: bool = False
-    """Whether `score_group` is to be asked; found out by looking at it."""
+    """Whether `score_group` must be called; determined from `score_group`."""
 
     metadata: dict[str, Any] = {"render_modes": []}
 
@@ -64,23 +64,23 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
         super().__init_subclass__(**kwargs)
         if "step" in cls.__dict__:
             cls.is_async = inspect.iscoroutinefunction(cls.step)
-        # looked at by identity, not by name: a mixin may write the method
+        # compared by identity, not by name: a mixin may define the method
         cls.scores_groups = cls.scores_groups or cls.score_group is not TextEnv.score_group
         cls.has_close = cls.has_close or cls.close is not gymnasium.Env.close
 
     def step(self, action: Reply) -> StepResult:
         """Play one reply. Called after `reset`, never after the end of the episode."""
-        raise NotImplementedError(f"{type(self).__name__} must write step(reply)")
+        raise NotImplementedError(f"{type(self).__name__} must define step(reply)")
 
     def gold_reply(self) -> Reply:
-        """What a perfect policy would reply now. Called before each `step` of an episode, never after its end."""
+        """The reply of a perfect policy now. Called before each `step` of an episode, never after its end."""
         raise NotImplementedError(f"{type(self).__name__} has no gold replies")
 
     def score_group(self, conversations: Sequence[tuple[Message, ...]]) -> Sequence[float | Mapping[str, float]]:
-        """What each member of a group earns beside its own rewards, for judges that compare replies.
+        """Score each member of a group in addition to its own rewards, for judges that compare replies.
 
-        Called once all members have ended, on an instance that was reset to their task, with the whole conversation of
-        each member that counts. Gives a number or reward parts a member, in order. May be `async`.
+        Called after all members have ended, on an instance that was reset to their task, with the whole conversation of
+        each member that counts. Returns a number or reward parts per member, in order. May be `async`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not score groups")
 
@@ -101,7 +101,7 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
 
 
 def read_score(score: Any) -> tuple[float, dict[str, float]]:
-    """Reward and its parts from what a score function gave: a number, or parts by name, whose sum is the reward.
+    """Reward and its parts from a score function's result: a number, or parts by name, whose sum is the reward.
 
     Raises `TypeError` for anything else.
     """
@@ -133,7 +133,7 @@ def draw_in_split(
 
 
 def choose_level(level: object, levels: Mapping[int, Level]) -> Level:
-    """What the option `level` stands for. Raises `EnvironmentOptionError` naming the levels there are."""
+    """The entry of `levels` that the option `level` selects. Raises `EnvironmentOptionError` that lists the levels."""
     if isinstance(level, bool) or not isinstance(level, int) or level not in levels:
         raise EnvironmentOptionError(f"level must be one of {', '.join(map(str, levels))}, got {level!r}")
     return levels[level]

@@ -1,4 +1,4 @@
-"""An environment with tools from a plain class: its public typed methods are the tools.
+"""How does a plain class become an environment with tools? Its public typed methods are the tools.
 
     class Lamp:
         \"\"\"Switch on the right lamp.\"\"\"
@@ -13,7 +13,7 @@
         def score(self, reply):                          # a number, or the reward's parts by name
             return float(self.lit == {self.wanted})
 
-        def gold_reply(self):                            # what a perfect policy would reply now; for data and checks
+        def gold_reply(self):                            # the reply of a perfect policy now; for data and checks
             ...
 
 `max_turns` and `reward_range` may be class attributes, `key` an attribute that `reset` sets; methods may be `async`.
@@ -34,23 +34,23 @@ from envs.tool_specs import read_arguments, tool_spec
 OWN_METHODS = {"reset", "score", "gold_reply", "score_group", "close"}
 MAX_TURNS = 6
 MAX_NAME_CHARACTERS = 100
-"""Of a tool that there is none of: a policy can make up any name."""
+"""Maximum length of an unknown tool's name: a policy can make up any name."""
 MAX_RESULT_CHARACTERS = MAX_MESSAGE_CHARACTERS // 2
-"""Of what a tool gives: one that repeats what a policy wrote must not become an error of the environment."""
+"""Maximum length of a tool's result: a tool that repeats the policy's text must not cause an environment error."""
 Result = TypeVar("Result")
 
 
 def is_tool_class(candidate: object) -> bool:
-    """Whether this is a class of the plain form."""
+    """Whether this is a plain class with tools."""
     return inspect.isclass(candidate) and all(callable(getattr(candidate, name, None)) for name in ("reset", "score"))
 
 
 class ToolClassEnv(TextEnv):
     """One instance of a plain class as an environment.
 
-    `step` runs the calls of a reply in order and returns their results as tool messages; an unknown tool, a wrong
-    argument or a `ValueError` goes back to the policy as text, any other exception is an error of the environment. A
-    reply without calls ends the episode with `score(reply)`. Raises `TypeError` for methods that cannot be tools.
+    `step` runs the calls of a reply in order and returns their results as tool messages. An unknown tool, a wrong
+    argument or a `ValueError` is returned to the policy as text; any other exception is an environment error. A reply
+    without calls ends the episode with `score(reply)`. Raises `TypeError` for methods that cannot be tools.
     """
 
     def __init__(self, plain: type) -> None:
@@ -89,7 +89,7 @@ class ToolClassEnv(TextEnv):
         return self.inner.close() if hasattr(self.inner, "close") else None
 
     async def call(self, call: ToolCall) -> str:
-        """Run one call and give its result, or what was wrong with it, as text."""
+        """Run one call and return its result, or what was wrong with it, as text."""
         if call.name not in self._methods:
             return f"error: no tool named {_named(call)}; tools: {', '.join(self._methods)}"
         method = self._methods[call.name]
@@ -113,12 +113,13 @@ class ToolClassEnv(TextEnv):
         return (), reward, True, False, {"reward_parts": parts}
 
     async def _settled(self, value: Any) -> Any:
-        """What one of the class's methods gave, waited for. Raises `TypeError` where none is declared to wait."""
+        """The awaited result of one of the class's methods. Raises `TypeError` if it is awaitable but no method is
+        async."""
         if not inspect.isawaitable(value):
             return value
         if not self.is_async:
             value.close() if inspect.iscoroutine(value) else None
-            raise TypeError(f"a method of {self.name} gave something to wait for; declare it with async def")
+            raise TypeError(f"a method of {self.name} returned an awaitable; declare it with async def")
         return await value
 
     def _now_or_later(self, coroutine: Coroutine[Any, Any, Result]) -> Result | Coroutine[Any, Any, Result]:
@@ -126,7 +127,7 @@ class ToolClassEnv(TextEnv):
 
 
 def run_now(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine that waits for nothing."""
+    """The result of a coroutine that never waits."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -140,7 +141,7 @@ def _named(call: ToolCall) -> str:
 
 @functools.cache
 def class_options(plain: type) -> dict[str, Any]:
-    """The options that `reset` takes, with their defaults; read once, since an instance is made for every rollout."""
+    """The options that `reset` takes, with their defaults. Cached, since every rollout makes an instance."""
     return options_of(plain.reset, 3)
 
 

@@ -1,4 +1,4 @@
-"""How does a typed Python function become a tool? Its spec from type hints and docstring, its arguments checked."""
+"""How does a typed Python function become a tool? Type hints and docstring give its spec; arguments are checked."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PydanticUserError, 
 from envs.messages import ToolSpec
 
 MAX_PROBLEMS = 3
-"""Of one call: a list with a thousand wrong items needs no thousand sentences."""
+"""Maximum number of reported problems per call: a list with a thousand wrong items needs no thousand sentences."""
 ARGUMENT_LINE = re.compile(r"^\s+(\w+)(?: \([^)]*\))?: (.+)$")
 
 
@@ -20,7 +20,7 @@ def tool_spec(method: Callable[..., Any]) -> ToolSpec:
     """The spec of a tool: name, first line of the docstring, JSON Schema of the parameters.
 
     Parameters are described by the lines `name: what it is` below `Args:`. Raises `TypeError` for a parameter without a
-    type hint, or of a type that JSON has nothing for.
+    type hint, or with a type that JSON cannot represent.
     """
     schema = arguments_model(_function(method)).model_json_schema()
     described = _described_arguments(inspect.getdoc(method) or "")
@@ -36,9 +36,9 @@ def tool_spec(method: Callable[..., Any]) -> ToolSpec:
 
 
 def read_arguments(method: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The call's arguments in the method's types; text is converted where that does not change the value.
+    """The call's arguments in the method's types; text is converted if that does not change the value.
 
-    Raises `ValueError` naming what is wrong, in words for the policy.
+    Raises `ValueError` that tells the policy what is wrong.
     """
     model = arguments_model(_function(method))
     fields = model.model_fields
@@ -57,7 +57,7 @@ def read_arguments(method: Callable[..., Any], given: Mapping[str, Any]) -> dict
 
 @functools.cache
 def arguments_model(function: Callable[..., Any]) -> type[BaseModel]:
-    """A pydantic model of the function's parameters, `self` left out. Raises `TypeError`."""
+    """A pydantic model of the function's parameters, without `self`. Raises `TypeError`."""
     hints = typing.get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -98,7 +98,7 @@ def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def _without_titles(schema: Any) -> Any:
-    """pydantic adds a title to everything, which says nothing more than the name."""
+    """Remove the titles that pydantic adds to everything: they only repeat the names."""
     if isinstance(schema, list):
         return [_without_titles(item) for item in schema]
     if not isinstance(schema, dict):

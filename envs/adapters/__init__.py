@@ -1,1 +1,1 @@
-"""Environments that come from elsewhere: thin adapters, each for a package that is not installed by default."""
+"""Thin adapters for environments of other projects, each for a package that is not installed by default."""

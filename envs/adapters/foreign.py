@@ -2,11 +2,11 @@
 
 
 class ForeignError(RuntimeError):
-    """The other side failed, or gave what its interface does not allow. Never the policy's doing."""
+    """The other side failed, or returned what its interface does not allow. The policy never causes this."""
 
 
 def in_unit_range(total: float, lowest: float, highest: float) -> float:
-    """`total` brought from lowest..highest to 0..1. Raises `ForeignError` where it lies outside."""
+    """`total` scaled from [lowest, highest] to [0, 1]. Raises `ForeignError` if it is outside."""
     if not lowest - 1e-6 <= total <= highest + 1e-6:
         raise ForeignError(f"a sum of rewards of {total} is outside of {lowest} to {highest}: set lowest and highest")
     return min(1.0, max(0.0, (total - lowest) / (highest - lowest)))

@@ -1,4 +1,4 @@
-"""Any gymnasium environment that can be told and played in text, as an environment here."""
+"""Any gymnasium environment that can be shown and played as text, as an environment here."""
 
 from typing import Any, ClassVar
 
@@ -14,15 +14,15 @@ MAX_DIGITS = 9
 
 
 class Gymnasium(TextEnv):
-    """Play a gymnasium environment: its observation, or what it renders as text, is told; the reply is the action.
+    """Play a gymnasium environment. The policy is shown its observation or text rendering; the reply is the action.
 
-    Actions of a `Discrete` space are numbers or the names given as `actions`; those of a `Text` space are the reply's
-    last line. What is no action is told so and costs a turn. The sum of rewards is brought from `lowest`..`highest` to
-    0..1.
+    Actions of a `Discrete` space are numbers or the names given as `actions`. Actions of a `Text` space are the last
+    line of the reply. An invalid action is reported to the policy and uses up a turn. The sum of rewards is scaled from
+    [`lowest`, `highest`] to [0, 1].
 
     Options: `id` names the environment for `gymnasium.make` (`module:Name-v0` imports a module first), `kwargs` are its
-    arguments, `actions` names its actions in order, `told` is said before the first observation, `turns` is the most
-    replies; `lowest` and `highest` bound the sum of its rewards.
+    arguments, `actions` names its actions in order, `told` is a text shown before the first observation, `turns` is the
+    maximum number of replies; `lowest` and `highest` bound the sum of its rewards.
     Reward parts: `return` the sum of rewards, from 0 to 1.
     """
 

@@ -1,4 +1,4 @@
-"""The tools of an MCP server as an environment: questions from a file, answered with the server's help."""
+"""The tools of an MCP server as an environment: questions from a file, answered with the server's tools."""
 
 import asyncio
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ CALL_DEADLINE_S = 30.0
 
 
 class McpSession:
-    """A server process of its own and a client of it, alive in one task until it is closed."""
+    """A separate server process and its client, which live in one asyncio task until they are closed."""
 
     def __init__(self, command: tuple[str, ...]) -> None:
         self._questions: asyncio.Queue[tuple[str, dict[str, Any], asyncio.Future[str]] | None] = asyncio.Queue()
@@ -24,11 +24,11 @@ class McpSession:
         self._task = asyncio.create_task(self._live(command))
 
     async def tools(self) -> tuple[ToolSpec, ...]:
-        """What the server offers. Raises what starting it raised."""
+        """The tools that the server offers. Raises whatever starting the server raised."""
         return await self._ready
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """The text of a tool's result, errors told by the server included."""
+        """The text of a tool's result, including errors that the server reports."""
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._questions.put_nowait((name, dict(arguments), answer))
         await asyncio.wait([answer, self._task], return_when=asyncio.FIRST_COMPLETED)
@@ -42,7 +42,7 @@ class McpSession:
         self._task.cancel()
 
     async def _live(self, command: tuple[str, ...]) -> None:
-        """Enter and leave the client in one task, as its cancel scopes demand."""
+        """Enter and exit the client in one asyncio task, as its cancel scopes require."""
         from mcp import Client, StdioServerParameters
 
         try:
@@ -68,13 +68,13 @@ ROWS = RowTable(lambda path="": read_rows(Path(path), "prompt", "answer"))
 
 
 class McpTools(TextEnv):
-    """Answer questions with the tools of an MCP server; each rollout has a server process of its own.
+    """Answer questions with the tools of an MCP server; each rollout has its own server process.
 
-    The reply without a tool call is the answer, and must be the row's, without regard to case.
+    The reply without a tool call is the answer. It must equal the row's answer, ignoring case.
 
-    Options: `command` starts the server on stdin and stdout, as a list; `rows` is a JSONL file with `prompt`, `answer`
-    and, where there are gold replies, `gold_calls` (`name`, `arguments`); `turns` is the most replies.
-    Reward parts: `answer` 1 when it is right.
+    Options: `command` is a list that starts the server on stdin and stdout; `rows` is a JSONL file with `prompt`,
+    `answer` and, for gold replies, `gold_calls` (`name`, `arguments`); `turns` is the maximum number of replies.
+    Reward parts: `answer` 1 if it is right.
     """
 
     OPTIONS: ClassVar = {"command": (), "rows": "", "turns": 8}

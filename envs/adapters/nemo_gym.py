@@ -1,8 +1,8 @@
-"""The resources servers of NeMo Gym as environments, over HTTP. Needs no package of theirs, only a server that runs.
+"""The resources servers of NeMo Gym as environments, over HTTP. Needs a running server, but no package of NeMo Gym.
 
-A server of the usual kind is told a row (`/seed_session`), has a route for each tool, and scores the conversation at
-the end (`/verify`); one in gymnasium's manner answers every reply (`/reset`, `/step`). A session is a cookie, so each
-rollout has a cookie jar of its own. Conversations cross the wire as items of OpenAI's Responses API.
+A server of the usual kind receives a row (`/seed_session`), has a route for each tool, and scores the conversation at
+the end (`/verify`). A gymnasium-style server answers every reply (`/reset`, `/step`). A session is a cookie, so each
+rollout has its own cookie jar. Conversations are sent as items of OpenAI's Responses API.
 """
 
 import json
@@ -21,15 +21,15 @@ from envs.text_env import EnvironmentOptionError, TextEnv
 
 REQUEST = "responses_create_params"
 BAD_GATEWAY = (502, 503, 504)
-"""What says that the server was not there; other failures of a tool are the tool's answer, as in NeMo Gym's agents."""
+"""Status codes of a missing server. Other failures of a tool are the tool's answer, as in NeMo Gym's agents."""
 
 
 class NemoGym(TextEnv):
     """Play the rows of a NeMo Gym resources server that runs at `url`.
 
     Options: `url` is the server's base address; `rows` is its JSONL file, each row with `responses_create_params`;
-    `turns` is the most replies; `lowest` and `highest` bound the server's reward, which is brought to 0..1.
-    Reward parts: the server's `reward_components`, where they sum to its reward, else `reward`.
+    `turns` is the maximum number of replies; `lowest` and `highest` bound its reward, which is scaled to [0, 1].
+    Reward parts: the server's `reward_components` if they sum to its reward, otherwise `reward`.
     """
 
     OPTIONS: ClassVar = {"url": "", "rows": "", "turns": 8, "lowest": 0.0, "highest": 1.0}
@@ -97,7 +97,7 @@ class NemoGym(TextEnv):
         return (*results, *told(answer.get("observation"))), 0.0, False, False, {}
 
     async def _call(self, call: ToolCall, item: Mapping[str, Any]) -> Message:
-        """The tool's answer; only offered names become routes, since `/verify` is one too."""
+        """The tool's answer. Only names of offered tools are used as routes, since `/verify` is a route too."""
         if call.name not in {tool.name for tool in self.tools}:
             text = f"error: there is no tool {call.name}"
         else:
@@ -124,7 +124,7 @@ class NemoGym(TextEnv):
         }
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Raises `ForeignError` for an answer that is no JSON object, or whose status says that it failed."""
+        """Raises `ForeignError` for an answer that is not a JSON object, or that has an error status."""
         return json.loads(await self._ask_text(method, path, body, must_succeed=True))
 
     async def _ask_text(self, method: str, path: str, body: Any = None, *, must_succeed: bool = False) -> str:
@@ -141,7 +141,7 @@ class NemoGym(TextEnv):
 
 
 def load_rows(path: str = "") -> list[Row]:
-    """The rows of a server's file, split by what the policy is asked. Raises `RowError`, `JsonLineError`."""
+    """The rows of a server's file, split by their questions. Raises `RowError`, `JsonLineError`."""
     rows = []
     for number, body in enumerate(read_rows(Path(path), REQUEST), start=1):
         try:
@@ -161,7 +161,7 @@ ROWS = RowTable(load_rows)
 
 
 def messages_of(items: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Responses items as messages. Raises `KeyError` for an item of another kind than text, calls and their results."""
+    """Responses items as messages. Raises `KeyError` for items other than text, calls and their results."""
     messages: list[Message] = []
     names: dict[str, str] = {}
     for item in items:
@@ -179,7 +179,7 @@ def messages_of(items: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
 
 
 def text_of(content: Any) -> str:
-    """The text of an item's content: text itself, or parts with text."""
+    """The text of an item's content, which is text or a list of parts with text."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 

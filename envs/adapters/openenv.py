@@ -1,7 +1,7 @@
-"""The environments of OpenEnv servers, over a WebSocket each. Needs no package of theirs, only a server that runs.
+"""The environments of OpenEnv servers, each over a WebSocket. Needs a running server, but no package of OpenEnv.
 
-Plain HTTP requests to such a server do not share a state, a socket is a session. Servers bound their sessions
-(`max_concurrent_envs`): where all are taken, a rollout waits for one, as long as `rollout.reset_timeout_s` lets it.
+Plain HTTP requests to such a server share no state; a socket is a session. Servers limit their sessions
+(`max_concurrent_envs`). If all are taken, a rollout waits for one until `rollout.reset_timeout_s`.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ NOT_TOLD = {"reward", "done", "metadata"}
 class OpenEnv(TextEnv):
     """Play the environment of an OpenEnv server that runs at `url`.
 
-    Where an action is one text, the reply is that text; else the policy acts by calling the tool `act`, whose
-    parameters are the action's. An action that the server finds invalid is told so and costs a turn. The observation's
-    fields are told as text. Servers whose actions are MCP calls are not covered.
+    If an action is a single text, the reply is that text. Otherwise the policy acts by calling the tool `act`, whose
+    parameters are those of the action. An action that the server finds invalid is reported to the policy and uses up a
+    turn. The observation's fields are shown as text. Servers whose actions are MCP calls are not covered.
 
-    Options: `url` is the server's base address; `told` is said before the first observation; `reset` holds further
-    arguments of the server's reset, beside the seed; `turns` is the most replies; `lowest` and `highest` bound the sum
-    of rewards, which is brought to 0..1.
+    Options: `url` is the server's base address; `told` is a text shown before the first observation; `reset` contains
+    arguments of the server's reset in addition to the seed; `turns` is the maximum number of replies; `lowest` and
+    `highest` bound the sum of rewards, which is scaled to [0, 1].
     Reward parts: `return` the sum of rewards, from 0 to 1.
     """
 
@@ -73,7 +73,7 @@ class OpenEnv(TextEnv):
     async def close(self) -> None:  # type: ignore[override]
         http, self._http = self._http, None
         if http is not None:
-            await http.close()  # the socket with it, which is what ends the session there
+            await http.close()  # also closes the socket, which ends the session on the server
 
     def _read_schema(self, schema: Mapping[str, Any]) -> None:
         fields = {name: field for name, field in schema.get("properties", {}).items() if name != "metadata"}
@@ -98,7 +98,7 @@ class OpenEnv(TextEnv):
                 response.raise_for_status()
                 return (await response.json())["action"]
         except (aiohttp.ClientError, KeyError, ValueError) as error:
-            raise ForeignError(f"{self._options['url']}/schema tells no action: {error}") from error
+            raise ForeignError(f"{self._options['url']}/schema describes no action: {error}") from error
 
     async def _open(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Connect and reset, waiting while the server is full."""
@@ -118,7 +118,7 @@ class OpenEnv(TextEnv):
 
     async def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
         """The observation, or `full`, or `invalid`. Raises `ForeignError` for any other error."""
-        with contextlib.suppress(ConnectionError):  # a server that is full says so and hangs up
+        with contextlib.suppress(ConnectionError):  # a full server says so and closes the connection
             await self._socket.send_json({"type": kind, "data": data})
         received = await self._socket.receive()
         if received.type is not aiohttp.WSMsgType.TEXT:
@@ -138,7 +138,7 @@ class OpenEnv(TextEnv):
 
 
 def shown(observation: Mapping[str, Any]) -> str:
-    """An observation as text: its only field's, else each field on a line."""
+    """An observation as text: the text of its only field, otherwise one field per line."""
     fields = {name: value for name, value in observation.items() if name not in NOT_TOLD and value is not None}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
     return (

@@ -23,17 +23,17 @@ WORKERS = WorkerPool(
     Path(__file__).with_name("reasoning_gym_worker.py"), 2, "try: make adapters, or pip install reasoning-gym==0.1.25"
 )
 EVALUATING = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"}
-"""Tasks whose scorers evaluate the answer where they can see the right one: only literals are let through."""
+"""Tasks whose scorers evaluate the answer in a scope with the right answer: only literals are passed to them."""
 CAPITALS = re.compile("[A-Z]*")
-"""What `string_insertion` is answered with; no name that a scorer knows."""
+"""Answers of `string_insertion`; no scorer uses such a name."""
 
 
 class ReasoningGymError(RuntimeError):
-    """A generator or the jail of its scorer failed. Never the policy's doing."""
+    """A generator or the jail of its scorer failed. The policy never causes this."""
 
 
 def ask(what: str, *arguments: Any) -> Any:
-    """Raises `WorkerError` where reasoning-gym is not installed, `ReasoningGymError` where it fails."""
+    """Raises `WorkerError` if reasoning-gym is not installed, `ReasoningGymError` if it fails."""
     answer = WORKERS.ask([what, arguments], DEADLINE_S)
     if isinstance(answer, dict) and "error" in answer:
         raise ReasoningGymError(f"reasoning-gym, {what} {arguments[0]}: {answer['error']}")
@@ -77,13 +77,13 @@ def is_harmless(task: str, answer: str) -> bool:
 def reasoning_gym(reply: Reply, row: Row) -> dict[str, float]:
     """Solve a task of one of reasoning-gym's generators, judged by its own scorer (Apache-2.0).
 
-    The answer stands between `<answer>` and `</answer>`; nothing else is looked at, since the scorers give credit for
-    texts that merely contain the answer. Scorers run in a sandboxed process: some evaluate what they are given.
+    The answer is the text between `<answer>` and `</answer>`. All other text is ignored, since the scorers give credit
+    for texts that merely contain the answer. Scorers run in a sandboxed process, since some evaluate their input.
 
     Each generator has 10,000 entries, of which a fifth is held out.
 
-    Options: `task` is the name of a generator, or a list of names to draw from; `graded` pays the scorer's partial
-    credit too, where only full scores count otherwise.
+    Options: `task` is the name of a generator, or a list of names to draw from; `graded` also pays the scorer's partial
+    credit, while otherwise only full scores count.
     Reward parts: one named after the task.
     """
     answer = tagged_answer(reply.text)

@@ -1,11 +1,11 @@
 """What runs in a worker process of `envs.adapters.reasoning_gym`: the generators, and their scorers in jails.
 
-Some scorers evaluate the answer as Python. So each answer is scored in a fork of this process that has put on the
-sandbox's layers first (`envs/sandbox/layers.py`): it writes no file, starts no process and reaches no network, and what
-it changes is gone with it. Run by path; see `rewards.worker_pool` for the protocol.
+Some scorers evaluate the answer as Python. So each answer is scored in a fork of this process, which first applies the
+sandbox's layers (`envs/sandbox/layers.py`). The fork writes no file, starts no process and reaches no network, and its
+changes end with it. Run by path; see `rewards.worker_pool` for the protocol.
 
-`main` is like that of `verifiers_worker.py`, and a copy on purpose: workers import nothing of ours, since a worker's
-Python may be another environment's.
+`main` is deliberately a copy of the similar one in `verifiers_worker.py`: workers import nothing of ours, since a
+worker's Python may belong to another Python environment.
 """
 
 import functools
@@ -22,15 +22,15 @@ import system_calls  # pyright: ignore[reportMissingImports]
 sys.path.pop(0)
 
 NUM_ENTRIES = 10_000
-"""Of each generator; some make all of theirs at once."""
+"""Entries per generator; some generators make all of them at once."""
 ANSWER = 3
-"""The only descriptor that a jail keeps beside the standard ones."""
+"""The only descriptor that a jail keeps in addition to the standard ones."""
 CPU_S, MEMORY_BYTES = 5, 4 * 1024**3
 
 
 @functools.cache
 def dataset(task: str) -> Any:
-    """The generator, built once: building takes up to seconds."""
+    """The generator, built once, since building can take seconds."""
     import reasoning_gym
 
     return reasoning_gym.create_dataset(task, size=NUM_ENTRIES, seed=0)
@@ -46,9 +46,9 @@ def score(task: str, number: int, answer: str) -> float:
 
 
 def score_in_jail(*arguments: Any) -> float:
-    """The score of an answer; 0 where the scorer cannot read it. Raises `LayerError` where there can be no jail."""
+    """The score of an answer; 0 if the scorer cannot read it. Raises `LayerError` if no jail can be made."""
     task, number, _ = arguments
-    dataset(task)[number]  # what the generator does wrong is not the answer's fault
+    dataset(task)[number]  # a failure of the generator is not the answer's fault
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

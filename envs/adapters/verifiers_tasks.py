@@ -1,4 +1,4 @@
-"""The tasksets of `verifiers` (v1) as environments, in a Python of their own: its pins differ from ours."""
+"""The tasksets of `verifiers` (v1) as environments, in a separate Python: its pinned versions differ from ours."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ from envs.text_env import EnvironmentOptionError
 from rewards.worker_pool import WorkerPool
 
 DEADLINE_S = 180.0
-"""Of a question to a worker, the first of which loads the taskset; rollouts have their own, shorter deadlines."""
+"""Deadline of a worker's answer; the first question loads the taskset. Rollouts have their own, shorter deadlines."""
 NUM_WORKERS = 2
 
 
@@ -23,7 +23,7 @@ def workers(python: str) -> WorkerPool:
 
 
 def ask(python: str, what: str, *arguments: Any) -> Any:
-    """Raises `WorkerError` where verifiers is not installed, `ForeignError` where the taskset fails or hangs."""
+    """Raises `WorkerError` if verifiers is not installed, `ForeignError` if the taskset fails or hangs."""
     answer = workers(python).ask([what, arguments], DEADLINE_S)
     if answer is None:
         raise ForeignError(f"taskset {arguments[0]}: no {what} within {DEADLINE_S} s")
@@ -46,13 +46,13 @@ def load_rows(
 def verifiers_tasks(reply: Reply, row: Row) -> dict[str, float]:
     """Answer the tasks of a taskset of verifiers (v1), scored by its own rewards.
 
-    Tasks of one reply whose rewards need nothing but the conversation are covered; those with tools, a runtime or a
-    user are refused. Loading and judging may take longer than `rollout.reset_timeout_s` and `step_timeout_s` allow by
-    default. The taskset's code runs in worker processes that can be killed, outside of the sandbox.
+    Covers tasks of one reply whose rewards need only the conversation; refuses tasks with tools, a runtime or a user.
+    Loading and judging may take longer than the defaults of `rollout.reset_timeout_s` and `step_timeout_s` allow. The
+    taskset's code runs in worker processes that can be killed, outside of the sandbox.
 
     Options: `taskset` is its id, `config` its configuration as JSON text, `python` the interpreter that has it
-    installed; `lowest` and `highest` bound the sum of its rewards, which is brought to 0..1.
-    Reward parts: the rewards by name, each with its weight, where the range is 0..1; else `reward`.
+    installed; `lowest` and `highest` bound the sum of its rewards, which is scaled to [0, 1].
+    Reward parts: the rewards by name, each times its weight, if the range is [0, 1]; otherwise `reward`.
     """
     if row["range"] == (0.0, 1.0):
         parts = ask_score(reply, row)

@@ -1,7 +1,7 @@
 """What runs in a worker process of `envs.adapters.verifiers_tasks`: a taskset of `verifiers`, and its scoring.
 
-The worker's Python may be another environment's, so nothing of polygym is imported, and `main` is a copy of that of
-`reasoning_gym_worker.py` on purpose. Run by path; see `rewards.worker_pool` for the protocol.
+The worker's Python may belong to another Python environment, so nothing of polygym is imported, and `main` is
+deliberately a copy of the one in `reasoning_gym_worker.py`. Run by path; see `rewards.worker_pool` for the protocol.
 """
 # pyright: reportMissingImports=false
 
@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 LIMITED_TO = 10_000
-"""Tasks that are taken of a taskset; some have no end."""
+"""Maximum number of tasks taken from a taskset; some tasksets have no end."""
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def score(name: str, config: str, number: int, key: str, text: str, reasoning: s
 
     task = tasks(name, config)[number]
     if task.key != key:
-        raise ValueError(f"task {number} is another one in another process: the taskset loads in no fixed order")
+        raise ValueError(f"task {number} differs between processes: the taskset loads in no fixed order")
     kinds = {"system": vf.SystemMessage, "user": vf.UserMessage, "assistant": vf.AssistantMessage}
     messages: list[Any] = [kinds[one["role"]](content=one["content"]) for one in opening(task.data)]
     messages.append(vf.AssistantMessage(content=text, reasoning_content=reasoning or None))
@@ -84,7 +84,7 @@ def score(name: str, config: str, number: int, key: str, text: str, reasoning: s
 
 
 def main() -> None:
-    import verifiers.v1  # noqa: F401 - what is missing is told before the first question
+    import verifiers.v1  # noqa: F401 - reports missing packages before the first question
 
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115 - tasksets may print
     print("ready", file=answers, flush=True)

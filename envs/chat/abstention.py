@@ -29,11 +29,11 @@ def draw_row(rng: np.random.Generator, level: int = 3, unknown_share: float = 0.
 
 @scored(draw=draw_row)
 def abstention(reply: Reply, row: Row) -> dict[str, float]:
-    """Work out a sum, or say "I don't know": some sums have an x in them that nobody gave.
+    """Compute a sum, or say "I don't know": some sums contain an x whose value is not given.
 
-    Options: `level` chooses the sums as in `math/Arithmetic-v0`; `unknown_share` of them cannot be known.
-    Reward parts: `answer` 1 when it is right, 0.5 for abstaining where it could be known, 0 for a wrong answer; where
-    it cannot be known, abstaining is right.
+    Options: `level` selects the sums as in `math/Arithmetic-v0`; `unknown_share` is the share that cannot be known.
+    Reward parts: `answer` 1 if it is right, 0.5 for abstaining if the sum can be known, 0 for a wrong answer; if it
+    cannot be known, abstaining is right.
     """
     if not row["is_known"]:
         return {"answer": float(abstention_reward(reply.text, 0.0, UNKNOWN) == 0.5)}

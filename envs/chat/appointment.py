@@ -1,4 +1,4 @@
-"""Can the policy talk with somebody until it knows enough? A scripted user who wants an appointment."""
+"""Can the policy ask a user until it knows enough? A scripted user wants an appointment."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ RUBRIC = Rubric({"details": 0.4, "booked": 0.6})
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the user wants, and which detail is told at once."""
+    """What the user wants, and which detail is given at the start."""
 
     details: tuple[tuple[str, str], ...]
     told: str
@@ -40,11 +40,11 @@ def draw_wish(rng: np.random.Generator, slots: tuple[str, ...]) -> Wish:
 class Appointment(TextEnv):
     """Book an appointment: ask the user for each detail that is missing, then confirm all of them.
 
-    The user is scripted: a reply that asks with a question mark for one detail (day, time, name, doctor) gets it, any
-    other question a shrug. The episode ends with a reply that begins with `Booked:`.
+    The user is scripted: a reply with a question mark that asks for one detail (day, time, name, doctor) gets it; any
+    other question gets no detail. The episode ends with a reply that begins with `Booked:`.
 
     Options: `level` sets how many details there are, 2 to 4.
-    Reward parts: `details` 0.4 times the share of right details after `Booked:`, `booked` 0.6 when all are right.
+    Reward parts: `details` 0.4 times the share of right details after `Booked:`, `booked` 0.6 if all are right.
     """
 
     OPTIONS: ClassVar = {"level": 1}
@@ -80,7 +80,7 @@ class Appointment(TextEnv):
         return Reply(f"Booked: {', '.join(value for _, value in self._wish.details)}")
 
     def _share_right(self, stated: str) -> float:
-        """Share of the details that are stated; 0 where another value of one is stated too."""
+        """Share of the details that are stated; 0 if another value of a detail is stated too."""
         wanted = {value for _, value in self._wish.details}
         values = {value for slot, _ in self._wish.details for value in SLOTS[slot] if value.lower() in stated.lower()}
         return len(values) / len(wanted) if values <= wanted else 0.0

@@ -1,4 +1,4 @@
-"""Can the policy write a text of a demanded form: so many words, with, without, first or last a given word?"""
+"""Can the policy write a text of a required form: a number of words, and words to use, avoid, start or end with?"""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ SENTENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How hard a demand is: the number of words to write, of further constraints, and their kinds."""
+    """How hard a demand is: the number of words to write, the number of further constraints, and their kinds."""
 
     num_words: tuple[int, int]
     num_further: tuple[int, int]
@@ -47,7 +47,7 @@ LEVELS = {
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the text must be like, and a text that is."""
+    """The requirements on a text, and a text that meets them."""
 
     constraints: tuple[Constraint, ...]
     gold: str
@@ -58,7 +58,7 @@ class Demand:
 
 
 def sentence(constraint: Constraint) -> str:
-    """The constraint as the policy is told it."""
+    """The constraint as it is stated to the policy."""
     values = constraint.value if isinstance(constraint.value, tuple) else (constraint.value,)
     return SENTENCES[constraint.kind].format(*values)
 
@@ -66,7 +66,7 @@ def sentence(constraint: Constraint) -> str:
 def draw_demand(rng: np.random.Generator, level: Level) -> Demand:
     """A number of words and further constraints of different kinds.
 
-    Every constraint gets words of its own, so they never conflict; the gold text uses no word twice.
+    Every constraint gets its own words, so they never conflict; the gold text uses no word twice.
     """
     num_words = int(rng.integers(level.num_words[0], level.num_words[1] + 1))
     num_further = int(rng.integers(level.num_further[0], level.num_further[1] + 1))
@@ -88,7 +88,7 @@ def num_needed(constraints: list[Constraint]) -> int:
 
 
 def draw_value(rng: np.random.Generator, kind: str, words: list[str]) -> Any:
-    """The constraint's value; the words it names are taken out of `words`."""
+    """The constraint's value; the words it names are removed from `words`."""
     if kind in ("distinct", "capitals"):
         return None
     if kind == "lines":
@@ -116,14 +116,14 @@ def split_lines(words: list[str], num_lines: int) -> str:
 
 
 class Constraints(TextEnv):
-    """Write a text of a demanded form: `Write 4 words. Start with sun. Avoid red.`
+    """Write a text of a required form: `Write 4 words. Start with sun. Avoid red.`
 
-    Any words will do where none is named. The gold text uses the environment's own 24 words and has no reasoning.
+    Any words are allowed where none is named. The gold text uses the environment's own 24 words and has no reasoning.
 
     Options: `level` 1 (3 to 6 words and one further constraint: use, avoid, start or end with a word), 2 (3 to 8 words,
     one or two), 3 (4 to 8 words, two or three, also: one word before another, no word twice), 4 (6 to 12 words, three
     or four, also: lines, capitals).
-    Reward parts: `share` 0.3 times the share of constraints followed; `all` 0.7 when all are. A reply without a word
+    Reward parts: `share` 0.3 times the share of constraints followed; `all` 0.7 if all are. A reply without a word
     follows none.
     """
 

@@ -1,4 +1,4 @@
-"""How is each of IFEval's instructions drawn, said, and followed by a text? One function an instruction."""
+"""How is each of IFEval's instructions drawn, stated, and followed by a text? One function per instruction."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ FR = "Le texte est court et il est dans la langue de la ville. Les gens sont sur
 LANGUAGES = {"de": ("German", DE), "fr": ("French", FR)}
 
 Draw = tuple[dict[str, Any], str, Callable[[str], str]]
-"""Arguments of an instruction, the sentence that tells it, and how a text is changed to follow it."""
+"""Arguments of an instruction, the sentence that states it, and a function that changes a text to follow it."""
 
 
 def sentence_of(words: str) -> str:
@@ -203,4 +203,4 @@ DRAWS: dict[str, Callable[[np.random.Generator, str], Draw]] = {
     "detectable_format:json_format": draw_json,
     "startend:quotation": draw_quotation,
 }
-"""In the order in which a text is made to follow them: what adds words first, what wraps all of it last."""
+"""In the order in which a text is changed to follow them: first those that add words, last those that wrap the text."""

@@ -26,7 +26,7 @@ SENTENCES = (
 
 
 def draw_row(rng: np.random.Generator, level: int = 1, ids: Sequence[str] = (), strict: Reading = "sense") -> Row:
-    """A request with instructions that one text follows all of; combinations without such a text are drawn again."""
+    """A request with instructions that one text can all follow; combinations without such a text are drawn again."""
     if strict not in READINGS:
         raise EnvironmentOptionError(f"strict must be one of {', '.join(READINGS)}, got {strict!r}")
     fewest, most = choose_level(level, LEVELS)
@@ -55,11 +55,12 @@ def draw_row(rng: np.random.Generator, level: int = 1, ids: Sequence[str] = (), 
 def instructions(reply: Reply, row: Row) -> dict[str, float]:
     """Write a short text that follows instructions about its form, of the 25 kinds of IFEval (`rewards.instructions`).
 
-    Options: `level` 1 one instruction, 2 one or two, 3 two or three at once; `ids` keeps these instructions only, under
-    their IFEval ids such as `punctuation:no_comma`; `strict` is how they are read, `sense` as a person would (keywords
-    are whole words), `ifeval` by the letter of IFEval's code (keywords are parts of words; see `rewards.ifeval`).
-    Reward parts: `share` 0.3 times the share followed strictly, `all` 0.7 when all are. Fewer than four words, or a
-    copy of the request, are no text and follow none.
+    Options: `level` 1 one instruction, 2 one or two, 3 two or three at once; `ids` keeps only the instructions with
+    these IFEval ids, such as `punctuation:no_comma`; `strict` is how they are interpreted: `sense` as a person would
+    (keywords are whole words), `ifeval` exactly as IFEval's code does (keywords are parts of words; see
+    `rewards.ifeval`).
+    Reward parts: `share` 0.3 times the share followed strictly, `all` 0.7 if all are. A reply with fewer than four
+    words, or with a copy of the request, follows none.
     """
     if len(words_of(reply.text)) < MIN_WORDS or row["prompt"] in reply.text:
         return RUBRIC({"share": 0.0, "all": 0.0})

@@ -1,4 +1,4 @@
-"""Can the policy write what people like? An LLM judges: by a rubric, or one reply of the group against another."""
+"""Can the policy write what people like? An LLM judges by a rubric, or compares the replies of a group."""
 
 import asyncio
 from collections.abc import Sequence
@@ -48,12 +48,12 @@ def draw_row(
 async def judged(reply: Reply, row: Row) -> dict[str, float]:
     """Write a short text; a judge says which criteria of a rubric it fulfils. Needs an OpenAI-compatible endpoint.
 
-    A reply that says nothing earns 0 without a judge. A judge that does not answer, or whose verdict cannot be read, is
-    an error of the environment and no reward.
+    A reply that says nothing earns 0 without asking a judge. If a judge does not answer, or its verdict cannot be
+    parsed, this is an environment error and not a reward.
 
-    Options: `url` and `model` name the judge; else POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL do. `timeout_s` is the
-    deadline of a question with its retries (keep it below rollout.step_timeout_s), `at_once` the questions of a worker
-    at once; waiting for one's turn is not counted.
+    Options: `url` and `model` name the judge; the defaults are POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL. `timeout_s`
+    is the deadline of a question with its retries (keep it below rollout.step_timeout_s); `at_once` is the number of
+    concurrent questions of a worker. Waiting for a place is not counted.
     Reward parts: `task` 0.5, `clear` 0.25, `complete` 0.25.
     """
     if not says_something(reply.text):
@@ -65,14 +65,14 @@ async def judged(reply: Reply, row: Row) -> dict[str, float]:
 class Compared(TextEnv):
     """Write a short text; a judge compares each of the group's replies with the next, in a circle.
 
-    Each reply stands once first and once second; its reward is the mean of its two scores, from 0 to 1, as in the
-    RLHF stage of Nemotron 3 (`rewards.judge.circular_rewards`). A reply that says nothing earns 0 and is not compared;
-    one that is left alone earns 0.5. Needs an OpenAI-compatible endpoint.
+    Each reply is compared once as the first and once as the second; its reward is the mean of its two scores, from 0 to
+    1, as in the RLHF stage of Nemotron 3 (`rewards.judge.circular_rewards`). A reply that says nothing earns 0 and is
+    not compared; a reply that is left alone earns 0.5. Needs an OpenAI-compatible endpoint.
 
-    Options: `url` and `model` name the judge; else POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL do. `timeout_s` is the
-    deadline of a question with its retries (keep it below rollout.step_timeout_s), `at_once` the questions of a worker
-    at once; waiting for one's turn is not counted.
-    Reward parts: `compared`, the whole reward, given once all members of the group have ended.
+    Options: `url` and `model` name the judge; the defaults are POLYGYM_JUDGE_URL and POLYGYM_JUDGE_MODEL. `timeout_s`
+    is the deadline of a question with its retries (keep it below rollout.step_timeout_s); `at_once` is the number of
+    concurrent questions of a worker. Waiting for a place is not counted.
+    Reward parts: `compared`, the whole reward, given after all members of the group have ended.
     """
 
     OPTIONS: ClassVar = {"url": "", "model": "", "timeout_s": TIMEOUT_S, "at_once": AT_ONCE}

@@ -1,4 +1,4 @@
-"""Can the policy write data in a demanded shape? A JSON Schema to fulfil, in JSON, YAML or XML."""
+"""Can the policy write data of a required shape? A JSON Schema to fulfil, in JSON, YAML or XML."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ NAMES = ("name", "title", "size", "weight", "year", "colour", "price", "count", 
 COLOURS = ("red", "green", "blue", "white")
 WORDS = ("alpha", "beta", "gamma", "delta")
 LEVELS = {1: (2, 3, False), 2: (3, 5, False), 3: (4, 6, True)}
-"""Fewest and most properties, and whether one of them is an object again."""
+"""Minimum and maximum number of properties, and whether one of them is an object itself."""
 
 
 def draw_property(rng: np.random.Generator) -> tuple[dict[str, Any], Any]:
@@ -92,8 +92,9 @@ def draw_row(rng: np.random.Generator, level: int = 1, surface: str = "any") -> 
 def structured(reply: Reply, row: Row) -> dict[str, float]:
     """Write data that fulfils a JSON Schema, as JSON, YAML or XML. Only the shape is judged (`rewards.schema`).
 
-    Options: `level` sets how many properties there are, at 3 with an object inside; `surface` is `any`, `json`, `yaml`
-    or `xml`.
-    Reward parts: `parsed` 0.1, `keys` 0.2 times the share of required keys, `valid` 0.7 when all of the schema holds.
+    Options: `level` sets the number of properties, at 3 with a nested object; `surface` is `any`, `json`, `yaml` or
+    `xml`.
+    Reward parts: `parsed` 0.1, `keys` 0.2 times the share of required keys, `valid` 0.7 if the whole schema is
+    fulfilled.
     """
     return RUBRIC(schema_scores(reply.text, row["schema"], row["surface"]))

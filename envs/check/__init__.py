@@ -1,6 +1,6 @@
-"""Does an environment keep the contract? Runs one through everything that training relies on.
+"""Does an environment keep the contract? Checks everything that training relies on.
 
-`check_environment("me/Mine-v0")` belongs in the tests of every environment, and `python -m envs check ID` prints it.
+`check_environment("me/Mine-v0")` belongs in each environment's tests; `python -m envs check ID` prints its results.
 """
 
 from envs.check.behaviour import BEHAVIOUR_CHECKS
@@ -13,7 +13,7 @@ CHECKS: tuple[Check, ...] = (*FORM_CHECKS, *TASK_CHECKS, *SCORING_CHECKS, *BEHAV
 
 
 def check_environment(env_id: str, options: dict | None = None, num_seeds: int = 20) -> list[CheckResult]:
-    """The result of every check, in order. Never raises for what the environment does wrong."""
+    """The result of every check, in order. Never raises for failures of the environment."""
     subject = Subject(env_id, dict(options or {}), num_seeds)
     opened = run_check(CHECKS[0], subject)
     if opened.status == "failed":

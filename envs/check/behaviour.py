@@ -1,4 +1,4 @@
-"""Does it behave in a worker: in time, whatever the policy writes, and without leaving anything behind?"""
+"""Does an environment behave in a worker: in time, for any reply, and without leaving anything behind?"""
 
 import threading
 import time
@@ -12,13 +12,13 @@ from envs.player import saying
 HOSTILE = ("\0", "x" * 100_000, "\ud800", "9" * 5000, "((((" * 500, "\\frac{" * 200, "<|im_end|></think>", "💥" * 50)
 MAX_RESET_S = 5.0
 MAX_STEP_S = 10.0
-"""Half of the deadlines that training has by default."""
+"""Half of training's default deadlines."""
 SETTLE_S = 2.0
 
 
 def any_text_can_be_scored(subject: Subject) -> None:
     """NUL, lone surrogates, 100,000 letters, numbers of 5,000 digits, unclosed brackets: all get a reward.
-    To fix: expect anything; what cannot be read is a wrong answer, not an error."""
+    To fix: expect any text; text that cannot be parsed is a wrong answer, not an error."""
     session = subject.make()
     for text in HOSTILE:
         subject.reset(session, 0)
@@ -26,8 +26,9 @@ def any_text_can_be_scored(subject: Subject) -> None:
 
 
 def wrong_tool_calls_come_back_as_text(subject: Subject) -> None:
-    """An unknown tool, missing, additional and nonsensical arguments do not raise and do not end the episode.
-    To fix: raise `ValueError` with words for the policy; it becomes the tool's answer."""
+    """Calls of an unknown tool, or with missing, additional or nonsensical arguments, neither raise nor end the
+    episode.
+    To fix: raise `ValueError` with a message for the policy; it becomes the tool's answer."""
     session = subject.make()
     subject.reset(session, 0)
     if not session.env.tools:
@@ -45,7 +46,7 @@ def wrong_tool_calls_come_back_as_text(subject: Subject) -> None:
 
 
 def episodes_end_in_time(subject: Subject) -> None:
-    """Whatever is replied, an episode is over after `max_turns` replies.
+    """Whatever the replies are, an episode is over after `max_turns` replies.
     To fix: end the episode in the last turn, or raise `max_turns`."""
     session = subject.make()
     for seed in range(subject.num_seeds):
@@ -55,7 +56,7 @@ def episodes_end_in_time(subject: Subject) -> None:
 
 def reset_and_step_are_quick(subject: Subject) -> None:
     """Every reset took less than 5 s and every step less than 10 s, over all checks; the first reset may take longer.
-    To fix: load data once a process, and give what is slow a deadline of its own."""
+    To fix: load data once per process, and give slow operations their own deadlines."""
     session = subject.make()
     subject.reset(session, 0)
     play(session, saying("hello"))
@@ -65,8 +66,8 @@ def reset_and_step_are_quick(subject: Subject) -> None:
 
 
 def nothing_is_left_behind(subject: Subject) -> None:
-    """Twenty episodes leave no thread and no open file behind them that grow with their number.
-    To fix: end what an episode starts in `close`."""
+    """Over twenty episodes, the number of threads and open files does not grow with the number of episodes.
+    To fix: let `close` end what an episode starts."""
 
     def held() -> tuple[int, int]:
         return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
@@ -79,7 +80,7 @@ def nothing_is_left_behind(subject: Subject) -> None:
             session.close()
         subject.made.clear()
 
-    episodes(3)  # what is made once a process
+    episodes(3)  # what is made once per process
     before = held()
     episodes(20)
     deadline = time.monotonic() + SETTLE_S
@@ -91,7 +92,7 @@ def nothing_is_left_behind(subject: Subject) -> None:
 
 def close_may_be_called_twice(subject: Subject) -> None:
     """Closing twice, and without a reset, raises nothing.
-    To fix: let `close` look what there is to close."""
+    To fix: let `close` check what there is to close."""
     fresh, played = subject.make(), subject.make()
     subject.reset(played, 0)
     for session in (fresh, fresh, played, played):

@@ -1,4 +1,4 @@
-"""Is it built as an environment: its id, options, messages, tools and description?"""
+"""Does an environment have the right form: its id, options, messages, tools and description?"""
 
 import pickle
 import warnings
@@ -15,7 +15,7 @@ from envs.text_env import EnvironmentOptionError
 
 
 def can_be_made_and_opened(subject: Subject) -> None:
-    """The environment can be made, and opens a task of each split. Where it cannot, nothing else is checked.
+    """The environment can be made, and opens a task of each split. If it cannot, nothing else is checked.
     To fix: correct the error; `python -m envs info ID` shows it too."""
     for split in ("train", "heldout"):
         subject.reset(subject.make(), 0, split)
@@ -23,10 +23,10 @@ def can_be_made_and_opened(subject: Subject) -> None:
 
 def follows_gymnasium(subject: Subject) -> None:
     """gymnasium's own `check_env` finds no error.
-    To fix: read what it says; `reset` must call `super().reset(seed=seed)` and give (messages, info)."""
+    To fix: read its message; `reset` must call `super().reset(seed=seed)` and return (messages, info)."""
     env = subject.make().env
     if env.is_async:
-        raise Skipped("gymnasium's check knows no asynchronous environments")
+        raise Skipped("gymnasium's check does not support asynchronous environments")
     reset = env.reset
     env.reset = lambda *, seed=None, options=None: reset(seed=seed, options={**subject.options, **(options or {})})
     with warnings.catch_warnings():
@@ -36,7 +36,7 @@ def follows_gymnasium(subject: Subject) -> None:
 
 def an_unknown_option_is_refused(subject: Subject) -> None:
     """An option that the environment does not have raises `EnvironmentOptionError`.
-    To fix: read options with `read_options`, and name each in `OPTIONS`."""
+    To fix: read options with `read_options`, and declare each in `OPTIONS`."""
     wrong = Subject(subject.env_id, {**subject.options, "no such option": 1}, 1)
     try:
         wrong.reset(wrong.make(), 0)
@@ -50,8 +50,8 @@ def an_unknown_option_is_refused(subject: Subject) -> None:
 
 
 def an_opening_is_a_conversation_that_waits_for_a_reply(subject: Subject) -> None:
-    """`reset` gives messages with text, a system message only first, the last one from the user or a tool.
-    To fix: give a tuple of `Message("user", ...)`."""
+    """`reset` returns messages with text; a system message can only be first, the last is from the user or a tool.
+    To fix: return a tuple of `Message("user", ...)`."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         opening, _ = subject.reset(session, seed)
@@ -62,7 +62,7 @@ def an_opening_is_a_conversation_that_waits_for_a_reply(subject: Subject) -> Non
 
 
 def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
-    """What `step` returns comes from the user or a tool, never from the assistant.
+    """Messages that `step` returns are from the user or a tool, never from the assistant.
     To fix: the policy's reply is added to the conversation for you; return only what follows it."""
     session = subject.make()
     for seed in range(subject.num_seeds):
@@ -77,17 +77,18 @@ def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
 
 
 def tools_have_valid_schemas(subject: Subject) -> None:
-    """Each tool has a name of its own, a description, and parameters that are a JSON Schema object.
-    To fix: give every tool method type hints and a docstring, and what is no tool a name that begins with `_`."""
+    """Each tool has a unique name, a description, and parameters that are a JSON Schema object.
+    To fix: give every tool method type hints and a docstring, and every other method a name that begins with `_`."""
     session = subject.make()
     subject.reset(session, 0)
     tools = session.env.tools
     if not tools:
         raise Skipped("there are no tools")
-    require(len({tool.name for tool in tools}) == len(tools), "two tools have one name")
+    require(len({tool.name for tool in tools}) == len(tools), "two tools have the same name")
     for tool in tools:
         require(
-            bool(tool.description.strip()), f"tool {tool.name} has no description; no tool? then name it _{tool.name}"
+            bool(tool.description.strip()),
+            f"tool {tool.name} has no description; if it is not a tool, name it _{tool.name}",
         )
         require(tool.parameters.get("type") == "object", f"tool {tool.name}: parameters must be an object")
         jsonschema.Draft202012Validator.check_schema(dict(tool.parameters))
@@ -105,7 +106,7 @@ def is_described(subject: Subject) -> None:
 
 
 def a_pickled_copy_plays_on(subject: Subject) -> None:
-    """An environment that was reset survives pickling and earns the same, unless it has something to `close`.
+    """A pickled copy of an environment after `reset` earns the same, unless there is something to `close`.
     To fix: keep connections, locks and open files out of the instance, or make them when they are needed."""
     session = subject.make()
     subject.reset(session, 0)
@@ -113,10 +114,10 @@ def a_pickled_copy_plays_on(subject: Subject) -> None:
         pickled = pickle.dumps(session.env)
     except TypeError:
         if session.env.has_close:
-            raise Skipped("it holds something open, which close ends") from None
+            raise Skipped("it keeps something open until close") from None
         raise
     with Session(lambda: pickle.loads(pickled), subject.env_id, DEADLINES) as copy:
-        require(play(copy, saying("")) == play(session, saying("")), "the copy earned other")
+        require(play(copy, saying("")) == play(session, saying("")), "the copy earned a different reward")
 
 
 FORM_CHECKS: tuple[Check, ...] = (

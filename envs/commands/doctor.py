@@ -1,4 +1,4 @@
-"""`python -m envs sandbox doctor`: which layers hold untrusted code here, and do they hold?"""
+"""`python -m envs sandbox doctor`: which layers confine untrusted code here, and do they hold?"""
 
 from rich.console import Console
 from rich.progress import track
@@ -10,7 +10,7 @@ from envs.sandbox.probes import PROBES, ProbeResult, run_probe, target
 
 
 def examine_sandbox(console: Console) -> bool:
-    """Print each level, whether it works here, and what the probes get through it; whether the strongest one holds."""
+    """Print each level, whether it works here, and which probes escape. Returns whether the strongest level holds."""
     console.print(f"Landlock version {landlock_version() or 'none'}")
     strongest: Level | None = None
     holds = False
@@ -38,7 +38,7 @@ def examine_sandbox(console: Console) -> bool:
 
 
 def try_probes(console: Console, level: Level) -> list[ProbeResult]:
-    """Each with a target of its own: what one has ended or filled is no matter of the next."""
+    """Run each probe with its own target, so that what one probe ends or fills does not affect the next."""
     results = []
     for probe in track(PROBES, f"probes, {level}", console=console, transient=True):
         with target() as aim:

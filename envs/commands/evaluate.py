@@ -1,4 +1,4 @@
-"""`python -m envs eval`: how does a model behind an OpenAI-compatible endpoint do in an environment?"""
+"""`python -m envs eval`: how well does a model behind an OpenAI-compatible endpoint perform in an environment?"""
 
 import json
 import math
@@ -27,7 +27,7 @@ from envs.session import Session
 
 KEY = "OPENAI_API_KEY"
 MALFORMED = (LookupError, ValueError, TypeError, AttributeError, RecursionError)
-"""What an answer that is no chat completion raises when it is read."""
+"""Errors from reading an answer that is not a chat completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ def evaluate(
     num_tries: int,
     out: Path | None,
 ) -> list[dict[str, Any]]:
-    """Play `num_tasks` tasks, each so many times; print and give the rollouts, also written to `out`.
+    """Play `num_tasks` tasks, `num_tries` times each. Print a summary; return the rollouts and write them to `out`.
 
-    The tries at one task are a group: where the environment compares its members, they are compared. Raises
-    `EnvFailure` for an environment that cannot be made; what fails later is a rollout's outcome.
+    The tries of one task are a group: if the environment compares group members, they are compared. Raises `EnvFailure`
+    for an environment that cannot be made; a later failure becomes a rollout's outcome.
     """
     compares = facts(env_id).scores_groups
     tasks = [EnvTask(env_id, seed, split, options) for seed in range(num_tasks)]
@@ -86,7 +86,7 @@ def evaluate(
 
 
 def compared(task: EnvTask, group: Sequence[EnvRollout]) -> list[EnvRollout]:
-    """The tries at a task with what comparing them pays."""
+    """The tries of a task, with the rewards of their comparison added."""
     return score_group(task, group, Session.installed(task.env_id))
 
 
@@ -127,7 +127,7 @@ def ask(client: httpx.Client, endpoint: Endpoint, tools: Sequence[ToolSpec], mes
 
 
 def openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The conversation as chat completions have it; each tool message answers the next call that has no answer yet."""
+    """The conversation in chat completion format; each tool message answers the next call that has no answer yet."""
     told: list[dict[str, Any]] = []
     waiting: list[str] = []
     for message in messages:
@@ -146,9 +146,9 @@ def openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def read_reply(message: Mapping[str, Any]) -> Reply:
-    """The reply in a chat completion; arguments that are no JSON object go to the tool as they are.
+    """The reply in a chat completion; arguments that are not a JSON object are passed to the tool as they are.
 
-    Raises one of `MALFORMED` for what is no message.
+    Raises one of `MALFORMED` for anything that is not a message.
     """
     calls = []
     for call in message.get("tool_calls") or ():
@@ -171,7 +171,7 @@ def pass_at(num_tries: int, num_passed: int, k: int) -> float:
 
 
 def print_summary(console: Console, env_id: str, rollouts: Sequence[Mapping[str, Any]], num_tries: int) -> None:
-    """Mean, pass@k, parts and outcomes."""
+    """Print mean, pass@k, parts and outcomes."""
     counted = [rollout for rollout in rollouts if rollout["reward"] is not None]
     table = Table("figure", "value", title=env_id)
     if counted:

@@ -1,7 +1,7 @@
-"""`python -m envs eval ID --policy FOLDER`: how does a checkpoint here do in an environment? vLLM samples the replies.
+"""`python -m envs eval ID --policy FOLDER`: how well does a local checkpoint perform? vLLM samples the replies.
 
-The trainer plays, in a process of its own, since environments do not import it: conversations become tokens, and
-replies are read, as in training.
+The trainer plays in a separate process, since environments do not import it. Conversations become tokens, and replies
+are parsed, as in training.
 """
 
 import json
@@ -22,11 +22,11 @@ from envs.sandbox import minimum_level
 from envs.session import Session
 
 CONTEXT_TOKENS = 4096
-"""Longest conversation, where the checkpoint allows as much and replies are not longer still."""
+"""Longest conversation, unless the checkpoint allows less or long replies need more."""
 
 
 class LocalEvaluationError(RuntimeError):
-    """The folder holds no checkpoint, or the process that plays failed; it has said why."""
+    """The folder contains no checkpoint, or the process that plays failed and has printed why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class LocalPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """What is played: `num_tasks` tasks of an environment's split, each so many times."""
+    """What is played: `num_tasks` tasks of an environment's split, `num_tries` times each."""
 
     env_id: str
     options: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Tries:
 
 
 def evaluate_local(console: Console, policy: LocalPolicy, tries: Tries, out: Path | None) -> list[dict[str, Any]]:
-    """Play the tasks; print and give the rollouts, also written to `out`.
+    """Play the tasks. Print a summary; return the rollouts and write them to `out`.
 
     Raises `LocalEvaluationError`, and `EnvFailure` for an environment or options that cannot be used.
     """

@@ -1,4 +1,4 @@
-"""`python -m envs new`: an installable package with an environment that passes every check as it is written."""
+"""`python -m envs new`: an installable package with an environment that already passes every check."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
 
 
 class NewEnvironmentError(ValueError):
-    """A name, kind or folder that no package can be written for."""
+    """No package can be written for this name, kind or folder."""
 
 
 def write_package(name: str, kind: str, folder: Path) -> str:
-    """Write the package below `folder` and say what to do next. Raises `NewEnvironmentError`, `OutputError`."""
+    """Write the package below `folder` and return what to do next. Raises `NewEnvironmentError`, `OutputError`."""
     if not NAME.fullmatch(name):
         raise NewEnvironmentError(
             f"a name is letters and digits and begins with a capital, such as WordCount: {name!r}"

@@ -1,4 +1,4 @@
-"""How are an environment's options read from a command line? As `name=value`, values as YAML would have them."""
+"""How are an environment's options read from a command line? As `name=value`, with values as in YAML."""
 
 import json
 from collections.abc import Sequence

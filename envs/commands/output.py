@@ -11,7 +11,7 @@ class OutputError(RuntimeError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write the file, its folder too. Raises `OutputError`."""
+    """Write the file, and create its folder. Raises `OutputError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -20,5 +20,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line. Raises `OutputError`."""
+    """Write one JSON object per line. Raises `OutputError`."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""`python -m envs play`: a person, or the gold replies, in the place of the policy."""
+"""`python -m envs play`: a person, or the gold replies, in place of the policy."""
 
 import json
 import shlex
@@ -33,9 +33,9 @@ def play_environment(
     gold: bool = False,
     read_line: Callable[[str], str] = input,
 ) -> float | None:
-    """Play one episode in the terminal and give its reward; None when it was given up.
+    """Play one episode in the terminal and return its reward; None if the person gave up.
 
-    The environment's calls have a deadline, the person has none. Raises `PlayError` when the environment fails.
+    The environment's calls have a deadline, the person has none. Raises `PlayError` if the environment fails.
     """
     table = _Table(console, read_line, gold=gold)
     task = EnvTask(env_id, seed, options.get("split", "train"), options)
@@ -110,12 +110,12 @@ def ask(console: Console, prompt: str, read_line: Callable[[str], str]) -> Reply
 
 
 def valid_reply(text: str, *calls: ToolCall) -> Reply:
-    """A terminal gives what is not UTF-8 as lone surrogates."""
+    """A reply with valid text: a terminal returns bytes that are not UTF-8 as lone surrogates."""
     return valid(Reply(text, "", calls))
 
 
 def read_call(line: str) -> ToolCall:
-    """`name key=value ...` as a call; values are JSON where they can be read so, else text. Raises `ValueError`."""
+    """`name key=value ...` as a call; values are JSON if they can be parsed, else text. Raises `ValueError`."""
     name, *pairs = shlex.split(line) or [""]
     if not name:
         raise ValueError("name the tool after the exclamation mark")

@@ -1,6 +1,6 @@
 """`python -m envs profile`: which tasks are too easy, too hard, or worth training on?
 
-What it writes is read by curricula (`environments.ID.curriculum.profile` of an experiment).
+Curricula read its output (`environments.ID.curriculum.profile` of an experiment).
 """
 
 import json
@@ -24,21 +24,21 @@ MIN_TRIES = 2
 
 
 class ProfileError(ValueError):
-    """Rollouts that no profile can be made of."""
+    """No profile can be made from these rollouts."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskProfile:
-    """Rewards of all tries at one task."""
+    """Rewards of all tries of one task."""
 
     env_id: str
     seed: int
     split: str
     options: Mapping[str, Any]
     budget: Any
-    """The thinking budget, where the rollouts tell one: with another it is another task."""
+    """The thinking budget, if the rollouts have one: a task with another budget is another task."""
     policy: str
-    """Whose tries these are (`policy_of`): tries of two policies at one task say nothing about either."""
+    """The policy of these tries (`policy_of`): tries of two policies mixed say nothing about either."""
     num_tries: int
     mean: float
     deviation: float
@@ -49,7 +49,7 @@ class TaskProfile:
 
 
 def profile_tasks(rollouts: Sequence[Mapping[str, Any]]) -> list[TaskProfile]:
-    """One profile a task and policy, from the tries that count, by environment and mean reward."""
+    """One profile per task and policy, from the tries that count, sorted by environment and mean reward."""
     tries: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for rollout in rollouts:
         if rollout.get("reward") is not None:
@@ -61,7 +61,7 @@ def profile_tasks(rollouts: Sequence[Mapping[str, Any]]) -> list[TaskProfile]:
 
 
 def policy_of(rollout: Mapping[str, Any]) -> str:
-    """Which policy played: what `envs eval` wrote, else kind and step of a run, since each step has a new policy."""
+    """The policy that played: what `envs eval` wrote, else kind and step of a run, since each step has a new policy."""
     if rollout.get("policy"):
         return str(rollout["policy"])
     return f"{rollout.get('kind', 'train')} step {rollout['step']}" if rollout.get("step") is not None else ""
@@ -82,19 +82,19 @@ def profile(task: Mapping[str, Any], tries: Sequence[Mapping[str, Any]]) -> Task
 
 
 def print_profile(console: Console, place: Path, out: Path | None, policy: str = "") -> None:
-    """A line an environment, split and policy, and every task's profile into `out`. Raises `ProfileError`."""
+    """Print a line per environment, split and policy; write every task's profile to `out`. Raises `ProfileError`."""
     rollouts = list(read_rollouts(place))
     policies = list(dict.fromkeys(map(policy_of, rollouts)))
     if policy and policy not in policies:
         raise ProfileError(f"{place} has no rollouts of policy {policy!r}; it has: {', '.join(policies)}")
     if out is not None and not policy and len(policies) > 1:
         raise ProfileError(
-            f"{place} holds rollouts of {len(policies)} policies ({policies[0]} to {policies[-1]}), and a profile is"
-            f" that of one: name it with --policy, such as --policy '{policies[-1]}'"
+            f"{place} contains rollouts of {len(policies)} policies ({policies[0]} to {policies[-1]}), but a profile"
+            f" belongs to one policy: select it with --policy, such as --policy '{policies[-1]}'"
         )
     profiles = profile_tasks([one for one in rollouts if not policy or policy_of(one) == policy])
     table = Table(
-        *("environment", "split", "policy", "tasks", "tries a task", "mean", "pass rate"),
+        *("environment", "split", "policy", "tasks", "tries per task", "mean", "pass rate"),
         *("too easy", "too hard", "useful"),
     )
     for kind in sorted({(one.env_id, one.split or "", policies.index(one.policy)) for one in profiles}):
@@ -106,7 +106,7 @@ def print_profile(console: Console, place: Path, out: Path | None, policy: str =
 
 
 def figures(profiles: Sequence[TaskProfile]) -> list[str]:
-    """The numbers of a line of the table."""
+    """The numbers in a line of the table."""
     shares = [sum(one.kind == kind for one in profiles) / len(profiles) for kind in ("too easy", "too hard", "useful")]
     return [
         str(len(profiles)),

@@ -24,14 +24,14 @@ MAX_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a rollout earned when it was saved and what it earns now; None where it had or has no reward."""
+    """What a rollout earned when it was saved and what it earns now; None if it had or has no reward."""
 
     rollout: Mapping[str, Any]
     before: float | None
     now: float | None
     parts: Mapping[str, float]
     problem: str = ""
-    """Why it could not be scored again; such as an environment that says other things now."""
+    """Why it could not be scored again, such as an environment whose messages have changed."""
 
     @property
     def differs(self) -> bool:
@@ -41,7 +41,7 @@ class Replayed:
 
 
 def replay_file(console: Console, place: Path, out: Path | None) -> bool:
-    """Score every rollout again, print what changed, and say whether nothing did and everything could be scored."""
+    """Score every rollout again, print what changed, and return whether nothing did and everything could be scored."""
     rollouts = list(read_rollouts(place))
     replayed = [replay(rollout) for rollout in track(rollouts, "scoring again", console=console, transient=True)]
     counts = Counter("changed" if one.differs else "problem" if one.problem else "same" for one in replayed)
@@ -72,7 +72,7 @@ def as_line(one: Replayed) -> dict[str, Any]:
 
 
 def replay(rollout: Mapping[str, Any]) -> Replayed:
-    """One rollout scored again: its task opened anew, its replies played in order. Never raises for what goes wrong."""
+    """Score one rollout again: open its task anew and play its replies in order. Never raises for failures."""
     before = rollout.get("reward")
     if before is None:
         return Replayed(rollout, None, None, {})
@@ -81,7 +81,7 @@ def replay(rollout: Mapping[str, Any]) -> Replayed:
         task = EnvTask(saved["env_id"], saved["seed"], saved["split"], saved["options"])
         choose = saved_replies([valid(message_from(message)) for message in rollout["messages"]])
     except (KeyError, TypeError, AttributeError) as error:
-        return Replayed(rollout, before, None, {}, f"it was not saved whole: {named(error)}")
+        return Replayed(rollout, before, None, {}, f"it was not saved completely: {named(error)}")
     with Session(lambda: make(task.env_id), task.env_id) as session:
         try:
             compares = session.env.scores_groups
@@ -96,13 +96,13 @@ def replay(rollout: Mapping[str, Any]) -> Replayed:
 def saved_replies(saved: Sequence[Message]) -> Choose:
     """Chooses the replies of a saved conversation in order.
 
-    Raises `NoReplyError` where the environment opens the task with other messages.
+    Raises `NoReplyError` if the environment opens the task with other messages.
     """
     left: Iterator[Reply] | None = None
 
     def choose(session: Session, messages: Sequence[Message]) -> Reply | None:
         nonlocal left
-        if left is None:  # the first turn: what has been said is the opening
+        if left is None:  # the first turn: the messages so far are the opening
             if list(messages) != list(saved[: len(messages)]):
                 raise NoReplyError("the environment opens this task with other messages now")
             left = played_replies(saved[len(messages) :])
@@ -112,7 +112,7 @@ def saved_replies(saved: Sequence[Message]) -> Choose:
 
 
 def played_replies(messages: Sequence[Message]) -> Iterator[Reply]:
-    """The replies that were played: not those whose tool calls could not be read, or were cut off."""
+    """The replies that were played, without those whose tool calls could not be parsed or were cut off."""
     for place, message in enumerate(messages):
         following = messages[place + 1 : place + 2]
         could_not_be_read = any(after.role == "tool" and not after.name for after in following)

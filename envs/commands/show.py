@@ -1,4 +1,4 @@
-"""`python -m envs list` and `info`: which environments are there, and what is this one?"""
+"""`python -m envs list` and `info`: which environments are there, and what does one of them do?"""
 
 import dataclasses
 import inspect
@@ -16,7 +16,7 @@ from envs.session import EnvFailure, Session
 
 
 def list_environments(console: Console, *, as_json: bool = False, try_them: bool = False) -> None:
-    """All announced environments with package, version and origin; imports none unless they are to be tried."""
+    """All announced environments with package, version and origin; imports them only if `try_them`."""
     found = [tried(announced) if try_them else announced for announced in announcements()]
     if as_json:
         console.print_json(json.dumps([_row(announced) for announced in found]))
@@ -27,13 +27,13 @@ def list_environments(console: Console, *, as_json: bool = False, try_them: bool
         table.add_row(announced.env_id, announced.package, announced.target, state)
     console.print(table)
     console.print(
-        "python -m envs list --try imports each, info ID tells more; module:Class in a YAML names a class that no"
+        "python -m envs list --try imports each, info ID shows one; module:Class in a YAML names a class that no"
         " package announces."
     )
 
 
 def tried(announced: Announced) -> Announced:
-    """With the error of making it, where there is one."""
+    """The announced environment, with the error of making it if there is one."""
     if announced.problem:
         return announced
     with Session.installed(announced.env_id) as session:
@@ -54,7 +54,7 @@ def _row(announced: Announced) -> dict[str, str]:
 
 
 def show_environment(console: Console, env_id: str, options: dict[str, Any], seed: int) -> None:
-    """Description, options, tools and one task. Raises `EnvFailure`."""
+    """Print description, options, tools and one task. Raises `EnvFailure`."""
     with Session.installed(env_id) as session:
         print_description(console, env_id, session)
         console.print(f"\n[bold]task of seed {seed}[/bold]")
@@ -85,5 +85,5 @@ def print_description(console: Console, env_id: str, session: Session) -> None:
 
 
 def is_row_choice(name: str, value: Any) -> bool:
-    """Whether this option is the one that every environment over rows has: which row, by default drawn by the seed."""
+    """Whether this is the option of every environment over rows that selects the row; by default the seed draws it."""
     return name == "row" and value is None

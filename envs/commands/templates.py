@@ -1,4 +1,4 @@
-"""What `python -m envs new` writes; `$$` names are filled in."""
+"""The files that `python -m envs new` writes, as templates; names after `$` are filled in."""
 
 PYPROJECT = """\
 [build-system]
@@ -77,7 +77,7 @@ LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 
 
 class $name:
-    """Say on which shelf a book is; the tool `find` knows.
+    """Say on which shelf a book is; the tool `find` looks it up.
 
     Options: `level` sets how many shelves there are. Reward parts: `answer` 1 when the number is right.
     """
@@ -109,7 +109,7 @@ class $name:
 '''
 
 FULL = '''\
-"""Which number do I think of? Each guess is answered with higher or lower."""
+"""Which number am I thinking of? Each guess is answered with higher or lower."""
 
 from envs.messages import Message, Reply
 from envs.text_env import TextEnv, draw_in_split
@@ -119,7 +119,7 @@ from rewards.numbers import final_answer, parse_number
 class $name(TextEnv):
     """Guess a number in at most eight tries.
 
-    Options: `level` sets how large it may be: 100 times the level. Reward parts: `found` 1 when it was guessed.
+    Options: `level` sets the largest number: 100 times the level. Reward parts: `found` 1 when it was guessed.
     """
 
     OPTIONS = {"level": 1}

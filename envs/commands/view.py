@@ -11,11 +11,11 @@ from envs.messages import valid_text
 from envs.rollout_file import array_from, read_rollouts
 
 MAX_ROLLOUTS = 2000
-"""More make pages that browsers are slow with; the newest are kept."""
+"""More rollouts make a page that browsers are slow with; the newest are kept."""
 
 
 def write_page(place: Path, out: Path, limit: int = MAX_ROLLOUTS) -> str:
-    """Write the page and say how many rollouts it has. Raises `RolloutFileError`, `OutputError`."""
+    """Write the page, and return a text with its number of rollouts. Raises `RolloutFileError`, `OutputError`."""
     rollouts = list(read_rollouts(place))
     shown = rollouts[-limit:]
     write_text(out, page(shown, str(place), token_texts(place)))
@@ -24,15 +24,15 @@ def write_page(place: Path, out: Path, limit: int = MAX_ROLLOUTS) -> str:
 
 
 def token_texts(place: Path) -> Sequence[str]:
-    """The texts of the run's tokens by id, which a trainer leaves in its run folder; none where there are none."""
+    """The texts of the run's tokens by id, which a trainer writes into its run folder; empty if there are none."""
     found = [folder / "tokens.json" for folder in (place, *place.parents[:2]) if (folder / "tokens.json").is_file()]
     return json.loads(found[0].read_text()) if found else ()
 
 
 def page(rollouts: Iterable[Mapping[str, Any]], title: str, texts: Sequence[str] = ()) -> str:
-    """The page as text; `texts` are those of the tokens by id.
+    """The page as text; `texts` are the texts of the tokens by id.
 
-    What a policy wrote is data in it and can never become markup or script.
+    The page embeds what a policy wrote as data, which can never become markup or script.
     """
     data = json.dumps([slim(rollout, texts) for rollout in rollouts], ensure_ascii=True, default=str)
     safe = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -40,7 +40,7 @@ def page(rollouts: Iterable[Mapping[str, Any]], title: str, texts: Sequence[str]
 
 
 def slim(rollout: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-    """What the page shows of a rollout."""
+    """The parts of a rollout that the page shows."""
     task = rollout["task"]
     return {
         "env": task["env_id"],
@@ -59,7 +59,7 @@ def slim(rollout: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
 
 
 def turn_tokens(turn: Mapping[str, Any], texts: Sequence[str]) -> list[tuple[str, float, int]]:
-    """Each sampled token: its text, or its id, its logprob, and 1 where it was forced and so is not trained."""
+    """Text (or id) and logprob of each token of a reply, and 1 if the token was forced and so is not trained."""
     ids, logprobs, sampled = (array_from(turn["reply"][name]).tolist() for name in ("ids", "logprob", "sampled"))
     return [
         (str(texts[token]) if token < len(texts) else f"{token} ", round(logprob, 3), int(not is_sampled))

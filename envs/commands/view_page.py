@@ -113,7 +113,7 @@ function message(said, turn) {
 function detail() {
   const rollout = rollouts[chosen], place = $("detail");
   place.replaceChildren();
-  if (!rollout) { place.append(element("p", "No rollout fits.")); return; }
+  if (!rollout) { place.append(element("p", "No rollout matches.")); return; }
   place.append(element("h3", `${rollout.env}, seed ${rollout.seed} ${rollout.split}`));
   const parts = Object.entries(rollout.parts).map(([name, value]) => `${name} ${value.toFixed(3)}`).join("   ");
   place.append(element("div", `reward ${shownReward(rollout)}   ${parts}`, "reward"));

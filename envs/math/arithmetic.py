@@ -1,4 +1,4 @@
-"""Can the policy work out a short sum? Additions and subtractions of small numbers, later with products."""
+"""Can the policy compute a short sum? Additions and subtractions of small numbers, at the last level with products."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Sum:
 
     @property
     def text(self) -> str:
-        """The sum as it is written, bracketed where left to right is not the usual order."""
+        """The sum as text, with brackets where left to right is not the usual order."""
         text = str(self.start)
         for place, (operator, operand) in enumerate(self.steps):
             if operator == "*" and place:
@@ -55,7 +55,7 @@ class Sum:
 
     @property
     def worked(self) -> str:
-        """One line a step, such as `7+5=12`."""
+        """One line per step, such as `7+5=12`."""
         before = (self.start, *self.results)
         return "\n".join(
             f"{value}{operator}{operand}={result}"
@@ -68,7 +68,7 @@ def apply(operator: str, left: int, right: int) -> int:
 
 
 def draw_sum(rng: np.random.Generator, level: Level) -> Sum:
-    """A sum of this level; operands are at least 1, and no step leaves 0..`largest_result`."""
+    """A sum of this level; operands are at least 1, and every result is in 0..`largest_result`."""
     start = int(rng.integers(1, level.largest_operand + 1))
     value, steps = start, []
     for _ in range(int(rng.integers(level.num_steps[0], level.num_steps[1] + 1))):
@@ -93,12 +93,12 @@ def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
 
 @scored(draw=draw_row)
 def arithmetic(reply: Reply, row: Row) -> dict[str, float]:
-    """Work out a sum from left to right: `7+5-3=?`, answered `9`.
+    """Compute a sum from left to right: `7+5-3=?`, answered `9`.
 
-    The answer is the last number of the reply's text; the gold reasoning has one line a step.
+    The answer is the last number of the reply's text; the gold reasoning has one line per step.
 
     Options: `level` 1 (one to three steps, numbers to 9, results to 18), 2 (three to five steps, results to 20), 3
     (three or four steps, numbers to 20, results to 50), 4 (products too, results to 200).
-    Reward parts: `correct` 1 when the answer is right.
+    Reward parts: `correct` 1 if the answer is right.
     """
     return {"correct": number_correct(reply.text, row["gold"])}

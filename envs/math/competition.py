@@ -9,7 +9,7 @@ from envs.scored import Row, scored
 from rewards.math_answer import answer_correct
 
 WORDS = re.compile(r"[A-Za-z]{2,}|[±=,\[…]|\.\.\.|C\(|f\(")
-"""What makes an answer something else than one expression: words, lists, equations, binomials in words."""
+"""Signs that an answer is not one expression: words, lists, equations, binomials in words."""
 HINT = "Give the answer as \\boxed{...}."
 
 
@@ -34,7 +34,7 @@ def worked(problem: dict) -> str:
 
 
 def latex(answer: str) -> str:
-    """The answer as LaTeX has it: exponents in braces, a minus sign that is one."""
+    """The answer as LaTeX: exponents in braces, `-` as the minus sign."""
     text = answer.replace("\u2212", "-").replace("*", " \\cdot ")
     return re.sub(r"\^(\([^()]*\)|\d+|\w)", lambda power: f"^{{{power[1]}}}", text)
 
@@ -49,6 +49,6 @@ def competition(reply: Reply, row: Row) -> dict[str, float]:
     2024, arXiv:2401.06961; MIT licence).
 
     Options: `category` keeps one of Combinatorics, Inequality, Number-Theory, Polynomial, Sequence; `row` plays one.
-    Reward parts: `correct` 1 when the answer is right.
+    Reward parts: `correct` 1 if the answer is right.
     """
     return {"correct": answer_correct(reply.text, row["answer"])}

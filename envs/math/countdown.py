@@ -23,7 +23,7 @@ MAX_TARGET = 999
 
 
 def combined(rng: np.random.Generator, left: int, right: int, operators: str) -> tuple[str, int]:
-    """An operator that keeps the result a whole number in 1..`MAX_TARGET`, and that result. `+` always may."""
+    """An operator that keeps the result a whole number in 1..`MAX_TARGET` (`+` if none does), and that result."""
     results = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}
     fits = [sign for sign in operators if 0 < results[sign] <= MAX_TARGET and (sign != "/" or left % right == 0)]
     sign = str(rng.choice(fits or ["+"]))
@@ -31,7 +31,7 @@ def combined(rng: np.random.Generator, left: int, right: int, operators: str) ->
 
 
 def draw_solution(rng: np.random.Generator, level: Level) -> tuple[list[int], int, str]:
-    """Numbers, target, and an expression of all the numbers that comes to it."""
+    """Numbers, target, and an expression of all the numbers that equals the target."""
     numbers = [int(number) for number in rng.integers(1, level.largest_number + 1, level.num_numbers)]
     target, expression = numbers[0], str(numbers[0])
     for place, number in enumerate(numbers[1:], start=1):
@@ -43,7 +43,7 @@ def draw_solution(rng: np.random.Generator, level: Level) -> tuple[list[int], in
 
 def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
     numbers, target, expression = draw_solution(rng, choose_level(level, LEVELS))
-    while target in numbers:  # it would be its own answer
+    while target in numbers:  # the target would be its own answer
         numbers, target, expression = draw_solution(rng, choose_level(level, LEVELS))
     shown = sorted(numbers)
     prompt = (
@@ -57,11 +57,11 @@ def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
 def countdown(reply: Reply, row: Row) -> dict[str, float]:
     """Combine numbers into a target, as in the television game: `Make 13 from 4, 9 ...`, answered `9+4`.
 
-    The answer is the reply's last line; what follows an equals sign there is not looked at. Any solution counts.
+    The answer is the reply's last line; text after an equals sign is ignored. Any solution counts.
 
     Options: `level` 1 (two numbers to 9, sums and differences), 2 (three to 12, products), 3 (four to 25), 4 (six to
     100, quotients).
-    Reward parts: `correct` 1 when the expression comes to the target and uses only the given numbers.
+    Reward parts: `correct` 1 if the expression equals the target and uses only the given numbers.
     """
     lines = reply.text.strip().splitlines()
     read = read_expression(lines[-1].partition("=")[0]) if lines else None

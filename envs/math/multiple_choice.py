@@ -1,4 +1,4 @@
-"""Can the policy choose the right one of several answers? Sums, and school problems told in words, with options."""
+"""Can the policy choose the right one of several answers? Sums, and word problems, with options."""
 
 from fractions import Fraction
 
@@ -50,9 +50,9 @@ def multiple_choice(reply: Reply, row: Row) -> dict[str, float]:
     """Choose the right option of a question; the prompt asks to end with `Answer: LETTER`.
 
     The choice is read from the last `\\boxed{B}`, else from the last `Answer: B`, else from a last line that is or
-    begins with a letter; several letters choose none (`rewards.choice`).
+    begins with a letter; several letters are no choice (`rewards.choice`).
 
     Options: `source` is `sums` or `words`; `level` chooses the sums as in `math/Arithmetic-v0`; `num_options` 2 to 10.
-    Reward parts: `correct` 1 when the letter is right.
+    Reward parts: `correct` 1 if the letter is right.
     """
     return {"correct": choice_correct(reply.text, row["letter"], row["letters"])}

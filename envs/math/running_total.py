@@ -1,4 +1,4 @@
-"""Does the policy think as long as a problem needs? The last digit of a sum, found digit by digit or hardly at all."""
+"""Does the policy think as long as a problem needs? The last digit of a sum, which needs a step for each digit."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from envs.text_env import choose_level
 from rewards.exact import text_correct
 
 LEVELS = {1: (3, 5), 2: (4, 9), 3: (8, 14), 4: (12, 20)}
-"""Fewest and most digits."""
+"""Minimum and maximum number of digits."""
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-"""Answers are words, so that no prompt holds its answer by chance."""
+"""Answers are words, so that no prompt contains its answer by chance."""
 
 
 def draw_digits(rng: np.random.Generator, fewest: int, most: int) -> tuple[int, ...]:
@@ -38,12 +38,12 @@ def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
 def running_total(reply: Reply, row: Row) -> dict[str, float]:
     """Add up digits and give the last digit of the sum as a word: `Last digit of 7+5+9?`, answered `one`.
 
-    Every digit counts for the answer, so a policy that cannot think it through hardly does better than chance (one in
-    ten), and how far it gets depends on how long it may think. The answer is the reply's text, nothing else; the gold
-    reasoning has one line a digit, such as `7+5=2`.
+    The answer depends on every digit. So a policy that cannot think it through is hardly better than chance (one in
+    ten), and its success depends on how long it may think. The answer is the whole text of the reply; the gold
+    reasoning has one line per digit, such as `7+5=2`.
 
-    Options: `level` chooses how many digits: 1 three to five, 2 four to nine, 3 eight to fourteen (gold reasoning of at
+    Options: `level` is the number of digits: 1 three to five, 2 four to nine, 3 eight to fourteen (gold reasoning of at
     least 40 tokens where digits are tokens), 4 twelve to twenty.
-    Reward parts: `correct` 1 when the answer is right.
+    Reward parts: `correct` 1 if the answer is right.
     """
     return {"correct": text_correct(reply.text, row["gold"])}

@@ -1,12 +1,14 @@
-"""Where code that a policy wrote runs: in processes of its own, held by several independent layers, without root.
+"""Where does code that a policy wrote run? In its own processes, confined by several independent layers, without root.
 
-`run_function`, `run_program`, `run_tests` and `PythonSession` run it at the strongest level that works on this machine;
-every result says which (`LAYERS` tells what each consists of). Below `require_level` nothing runs at all; processes
-that are started later have the same bound, through the environment variable `POLYGYM_SANDBOX_LEVEL`. A failure of the
-sandbox itself raises `SandboxError` and is never the policy's doing. `python -m envs sandbox doctor` tries it out.
+`run_function`, `run_program`, `run_tests` and `PythonSession` run it at the strongest level that works on this machine.
+Every result contains its level (`LAYERS` says what each consists of). Nothing runs below the level of `require_level`;
+processes that are started later have the same bound, through the environment variable `POLYGYM_SANDBOX_LEVEL`. A
+failure of the sandbox itself raises `SandboxError` and is never caused by the policy. `python -m envs sandbox doctor`
+tests it.
 
 What stays visible: at `restricted`, which of the host's files and processes exist and how large they are (`stat`,
-`chdir`; Landlock holds contents and lists only), and the numbers of the machine (`uname`, `sysinfo`) at every level.
+`chdir`; Landlock restricts contents and lists only), and at every level the properties of the machine (`uname`,
+`sysinfo`).
 """
 
 from envs.sandbox.limits import LAYERS, LEVELS, Level, Limits, SandboxError, SandboxResult, Status

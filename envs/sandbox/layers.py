@@ -1,6 +1,6 @@
-"""What holds a jailed process? Each layer is one function over Linux's own calls; nothing here needs root or a binary.
+"""What confines a jailed process? Each layer is one function over Linux's own calls; none needs root or a binary.
 
-This file runs inside the zygote (`python -I -S`), so it may import nothing but the standard library.
+This file runs inside the zygote (`python -I -S`), so it may import only the standard library.
 """
 
 import ctypes
@@ -25,11 +25,11 @@ INSIDE_ID = 1000
 
 
 class LayerError(OSError):
-    """A layer could not be applied; says which and why."""
+    """A layer could not be applied; the message says which and why."""
 
 
 def call(layer: str, function: str, *arguments: object) -> int:
-    """Call libc and give its result. Raises `LayerError`."""
+    """Call libc and return its result. Raises `LayerError`."""
     result = getattr(libc, function)(*arguments)
     if result < 0:
         number = ctypes.get_errno()
@@ -44,7 +44,7 @@ def system_call(layer: str, number: int, *arguments: object) -> int:
 # -- namespaces ------------------------------------------------------------------------------------------
 
 SCRATCH, EMPTY = "/tmp", "/empty"
-"""The only folder that jailed code can write, and an empty one."""
+"""The only folder that jailed code can write to, and an empty folder."""
 NUM_FILES = 256
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
@@ -52,14 +52,14 @@ MOUNT_SETATTR, AT_CWD, AT_RECURSIVE, READ_ONLY = 442, -100, 0x8000, 1
 
 
 def leave_host(visible: list[str], hidden: list[str]) -> None:
-    """New user and mount namespaces, whose root is a tree of the `visible` files and folders, each at its own path.
+    """Enter new user and mount namespaces, whose root has the `visible` files and folders, each at its own path.
 
-    Empty folders lie over the `hidden` ones. All of it is read-only, and no other file of the host has a name in it.
-    Costs some milliseconds, once for all jails. Raises `LayerError`, also where the root is the kernel's first one
+    Empty folders cover the `hidden` ones. The whole tree is read-only, and no other file of the host has a name in it.
+    Costs some milliseconds, once for all jails. Raises `LayerError`, also if the root is the kernel's first one
     (initramfs), which cannot be replaced.
     """
     if any(path.startswith(SCRATCH + "/") for path in visible):
-        raise LayerError(errno.EINVAL, f"mount namespace: Python itself lies below {SCRATCH}, which jails cover")
+        raise LayerError(errno.EINVAL, f"mount namespace: Python itself is below {SCRATCH}, which jails cover")
     uid, gid = os.getuid(), os.getgid()
     call("namespaces", "unshare", NAMESPACES["user"] | NAMESPACES["mount"])
     for name, text in (("setgroups", "deny"), ("uid_map", f"{INSIDE_ID} {uid} 1"), ("gid_map", f"{INSIDE_ID} {gid} 1")):
@@ -85,15 +85,15 @@ def leave_host(visible: list[str], hidden: list[str]) -> None:
     where = (ctypes.c_int(AT_CWD), b".", ctypes.c_uint(AT_RECURSIVE))
     system_call("mount namespace", MOUNT_SETATTR, *where, attributes, ctypes.c_size_t(len(attributes)))
     call("mount namespace", "pivot_root", b".", b".")
-    call("mount namespace", "umount2", b".", MNT_DETACH)  # the old root, which now lies over the new one
+    call("mount namespace", "umount2", b".", MNT_DETACH)  # the old root, which now covers the new one
     os.chdir("/")
 
 
 def enter_namespaces(scratch_bytes: int) -> None:
-    """New mount, network, IPC and UTS namespaces; the next child is alone in a PID namespace.
+    """Enter new mount, network, IPC and UTS namespaces; the next child is alone in a PID namespace.
 
-    The process must have left the host. `SCRATCH` becomes an empty file system in memory of that size, which goes with
-    the namespace. Raises `LayerError`.
+    `leave_host` must have run. `SCRATCH` becomes an empty file system in memory of `scratch_bytes`, which ends with the
+    namespace. Raises `LayerError`.
     """
     call("namespaces", "unshare", sum(NAMESPACES.values()) - NAMESPACES["user"])
     _mount(SCRATCH, MS_NOSUID | MS_NODEV, "tmpfs", "tmpfs", f"size={scratch_bytes},nr_inodes={NUM_FILES},mode=700")
@@ -110,7 +110,7 @@ NUM_DESCRIPTORS = 32
 
 
 def limit_resources(cpu_s: int, memory_bytes: int, file_bytes: int) -> None:
-    """Bounds that the process cannot raise again."""
+    """Set limits that the process cannot raise again."""
     bounds = {
         resource.RLIMIT_CPU: cpu_s,
         resource.RLIMIT_AS: memory_bytes,
@@ -125,7 +125,7 @@ def limit_resources(cpu_s: int, memory_bytes: int, file_bytes: int) -> None:
 
 
 def drop_root(uid: int = 65534) -> None:
-    """Become nobody where the process is root; the limit on processes does not hold for root."""
+    """Become the user nobody if the process is root, since the limit on processes does not apply to root."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(uid)
@@ -148,7 +148,7 @@ def forbid_new_privileges() -> None:
 
 
 def drop_privileges() -> None:
-    """No capabilities, none to be gained, and no look into this process's memory from outside."""
+    """Drop all capabilities, forbid gaining any, and hide this process's memory from other processes."""
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
     call("capabilities", "capset", header, bytes(24))
     forbid_new_privileges()
@@ -166,15 +166,15 @@ ALL_FILE_RIGHTS = 16  # since version 5
 
 
 def landlock_version() -> int:
-    """Which Landlock the kernel has; 0 where there is none."""
+    """The kernel's version of Landlock; 0 if there is none."""
     version = libc.syscall(ctypes.c_long(LANDLOCK_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint(1))
     return max(0, version)
 
 
 def restrict_files(readable: list[tuple[int, bool]], scratch: str | None) -> None:
-    """Only `readable` (open files and folders, and whether it is a folder) can be read, only `scratch` written; no TCP.
+    """Allow only reads of `readable` (open files and folders, and whether it is a folder), writes to `scratch`, no TCP.
 
-    From version 6 on no signal and no abstract socket of a process outside either.
+    From version 6 on, also forbid signals to processes outside, and their abstract sockets.
     """
     version = landlock_version()
     if version < 1:
@@ -208,7 +208,7 @@ SET_FILTER = 1
 def install_filter(program: bytes, flags: int = 0) -> int:
     """Filter the system calls of this process and of all that it forks, with a program of `system_calls`.
 
-    The listener where the flags ask for one. Raises `LayerError`.
+    Returns the listener if the flags ask for one. Raises `LayerError`.
     """
     if MACHINE not in SECCOMP:
         raise LayerError(errno.ENOSYS, f"seccomp: no filter for {MACHINE}")

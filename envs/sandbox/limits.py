@@ -1,4 +1,4 @@
-"""How is code held, within which bounds, and how did it end?"""
+"""How is code confined, within which limits, and how did it end?"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,33 +20,33 @@ Status = Literal["ok", "error", "timeout", "memory", "output_limit", "killed", "
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself failed: no process, no such level here. Never the policy's doing."""
+    """The sandbox itself failed: no process, or no such level here. The policy never causes this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one jail, over everything it is asked. The wall deadline counts from when the code starts."""
+    """Limits of one jail, over all of its requests. The wall deadline counts from the start of the code."""
 
     cpu_s: int = 2
     wall_s: float = 5.0
     memory_bytes: int = 512 * 1024**2
     output_bytes: int = 65_536
-    """Of stdout, of stderr and of the values, each."""
+    """For stdout, stderr and the values, each."""
     file_bytes: int = 8 * 1024**2
-    """All files in the scratch folder together. Below `isolated` there is none, and nothing can be written."""
+    """All files in the scratch folder together. Below `isolated` there is no folder, and nothing can be written."""
     start_s: float = 15.0
-    """How long a jail may take to be ready, on a busy machine; more is a failure of the sandbox."""
+    """How long a jail may take to be ready, on a busy machine; longer is a failure of the sandbox."""
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxResult:
-    """How a run ended. `value` is what was computed; None unless `status` is `ok`."""
+    """How a run ended. `value` is the computed value; None unless `status` is `ok`."""
 
     status: Status
     level: Level
     value: Any = None
     detail: str = ""
-    """What happened, where `status` is not `ok`."""
+    """What happened, if `status` is not `ok`."""
     stdout: str = ""
     stderr: str = ""
     cpu_s: float = 0.0

@@ -1,7 +1,7 @@
-"""What does code that a policy wrote compute, print, or pass? The ways to run it, at the strongest level there is here.
+"""What does code that a policy wrote compute, print, or pass? Runs it at the strongest level that works here.
 
-What holds the score: only inputs go in, only values come out, and they are compared out here or, for assertions, in
-another jail. Nothing that the code can read holds an expected answer.
+What protects the score: only inputs go in, only values come out, and they are compared outside or, for assertions, in
+another jail. Nothing that the code can read contains an expected answer.
 """
 
 import functools
@@ -15,23 +15,23 @@ from envs.sandbox.runner import pack, unpack
 
 MAX_CODE_BYTES = 65_536
 LEVEL_VARIABLE = "POLYGYM_SANDBOX_LEVEL"
-"""The environment variable that holds the weakest level that may run anything, so that child processes have it too."""
+"""The environment variable of the weakest level that may run anything, so that child processes have it too."""
 
 
 def require_level(minimum: Level) -> None:
     """Refuse to run anything below this level, in this process and in all that it starts from now on.
 
-    Without it, what the environment variable says holds (`minimum_level`). What runs on other machines, or was started
-    before, needs its own call.
+    Without this call, the environment variable decides (`minimum_level`). Processes on other machines, or that were
+    started before, need their own call.
     """
     os.environ[LEVEL_VARIABLE] = minimum
     level_here.cache_clear()
 
 
 def minimum_level() -> Level:
-    """The weakest level that may run anything: what `POLYGYM_SANDBOX_LEVEL` says, `restricted` where it is not set.
+    """The weakest level that may run anything: the value of `POLYGYM_SANDBOX_LEVEL`, `restricted` if it is not set.
 
-    Raises `SandboxError` where it says something else than a level.
+    Raises `SandboxError` if the value is not a level.
     """
     named = os.environ.get(LEVEL_VARIABLE, "restricted")
     for level in LEVELS:
@@ -42,7 +42,7 @@ def minimum_level() -> Level:
 
 @functools.cache
 def level_here() -> Level:
-    """The strongest level that works here. Raises `SandboxError` where that is below the required one."""
+    """The strongest level that works here. Raises `SandboxError` if that is below the required one."""
     minimum, why = minimum_level(), ""
     for level in reversed(LEVELS[LEVELS.index(minimum) :]):
         try:
@@ -58,9 +58,9 @@ def run_function(
 ) -> SandboxResult:
     """Run `code`, then call its function `name` once for each list of arguments in `inputs`.
 
-    The result's value is the tuple of what the calls returned. Arguments and values are None, truth values, numbers,
-    text, bytes, and lists, tuples, sets and dicts of them, by exact type; another value is an `error`, as is any
-    exception. The wall deadline is for all calls together. Raises `SandboxError`.
+    The result's value is the tuple of the calls' return values. Arguments and values are None, truth values, numbers,
+    text, bytes, and lists, tuples, sets and dicts of them, by exact type. Another value is an `error`, as is any
+    exception. The wall deadline covers all calls together. Raises `SandboxError`.
     """
     if too_long := _too_long(code, level):
         return too_long
@@ -94,11 +94,10 @@ def run_tests(
 ) -> SandboxResult:
     """Run assertions against the function `name` of `code`; `ok` when all hold.
 
-    `tests` defines `check(candidate)`. It runs in a jail of its own, where `candidate`, also under the function's own
-    name, hands each call over to the jail of `code`; so the code can neither see nor change what is asserted. A call
-    has positional and keyword arguments; what it leaves in lists, sets and dicts among them is there afterwards; an
-    exception that it raises is raised here as the nearest built-in one, so that `check` may expect it. Raises
-    `SandboxError`.
+    `tests` defines `check(candidate)`. It runs in its own jail. There `candidate`, also under the function's own name,
+    passes each call to the jail of `code`, so the code can neither see nor change the assertions. A call has positional
+    and keyword arguments; its changes to lists, sets and dicts among them are copied back. If a call raises an
+    exception, the nearest built-in one is raised here, so that `check` may expect it. Raises `SandboxError`.
     """
     if too_long := _too_long(code, level):
         return too_long
@@ -119,7 +118,7 @@ def run_tests(
 
 
 class PythonSession:
-    """A jailed interpreter that keeps its names from one piece of code to the next, as a tool for a policy."""
+    """A jailed interpreter that keeps its variables from one piece of code to the next, as a tool for a policy."""
 
     def __init__(self, limits: Limits | None = None, level: Level | None = None) -> None:
         self._limits = limits or Limits()
@@ -127,7 +126,7 @@ class PythonSession:
         self._jail: Jail | None = None
 
     def run(self, code: str) -> str:
-        """What the code printed, or what was wrong; after a failure that ended it, the next call starts afresh."""
+        """What the code printed, or what was wrong. If a failure ended the jail, the next call starts a new one."""
         self._jail = self._jail or Jail(self._level, self._limits)
         self._jail.restart_clock()
         try:
@@ -151,7 +150,7 @@ def _too_long(code: str, level: Level | None) -> SandboxResult | None:
 
 
 def _without_answer(ended: JailEnded) -> SandboxResult:
-    """A function has to answer: code that ends the process instead has failed, whatever its exit status."""
+    """A function must answer: code that ends the process instead has failed, whatever its exit status."""
     result = ended.result
     return SandboxResult("error", result.level, detail=result.detail) if result.status == "ok" else result
 

@@ -1,9 +1,8 @@
-"""What runs inside the jail: takes requests, one JSON line each, and answers each with one line.
+"""What runs inside the jail? It takes requests, one JSON line each, and answers each with one line.
 
-Requests: `define` runs code as a module whose names stay; `call` calls one of its functions; `program` runs code as a
-program on stdin and stdout; `tests` runs assertions against a function that lives in another jail. This file is in the
-same process as code that nobody trusts: whoever reads the answers must believe nothing in them but that the code could
-produce them.
+Requests: `define` runs code as a module whose names persist; `call` calls one of its functions; `program` runs code as
+a program on stdin and stdout; `tests` runs assertions against a function in another jail. This file is in the same
+process as untrusted code: an answer proves only that the code could produce it.
 """
 
 import atexit
@@ -20,7 +19,7 @@ from typing import Any
 
 REQUESTS, ANSWERS = 3, 4
 STREAMS: list = []
-"""stdout and stderr as they were, whatever the code puts in their places."""
+"""The original stdout and stderr, even if the code replaces them."""
 MAX_DEPTH = 50
 
 
@@ -60,7 +59,7 @@ def text_stream(descriptor: int, mode: str) -> io.TextIOWrapper:
 def answer(result: dict) -> None:
     try:
         line = json.dumps(result).encode()
-    except (ValueError, RecursionError, UnicodeError) as error:  # an integer too long to write, for one
+    except (ValueError, RecursionError, UnicodeError) as error:  # such as an integer too long to write
         line = json.dumps({"status": "error", "detail": described(error)}).encode()
     line += b"\n"
     while line:
@@ -76,7 +75,7 @@ def flush() -> None:
 def described(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"[:500]
-    except BaseException:  # its text is code too
+    except BaseException:  # `__str__` is untrusted code too
         return type(error).__name__
 
 
@@ -85,7 +84,7 @@ def raised(error: BaseException) -> dict:
     names = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
     try:
         return {"names": names, "text": str(error)[:500]}
-    except BaseException:  # its text is code too
+    except BaseException:  # `__str__` is untrusted code too
         return {"names": names, "text": ""}
 
 
@@ -114,7 +113,7 @@ def call(request: dict, module: types.ModuleType, _: object) -> dict:
     keywords = {keyword: unpack(value) for keyword, value in request.get("keywords", {}).items()}
     result = {"status": "ok", "value": pack(function(*arguments, **keywords))}
     if request.get("changes"):
-        with contextlib.suppress(TypeError):  # it put something into them that cannot leave
+        with contextlib.suppress(TypeError):  # the function put something into them that cannot be packed
             result["changed"] = [pack(argument) for argument in (*arguments, *keywords.values())]
     return result
 
@@ -125,7 +124,7 @@ def program(request: dict, _: types.ModuleType, __: object) -> dict:
     sys.argv = ["program"]
     try:
         exec(compile(request["code"], "program", "exec"), main.__dict__)
-    finally:  # as the interpreter does at its end
+    finally:  # as the interpreter does at exit
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         atexit._run_exitfuncs()
     return {"status": "ok"}
@@ -158,19 +157,19 @@ def tests(request: dict, module: types.ModuleType, requests: io.BufferedReader) 
 
 
 def error_like(described_error: Any) -> Exception | None:
-    """A built-in exception of the nearest class to the one that was raised elsewhere; None where there is none."""
+    """The built-in exception nearest to the one that was raised in the other jail; None if there is none."""
     if not isinstance(described_error, dict):
         return None
     for name in described_error.get("names", ()):
         kind = getattr(builtins, str(name), None)
         if isinstance(kind, type) and issubclass(kind, Exception):
-            with contextlib.suppress(TypeError):  # one that wants more than a text
+            with contextlib.suppress(TypeError):  # a class that needs more than a text
                 return kind(str(described_error.get("text", "")))
     return None
 
 
 def change_to(argument: Any, changed: Any) -> None:
-    """Make a list, set or dict hold what the function in the other jail left in it."""
+    """Make a list, set or dict contain what the function in the other jail left in it."""
     if type(argument) is not type(changed):
         return
     if isinstance(argument, list):
@@ -184,7 +183,7 @@ PERFORM = {"define": define, "call": call, "program": program, "tests": tests}
 
 
 def pack(value: Any, depth: int = 0) -> Any:
-    """The value as JSON, other types than JSON's tagged; by exact type: a subclass could equal everything."""
+    """The value as JSON, with tags for other types than JSON's. Types are exact: a subclass could equal everything."""
     if depth > MAX_DEPTH:
         raise TypeError("value is nested too deep")
     kind = type(value)
@@ -204,7 +203,7 @@ def pack(value: Any, depth: int = 0) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """The inverse of `pack`. Raises `ValueError` and `TypeError` for what `pack` does not make."""
+    """The inverse of `pack`. Raises `ValueError` and `TypeError` for anything that `pack` does not make."""
     if isinstance(value, list):
         return [unpack(item) for item in value]
     if not isinstance(value, dict):

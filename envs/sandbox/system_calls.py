@@ -1,13 +1,13 @@
-"""Which system calls may jailed code make? A list of what Python programs need; all else is refused, by one filter.
+"""Which system calls may jailed code make? Those that Python programs need; one filter refuses all others.
 
-What is not listed reaches into the host or takes something from all of it: sockets, signals to others, tracing, keys,
-mounts, System V and POSIX queues and shared memory (whose names are the host's where there is no IPC namespace),
-asynchronous I/O contexts, inotify and fanotify, POSIX timers (counted for the whole user), `sync`, huge pages. Within a
-listed call, `RULES` bounds what one argument may be. The calls of another ABI are refused too: those of i386 kill the
-process, those of x32 have numbers that are not listed. What the filter cannot judge is a path: `stat`, `access`,
-`readlink` and `chdir` reach all names that the file system has; only the tree of `isolated` hides them.
+Calls that are not listed reach into the host or use something that all of it shares: sockets, signals to others,
+tracing, keys, mounts, System V and POSIX queues and shared memory (whose names are the host's if there is no IPC
+namespace), asynchronous I/O contexts, inotify and fanotify, POSIX timers (counted for the whole user), `sync`, huge
+pages. Within a listed call, `RULES` restricts the values of an argument. The calls of another ABI are refused too:
+those of i386 kill the process, those of x32 have numbers that are not listed. The filter cannot judge a path: `stat`,
+`access`, `readlink` and `chdir` reach all names in the file system; only the tree of `isolated` hides them.
 
-This file runs inside the zygote (`python -I -S`), so it may import nothing but the standard library.
+This file runs inside the zygote (`python -I -S`), so it may import only the standard library.
 """
 
 import errno
@@ -42,7 +42,7 @@ recvfrom 45 207, shutdown 48 210, getsockname 51 204, getpeername 52 205, getsoc
 
 CLONE_THREAD = 0x10000
 THREAD_FLAGS, CLONE_DETACHED = 0x3D0F00, 0x400000
-"""What `pthread_create` gives to `clone` (musl adds the second); a process or a namespace has other flags."""
+"""Flags that `pthread_create` passes to `clone` (musl adds the second); a process or a namespace has other flags."""
 PR_GET_NAME, PR_SET_NAME, PR_SET_VMA = 16, 15, 0x53564D41
 TCGETS, TCGETS2, TIOCGWINSZ, FIONREAD = 0x5401, 0x802C542A, 0x5413, 0x541B
 FIONBIO, FIONCLEX, FIOCLEX = 0x5421, 0x5450, 0x5451
@@ -60,13 +60,13 @@ RULES: dict[str, tuple[tuple[int, int], tuple[Condition, ...]]] = {
     "socketpair": ((53, 199), ((0, ALL_BITS, (AF_UNIX,)), (2, ALL_BITS ^ SOCK_FLAGS, (SOCK_STREAM,)))),
     "sendto": ((44, 206), ((8, ALL_BITS, (0,)), (9, ALL_BITS, (0,)))),
 }
-"""Name, its numbers, and what must hold of 32-bit words of its arguments (two an argument, the low one first): the word
+"""Name, its numbers, and conditions on 32-bit words of its arguments (two per argument, the low one first): the word
 under the mask is one of the values. So `prctl` cannot let a jail outlive its supervisor (PR_SET_PDEATHSIG); `fcntl` and
-`ioctl` name nobody to whom the kernel sends signals (F_SETOWN, F_SETOWN_EX, F_SETSIG, F_NOTIFY, F_SETLEASE, FIOSETOWN,
+`ioctl` cannot make the kernel send signals (F_SETOWN, F_SETOWN_EX, F_SETSIG, F_NOTIFY, F_SETLEASE, FIOSETOWN,
 SIOCSPGRP, FIOASYNC); socket pairs are streams, which reach only each other, and nothing is sent to an address."""
 CLONE3 = 435
 FIRST_UNKNOWN = 471
-"""Calls from this number on are younger than the list, or of the x32 ABI."""
+"""Calls from this number on are newer than the list, or of the x32 ABI."""
 
 LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, REFUSE, NOTIFY = 0x7FFF0000, 0x80000000, 0x00050000, 0x7FC00000
@@ -82,17 +82,17 @@ def allowed_numbers(machine: str) -> dict[str, int]:
 
 
 def column(machine: str) -> int:
-    """Which of the numbers are this machine's. Raises `ValueError` where none are."""
+    """The index of this machine's numbers. Raises `ValueError` if there are none."""
     if machine not in ARCHITECTURES:
         raise ValueError(f"seccomp: no filter for {machine}")
     return list(ARCHITECTURES).index(machine)
 
 
 def call_filter(machine: str, may_start_threads: bool = True) -> bytes:
-    """The filter of jailed code: what it refuses gives EPERM.
+    """The filter of jailed code: calls that it refuses fail with EPERM.
 
-    `clone3`, and what `FIRST_UNKNOWN` says, give ENOSYS, so that libc falls back to an older call. Raises `ValueError`
-    for another machine than the two that the list has numbers for.
+    `clone3`, and calls from `FIRST_UNKNOWN` on, fail with ENOSYS, so that libc falls back to an older call. Raises
+    `ValueError` for a machine other than the two that the list has numbers for.
     """
     refuse = ((RETURN, 0, 0, REFUSE | errno.EPERM),)
     missing = ((RETURN, 0, 0, REFUSE | errno.ENOSYS),)
@@ -116,7 +116,7 @@ def call_filter(machine: str, may_start_threads: bool = True) -> bytes:
 
 
 def thread_filter(machine: str, is_heard: bool) -> bytes:
-    """A filter for starts of threads alone: they wait for whoever listens, or all get EAGAIN."""
+    """A filter for starts of threads only: they wait for the listener, or all fail with EAGAIN."""
     action = NOTIFY if is_heard else REFUSE | errno.EAGAIN
     program = [
         (LOAD, 0, 0, NUMBER_AT),
@@ -134,7 +134,7 @@ def _packed(program: list[Instruction]) -> bytes:
 
 
 def _checked(conditions: tuple[Condition, ...]) -> Block:
-    """Allow where all conditions hold."""
+    """Allow if all conditions hold."""
     block: list[Instruction] = []
     for word, mask, values in conditions:
         block += [(LOAD, 0, 0, ARGUMENTS_AT + word * WORD_BYTES), (AND, 0, 0, mask)]
@@ -144,7 +144,7 @@ def _checked(conditions: tuple[Condition, ...]) -> Block:
 
 
 def _searched(changes: list[tuple[int, Block]]) -> Block:
-    """The block of the last change at or below the loaded number, by halving: the kernel runs this for each number."""
+    """The block of the last change at or below the loaded number, by bisection: the kernel runs it for each number."""
     if len(changes) == 1:
         return changes[0][1]
     middle = len(changes) // 2

@@ -1,10 +1,10 @@
 """The process that jails are forked from: started once as `python -I -S`, so that a jail costs a fork and no start-up.
 
-Two arguments: a socket, and whether jails are `isolated` (then it leaves the host's file system first, once for all of
-them) or not. It says `ready`, or why not. Then comes one job a message: JSON and seven descriptors. Each job gets a
-supervisor, which applies the namespaces, forks the jailed process, waits for it, decides on its threads and writes how
-it ended. The jail dies when the other end of its lifeline closes, so with whoever asked for it; the jail itself never
-has the lifeline. This process ends when its socket closes, and leaves running jails alone.
+Arguments: a socket, and whether jails are `isolated` (then this process first leaves the host's file system, once for
+all of them) or not. It sends `ready`, or why it is not ready. Then each message is one job: JSON and seven descriptors.
+Each job gets a supervisor, which applies the namespaces, forks the jailed process, waits for it, decides on its threads
+and writes how it ended. The jail dies when the other end of its lifeline closes, so with the process that requested it;
+the jail itself never has the lifeline. This process ends when its socket closes; running jails continue.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ def serve(jobs: socket.socket, place: "Place") -> None:
 
 
 class Place:
-    """What is prepared once for all jails: what they may read, what they see, and their filter of system calls."""
+    """What is prepared once for all jails: the files that they may read and see, and their filter of system calls."""
 
     def __init__(self) -> None:
         library = os.path.dirname(os.__file__)
@@ -118,7 +118,7 @@ class Place:
         """Open descriptors, and whether each is a folder: the standard library and its shared libraries."""
         self.processes = os.open("/proc", os.O_PATH)
         is_known = layers.MACHINE in system_calls.ARCHITECTURES
-        self.filter = system_calls.call_filter(layers.MACHINE) if is_known else b""  # installing it says what is wrong
+        self.filter = system_calls.call_filter(layers.MACHINE) if is_known else b""  # installing it reports the error
 
 
 def supervise(job: dict, descriptors: list[int], place: Place) -> None:
@@ -150,7 +150,7 @@ def supervise(job: dict, descriptors: list[int], place: Place) -> None:
 
 
 def wait_for(child: int, lifeline: int, gate: thread_gate.ThreadGate | None) -> None:
-    """Return when the child has ended; kill it when nobody holds the other end of the lifeline any more.
+    """Return when the child has ended; kill it when nobody has the other end of the lifeline open any more.
 
     Meanwhile decide which of its threads may start.
     """
@@ -177,7 +177,7 @@ def tell(status: int, report: dict) -> None:
 
 
 def jailed(job: dict, descriptors: list[int], status: int, place: Place) -> None:
-    """Put on every layer of the job's level, then serve requests. Never returns."""
+    """Apply every layer of the job's level, then serve requests. Never returns."""
     limits, isolated = job["limits"], job["level"] == "isolated"
     try:
         os.setsid()

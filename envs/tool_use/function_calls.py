@@ -12,11 +12,11 @@ from rewards.calls import judge_calls
 
 SOURCES = ("simple_python", "multiple", "parallel", "parallel_multiple", "live_simple", "live_multiple", "irrelevance")
 TYPES = {"dict": "object", "float": "number", "tuple": "array"}
-"""Names of the leaderboard's types that JSON Schema calls otherwise."""
+"""The leaderboard's types that have another name in JSON Schema."""
 
 
 def load_rows(source: str | Sequence[str] = ("simple_python", "multiple", "parallel")) -> list[Row]:
-    """Questions with their functions and the calls that are right; a few that no call can answer are left out."""
+    """Questions with their functions and the right calls; a few that no call can answer are left out."""
     sources = [source] if isinstance(source, str) else list(source)
     if not sources or not set(sources) <= set(SOURCES):
         raise EnvironmentOptionError(f"source must be one or several of {', '.join(SOURCES)}, got {source!r}")
@@ -56,7 +56,7 @@ def make_row(question: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) 
 
 
 def json_schema(schema: Any) -> Any:
-    """The leaderboard's schema in JSON Schema's words."""
+    """The leaderboard's schema converted to JSON Schema."""
     if isinstance(schema, list):
         return [json_schema(item) for item in schema]
     if not isinstance(schema, dict):
@@ -76,7 +76,7 @@ def gold_arguments(allowed: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 
 
 def first_value(value: Any) -> Any:
-    """Within an allowed dict each list is of allowed values again."""
+    """The first allowed value; in an allowed dict, each list is again a list of allowed values."""
     if isinstance(value, dict):
         lists = {key: values if isinstance(values, list) else [values] for key, values in value.items()}
         return {key: first_value(values[0]) for key, values in lists.items() if values and "" not in values}
@@ -85,14 +85,14 @@ def first_value(value: Any) -> Any:
 
 @scored(rows=load_rows)
 def function_calls(reply: Reply, row: Row) -> dict[str, float]:
-    """Answer a request with the right function calls, or with words where no function fits. Needs `bfcl-eval`.
+    """Answer a request with the right function calls, or with text if no function fits. Needs `bfcl-eval`.
 
     Name and arguments are compared as the Berkeley function-calling leaderboard v4 does (`rewards.calls`; Apache-2.0).
-    It is an evaluation set: training on it spoils it as a benchmark.
+    It is an evaluation set: training on it invalidates it as a benchmark.
 
     Options: `source` is one or several of simple_python, multiple, parallel, parallel_multiple, live_simple,
     live_multiple, irrelevance; `row` plays one question.
-    Reward parts: `right` 1 when all calls are right; else a part of 0 is named after what is wrong, such as
+    Reward parts: `right` 1 if all calls are right; otherwise a part of 0 is named after the error, such as
     `wrong_value`.
     """
     category = judge_calls(as_pairs(reply.tool_calls), row["wanted"])

@@ -1,4 +1,4 @@
-"""Can the policy use a Python interpreter that keeps its state? Questions whose answers must be computed."""
+"""Can the policy use a Python interpreter that keeps its variables? Questions whose answers must be computed."""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rewards.numbers import number_correct
 
 LIMITS = Limits(cpu_s=5, wall_s=3.0, output_bytes=4096)
 MAX_SECONDS = 10.0
-"""Of all calls of an episode: one reply may hold many, and together they must end before a step's deadline."""
+"""For all calls of an episode: one reply may have many, and together they must end before a step's deadline."""
 QUESTIONS = {
     1: {
         "What is {a} * {b} + {c}?": "print({a} * {b} + {c})",
@@ -49,13 +49,13 @@ def draw_question(rng: np.random.Generator, questions: dict[str, str]) -> Questi
 
 
 class Python:
-    """Answer a question by running Python; names stay from one call to the next.
+    """Answer a question by running Python; variables persist from one call to the next.
 
-    The answer is the last number of the last reply. The interpreter runs in the sandbox (`envs.sandbox`), for ten
-    seconds an episode.
+    The answer is the last number of the last reply. The interpreter runs in the sandbox (`envs.sandbox`), for at most
+    ten seconds per episode.
 
     Options: `level` 1 (large products and powers), 2 (primes, digit sums, counting).
-    Reward parts: `answer` 1 when the number is right.
+    Reward parts: `answer` 1 if the number is right.
     """
 
     max_turns = 5

@@ -14,15 +14,15 @@ RUBRIC = Rubric({"answer": 0.5, "state": 0.5})
 LARGEST_PRICE = 9
 LARGEST_STOCK = 9
 SHELF_STOCK = 50
-"""Stock of what a task is not about, and of what it must never run out of."""
+"""Stock of items that a task is not about, and of items that must never run out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """A task of the store: what is asked of which items, and what the store holds of them.
+    """A task of the store: the question, the items it is about, and their prices and stocks.
 
-    `kind` is one of `cost`, `enough`, `cheaper`, `spend` and `both`. `counts`, `prices` and `stocks` belong to
-    `items` in order; `counts` say how many to buy, for `spend` the money.
+    `kind` is one of `cost`, `enough`, `cheaper`, `spend` and `both`. `counts`, `prices` and `stocks` belong to `items`
+    in order; `counts` are the numbers to buy, or the money for `spend`.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Errand:
 
     @property
     def bought(self) -> tuple[str, int] | None:
-        """What must be bought: item and number; None when nothing may be."""
+        """What must be bought: item and number; None if nothing may be bought."""
         if self.kind == "enough" and self.counts[0] <= self.stocks[0]:
             return self.items[0], self.counts[0]
         if self.kind == "cheaper":
@@ -91,7 +91,7 @@ LEVELS = {
 
 
 def draw_errand(rng: np.random.Generator, kinds: tuple[str, ...]) -> Errand:
-    """An errand of one of the kinds; `cheaper` has two different prices, `spend` comes out even."""
+    """An errand of one of the kinds; `cheaper` has two different prices, `spend` leaves no remainder."""
     kind = str(rng.choice(kinds))
     num_items = 2 if kind in ("cheaper", "both") else 1
     items = tuple(str(item) for item in rng.choice(ITEMS, size=num_items, replace=False))
@@ -108,7 +108,7 @@ def draw_errand(rng: np.random.Generator, kinds: tuple[str, ...]) -> Errand:
 
 
 def errand_key(errand: Errand) -> str:
-    """What makes two errands the same problem: the request and the values that decide it."""
+    """The identity of an errand: the request and the values that decide its answer."""
     values = errand.stocks if errand.kind == "enough" else errand.prices
     return f"{errand.prompt} {' '.join(map(str, values))}"
 
@@ -116,14 +116,14 @@ def errand_key(errand: Errand) -> str:
 class Store:
     """Run an errand in a store with three tools: `price`, `stock`, `buy`.
 
-    The errand asks for a cost, or to buy something and answer with a number; what is said and what was bought both
-    count. The gold conversation has two or three turns. The answer is the last number of the last reply.
+    The errand asks for a cost, or to buy something and answer with a number; both the answer and the purchase count.
+    The gold conversation has two or three turns. The answer is the last number of the last reply.
 
-    Options: `level` chooses the errands: 1 what some of an item cost, buy if there are enough; 2 also: buy what costs
+    Options: `level` selects the errands: 1 the cost of some of an item, buy if there are enough; 2 also: buy what costs
     less; 3 buy if there are enough, buy what costs less, buy for a sum of money; 4 buy what costs less, buy for a sum,
-    what two items cost together.
-    Reward parts: `answer` 0.5 when the number is right; `state` 0.5 when the stock is as it should be in the end, where
-    a stock that should not change counts only together with the right answer.
+    the cost of two items together.
+    Reward parts: `answer` 0.5 if the number is right; `state` 0.5 if the final stock is right, where a stock that
+    should not change counts only together with the right answer.
     """
 
     max_turns = 5

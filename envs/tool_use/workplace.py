@@ -11,17 +11,16 @@ from envs.tool_use.workplace_data import CITIES, DAYS, FOLDERS, HOURS, PEOPLE, S
 from rewards.state import state_reached
 
 LEVELS = {1: 1, 2: 2, 3: 3}
-"""How many errands at once."""
+"""Number of errands at once."""
 
 
 class Workplace:
     """Run errands in an office with four databases (mail, calendar, tasks, customers) and 24 tools.
 
-    Ids must be looked up. What counts is the state of all databases in the end, compared with what the gold calls
-    leave.
+    Ids must be looked up. The final state of all databases is compared with the state after the gold calls.
 
     Options: `level` is the number of errands at once, 1 to 3.
-    Reward parts: `state` 1 when every record of every database is as it should be.
+    Reward parts: `state` 1 if every record of every database is right.
     """
 
     max_turns = 10
@@ -62,7 +61,7 @@ class Workplace:
         return self._data[database][key]
 
     def _listed(self, database: str, **wanted: Any) -> str:
-        """The records that fit, a line each; a text fits where it stands in the record's."""
+        """The records that match, one per line; a text matches if the record's text contains it."""
         lines = [
             f"{key}: " + ", ".join(f"{name} {value}" for name, value in record.items())
             for key, record in self._data[database].items()

@@ -1,4 +1,4 @@
-"""What is in the office of `envs.tool_use.workplace`, and what is to be done there?"""
+"""What is in the office of `envs.tool_use.workplace`, and which errands are there?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ Database = dict[str, dict[str, Record]]
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """One thing to be done: what is said, and the calls that do it, the look-up first."""
+    """One thing to do: its text, and the calls that do it, starting with the look-up."""
 
     text: str
     calls: tuple[ToolCall, ...]
 
 
 def draw_database(rng: np.random.Generator) -> Database:
-    """Records by database and id; ids do not tell what they stand for."""
+    """Records by database and id; ids do not show what they stand for."""
 
     def ids(prefix: str, num: int) -> list[str]:
         return [f"{prefix}{number}" for number in rng.choice(900, size=num, replace=False) + 100]
@@ -112,7 +112,7 @@ ERRANDS = {"mail": mail_errand, "calendar": event_errand, "tasks": task_errand, 
 
 
 def draw_day(rng: np.random.Generator, num: int) -> tuple[Database, tuple[Errand, ...]]:
-    """The office's databases, and errands on as many different ones."""
+    """The office's databases, and `num` errands, each on a different database."""
     database = draw_database(rng)
     errands = []
     for name in rng.permutation(list(ERRANDS))[:num]:

@@ -1,4 +1,4 @@
-"""Does the sandbox hold? Escapes and cheats, tried for real: each reaches for something that this process guards.
+"""Does the sandbox hold? Real escapes and cheats: each tries to reach something that this process guards.
 
 Used by `python -m envs sandbox doctor` and by the tests, at every level.
 """

@@ -1,4 +1,4 @@
-"""What is a probe, and did it get through? Its code prints `ESCAPED` where it got what it wanted, or leaves traces."""
+"""What is a probe, and did it escape? Its code prints `ESCAPED` if it succeeded, or leaves traces."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ PROBE_LIMITS = Limits(cpu_s=1, wall_s=2.0, memory_bytes=256 * 1024**2)
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One attempt. `level` is the weakest at which it must fail, `statuses` the ends that count as held, and `run` how
-    the code is run."""
+    """One attempt. `level` is the weakest at which it must fail, `statuses` are those that count as held, and `run`
+    runs the code."""
 
     name: str
     code: str

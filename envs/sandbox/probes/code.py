@@ -1,4 +1,4 @@
-"""Pieces of code that several probes are made of."""
+"""Pieces of code that several probes share."""
 
 SYSTEM_CALL = """
 import ctypes, os, platform
@@ -23,9 +23,9 @@ print("ESCAPED" if num_started == 1000 else "", num_started)
 
 
 def reaches_kernel(*calls: str) -> str:
-    """Code that makes system calls, each the arguments of `call`; one that gets further than a refusal has escaped.
+    """Code that makes system calls, each given as the arguments of `call`; a call that is not refused has escaped.
 
-    A call that is let through succeeds, or fails with another error than EPERM or ENOSYS.
+    A call that is not refused succeeds, or fails with an error other than EPERM or ENOSYS.
     """
     attempts = "".join(
         f"if call({arguments}) >= 0 or ctypes.get_errno() not in (1, 38):\n"

@@ -1,7 +1,7 @@
 """Can code make the kernel do what no program needs: tracing, mounts, signals, keys, shared names, old interfaces?
 
-The numbers are those of x86-64 and of aarch64; -1 has no call. Where a call is let through, its arguments are wrong or
-harmless.
+The numbers are those of x86-64 and of aarch64; -1 means no such call. The arguments are wrong or harmless, in case a
+call is let through.
 """
 
 from envs.sandbox.probes.attempt import Probe

@@ -1,4 +1,4 @@
-"""Can code reach what lies outside: networks, sockets, files, the environment, other processes?"""
+"""Can code reach what is outside: networks, sockets, files, the environment, other processes?"""
 
 from envs.sandbox.probes.attempt import Probe
 

@@ -1,4 +1,4 @@
-"""Can code take more than its share: time, memory, output, disk, threads, processes, what the kernel has for all?"""
+"""Can code take more than its share: time, memory, output, disk, threads, processes, shared kernel resources?"""
 
 from envs.sandbox.probes.attempt import Probe
 from envs.sandbox.probes.code import START_THREADS

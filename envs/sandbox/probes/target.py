@@ -1,4 +1,4 @@
-"""What do probes reach for? Things of this process that nothing jailed may see, change or end."""
+"""What do probes try to reach? Things of this process that jailed code may not see, change or end."""
 
 import contextlib
 import ctypes
@@ -25,10 +25,10 @@ class Target:
     port: int
     abstract: str
     datagrams: tuple[socket.socket, socket.socket]
-    """In the file system, and abstract: what arrives there has come out of a jail."""
+    """In the file system, and abstract: data that arrives there has left a jail."""
     victim: int
     segment: int
-    """Negative where the kernel has no System V shared memory."""
+    """Negative if the kernel has no System V shared memory."""
 
     def fill(self, code: str) -> str:
         values = {
@@ -67,7 +67,7 @@ def _has_arrived(datagrams: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def target() -> Iterator[Target]:
-    """A target of its own for one probe; also a secret in the environment and in an open descriptor."""
+    """A new target for one probe, with a secret also in the environment and in an open descriptor."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="polygym-probe-")))
         folder.chmod(0o755)
