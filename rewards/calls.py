@@ -1,9 +1,9 @@
-"""Are these the function calls that were wanted? Name and arguments, with a category for what is wrong.
+"""Do function calls match the wanted ones? Compares names and arguments, and categorises what is wrong.
 
-Values are compared as the Berkeley function-calling leaderboard does (Patil et al. 2025, "The Berkeley Function Calling
-Leaderboard (BFCL)", ICML): each parameter has several allowed values, `""` among them means it may be left out, text is
-compared without case and punctuation, and a whole number will do for a decimal one. Calls in one turn have no order.
-Unlike there, `""` is a value that may be given only where the other allowed values are texts.
+Values are compared as in the Berkeley function-calling leaderboard (Patil et al. 2025, "The Berkeley Function Calling
+Leaderboard (BFCL)", ICML). Each parameter has several allowed values; `""` among them means that it may be omitted.
+Text is compared without case and punctuation. An integer is accepted for a decimal number. Calls in one turn have no
+order. Unlike in the leaderboard, a call may pass `""` itself only if the other allowed values are texts.
 """
 
 import json
@@ -29,9 +29,9 @@ IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
 def judge_calls(calls: Sequence[Call], wanted: Sequence[Wanted]) -> Category:
-    """`right` when the calls are the wanted ones in any order, else what is wrong with the first that is left over.
+    """`right` if the calls are the wanted ones in any order, else what is wrong with the first unmatched call.
 
-    Equal calls are counted, not compared one by one, so that many of them cost little.
+    Equal calls are counted, not compared one by one, so many equal calls cost little.
     """
     if not wanted:
         return "unexpected_call" if calls else "right"
@@ -58,15 +58,15 @@ def judge_calls(calls: Sequence[Call], wanted: Sequence[Wanted]) -> Category:
 def _match(
     verdicts: Mapping[str, Mapping[str, Category]], num_calls: Mapping[str, int], num_wanted: Mapping[str, int]
 ) -> tuple[list[str], list[str]]:
-    """The kinds of calls, and of wanted ones, that the largest assignment of one to the other leaves over.
+    """The kinds of calls and of wanted calls that remain unmatched in a maximum matching.
 
-    Augmenting paths between kinds (Ford and Fulkerson 1956), each found breadth first.
+    Uses augmenting paths between kinds (Ford and Fulkerson 1956), each found by breadth-first search.
     """
     assigned: Counter[tuple[str, str]] = Counter()
     calls_left, wanted_left = dict(num_calls), dict(num_wanted)
     for start in num_calls:
         while calls_left[start] and (path := _augmenting_path(start, verdicts, assigned, wanted_left)):
-            taken = list(zip(path[2::2], path[1::2], strict=False))  # (call, wanted) pairs that give way
+            taken = list(zip(path[2::2], path[1::2], strict=False))  # (call, wanted) pairs to reassign
             size = min(calls_left[start], wanted_left[path[-1]], *(assigned[pair] for pair in taken))
             for pair in zip(path[::2], path[1::2], strict=True):
                 assigned[pair] += size
@@ -83,7 +83,7 @@ def _augmenting_path(
     assigned: Mapping[tuple[str, str], int],
     wanted_left: Mapping[str, int],
 ) -> list[str] | None:
-    """Call, wanted, call, ..., wanted: each wanted one would do for the call before it and is held by the one after."""
+    """Call, wanted, call, ..., wanted: each wanted call fits the call before it and is assigned to the one after it."""
     paths, reached = deque([[start]]), {start}
     seen: set[str] = set()
     while paths:
@@ -102,7 +102,7 @@ def _augmenting_path(
 
 
 def _key(call: tuple[str, Mapping[str, Any]]) -> str:
-    """Equal for equal calls; types are kept apart."""
+    """The same for equal calls; different for values of different types."""
     return json.dumps(call, sort_keys=True, default=repr)
 
 
@@ -125,7 +125,7 @@ def judge_call(call: Call, wanted: Wanted) -> Category:
 
 
 def same_argument(given: Any, allowed: Any) -> bool:
-    """Equality of two JSON values as the module's docstring says; within dicts each allowed value is a list of them."""
+    """Equality of JSON values as in the module's docstring; within dicts, each allowed value is a list of values."""
     if isinstance(given, str) and isinstance(allowed, str):
         return _plain(given) == _plain(allowed)
     if isinstance(given, list) and isinstance(allowed, list | tuple):
@@ -136,7 +136,7 @@ def same_argument(given: Any, allowed: Any) -> bool:
 
 
 def _given_values(values: Sequence[Any]) -> Sequence[Any]:
-    """The allowed values without the `""` that stands for leaving out; among texts it is a value too."""
+    """The allowed values without the `""` that means omission; among texts, `""` is a value too."""
     others = [value for value in values if value != ""]
     return values if all(isinstance(value, str) for value in others) else others
 

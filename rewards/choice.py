@@ -1,17 +1,17 @@
 """Which option of a multiple-choice question did the reply choose?
 
-Looked for in this order:
+The choice is searched for in this order:
 
 1. The last `\\boxed{...}` whose content begins with a letter, such as `\\boxed{B}` or `\\boxed{B. 42}`.
 2. The last line with a statement: `Answer: B`, `the answer is (B)`, `the correct option is B`, `I choose B`,
-   else `B is correct`.
-3. An option that is named and the only one, such as `So option B`. `Option A is too low` on the way to a statement is
-   not looked at.
-4. A last line that is a letter alone or begins with one, such as `(B)` or `B) Paris`, if the reply does not list the
+   otherwise `B is correct`.
+3. The only option that is named, such as `So option B`. If there is a statement, a mention before it such as `Option A
+   is too low` is ignored.
+4. A last line that is a single letter or begins with one, such as `(B)` or `B) Paris`, if the reply does not list the
    options.
 
-Markup around a letter does not matter. Several letters, `Answer: A, B`, are no choice, nor is a letter that no option
-has. Letters are capitals: `a` is a word.
+Markup around a letter is ignored. Several letters (`Answer: A, B`) are not a choice, nor is a letter that no option
+has. Letters must be capitals: `a` is a word.
 """
 
 import re
@@ -43,9 +43,9 @@ PRONOUN = re.compile(r" [a-z]|['\u2019]")
 
 
 def chosen_letter(text: str, letters: str) -> str | None:
-    """The letter that the text chooses, or None where it chooses none, or several.
+    """The letter that the text chooses, or None if it chooses none or several.
 
-    `letters` are those there are, such as `ABCD`.
+    `letters` are the letters of the options, such as `ABCD`.
     """
     boxed = last_boxed(text)
     if boxed is not None:
@@ -62,12 +62,12 @@ def chosen_letter(text: str, letters: str) -> str | None:
 
 
 def choice_correct(text: str, letter: str, letters: str = "ABCD") -> float:
-    """1.0 when the text chooses `letter`, else 0.0."""
+    """1.0 if the text chooses `letter`, else 0.0."""
     return float(chosen_letter(text, letters) == letter)
 
 
 def plain(text: str) -> str:
-    """The text without markup of Markdown and LaTeX, with single blanks."""
+    """The text without Markdown and LaTeX markup, with single blanks."""
     return re.sub(r" ?\n\s*", "\n", SPACES.sub(" ", MARKUP.sub("", text))).strip()
 
 
@@ -76,7 +76,7 @@ def _only(stated: set[str], letters: str) -> str | None:
 
 
 def _stated_by_line(text: str, pattern: re.Pattern[str]) -> dict[int, set[str]]:
-    """The letters stated in each line, by the place at which the line begins."""
+    """The letters stated in each line, by the position at which the line begins."""
     by_line: dict[int, set[str]] = {}
     begin, place = 0, 0
     for found in pattern.finditer(text):
@@ -90,7 +90,7 @@ def _stated_by_line(text: str, pattern: re.Pattern[str]) -> dict[int, set[str]]:
 
 
 def _others(text: str, place: int) -> set[str]:
-    """Letters that follow a stated one as further answers."""
+    """Letters that follow a stated letter as further answers."""
     others: set[str] = set()
     while found := ANOTHER.match(text, place):
         others.add(found[1])

@@ -1,10 +1,10 @@
-"""Which code did the reply give, and are the values it computed the right ones?
+"""Which code did the reply give, and are the values that it computed the right ones?
 
-Of several fenced blocks one holds the solution: the last in Python that defines the wanted function or, if no name is
-given, anything. A block that only calls what another one defined, or shows what was printed, is no solution. Earlier
-blocks that define what the solution uses go before it. If no block defines anything (a program may be a few
-statements), it is the last block that is tagged as Python; if none is tagged, the last block without a tag; a block in
-another language counts only if there is nothing else.
+One of several fenced blocks holds the solution: the last Python block that defines the wanted function or, if no name
+is given, anything. A block that only calls what another block defined, or shows printed output, is not the solution.
+Earlier blocks that define what the solution uses are put before it. If no block defines anything (a program may be a
+few statements), the solution is the last block tagged as Python; if none is tagged, the last block without a tag. A
+block in another language counts only if there is no other block.
 """
 
 import re
@@ -20,9 +20,9 @@ DEFINITION = re.compile(
 
 
 def extract_code(text: str, name: str = "") -> str:
-    """The fenced block that holds the solution, closed or not; the whole text when there is no fence.
+    """The fenced block that holds the solution, closed or not; the whole text if there is no fence.
 
-    `name` is the function that is wanted, where one is.
+    `name` is the wanted function, if there is one.
     """
     blocks = fenced_blocks(text)
     if not blocks:
@@ -44,19 +44,19 @@ def extract_code(text: str, name: str = "") -> str:
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
     """Language, in lower case, and content of each block between fences of backticks or tildes (CommonMark 4.5).
 
-    A block ends at a bare fence of its own sign that is at least as long as the opening one, or with the text.
+    A block ends at a bare fence of the same character that is at least as long as the opening one, or with the text.
     """
     blocks: list[tuple[str, str]] = []
     indent, fence, language, content = "", "", "", []
     for line in text.splitlines(keepends=True):
         bare, found = line.rstrip("\r\n"), FENCE.match(line.rstrip())
         if not fence:
-            if found and not (found[2][0] == "`" and "`" in found[3]):  # else it is code within a line
+            if found and not (found[2][0] == "`" and "`" in found[3]):  # else it is inline code
                 indent, fence, language, content = found[1], found[2], _language(found[3]), []
         elif found and not found[3] and found[2].startswith(fence):
             blocks.append((language, "".join(content)))
             fence = ""
-        elif found and found[2].startswith(fence) and _language(found[3]) in PYTHON:  # the last one was left open
+        elif found and found[2].startswith(fence) and _language(found[3]) in PYTHON:  # the previous one was left open
             blocks.append((language, "".join(content)))
             indent, fence, language, content = found[1], found[2], _language(found[3]), []
         elif bare.endswith(fence) and fence[0] == "`":  # the last line of the code closes the block
@@ -73,7 +73,7 @@ def _language(info: str) -> str:
 
 
 def _rank(language: str, content: str, name: str) -> int:
-    """How likely a block is the solution; `DEFINES` or more for one that defines something."""
+    """How likely a block is the solution; `DEFINES` or more if it defines something."""
     if not content.strip():
         return 0
     if language and language not in PYTHON:
@@ -92,7 +92,7 @@ def _used(content: str) -> set[str]:
 
 
 def same_value(left: Any, right: Any) -> bool:
-    """Equality of plain values that keeps types apart: 1, 1.0 and True differ at any depth, and NaN equals nothing.
+    """Equality of plain values and their types: 1, 1.0 and True differ at any depth, and NaN equals nothing.
 
     Values are None, numbers, text, bytes, and lists, tuples, sets and dicts of them. Dicts have no order.
     """
@@ -111,7 +111,7 @@ def same_value(left: Any, right: Any) -> bool:
 
 
 def _typed(value: Any) -> Any:
-    """A hashable value with its types, so that equal ones of different types differ."""
+    """A hashable value with its types, so that equal values of different types differ."""
     if isinstance(value, tuple):
         return tuple, tuple(map(_typed, value))
     if isinstance(value, frozenset):
@@ -120,7 +120,7 @@ def _typed(value: Any) -> Any:
 
 
 def share_correct(values: list[Any], expected: list[Any]) -> float:
-    """Share of the expected values that were computed, in order, in [0, 1]; 0 for another number of values."""
+    """Share of the expected values that were computed, in order, in [0, 1]; 0 if the number of values differs."""
     if len(values) != len(expected) or not expected:
         return 0.0
     return sum(map(same_value, values, expected)) / len(expected)

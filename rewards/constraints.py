@@ -1,8 +1,8 @@
-"""Does a text follow an instruction about its form? Verifiable constraints in the manner of IFEval.
+"""Does a text follow an instruction about its form? Verifiable constraints in the style of IFEval.
 
 Source of the idea: Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models", arXiv:2311.07911.
-A word is a run of letters with their marks and apostrophes, straight or typographic; words are compared without regard
-to case and to the form of apostrophes.
+A word is a run of letters with their marks and apostrophes, straight or typographic. Words are compared without
+regard to case and the form of apostrophes.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ WORD = regex.compile(r"\p{L}[\p{L}\p{M}\u200c\u200d]*+(?:'\p{L}[\p{L}\p{M}\u200c
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """One demand on a text; `value` is a number, a word or a pair of words, or None, as `CHECKS` says for the kind."""
+    """One requirement on a text; `value` is a number, a word, a pair of words or None, by the kind (see `CHECKS`)."""
 
     kind: str
     value: Any = None
@@ -38,7 +38,7 @@ def num_words_is(text: str, count: int) -> bool:
 
 
 def num_lines_is(text: str, count: int) -> bool:
-    """Lines that are not blank are counted."""
+    """Counts lines that are not blank."""
     return sum(bool(line.strip()) for line in text.splitlines()) == count
 
 
@@ -59,7 +59,7 @@ def ends_with(text: str, word: str) -> bool:
 
 
 def uses_in_order(text: str, pair: tuple[str, str]) -> bool:
-    """Both words occur, and the first of the one stands before the first of the other."""
+    """Both words occur, and the first occurrence of the first word precedes that of the second."""
     words = words_of(text)
     first, second = map(as_word, pair)
     return first in words and second in words and words.index(first) < words.index(second)
@@ -88,9 +88,9 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
 
 
 def follows(text: str, constraint: Constraint) -> bool:
-    """Whether the text follows the constraint. A text without a word follows none.
+    """Whether the text follows the constraint. A text without words follows none.
 
-    Raises `ValueError` for a kind that there is no check for.
+    Raises `ValueError` for a kind without a check.
     """
     if constraint.kind not in CHECKS:
         raise ValueError(f"no constraint {constraint.kind!r}; kinds: {', '.join(CHECKS)}")

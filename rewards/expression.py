@@ -1,4 +1,4 @@
-"""What does a written expression come to, and which numbers does it use? Exactly, without evaluating it as code."""
+"""What is the value of a written expression, and which numbers does it use? Exact, without evaluating it as code."""
 
 import ast
 import operator
@@ -16,7 +16,7 @@ SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-"})  # noqa: RU
 
 
 def read_expression(text: str) -> tuple[Fraction, list[int]] | None:
-    """The exact value and the whole numbers used, in order; None for anything but numbers, + - * / and brackets."""
+    """The exact value and the integers used, in order; None for anything but numbers, + - * / and brackets."""
     if len(text) > MAX_CHARACTERS:
         return None
     numbers: list[int] = []
@@ -28,10 +28,10 @@ def read_expression(text: str) -> tuple[Fraction, list[int]] | None:
 
 
 def _value(node: ast.expr, numbers: list[int]) -> Fraction:
-    """Raises `ValueError` for what is no such expression, `ZeroDivisionError` for a division by zero."""
+    """Raises `ValueError` for any other expression, `ZeroDivisionError` for a division by zero."""
     if isinstance(node, ast.Constant) and type(node.value) is int:
         numbers.append(node.value)
         return Fraction(node.value)
     if isinstance(node, ast.BinOp) and (combine := OPERATORS.get(type(node.op))):
         return combine(_value(node.left, numbers), _value(node.right, numbers))
-    raise ValueError(f"{type(node).__name__} is no part of an expression")
+    raise ValueError(f"{type(node).__name__} is not part of an expression")

@@ -1,19 +1,18 @@
 """Which part of a worked answer states the result?
 
-Looked for in this order:
+The result is searched for in this order:
 
 1. The last line `#### ...` (the format of GSM8K, Cobbe et al. 2021, arXiv:2110.14168) that begins with a value. A line
-   that begins with a word is as likely a heading of Markdown: it counts after the boxes, if it holds a number.
-2. The last `\\boxed{...}` or `\\fbox{...}` that is closed and not empty; of boxes within a box the outermost. Boxes
-   side by side, with a comma, "and" or "or" and nothing else between them, are one list, so that two answers are not
-   one of them. Boxes further up are steps: a policy that revises its answer boxes it again. Math-Verify joins boxes
-   across words too, which makes a list of a step and the result. A box that the end of the text cuts off counts if no
-   other is closed.
+   that begins with a word is as likely a Markdown heading: it counts after the boxes, if it holds a number.
+2. The last `\\boxed{...}` or `\\fbox{...}` that is closed and not empty; of nested boxes the outermost. Adjacent boxes,
+   with only a comma, "and" or "or" between them, are one list, so that two answers do not count as one of them. Earlier
+   boxes are steps: a policy that revises its answer boxes it again. Math-Verify also joins boxes across words, which
+   makes a list of a step and the result. A box that is cut off by the end of the text counts if no other is closed.
 3. The last value in the text: mathematics between dollar signs, `\\(...\\)` or `\\[...\\]`, or a run of numbers. A run
-   is never cut: `1/3`, `2^10`, `3:4`, `5-10`, `2, 3`, `3 out of 4`, `2x + 1` and `sqrt(2)` are each one run, none of
-   which is its last number. An equals sign separates runs: what stands after the last one is the value.
+   is never cut: `1/3`, `2^10`, `3:4`, `5-10`, `2, 3`, `3 out of 4`, `2x + 1` and `sqrt(2)` are each one run, and
+   never just its last number. An equals sign separates runs: the value is what follows the last one.
 
-Every search reads the text once. The last value is looked for in the last 8,000 characters.
+Every search reads the text once. The last value is searched for in the last 8,000 characters.
 """
 
 import re
@@ -53,7 +52,7 @@ WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 
 
 def final_answer(text: str) -> str:
-    """The part that states the result, as the module says; empty when there is none."""
+    """The part that states the result, by the rules of the module's docstring; empty if there is none."""
     lines = [(found[1].strip(), found.end()) for found in MARKED_LINE.finditer(text)]
     for line, _ in reversed(lines):
         if line and not WORD_FIRST.match(line):
@@ -64,18 +63,18 @@ def final_answer(text: str) -> str:
         if line and (value := last_value(line)):
             return value
         if line:
-            return last_value(text[end:]) or line  # what stands before a heading is not under it
+            return last_value(text[end:]) or line  # text before a heading does not belong to it
     return last_value(text)
 
 
 def _within(line: str) -> str:
-    """What a marked line states: its box, or all of it."""
+    """The answer in a marked line: its box, or the whole line."""
     boxed = last_boxed(line)
     return line if boxed is None else boxed
 
 
 def last_boxed(text: str) -> str | None:
-    """What stands in the last box, or in the last boxes that stand side by side; None when there is none."""
+    """The content of the last box, or of the last adjacent boxes; None if there is none."""
     boxes, cut_off = _boxes(text)
     boxes = [box for box in boxes if box[2].strip()]
     if not boxes:
@@ -111,7 +110,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, str]], str | None]:
 
 
 def last_value(text: str) -> str:
-    """The last mathematics or run of numbers in the text; empty when there is none."""
+    """The last mathematics or run of numbers in the text; empty if there is none."""
     text = plain_signs(text[-MAX_TAIL:])
     end, value = -1, ""
     for found in MATHEMATICS.finditer(text):
@@ -126,12 +125,12 @@ def last_value(text: str) -> str:
 
 
 def value_runs(text: str) -> list[str]:
-    """All runs of numbers in a text without mathematics between signs."""
+    """All runs of numbers in a text without delimited mathematics."""
     return [_extended(text, *run) for run in _runs(text, list(NUMBER.finditer(text)))]
 
 
 def _runs(text: str, numbers: list[re.Match[str]]) -> list[tuple[int, int]]:
-    """Where each run begins and ends."""
+    """Start and end of each run."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         start, end = number.span()
@@ -143,7 +142,7 @@ def _runs(text: str, numbers: list[re.Match[str]]) -> list[tuple[int, int]]:
 
 
 def _joined(text: str, end: int, start: int, next_end: int) -> bool:
-    """Whether what stands between two numbers makes one value of them."""
+    """Whether two numbers are one value, judging by the text between them."""
     gap = text[end:start]
     if len(gap) > MAX_GAP or "\n" in gap:
         return False
@@ -155,7 +154,7 @@ def _joined(text: str, end: int, start: int, next_end: int) -> bool:
 
 
 def _extended(text: str, start: int, end: int) -> str:
-    """A run with its sign, brackets, function and unit, brackets without a partner left out."""
+    """A run with its sign, brackets, function and unit, without unmatched brackets."""
     before = text[max(0, start - MAX_GAP) : start]
     found = next((PREFIX.match(before, place) for place in range(len(before) + 1) if PREFIX.match(before, place)), None)
     prefix = before[found.start() :] if found else ""
@@ -169,7 +168,7 @@ def _extended(text: str, start: int, end: int) -> str:
 
 
 def balanced(run: str) -> str:
-    """The run without brackets that have no partner in it at its ends."""
+    """The run without its unmatched brackets."""
     partners, opened, unmatched = {")": "(", "]": "[", "}": "{"}, [], set()
     for place, sign in enumerate(run):
         if sign in "([{":

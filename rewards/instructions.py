@@ -1,12 +1,12 @@
-"""Does a text follow an instruction about its form? The 25 verifiable instructions of IFEval, under their ids.
+"""Does a text follow an instruction about its form? The 25 verifiable instructions of IFEval, by their ids.
 
 Source: Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models", arXiv:2311.07911, table 1. A
-text follows *strictly* as it is; *loosely* when it, or it without its first line, its last line, both, or asterisks,
-does. There are two readings of an instruction. `sense`, the default, is what a person means by it: keywords are whole
-words, signs included, quotes may stand after the mark of a sentence, a postscript says something. `ifeval` is the
-letter of IFEval's code where that differs (`rewards.ifeval`); take it to compare with published figures. In both,
-languages are those of `rewards.language`, sentences those of `rewards.words`, and a list's "1." is a sentence, as for
-IFEval. Time grows with the text's length and no faster.
+text follows *strictly* if it follows as it is, and *loosely* if it follows as it is or without its first line, its last
+line, both, or asterisks. There are two readings of an instruction. `sense`, the default, is what a person means by it:
+keywords are whole words, signs included; quotes may follow a sentence's final mark; a postscript contains words.
+`ifeval` is the literal check of IFEval's code where that differs (`rewards.ifeval`); use it to compare with published
+figures. In both readings, languages are those of `rewards.language`, sentences those of `rewards.words`, and the "1."
+of a list is a sentence, as in IFEval. Time is linear in the length of the text.
 """
 
 import re
@@ -26,7 +26,7 @@ PLACEHOLDER = re.compile(r"\[[^\[\]\n]*+\]")
 BULLETS = (re.compile(r"^[^\S\n]*+\*[^*].*$", re.MULTILINE), re.compile(r"^[^\S\n]*+-.*$", re.MULTILINE))
 HIGHLIGHT = re.compile(r"\*\*[^\n*]++\*\*|(?<!\*)\*[^\n*]++\*(?!\*)")
 TIMES = re.compile(r"(?<=[\d)])[ \t]?\*{1,2}[ \t]?(?=[\d(])|(?<=[ \t])\*{1,2}(?=[ \t])")
-"""Asterisks that multiply: between numbers or brackets, or between blanks."""
+"""Asterisks that mean multiplication: between numbers or brackets, or between blanks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Instruction:
 
 
 def follows_strictly(text: str, instruction: Instruction, reading: Reading = "sense") -> bool:
-    """Whether the text as it is follows. An empty text follows nothing.
+    """Whether the text follows as it is. An empty text follows no instruction.
 
-    Raises `ValueError` for an unknown id, and for a language that is not recognised.
+    Raises `ValueError` for an unknown id, and for a language that cannot be recognised.
     """
     if instruction.id not in CHECKS:
         raise ValueError(f"no instruction {instruction.id!r}; ids: {', '.join(CHECKS)}")
@@ -49,7 +49,7 @@ def follows_strictly(text: str, instruction: Instruction, reading: Reading = "se
 
 
 def follows_loosely(text: str, instruction: Instruction, reading: Reading = "sense") -> bool:
-    """Whether the text follows in one of the eight variants in which a preface, a close or markup is taken off."""
+    """Whether the text follows in one of the eight variants that remove a preface, a closing line or markup."""
     lines = text.split("\n")
     variants = (lines, lines[1:], lines[:-1], lines[1:-1])
     texts = ["\n".join(variant).strip() for variant in variants]
@@ -82,14 +82,14 @@ def num_words_is(text: str, num_words: int, relation: Relation) -> bool:
 
 
 def num_paragraphs_is(text: str, num_paragraphs: int) -> bool:
-    """Paragraphs are divided by `***`; an empty one may only stand first or last."""
+    """Paragraphs are separated by `***`; only the first and the last may be empty."""
     parts = PARAGRAPHS.split(text)
     inner = [part.strip() for part in parts[1:-1]]
     return all(inner) and sum(bool(part.strip()) for part in parts) == num_paragraphs
 
 
 def nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Paragraphs are divided by blank lines here; words are compared without case and marks."""
+    """Paragraphs are separated by blank lines here; words are compared without case and marks."""
     paragraphs = [paragraph for paragraph in BLANK_LINES.split(text) if paragraph.strip()]
     if len(paragraphs) != num_paragraphs or nth_paragraph > num_paragraphs:
         return False
@@ -102,7 +102,7 @@ def num_placeholders_is(text: str, num_placeholders: int) -> bool:
 
 
 def has_postscript(text: str, postscript_marker: str) -> bool:
-    """The marker stands in any case, not inside of a word, and words follow it."""
+    """The marker occurs, in any case and not inside a word, and words follow it."""
     pattern = r"\s?".join(re.escape(letter) for letter in postscript_marker)
     marker = re.search(rf"(?<!\w){pattern}", text, re.IGNORECASE)
     return marker is not None and WORD.search(text, marker.end()) is not None
@@ -131,7 +131,7 @@ def has_title(text: str) -> bool:
 
 
 def two_responses(text: str) -> bool:
-    """Two different texts, divided by six asterisks."""
+    """Two different texts, separated by six asterisks."""
     parts = [part.strip() for part in text.split("******")]
     inner = [part for place, part in enumerate(parts) if part or 0 < place < len(parts) - 1]
     return len(inner) == 2 and all(inner) and inner[0] != inner[1]

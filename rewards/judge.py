@@ -1,7 +1,7 @@
 """What is a judge asked, and how is its verdict read? Prompts and parsing for LLM judges; no network here.
 
-A reply is handed to the judge as data between fences that it cannot close, the verdict is one JSON object on the last
-line and is read from nowhere else. What cannot be read is the judge's failure, never the policy's.
+A reply is passed to the judge as data between fences that it cannot close. The verdict is one JSON object on the last
+line and is read from nowhere else. An unreadable verdict is the judge's failure, never the policy's.
 """
 
 import json
@@ -14,17 +14,17 @@ from rewards.strict_json import read_json
 MAX_REPLY_CHARACTERS = 20_000
 TELLING = re.compile(r"[^\W\d_]{2,}")
 MIN_WORDS = 3
-"""A text with fewer words is no answer to a writing task; texts such as ":" or "Solution" fool judges."""
+"""A text with fewer words is not an answer to a writing task; texts such as ":" or "Solution" fool judges."""
 TIE_MIDDLE = 3.5
 
 
 class JudgeError(RuntimeError):
-    """The judge could not be asked, or its verdict not read."""
+    """The judge could not be asked, or its verdict could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A judge's view of two replies: scores from 1 (bad) to 5, ranking from 1 (the first is much better) to 6."""
+    """A judge's verdict on two replies: scores from 1 (bad) to 5, ranking from 1 (the first is much better) to 6."""
 
     first: int
     second: int
@@ -32,14 +32,14 @@ class Comparison:
 
 
 def says_something(text: str) -> bool:
-    """Whether a text can be an answer at all; what cannot earns 0 without a judge."""
+    """Whether a text can be an answer at all; a text that cannot gets 0 without a judge."""
     return len(TELLING.findall(text)) >= MIN_WORDS
 
 
 def fenced(text: str) -> str:
-    """The text as data: cut to a bound and between fences longer than any run of backticks in it.
+    """The text as data: truncated, and between fences longer than any run of backticks in it.
 
-    Halves of surrogate pairs, which no request can carry, become question marks.
+    Halves of surrogate pairs, which requests cannot carry, become question marks.
     """
     text = text[:MAX_REPLY_CHARACTERS].encode(errors="replace").decode()
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
@@ -54,7 +54,7 @@ DATA_NOTE = (
 
 
 def rubric_question(task: str, reply: str, criteria: Mapping[str, str]) -> str:
-    """Ask whether a reply fulfils each criterion; `criteria` says by name what is asked."""
+    """Ask whether a reply fulfils each criterion; `criteria` maps names to what is asked."""
     listed = "\n".join(f"- {name}: {meaning}" for name, meaning in criteria.items())
     example = json.dumps(dict.fromkeys(criteria, "yes"))
     return (
@@ -65,7 +65,7 @@ def rubric_question(task: str, reply: str, criteria: Mapping[str, str]) -> str:
 
 
 def read_rubric_verdict(text: str, criteria: Sequence[str]) -> dict[str, float]:
-    """1.0 or 0.0 by criterion, from the last line. Raises `JudgeError`."""
+    """1.0 or 0.0 per criterion, from the last line. Raises `JudgeError`."""
     verdict = _last_object(text)
     if set(verdict) != set(criteria) or any(said not in ("yes", "no") for said in verdict.values()):
         raise JudgeError(f"the verdict must say yes or no for {', '.join(criteria)}, got {verdict!r:.200}")
@@ -96,16 +96,16 @@ def read_comparison(text: str) -> Comparison:
 
 
 def circular_pairs(num: int) -> list[tuple[int, int]]:
-    """Who is compared with whom: 0 with 1, 1 with 2, ..., the last with 0. Each is once first and once second."""
+    """Pairs of replies to compare: 0 with 1, 1 with 2, ..., the last with 0. Each is first once and second once."""
     return [(place, (place + 1) % num) for place in range(num)] if num > 1 else []
 
 
 def circular_rewards(comparisons: Sequence[Comparison]) -> list[float]:
     """Each reply's reward in [0, 1] from the comparisons of `circular_pairs`, in order.
 
-    A reply's score is the mean of its two matches; where the judge scores both alike, its ranking r decides: the first
-    gains 3.5 - r and the second loses as much (Nemotron 3 Nano, arXiv:2512.20848, equations 2 and 3). Scores from 1 to
-    5 become 0 to 1.
+    A reply's score is the mean of its two comparisons. If the judge scores both replies equally, its ranking r decides:
+    the first gains 3.5 - r and the second loses as much (Nemotron 3 Nano, arXiv:2512.20848, equations 2 and 3). Scores
+    from 1 to 5 are mapped to 0 to 1.
     """
     num = len(comparisons)
     matches: list[list[float]] = [[] for _ in range(num)]
@@ -124,5 +124,5 @@ def _last_object(text: str) -> dict:
     except ValueError:
         verdict = None
     if not isinstance(verdict, dict):
-        raise JudgeError(f"the last line is no JSON object: {lines[-1] if lines else ''!r:.200}")
+        raise JudgeError(f"no JSON object on the last line: {lines[-1] if lines else ''!r:.200}")
     return verdict

@@ -1,9 +1,8 @@
-"""Which language is a text written in? The script names the candidates, a trained model chooses among them.
+"""Which language is a text written in? The script determines the candidates, and a trained model chooses among them.
 
-The model is py3langid's (naive Bayes over byte n-grams; Lui & Baldwin 2012, "langid.py", ACL demos). Its wheel holds
-it, so nothing is downloaded; it is deterministic, and time grows with the length of the text and no faster. Languages
-are ISO 639-1 codes: the 30 of IFEval and others of the same scripts, so that a text in one of those is not taken for
-one of the 30.
+The model is py3langid's (naive Bayes over byte n-grams; Lui & Baldwin 2012, "langid.py", ACL demos). Its wheel contains
+the model, so nothing is downloaded. It is deterministic and takes linear time. Languages are ISO 639-1 codes: the 30 of
+IFEval and others of the same scripts, so that a text in one of the others is not taken for one of the 30.
 """
 
 import functools
@@ -41,7 +40,7 @@ CANDIDATES = {
     "Oriya": "or",
     "Ethiopic": "am",
 }
-"""Languages by Unicode script. Japanese is first told by its kana."""
+"""Languages by Unicode script. Japanese is first recognised by its kana."""
 
 
 def _codes(text: str) -> list[str]:
@@ -54,23 +53,23 @@ SCRIPTS = regex.compile(
 )
 IFEVAL = frozenset(_codes("en es pt ar hi fr ru de ja it bn uk th ur ta te bg ko pl he fa vi ne sw kn mr gu pa ml fi"))
 PRIOR = 6.0
-"""Nats by which these are likelier than the others before a text is read."""
+"""Nats by which these languages are likelier than the others before a text is read."""
 MARGIN = 3.0
-"""Nats within which two languages are one as good as the other: "le chat dort ici" may be English by its letters.
+"""Languages within this many nats count as equally likely: "le chat dort ici" may be English by its letters.
 
-With both, 98.3 % of 952 English phrases of three to eight words pass for English, 97.8 % of 1,600 texts of the first
-four words of a sentence in eight other languages in Latin letters pass for theirs, and 1.7 % of those for English.
+With both constants, 98.3 % of 952 English phrases of three to eight words pass for English. Of 1,600 texts of the first
+four words of a sentence in eight other Latin-script languages, 97.8 % pass for theirs and 1.7 % for English.
 """
 MIN_SHARE = 1 / 3
-"""A text with more of its letters in a script other than Latin is in that script's language, names in Latin or not."""
+"""A text with a larger share of non-Latin letters is in their script's language, even if it has Latin names."""
 MIN_KANA = 0.05
-"""Chinese has no kana, and Japanese a few even in its most formal texts: their least share among Han and kana."""
+"""Minimum share of kana among Han and kana in Japanese. Even its most formal texts have a few; Chinese has none."""
 
 
 def is_written_in(text: str, language: str) -> bool:
-    """Whether the language is the text's, or as likely as the likeliest, which happens for a few words only.
+    """Whether the language is the likeliest for the text, or as likely as that, which happens only for a few words.
 
-    A region after the code (`zh-cn`) is not looked at. Raises `ValueError` for a language that no text would pass for.
+    A region after the code (`zh-cn`) is ignored. Raises `ValueError` for a language that cannot be recognised.
     """
     language = language.lower().split("-")[0]
     if language not in LANGUAGES:
@@ -80,7 +79,7 @@ def is_written_in(text: str, language: str) -> bool:
 
 
 def _scores(text: str) -> dict[str, float]:
-    """Log-likelihoods up to a constant, in nats, of the languages that the text's script leaves."""
+    """Log-likelihoods up to a constant, in nats, of the candidate languages of the text's script."""
     languages = _languages_by_script(text)
     if len(languages) < 2:
         return dict.fromkeys(languages, 0.0)
@@ -101,5 +100,5 @@ def _languages_by_script(text: str) -> list[str]:
 
 @functools.cache
 def _model() -> LanguageIdentifier:
-    """Loaded by the first text that needs it: half a second, 100 MB."""
+    """Loaded for the first text that needs it: half a second, 100 MB."""
     return LanguageIdentifier.from_model_file(MODEL_FILE)

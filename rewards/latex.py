@@ -1,4 +1,4 @@
-"""What does a short piece of LaTeX say once its styling is taken away? Text to text; nothing is evaluated.
+"""What does a short piece of LaTeX say without its styling? Text to text; nothing is evaluated.
 
 Meant for answers of a few hundred characters.
 """
@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 SIGNS = {
-    **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\uff0d", "-"),  # minus signs, hyphens, and the dash of figures
+    **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\uff0d", "-"),  # minus signs, hyphens and the figure dash
     **dict.fromkeys("\u00a0\u2007\u2009\u202f", " "),
     **{sign: "^" + str(power) for power, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }
@@ -103,12 +103,12 @@ DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "
 
 
 def plain_signs(text: str) -> str:
-    """The text with one minus sign, one blank, `a/b` and `^n` for what Unicode has as single signs, and no bold."""
+    """The text with one kind of minus sign and blank, `a/b` and `^n` for single Unicode characters, and no bold."""
     return BOLD.sub("", text.translate(TABLE))
 
 
 def plain_latex(text: str) -> str:
-    """An answer without delimiters, styling and spacing commands, each symbol by one name; words stay in `\\text{}`."""
+    """An answer without delimiters, styling and spacing commands, one name per symbol; words stay in `\\text{}`."""
     text = undelimited(plain_signs(text).strip()).removeprefix("\\approx")
     for sign, command in COMMANDS.items():
         text = text.replace(sign, command)
@@ -122,7 +122,7 @@ def plain_latex(text: str) -> str:
 
 
 def undelimited(text: str) -> str:
-    """The text without delimiters of mathematics or bold around all of it, and without a full stop at its end."""
+    """The text without mathematics or bold delimiters around all of it, and without a full stop at its end."""
     before = None
     while text != before:
         before = text
@@ -139,8 +139,8 @@ def undelimited(text: str) -> str:
 
 
 def unstyled(text: str) -> str:
-    """Commands of style give way to their content where that is mathematics; words become `\\text{words}`."""
-    for _ in range(4):  # styles within styles
+    """Replaces styling commands by their content if that is mathematics; words become `\\text{words}`."""
+    for _ in range(4):  # nested styles
         changed = STYLED.sub(_content, text)
         if changed == text:
             break

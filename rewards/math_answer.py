@@ -1,15 +1,15 @@
 """Does a worked answer end in the right value? Numbers are compared exactly; the rest is read as LaTeX.
 
-`rewards.final_answer` says which part of a reply is its answer, and which of several boxes counts. Then, in this order:
+`rewards.final_answer` defines which part of a reply is its answer, and which of several boxes counts. Then, in order:
 
-- Numbers (`rewards.numbers`) are compared as fractions; no tolerance.
-- Units (`rewards.units`): one left out, in the answer or in what is expected, is forgiven; two that differ are wrong.
-- Words, conditions and whatever else is no mathematics are compared as text, without case. So is an answer that the
-  parser cannot read as a whole: a part that happens to be readable never decides.
-- Everything else goes to a parser of LaTeX and to sympy, in worker processes (`rewards/math_worker.py`, which says what
-  is equal there). Towers of powers and factorials too large to compare are wrong at once. sympy can hang all the same:
-  a worker gives up after half a second of its own time, and is killed after `deadline_s`. Each of these scores 0, and
-  the answers that wait behind it wait no longer than that.
+- Numbers (`rewards.numbers`) are compared as fractions, without tolerance.
+- Units (`rewards.units`) may be missing in the answer or in the expected value; two different units are wrong.
+- Words, conditions and everything else that is not mathematics are compared as text, without case. So is an answer that
+  the parser cannot read as a whole: a part that happens to be readable never decides.
+- Everything else goes to a LaTeX parser and sympy, in worker processes (`rewards/math_worker.py` defines what is equal
+  there). Towers of powers and factorials too large to compare are wrong at once. sympy can still hang: a worker gives
+  up after half a second of its own time, and is killed after `deadline_s`. Each of these scores 0 and delays the
+  answers that wait behind it by no more than that.
 """
 
 import os
@@ -24,7 +24,7 @@ from rewards.units import split_unit
 from rewards.worker_pool import WorkerPool
 
 DEADLINE_S = 5.0
-"""From when a worker takes the answer."""
+"""Counted from when a worker takes the answer."""
 MAX_ANSWER_CHARACTERS = 400
 NUM_WORKERS = min(8, max(2, (os.cpu_count() or 2) // 2))
 WORKERS = WorkerPool(
@@ -44,13 +44,13 @@ NO_MATHEMATICS = re.compile(
     r"\\text\{|(?<![\\A-Za-z])[A-Za-z]{4,}(?![A-Za-z}])|\d ?_|'|\d \d|\\[bp]?mod\b|\\[lc]?dots|[?\"#@]|\.\.|\\\Z"
     r"|\^ ?\{? ?(?:T\b|\\top)"
 )
-"""What the parser would read as something else: words as products, a base or a prime as nothing, `1 2` as a sum."""
+"""What the parser would misread: words as products, a base or a prime as nothing, `1 2` as a sum."""
 
 
 def answer_correct(text: str, expected: int | Fraction | str, deadline_s: float = DEADLINE_S) -> float:
-    """1.0 when the final answer of `text` equals `expected`, else 0.0. An expected text is mathematics (LaTeX).
+    """1.0 if the final answer of `text` equals `expected`, else 0.0. An expected text is mathematics (LaTeX).
 
-    An answer that cannot be judged within `deadline_s` of a worker's taking it is wrong. Raises `WorkerError`.
+    An answer that cannot be judged within `deadline_s` after a worker takes it is wrong. Raises `WorkerError`.
     """
     answer = final_answer(text)
     if len(answer) > MAX_ANSWER_CHARACTERS:
@@ -67,9 +67,9 @@ def answer_correct(text: str, expected: int | Fraction | str, deadline_s: float 
 
 
 def number_decides(answer: str, expected: Fraction) -> bool | None:
-    """Whether the answer is right where that is plain: it is a number, a number with words around it, or has none.
+    """Whether the answer is right, for the easy cases: a plain number, a number with words around it, or no number.
 
-    None where it is mathematics that has to be read.
+    None if the answer is mathematics that must be parsed.
     """
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return False
@@ -81,16 +81,16 @@ def number_decides(answer: str, expected: Fraction) -> bool | None:
 
 
 def words_decide(answer: str, expected: Fraction) -> bool:
-    """Whether the one number in an answer of words is the expected one, under no condition."""
+    """Whether an answer in words has exactly one number, which is the expected one, and no condition."""
     runs = value_runs(answer)
     given = parse_quantity(runs[0]) if len(runs) == 1 and not CONDITION.search(answer) else None
     return given is not None and given.equals(Quantity(expected, False))
 
 
 def mathematics_decides(answer: str, expected: Fraction) -> bool | None:
-    """Whether mathematics is the expected number: a number in LaTeX, with a name or a unit, in a base; else None.
+    """Whether mathematics is the expected number, for a number in LaTeX, with a name or unit, or in a base; else None.
 
-    False where the parser would read something else than what is written.
+    False if the parser would misread the answer.
     """
     plain = plain_latex(answer)
     value = named_value(plain)
@@ -106,7 +106,7 @@ def mathematics_decides(answer: str, expected: Fraction) -> bool | None:
 
 
 def expression_decides(answer: str, expected: str) -> bool | None:
-    """Whether the answer is right where that is plain: the same text, another unit, words, or too long; else None."""
+    """Whether the answer is right, for the easy cases: the same text, another unit, words, or too long; else None."""
     if not answer.strip() or len(answer) > MAX_ANSWER_CHARACTERS:
         return False
     given, gold = plain_latex(answer), plain_latex(expected)
@@ -129,7 +129,7 @@ def expression_decides(answer: str, expected: str) -> bool | None:
 
 
 def text_key(plain: str) -> str:
-    """What two texts in plain LaTeX have in common when they say the same: blanks, braces and case of words apart."""
+    """The same key for texts in plain LaTeX that differ only in blanks, braces and the case of words."""
     plain = TEXT.sub(lambda found: found[1].casefold(), re.sub(r"(?<=\d), (?=\d{3}(?!\d))", ";", plain))
     plain = re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}", lambda word: word[0].casefold(), plain)
     plain = re.sub(r"[ {}]|(?<=[a-z])\.\Z", "", plain.replace("\\{", "<(").replace("\\}", ")>"))
@@ -137,13 +137,13 @@ def text_key(plain: str) -> str:
 
 
 def _plain_quantity(expected: str) -> Quantity | None:
-    """The expected number where it has neither unit nor percent sign."""
+    """The expected number, if it has neither unit nor percent sign."""
     quantity = None if split_unit("", expected)[1] else parse_quantity(expected)
     return None if quantity is None or quantity.percent else quantity
 
 
 def _values(answer: str, expected: str) -> tuple[str, str]:
-    """Both sides as a worker reads them: plain LaTeX without units, percentages as hundredths."""
+    """Both sides in the form that a worker reads: plain LaTeX without units, percentages as hundredths."""
     gold = split_unit(plain_latex(expected), letters=bool(STYLED_UNIT.search(expected)))
     given = split_unit(plain_latex(answer), letters=bool(gold[1]) or parse_quantity(gold[0]) is not None)
     sides = [DEGREES.sub(r"(\1\\pi/180)", EXPONENT.sub(r"\1 \\cdot 10^{\2}", side)) for side in (given[0], gold[0])]
@@ -163,5 +163,5 @@ def _number_in_base(plain: str) -> tuple[str, int, Fraction] | None:
 
 
 def verify_symbolically(answer: str, expected: str, deadline_s: float = DEADLINE_S) -> bool:
-    """Whether a worker process finds both equal; False when it takes longer than `deadline_s`. Raises `WorkerError`."""
+    """Whether a worker process finds both equal; False if it takes longer than `deadline_s`. Raises `WorkerError`."""
     return bool(WORKERS.ask([answer, expected], deadline_s))

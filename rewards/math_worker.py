@@ -1,16 +1,16 @@
-"""What runs in a worker process of `rewards.math_answer`: are two pieces of plain LaTeX equal? One pair a line.
+"""What runs in a worker process of `rewards.math_answer`: are two pieces of plain LaTeX equal? One pair per line.
 
-latex2sympy (the parser of https://github.com/huggingface/Math-Verify) reads each side as a whole or not at all; what it
-cannot read equals nothing. Math-Verify's own comparison is not used: it takes numbers for equal that differ by less
-than 1e-15 or in the seventh decimal, however small they are. Here
+latex2sympy (the parser of https://github.com/huggingface/Math-Verify) reads each side as a whole or not at all; a side
+that it cannot read equals nothing. Math-Verify's own comparison is not used: it treats numbers as equal that differ by
+less than 1e-15 or in the seventh decimal, however small they are. Here:
 
-- numbers and expressions are equal when their values at several points agree to 45 of 60 digits, relative to their
-  size; decimals count as exact fractions, but for an irrational number one with six decimals or more will do;
-- equations and inequalities are equal when one is a multiple of the other; `x = 5` equals `5` where all else in the
-  chain of equations agrees;
-- lists in braces or without brackets have no order, those in round or square brackets have.
+- Numbers and expressions are equal if their values at several points agree to 45 of 60 digits, relative to their size.
+  Decimals count as exact fractions, but a decimal with six or more places is accepted for an irrational number.
+- Equations and inequalities are equal if one is a multiple of the other. `x = 5` equals `5` if everything else in the
+  chain of equations agrees.
+- Lists in braces or without brackets have no order; lists in round or square brackets have one.
 
-Run by path as `python -P math_worker.py`; it must not import anything of ours.
+This file is run by path as `python -P math_worker.py`, and must not import our code.
 """
 
 import json
@@ -41,11 +41,11 @@ FLIPPED = {sympy.Lt: sympy.Gt, sympy.Gt: sympy.Lt, sympy.Le: sympy.Ge, sympy.Ge:
 
 
 class Unreadable(Exception):
-    """Not mathematics, or too large to be compared."""
+    """Not mathematics, or too large to compare."""
 
 
 class TookTooLong(BaseException):
-    """Not an `Exception`, for sympy catches those in many places and goes on."""
+    """Not an `Exception`, because sympy catches those in many places and continues."""
 
 
 def same(given: str, gold: str) -> bool:
@@ -75,7 +75,7 @@ def same(given: str, gold: str) -> bool:
 
 
 def in_any_order(given: Sequence[Any], gold: Sequence[Any], equal: Callable[[Any, Any], bool]) -> bool:
-    """Whether each of the given ones equals another one of the others, and none is left."""
+    """Whether each given part equals a different gold part, and no gold part is left."""
     left = list(gold)
     for part in given:
         match = next((place for place, other in enumerate(left) if equal(part, other)), None)
@@ -86,13 +86,13 @@ def in_any_order(given: Sequence[Any], gold: Sequence[Any], equal: Callable[[Any
 
 
 def named(text: str) -> tuple[str, str]:
-    """The name of a list such as `n = 1, 2`, empty where there is none, and the rest."""
+    """The name of a list such as `n = 1, 2`, empty if there is none, and the rest."""
     found = NAMED_LIST.match(text) if "," in text and text.count("=") <= 1 else None
     return (found[1].replace(" ", ""), text[found.end() :]) if found else ("", text)
 
 
 def items(text: str) -> tuple[str, list[str]] | None:
-    """Bracket (both, where they differ) and parts of a list; None for what is no list."""
+    """Bracket (both, if they differ) and parts of a list; None if the text is not a list."""
     parts = split(text)
     if len(parts) > 1:
         return "", parts
@@ -105,7 +105,7 @@ def items(text: str) -> tuple[str, list[str]] | None:
 
 
 def split(text: str) -> list[str]:
-    """The text at its commas and semicolons outside of brackets; whole where brackets do not match."""
+    """The text split at commas and semicolons outside of brackets; the whole text if brackets do not match."""
     depth, parts, begin = 0, [], 0
     for found in re.finditer(r"\\left|\\right|\\langle|\\rangle|\\begin|\\end|[\[({\])},;]", text):
         if found[0] in ("[", "(", "{", "\\langle", "\\begin"):
@@ -121,7 +121,7 @@ def split(text: str) -> list[str]:
 
 
 def _in_number(text: str, place: int) -> bool:
-    """Whether a comma separates thousands: in an item of the form 1,234 with no blank after the comma."""
+    """Whether a comma separates thousands: in an item of the form 1,234 without a blank after the comma."""
     before = re.search(r"(?<![\d,])[1-9]\d{0,2}(?:,\d{3})*\Z", text[max(0, place - 24) : place])
     return before is not None and re.match(r",\d{3}(?!\d)", text[place : place + 5]) is not None
 
@@ -151,7 +151,7 @@ def read(text: str) -> Any:
 
 
 def check_size(expression: Any) -> None:
-    """Raises `Unreadable` for powers and factorials that would take too long to work out."""
+    """Raises `Unreadable` for powers and factorials that would take too long to compute."""
     for node in sympy.preorder_traversal(expression):
         if isinstance(node, sympy.Pow) and abs(rough(node.exp)) > MAX_EXPONENT:
             raise Unreadable("too large")
@@ -164,7 +164,7 @@ def check_size(expression: Any) -> None:
 
 
 def rough(node: Any) -> float:
-    """About the size of a number without working it out; 0 for what has none. Raises `Unreadable` beyond 1e300."""
+    """Approximate size of a number, without computing it; 0 if it has none. Raises `Unreadable` above 1e300."""
     try:
         if isinstance(node, sympy.Number):
             return 0.0 if node.is_infinite else float(node)
@@ -203,7 +203,7 @@ def same_expression(given: Any, gold: Any) -> bool:
 
 
 def relations(value: Any) -> list[Any]:
-    """The relations of a chain such as `1 < x < 2`, in order; none for another value."""
+    """The relations of a chain such as `1 < x < 2`, in order; none for other values."""
     if isinstance(value, Relational):
         return [value]
     if isinstance(value, sympy.And):
@@ -231,7 +231,7 @@ def equation_value(equation: Any) -> Any:
 
 
 def as_set(value: Any) -> Any:
-    """A number as the set of it, inequalities of one unknown as the set of its values; else the value as it is."""
+    """The set of one number, or of the solutions of inequalities in one unknown; otherwise the value unchanged."""
     if isinstance(value, sympy.Set):
         return value
     if chain := relations(value):
@@ -261,7 +261,7 @@ def same_relations(given: list[Any], gold: list[Any]) -> bool:
 
 
 def same_relation(given: Any, gold: Any) -> bool:
-    """Whether `given` is a multiple of `gold`, by a positive number where it is an inequality in the same direction."""
+    """Whether `given` is a multiple of `gold`, by a positive factor if both are inequalities in the same direction."""
     if isinstance(given.rhs, sympy.Set | sympy.Tuple) or isinstance(gold.rhs, sympy.Set | sympy.Tuple):
         return same_expression(given.lhs, gold.lhs) and same_expression(given.rhs, gold.rhs)
     ratios = []
@@ -304,20 +304,20 @@ def same_scalar(given: Any, gold: Any) -> bool:
             continue
         num_compared += 1
         if abs(left - right) > max(abs(left), abs(right)) * tolerance:
-            near = min(abs(left), abs(right)) < sympy.Float("1e-40")  # perhaps 0 that no digits show
+            near = min(abs(left), abs(right)) < sympy.Float("1e-40")  # perhaps 0, which digits cannot show
             return bool(near and (given - gold).equals(0) and given.is_zero is not False and gold.is_zero is not False)
     return num_compared > 0
 
 
 def exact(value: Any) -> Any:
-    """The value worked out, with decimals as fractions and i as the imaginary unit."""
+    """The computed value, with decimals as fractions and i as the imaginary unit."""
     value = value.doit().replace(lambda node: isinstance(node, sympy.Float), lambda node: sympy.Rational(str(node)))
     value = value.replace(lambda node: isinstance(node, AppliedUndef), lambda node: sympy.Symbol(str(node)))
     return value.subs(sympy.Symbol("i"), sympy.I).doit()
 
 
 def value_at(expression: Any, point: int) -> Any:
-    """The value with each symbol replaced by a fraction of its own, to 60 digits; None where there is none."""
+    """The value with each symbol replaced by a fraction of its own, to 60 digits; None if there is none."""
     names = sorted(expression.free_symbols, key=str)
     places = {name: POINTS[point] + sympy.Rational(sum(map(ord, str(name))) % 97, 101 + point) for name in names}
     value = sympy.N(expression.subs(places), DIGITS)
@@ -332,14 +332,14 @@ def stop(*_: object) -> None:
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.RLIM_INFINITY))
-    signal.signal(signal.SIGVTALRM, stop)  # counts this process's own time: a busy machine makes no answer wrong
-    same("\\frac{x}{2} + \\sqrt{3}", "3!")  # the parser's tables are built by the first use
+    signal.signal(signal.SIGVTALRM, stop)  # counts only this process's time, so load cannot make answers wrong
+    same("\\frac{x}{2} + \\sqrt{3}", "3!")  # the first use builds the parser's tables
     print("ready", flush=True)
     for line in sys.stdin:
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_S)
             verdict = same(*json.loads(line))
-        except (Exception, TookTooLong):  # whatever the parser makes of it, it is not the expected value
+        except (Exception, TookTooLong):  # whatever failed, it is not the expected value
             verdict = False
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)

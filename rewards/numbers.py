@@ -1,9 +1,9 @@
-"""Is the number in a reply the right one? Reading numbers from text, exactly and without a symbolic library.
+"""Is the number in a reply the right one? Numbers are read from text exactly, without a symbolic library.
 
-A comma separates thousands only between a first group of one to three digits and groups of exactly three; else it
-makes a list, which is no number. A percentage equals its hundredth; its sign may be left out, in the answer or in what
-is expected, where the number that is expected is 1 or more: "what per cent" is answered by 50 as by 50 %, while 0.5 %
-for a share of 1/2 is wrong.
+A comma separates thousands only between a first group of one to three digits and groups of exactly three; otherwise it
+makes a list, which is not a number. A percentage equals its hundredth. Its sign may be omitted, in the answer or in the
+expected number, if the expected number is 1 or more: both 50 and 50 % answer "what per cent", while 0.5 % for a share
+of 1/2 is wrong.
 """
 
 import re
@@ -31,13 +31,13 @@ MAX_NAME = 60
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """An exact number, a percentage divided by 100, and whether it was written with a percent sign."""
+    """An exact number (a percentage is divided by 100), and whether it was written with a percent sign."""
 
     value: Fraction
     percent: bool
 
     def equals(self, other: "Quantity") -> bool:
-        """Whether this answer equals the other, expected one, as the module's docstring says."""
+        """Whether this answer equals the expected quantity `other`, by the rules of the module's docstring."""
         if self.value == other.value:
             return True
         if self.percent == other.percent:
@@ -49,14 +49,14 @@ class Quantity:
 def parse_number(text: str) -> Fraction | None:
     """The number that the text consists of, such as `-3`, `1,200`, `$4.50`, `3/4`, `2 1/2` or `1.5e3`; else None.
 
-    A closing full stop, blanks, currency, bold and styling in LaTeX are ignored. A percentage is None.
+    A closing full stop, blanks, currency, bold and LaTeX styling are ignored. None for a percentage.
     """
     quantity = parse_quantity(text)
     return None if quantity is None or quantity.percent else quantity.value
 
 
 def parse_quantity(text: str) -> Quantity | None:
-    """The number or percentage that the text consists of; None for anything else, and beyond `MAX_DIGITS` digits."""
+    """The number or percentage that the text consists of; None for anything else, and above `MAX_DIGITS` digits."""
     if len(text) > MAX_CHARACTERS:
         return None
     found = NUMBER.fullmatch(re.sub(r"[$€£¥₹]", "", plain_latex(text)).strip())
@@ -95,19 +95,19 @@ def _decimal(parts: dict[str, str]) -> Fraction:
 
 
 def named_value(answer: str) -> str:
-    """The answer without a name before it, such as `x =`."""
+    """The answer without a leading name, such as `x =`."""
     name, sign, value = answer.replace("\\approx", "=", 1).partition("=")
     return value if sign and len(name) <= MAX_NAME and NAME.fullmatch(name) else answer
 
 
 def number_correct(text: str, expected: int | Fraction) -> float:
-    """1.0 when the final answer of `text` equals `expected` exactly, else 0.0."""
+    """1.0 if the final answer of `text` equals `expected` exactly, else 0.0."""
     answer = named_value(final_answer(text))
     given = parse_quantity(answer) or _only_quantity(answer)
     return float(given is not None and given.equals(Quantity(Fraction(expected), False)))
 
 
 def _only_quantity(answer: str) -> Quantity | None:
-    """The one number in an answer of words, such as `42 dollars`."""
+    """The only number in an answer in words, such as `42 dollars`."""
     runs = value_runs(answer) if len(answer) <= MAX_CHARACTERS else []
     return parse_quantity(runs[0]) if len(runs) == 1 else None

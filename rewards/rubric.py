@@ -1,15 +1,15 @@
-"""How do several checks become one reward? Named weighted parts that sum to the total, with gates and bounds."""
+"""How are several checks combined into one reward? As named weighted parts that sum to it, with gates and bounds."""
 
 import math
 from collections.abc import Collection, Mapping
 
 
 class Rubric:
-    """Weights by name. `rubric(scores)` gives what each part adds to the reward; the parts sum to it.
+    """Weights by name. `rubric(scores)` returns what each part adds to the reward; the parts sum to it.
 
-    Scores lie in [0, 1]; weights may be negative, for penalties. Where the score of a gate is not 1, no positive part
-    counts. A total outside of `bounds` is brought back by a part named `clipped`. With weights that sum to 1 and no
-    penalty the total is in [0, 1], and exactly 1 when every score is.
+    Scores are in [0, 1]. Weights may be negative, for penalties. If the score of a gate is not 1, no positive part
+    counts. A part named `clipped` brings a total outside `bounds` back into them. If the weights sum to 1 and none is
+    a penalty, the total is in [0, 1], and exactly 1 if every score is 1.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class Rubric:
         self._bounds = bounds
 
     def __call__(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Raises `ValueError` for other names than the weights', or a score outside of [0, 1]."""
+        """Raises `ValueError` if the names are not those of the weights, or if a score is outside of [0, 1]."""
         if set(scores) != set(self._weights):
             raise ValueError(
                 f"scores name {sorted(scores)}, weights name {sorted(self._weights)}: they must be the same"

@@ -1,9 +1,9 @@
-"""Does a text hold data of a demanded shape? JSON, YAML and XML, read strictly and checked against a JSON Schema.
+"""Does a text hold data of the required shape? JSON, YAML and XML, parsed strictly and checked against a JSON Schema.
 
-Only the shape is judged, never the content. Texts come from a policy: size and depth are bounded, and what JSON cannot
-say is refused in all three, which is a key that is there twice, a key that is no text, NaN and infinity. YAML (1.1, so
-`yes` is a boolean) may have no anchors and no tags, XML no declarations, comments or text between elements. A schema is
-never fetched from elsewhere.
+Only the shape is judged, never the content. Texts come from a policy, so size and depth are bounded. What JSON cannot
+express is refused in all three formats: duplicate keys, keys that are not text, NaN and infinity. YAML (1.1, so `yes`
+is a boolean) may have no anchors and no tags, XML no declarations, comments or text between elements. A schema is never
+fetched from elsewhere.
 """
 
 import math
@@ -25,13 +25,13 @@ FENCE = re.compile(r"\A\s*```[\w+-]*[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
 
 class UnreadableError(ValueError):
-    """The text is not what it should be: another format, too large, too deep, or ambiguous."""
+    """The text cannot be read as the format: it has another format, is too large, too deep, or ambiguous."""
 
 
 def schema_scores(text: str, schema: Mapping[str, Any], surface: Surface = "json") -> dict[str, float]:
-    """Scores in [0, 1] by name: `parsed`, `keys` (share of the required keys), `valid` (all of the schema holds).
+    """Scores in [0, 1] by name: `parsed`, `keys` (share of the required keys), `valid` (the whole schema holds).
 
-    All of the text must be the data; one code fence around it is allowed. The schema describes an object.
+    The whole text must be the data; one code fence around it is allowed. The schema describes an object.
     """
     try:
         value = read_data(text, schema, surface)
@@ -41,28 +41,28 @@ def schema_scores(text: str, schema: Mapping[str, Any], surface: Surface = "json
     found = [key for key in required if key in value]
     try:
         valid = Validator(schema).is_valid(value)
-    except (ArithmeticError, ValueError):  # a number that the schema's arithmetic cannot take
+    except (ArithmeticError, ValueError):  # a number that the schema's arithmetic cannot handle
         valid = False
     return {"parsed": 1.0, "keys": len(found) / len(required) if required else 1.0, "valid": float(valid)}
 
 
 def read_data(text: str, schema: Mapping[str, Any], surface: Surface) -> Mapping[str, Any]:
-    """The object in the text. XML has no types: its texts become what the schema asks for. Raises `UnreadableError`."""
+    """The object in the text. XML has no types: its texts get those of the schema. Raises `UnreadableError`."""
     if len(text) > MAX_CHARACTERS:
         raise UnreadableError(f"longer than {MAX_CHARACTERS} characters")
     fenced = FENCE.match(text)
     try:
         value = READERS[surface](fenced[1] if fenced else text, schema)
     except (ValueError, LookupError, ArithmeticError, RecursionError, yaml.YAMLError, ElementTree.ParseError) as error:
-        raise UnreadableError(f"no {surface}: {error}") from error
+        raise UnreadableError(f"not {surface}: {error}") from error
     if not isinstance(value, Mapping):
-        raise UnreadableError(f"a {type(value).__name__} and no object")
+        raise UnreadableError(f"a {type(value).__name__}, not an object")
     _check_value(value)
     return value
 
 
 def _check_value(value: Any) -> None:
-    """Level by level, so that depth costs no stack. Raises `UnreadableError`."""
+    """Check level by level, so that depth uses no stack. Raises `UnreadableError`."""
     depth, level = 0, [value]
     while level:
         depth += 1
@@ -81,7 +81,7 @@ def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> It
 
 
 def _hashable(value: Any) -> Any:
-    """Equal for equal values in the sense of JSON: 1 is 1.0, and `true` is not 1."""
+    """The same for values that are equal in JSON: 1 equals 1.0, and `true` does not equal 1."""
     if isinstance(value, dict):
         return dict, frozenset((key, _hashable(below)) for key, below in value.items())
     if isinstance(value, list):
@@ -93,19 +93,19 @@ Validator = extend(jsonschema.Draft202012Validator, {"uniqueItems": _unique_item
 
 
 class _YamlLoader(yaml.CSafeLoader):
-    """Safe YAML whose keys are texts, each once. Parsed by libyaml, which PyYAML's wheels hold: ten times as fast."""
+    """Safe YAML with unique text keys. Parsed by libyaml, which PyYAML's wheels contain: ten times as fast."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if any(key.tag != "tag:yaml.org,2002:str" for key, _ in node.value):
-            raise ValueError("a key is no text")
+            raise ValueError("a key is not text")
         if len({key.value for key, _ in node.value}) != len(node.value):
-            raise ValueError("a key is there twice")
+            raise ValueError("a key occurs twice")
         return super().construct_mapping(node, deep)
 
 
 def _read_yaml(text: str, _: Mapping[str, Any]) -> Any:
     depth = 0
-    for event in yaml.parse(text, Loader=_YamlLoader):  # before anything is built, which is recursive
+    for event in yaml.parse(text, Loader=_YamlLoader):  # before construction, which is recursive
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
             raise ValueError("anchors and tags are not allowed")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -130,10 +130,10 @@ def _typed(element: ElementTree.Element, schema: Any) -> Any:
             return [_typed(child, schema.get("items")) for child in element]
         properties = schema.get("properties") or {}
         if len({child.tag for child in element}) != len(element):
-            raise ValueError("an element is there twice")
+            raise ValueError("an element occurs twice")
         return {child.tag: _typed(child, properties.get(child.tag)) for child in element}
     if len(element):
-        raise ValueError(f"there are elements inside of {element.tag}")
+        raise ValueError(f"there are elements inside {element.tag}")
     text = (element.text or "").strip()
     kinds = {kind} if isinstance(kind, str) else set(kind or ())
     if kinds & {"integer", "number", "boolean", "null"}:

@@ -1,4 +1,4 @@
-"""Does a state hold in the end what it should? Databases as plain values, compared record by record."""
+"""Does the final state equal the wanted state? Databases as plain values, compared record by record."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,12 +7,12 @@ from rewards.code import same_value
 
 
 def state_differences(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The paths at which two states of dicts, lists and plain values differ, such as `mail.3.folder`; types count."""
+    """The paths, such as `mail.3.folder`, at which two states of dicts, lists and plain values differ; types matter."""
     return list(_differences(state, wanted, ""))
 
 
 def state_reached(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
-    """1.0 when the states are equal, else 0.0."""
+    """1.0 if the states are equal, else 0.0."""
     return float(not state_differences(state, wanted))
 
 

@@ -1,4 +1,4 @@
-"""Is a text JSON as its standard has it? Python's parser takes more: NaN, Infinity, and a key that is there twice."""
+"""Is a text JSON by the standard? Python's parser accepts more: NaN, Infinity and duplicate keys."""
 
 import json
 import math
@@ -7,8 +7,8 @@ from typing import Any
 
 
 def read_json(text: str) -> Any:
-    """The value in the text. Raises `ValueError` for what is no JSON, for numbers that are not finite or have thousands
-    of digits, for nesting of about a thousand levels, and for an object with a key twice.
+    """The value in the text. Raises `ValueError` for text that is not JSON, for numbers that are not finite or have
+    thousands of digits, for nesting of about a thousand levels, and for an object with duplicate keys.
     """
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_each_once)
@@ -17,7 +17,7 @@ def read_json(text: str) -> Any:
 
 
 def is_json(text: str) -> bool:
-    """Whether the text follows the grammar (RFC 8259), in which a key may be there twice and numbers have no bound."""
+    """Whether the text follows the grammar (RFC 8259), which allows duplicate keys and numbers of any size."""
     unread: Callable[[str], Any] = str
     try:
         json.loads(text, parse_constant=_refuse, parse_float=unread, parse_int=unread)
@@ -27,7 +27,7 @@ def is_json(text: str) -> bool:
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(digits: str) -> float:
@@ -38,5 +38,5 @@ def _finite(digits: str) -> float:
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return found

@@ -1,10 +1,10 @@
-"""What stands between `<answer>` and `</answer>`?"""
+"""What is the text between `<answer>` and `</answer>`?"""
 
 OPENING, CLOSING = "<answer>", "</answer>"
 
 
 def tagged_answer(text: str) -> str | None:
-    """The content of the text's last answer tags, without blanks around it; None where there are none."""
+    """The content of the text's last answer tags, without surrounding blanks; None if there are none."""
     start = text.rfind(OPENING, 0, max(text.rfind(CLOSING), 0))
     if start < 0:
         return None

@@ -1,4 +1,4 @@
-"""Which unit does a written quantity have? A unit left out is forgiven; another unit is another quantity."""
+"""Which unit does a written quantity have? A missing unit is accepted; another unit is another quantity."""
 
 import re
 
@@ -34,7 +34,7 @@ NAMES = {
 BY_NAME = {name: unit for unit, names in NAMES.items() for name in (unit, *names.split())}
 COMPOUND = {"mph": "mi/h", "kmh": "km/h", "kmph": "km/h", "kph": "km/h"}
 BARE_LETTERS = frozenset({"m", "g", "L", "l", "h", "s"})
-"""Alone after a number they may as well be variables."""
+"""Alone after a number, these may also be variables."""
 NO_UNIT = re.compile(r"\b(?:and|or|if|when|where|for|unless|otherwise|not|mod|base|such|with|all|is|are)\b")
 POWER = r"(?: ?\^ ?\{? ?-?\d ?\}?)?"
 WRITTEN = re.compile(rf" ?((?:\\text\{{[^{{}}\d]*\}}{POWER} ?/? ?)+)\Z")
@@ -45,10 +45,10 @@ CURRENCIES = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen
 
 
 def split_unit(answer: str, currency_of: str = "", letters: bool = False) -> tuple[str, str]:
-    """Value and unit of an answer in plain LaTeX; the unit is empty where there is none.
+    """Value and unit of an answer in plain LaTeX; the unit is empty if there is none.
 
-    `currency_of` is the answer as it was written, with its currency signs. `letters` also takes a bare letter, such as
-    in `12 m`, for a unit.
+    `currency_of` is the answer as it was written, with its currency signs. With `letters`, a bare letter such as in
+    `12 m` also counts as a unit.
     """
     currency = next((name for sign, name in CURRENCIES.items() if sign in currency_of), "")
     if (found := DEGREES.search(answer)) and found.start() and not ANGLE_FUNCTION.search(answer):
@@ -71,7 +71,7 @@ def _canonical(unit: str) -> str:
 
 
 def _name(word: str) -> str:
-    """One name for a unit, its plural and its abbreviation; case counts in short ones only."""
+    """One name for a unit, its plural and its abbreviation; case matters only in short ones."""
     plain = word if len(word) <= 2 else word.lower()
     singular = plain[:-1] if len(plain) > 2 and plain.endswith("s") else plain
     return BY_NAME.get(plain) or BY_NAME.get(singular) or singular

@@ -1,13 +1,13 @@
 """What are a text's words and sentences? For scripts with and without spaces, vowel signs and capitals.
 
-A word is a run of letters, digits and underscores with the marks that belong to them (vowel signs, accents of their
-own, joiners), and with apostrophes inside, straight or typographic. Texts in scripts without spaces between words are
-not cut: a run of Chinese is one word, as for `\\w+`.
+A word is a run of letters, digits and underscores with the marks that belong to them (vowel signs, combining accents,
+joiners), and with apostrophes inside, straight or typographic. Texts in scripts without spaces between words are not
+split: a run of Chinese is one word, as for `\\w+`.
 
-A sentence ends at `.`, `!`, `?` or an ellipsis before white space, at the full stops of other scripts (`。`, `।`)
-without that, and includes the quotes, brackets and asterisks that close after its mark. Exceptions are in
-`_ends_sentence`. Every pattern here takes time that grows with the text's length and no faster: runs are possessive,
-and what stands before and after a mark is looked at within a bound.
+A sentence ends at `.`, `!`, `?` or an ellipsis before white space, and at the full stops of other scripts (`。`, `।`)
+even without white space. It includes the closing quotes, brackets and asterisks after its mark. `_ends_sentence` has
+the exceptions. Every pattern here takes linear time: runs are possessive, and only a bounded stretch of text before and
+after a mark is examined.
 """
 
 import unicodedata
@@ -35,7 +35,7 @@ NEXT = regex.compile(
 BEFORE = regex.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}'\u2019-]|\.(?=[\p{L}\p{N}]))*+$")
 EMPHASIS = "*_`~"
 GOES_ON = ("\u3068", "\u3063\u3066", "\uff0c", "\u3001", ",")
-"""After a closed quote: the particles that report speech in Japanese, and commas."""
+"""These continue a sentence after a closing quote: Japanese particles of reported speech, and commas."""
 LONGEST_ABBREVIATION = 12
 
 
@@ -45,17 +45,17 @@ def _set(words: str) -> frozenset[str]:
 
 TITLES = _set("mr mrs ms dr prof messrs mme mlle")
 TITLES_WITH_CAPITAL = _set("St Mt Gen Col Lt Capt Sgt Rev Hon Gov Sen Rep")
-"""A name follows; without a capital most of these are words."""
+"""A name follows; without a capital most of these are ordinary words."""
 INSIDE = _set("e.g i.e eg ie v vs cf ca approx viz esp incl")
-"""The sentence goes on."""
+"""The sentence continues."""
 BEFORE_NUMBERS = _set("no nos fig figs vol vols p pp sec ch chap eq jan feb mar apr jun jul aug sep sept oct nov dec")
-"""Abbreviations before a number only; "no" is a word elsewhere."""
+"""Abbreviations only before a number; elsewhere "no" is a word."""
 BEFORE_CAPITALS = _set("etc al a.m p.m")
 """The sentence ends if the next word has a capital."""
 BEFORE_STARTERS = _set("inc ltd co corp jr sr dept ph.d")
-"""The sentence ends if the next word is a starter, since a name may follow."""
+"""The sentence ends only if the next word is a starter, because a name may follow."""
 STARTERS = _set("he she it they we you the this that these those there then and but however so if when")
-"""Words that, with a capital, begin a sentence and are no name, not even after a title."""
+"""Capitalised, these words begin a sentence and are not names, not even after a title."""
 MORE_STARTERS = STARTERS | _set(
     "a an i in on at to for from of as by with after before while because since my our your his her its their all each"
     " every some many most not no yes who what where why how is are was were do does did can will let please thus now"
@@ -65,7 +65,7 @@ MARK_RUN = regex.compile(r"(\p{M}{30})\p{M}++")
 
 
 def plain(text: str) -> str:
-    """The text with composed characters, and with straight apostrophes, so that equal words are equal strings."""
+    """The text with composed characters and straight apostrophes, so that equal words are equal strings."""
     bounded = MARK_RUN.sub(r"\1", text)  # composing sorts each run of marks in quadratic time
     return APOSTROPHES.sub("'", unicodedata.normalize("NFC", bounded))
 
@@ -75,9 +75,9 @@ def words_of(text: str) -> list[str]:
 
 
 def count_word(text: str, word: str) -> int:
-    """How often a word or phrase stands in a text as a whole, in any case, with any white space between its parts.
+    """How often a whole word or phrase occurs in a text, in any case, with any white space between its parts.
 
-    Where it begins or ends with a sign, as in `C++` or `#1`, that side may touch anything.
+    If it begins or ends with a sign, as in `C++` or `#1`, anything may be adjacent on that side.
     """
     word = plain(word).strip()
     if not word:
@@ -89,7 +89,7 @@ def count_word(text: str, word: str) -> int:
 
 
 def sentences_of(text: str) -> list[str]:
-    """The sentences with their marks; what has no word in it is no sentence. What is left without a mark is one."""
+    """The sentences with their marks. A sentence contains a word; the last one may lack a mark."""
     has_capitals = text != text.lower()
     sentences, start = [], 0
     for match in END.finditer(text):
@@ -100,10 +100,10 @@ def sentences_of(text: str) -> list[str]:
 
 
 def _ends_sentence(text: str, match: "regex.Match[str]", has_capitals: bool) -> bool:
-    """Whether a mark ends a sentence, judged by the word before it and the word after.
+    """Whether a mark ends a sentence, judged by the words before and after it.
 
-    It does not after an abbreviation or an initial ("Dr. Smith", "No. 5", "J. Smith", "etc. and"), and not before a
-    small letter where the mark is an ellipsis or closes a quote ("Stop!" he said), in a text that has capitals at all.
+    A mark after an abbreviation or an initial does not ("Dr. Smith", "No. 5", "J. Smith", "etc. and"). In a text that
+    has capitals, nor does an ellipsis or a mark that closes a quote before a lower-case letter ("Stop!" he said).
     """
     if (others := match["others"]) is not None:
         goes_on = GOES_ON if match.end() > match.end("others") else ()

@@ -1,8 +1,9 @@
-"""Processes that answer one question at a time and are killed when an answer takes too long.
+"""How can code that may hang answer questions? In processes that are killed when an answer takes too long.
 
-For libraries that can hang, or whose own time limits work in a main thread only. A worker is a script that writes
-`ready` and then a line of JSON for each line of JSON that it reads. Workers start with the first question that needs
-them, and end with this process, however it ends: the kernel kills them with it (`PR_SET_PDEATHSIG`).
+This is for libraries that can hang, or whose own time limits work only in a main thread. A process answers one question
+at a time. A worker is a script that writes `ready` and then a line of JSON for each line of JSON that it reads. A
+worker starts with the first question that needs it, and ends with this process, however this process ends: the kernel
+kills it (`PR_SET_PDEATHSIG`).
 """
 
 import contextlib
@@ -28,29 +29,29 @@ except AttributeError:
 if os.getppid() == host:
     runpy.run_path(script, run_name="__main__")
 """
-"""Asks for SIGKILL at the host's end (PR_SET_PDEATHSIG is 1), then runs the script, unless the host has ended already.
-Systems without prctl end a worker when it next reads."""
+"""Requests SIGKILL for the end of the host (PR_SET_PDEATHSIG is 1), then runs the script, unless the host has already
+ended. On systems without prctl, a worker ends at its next read."""
 STARTER = ThreadPoolExecutor(1, thread_name_prefix="worker-starter")
-"""PR_SET_PDEATHSIG fires when the *thread* that started the worker ends, so one that lasts as long as the process does
-starts them all."""
+"""PR_SET_PDEATHSIG fires when the *thread* that started the worker ends, so one that lives as long as the process
+starts all workers."""
 
 
 class WorkerError(RuntimeError):
-    """No worker process could be started. Never the policy's doing."""
+    """No worker process could be started. The policy never causes this."""
 
 
 class WorkerPool:
-    """At most `num` processes of `script`, run by `python`; `hint` says what to try when one does not start."""
+    """At most `num` processes of `script`, run by `python`; `hint` says what to try if one does not start."""
 
     def __init__(self, script: Path, num: int, hint: str, python: str = sys.executable) -> None:
         self.script = script
         self._start = lambda: _Worker(python, script, hint)
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # last in, first out: no more start than needed
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # LIFO: starts no more workers than needed
         for _ in range(num):
             self._idle.put(None)  # a place for a worker that has not been started
 
     def ask(self, question: Any, deadline_s: float) -> Any:
-        """The answer, or None when there is none within `deadline_s` of a worker's taking the question.
+        """The answer, or None if there is none within `deadline_s` after a worker takes the question.
 
         Waiting for an idle worker, and for one to start, does not count. Raises `WorkerError`.
         """
@@ -85,7 +86,7 @@ class _Worker:
         return self._read_line(deadline_s)
 
     def kill(self) -> None:
-        with contextlib.suppress(BrokenPipeError), self._process:  # leaving it closes the pipes and waits for the end
+        with contextlib.suppress(BrokenPipeError), self._process:  # exiting closes the pipes and waits for the end
             self._process.kill()
 
     def _read_line(self, deadline_s: float) -> bytes | None:

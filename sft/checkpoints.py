@@ -1,7 +1,7 @@
 """How does the supervised stage continue after it was stopped? From one of trl's checkpoints.
 
 Every ten minutes, and when a signal stops the stage, it writes weights, optimiser, learning rate and random state
-beside the metrics. The next start with the same configuration and rows continues from there; the result equals that of
+next to the metrics. The next start with the same configuration and rows continues from there; the result equals that of
 an uninterrupted stage bit for bit. With another configuration the stage starts from the beginning. The interval is a
 time, not a number of steps, because a checkpoint is three times the policy's size: a short stage writes none.
 """
@@ -27,13 +27,13 @@ INTERVAL_S = 600.0
 
 
 class Trainer(SFTTrainer):
-    """trl's trainer for a model that is already the checkpoint's, without a model card."""
+    """trl's trainer for a model that is already loaded from the checkpoint; writes no model card."""
 
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
-        """Nothing: transformers would look for the names in memory, but experts are stored under others."""
+        """Does nothing: transformers would look for the names in memory, but experts are stored under other names."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Nothing: the folder belongs to a run, which says what was done."""
+        """Does nothing: the folder belongs to a run, which records what was done."""
 
 
 class Checkpoints(TrainerCallback):
@@ -47,7 +47,7 @@ class Checkpoints(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= self._num_steps:
-            return  # the whole policy is written next
+            return  # the final policy is written next
         try:
             raise_if_requested()
         except StopRequested as stop:
@@ -57,7 +57,7 @@ class Checkpoints(TrainerCallback):
         control.should_save = self.stop is not None or is_due
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Keep the newest alone, now that it is whole."""
+        """Keep only the newest checkpoint, now that it is complete."""
         self._saved_at = time.monotonic()
         for path in Path(str(args.output_dir)).glob("checkpoint-*"):
             if _step(path) != state.global_step:
@@ -65,7 +65,7 @@ class Checkpoints(TrainerCallback):
 
 
 def prepare(folder: Path, rows: Sequence[Row], config: ExperimentConfig) -> Path | None:
-    """The checkpoint in `folder` to go on from; None when there is none of this stage, and the folder is then empty."""
+    """The checkpoint in `folder` to continue from; None if there is none of this stage: then the folder is emptied."""
     fingerprint = _fingerprint(rows, config)
     file = folder / STAGE_FILE
     if file.is_file() and file.read_text() == fingerprint:
@@ -80,7 +80,7 @@ def prepare(folder: Path, rows: Sequence[Row], config: ExperimentConfig) -> Path
 
 
 def discard(folder: Path) -> None:
-    """Leave in `folder` only what a complete stage is."""
+    """Remove from `folder` what a complete stage does not need."""
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
     (folder / STAGE_FILE).unlink()
@@ -91,7 +91,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _fingerprint(rows: Sequence[Row], config: ExperimentConfig) -> str:
-    """What decides the outcome of the stage: the rows, and the parts of the configuration that it reads."""
+    """Hash of what determines the result of the stage: the rows, and the parts of the configuration that it reads."""
     parts = config.model_dump(mode="json", include={"seed", "policy", "precision", "sft"})
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for row in rows:

@@ -1,4 +1,4 @@
-"""Which data does the supervised stage train on: gold or own conversations, as rows of tokens in which order?"""
+"""Which data does the supervised stage train on: gold conversations or `sft.data`, as rows of tokens in which order?"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ from rl.data_types import Budget
 from rl.tasks.seeds import draw_budget
 from sft.rows import Conversation, SftDataError, read_conversations, to_last_reply
 
-IGNORED_LABEL = -100  # what torch's cross-entropy leaves out
+IGNORED_LABEL = -100  # ignored by torch's cross-entropy
 GIVING_UP = "I do not know."
 MAX_SEED = 2**31
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -26,7 +26,7 @@ TOKENS_PER_START = 100  # measured for the tiny hybrid on one core: a pass costs
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Token ids of one conversation; `labels` are the same where the policy would have sampled them, else -100."""
+    """Token ids of one conversation; `labels` equal them where the policy would have sampled them, else -100."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -43,14 +43,14 @@ def training_conversations(config: ExperimentConfig) -> list[Conversation]:
 def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextEnv] = make) -> list[Conversation]:
     """`sft.num_conversations` gold conversations of the training split, environments drawn by their weights.
 
-    A function of the configuration alone. Each may think as much as its environment's budgets say. Of those that could
+    They are a function of the configuration alone. Each has a budget drawn from its environment's. Of those that could
     think, `sft.no_thinking_share` do not and `sft.truncated_share` are cut; in `sft.giving_up_share` the assistant
     gives up.
     """
     sft = config.sft
     assert sft is not None
     num = sft.num_conversations
-    rng = np.random.default_rng([config.seed, 0x5F7])  # a stream of its own, apart from the tasks of the RL stage
+    rng = np.random.default_rng([config.seed, 0x5F7])  # separate from the task stream of the RL stage
     env_ids = sorted(config.environments)
     weights = np.array([config.environments[env_id].weight for env_id in env_ids])
     drawn = rng.choice(len(env_ids), size=num, p=weights / weights.sum()).tolist()
@@ -85,10 +85,10 @@ def giving_up(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def token_rows(conversations: Iterable[Conversation], chat: Chat, config: ExperimentConfig) -> tuple[list[Row], int]:
-    """Rows of at most `policy.max_tokens` tokens, and how many conversations were longer and left out.
+    """Rows of at most `policy.max_tokens` tokens, and the number of longer conversations, which are left out.
 
-    Reasoning that is longer than its budget ends as the engine would end it; what the engine would force is not
-    trained. Raises `SftDataError` for a conversation that the chat format cannot express, and when none is short
+    Reasoning that is longer than its budget ends as the engine would end it; tokens that the engine would force are not
+    trained. Raises `SftDataError` for a conversation that the chat format cannot express, and if none is short
     enough.
     """
     rows, num_too_long = [], 0
@@ -112,11 +112,11 @@ def token_rows(conversations: Iterable[Conversation], chat: Chat, config: Experi
 
 
 def training_order(rows: Sequence[Row], num_steps: int, batch_size: int, seed: int) -> tuple[list[int], int]:
-    """Indices of the rows in the order of training, and how many micro-batches an optimiser step is cut into.
+    """Indices of the rows in training order, and the number of micro-batches per optimiser step.
 
-    Each step takes `batch_size` rows at random, each row once an epoch, and sorts them by length, so that micro-batches
-    hold rows of like length and little padding. Whole steps of one length would need even less, but they hold one kind
-    of task each and learn far more slowly.
+    Each step takes `batch_size` random rows, each row once per epoch, and sorts them by length, so that micro-batches
+    hold rows of similar length and little padding. Whole steps of one length would need even less padding, but each
+    would hold one kind of task, and learning would be far slower.
     """
     rng = np.random.default_rng([seed, 0x0DE])
     lengths = np.array([len(row.input_ids) for row in rows])
@@ -129,14 +129,14 @@ def training_order(rows: Sequence[Row], num_steps: int, batch_size: int, seed: i
 
 
 def _cost(sorted_lengths: np.ndarray, num_micro_batches: int) -> float:
-    """Tokens a step goes through, padding included, plus what starting each micro-batch costs, in tokens."""
+    """Tokens that a step processes, padding included, plus the cost of starting each micro-batch, in tokens."""
     cut = sorted_lengths.reshape(len(sorted_lengths), num_micro_batches, -1)
     padded = cut[:, :, -1].sum(axis=1) * cut.shape[2]
     return float(padded.mean()) + num_micro_batches * TOKENS_PER_START
 
 
 def _budget(conversation: Conversation, chat: Chat) -> Budget:
-    """The conversation's own budget; where it is to be cut, one that its longest reasoning exceeds."""
+    """The conversation's own budget; if it is to be cut, a budget that its longest reasoning exceeds."""
     if conversation.cut_at is None:
         return conversation.budget
     replies = [message for message in conversation.messages if message.role == "assistant"]

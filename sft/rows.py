@@ -9,9 +9,9 @@ The row format (also in sft/README.md):
 inside `function`; arguments are an object, or its JSON text. `tools` may be missing, null, a list, or its JSON text; a
 tool is `{"name", "description", "parameters"}`, or the same inside `function`, its parameters a JSON Schema.
 
-An assistant's content that begins with `<think>` holds its reasoning up to `</think>`; with a chat format that has no
-think block it is left as it is. A row without any reasoning is trained with budget `off`. What follows the last reply
-is left out. Half of a surrogate pair is replaced, as it is in rollouts.
+An assistant's content that begins with `<think>` holds its reasoning up to `</think>`; if the chat format has no
+think block, the content is left unchanged. A row without any reasoning is trained with budget `off`. Messages after the
+last reply are left out. Half of a surrogate pair is replaced, as it is in rollouts.
 """
 
 import json
@@ -33,26 +33,26 @@ class SftDataError(ValueError):
 
 
 class _BadRow(ValueError):
-    """What is wrong with a row, without its place."""
+    """What is wrong with a row, without its position."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages up to the last assistant's, what the policy could call and think, and where they are from."""
+    """Messages up to the last reply, with their tools, thinking budget and source."""
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
     budget: Budget
     source: str
     cut_at: float | None = None
-    """Where the reasoning is to be cut at a random budget: the place, as a share of its tokens."""
+    """If the reasoning is to be cut at a random budget: the position, as a share of its tokens."""
 
 
 def read_conversations(path: Path, *, has_thinking: bool = True) -> list[Conversation]:
     """Conversations of a JSONL file or a `datasets` folder (its split `train`).
 
-    `has_thinking` says whether the chat format has a think block. Raises `SftDataError` that counts the bad rows and
-    names the first.
+    `has_thinking` says whether the chat format has a think block. Raises `SftDataError`, which counts the bad rows
+    and names the first.
     """
     rows = _jsonl_rows(path) if path.is_file() else _folder_rows(path)
     conversations, problems = [], []
@@ -112,7 +112,7 @@ def _folder_rows(path: Path) -> Iterable[tuple[int, Any]]:
 
 
 def _without_filling(value: Any) -> Any:
-    """A `datasets` column gives each object the keys of all objects, None where it has none: these are left out."""
+    """The value without the keys that are None: a `datasets` column gives each object the keys of all objects."""
     if isinstance(value, Mapping):
         return {key: _without_filling(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -152,7 +152,7 @@ def _read_text(message: Mapping[str, Any], key: str) -> str:
 
 
 def _split_thinking(content: str, reasoning: str) -> tuple[str, str]:
-    """Content and reasoning, when the reasoning stands in the content between tags."""
+    """Content and reasoning, split if the reasoning is in the content between tags."""
     if THINK not in content and THINK_END not in content:
         return content, reasoning
     before, _, rest = content.partition(THINK)
@@ -172,7 +172,7 @@ def _read_call(call: Any, tools: tuple[ToolSpec, ...]) -> ToolCall:
     arguments = _from_json(given, "a call's arguments") if isinstance(given, str) else given
     if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
         raise _BadRow(f"a tool call needs a name and arguments as an object, got {call!r:.300}")
-    if not isinstance(given, str):  # an export of `datasets` fills objects with None, texts it leaves alone
+    if not isinstance(given, str):  # `datasets` fills objects with None on export, but not texts
         schema = next((tool.parameters for tool in tools if tool.name == name), None)
         arguments = {
             key: value for key, value in arguments.items() if value is not None or takes_null(str(key), schema)

@@ -1,7 +1,7 @@
 """How does the supervised stage train? Next-token prediction with trl's `SFTTrainer`, on assistant tokens only.
 
 Rows come tokenised from `rl.chat.chat`, so that training sees the ids that rollouts will see. Micro-batches hold
-rows of like length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
+rows of similar length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
 """
 
 import os
@@ -36,9 +36,9 @@ CONVERSATIONS_FOR_TOKENIZER = 4000
 
 
 def run(config: ExperimentConfig) -> Path:
-    """Train as `config.sft` says and give the checkpoint's folder, `<run_dir>/sft`.
+    """Train as `config.sft` says and return the checkpoint's folder, `<run_dir>/sft`.
 
-    The folder appears at once and complete. A stage that was stopped goes on where it was. With `policy.build`, the
+    The folder appears only when it is complete. A stopped stage continues where it stopped. With `policy.build`, the
     random policy is first written to `<run_dir>/policy`. Raises `sft.rows.SftDataError`,
     `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`, and `rl.stop.StopRequested` when a signal
     stopped training.
@@ -141,12 +141,12 @@ def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) 
         gradient_checkpointing=False,
         logging_steps=1,
         disable_tqdm=True,
-        save_strategy="no",  # `Checkpoints` says when
+        save_strategy="no",  # `Checkpoints` decides when
         report_to="none",
         dataloader_pin_memory=False,
     )
     # Without a launcher transformers counts all visible GPUs and wraps the model in DataParallel: every step would take
-    # `n_gpu` times `batch_size` rows. trl refuses it, and one device is what the learner uses too.
+    # `n_gpu` times `batch_size` rows. trl refuses that, and the learner uses one device too.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
@@ -166,6 +166,6 @@ def _clear(folder: Path) -> None:
 
 
 def _replace(partial: Path, target: Path) -> None:
-    """Put a complete folder in the place of an older one."""
+    """Replace an older folder by a complete one."""
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)

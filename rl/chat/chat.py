@@ -66,7 +66,7 @@ class Chat:
 
         With `enforcement`, reasoning that is longer than the budget is cut as the engine would cut it in replies of at
         most `room` tokens. Raises `ChatError` unless assistant messages and others alternate and the last message is
-        the assistant's, and for a reply that the format cannot say.
+        the assistant's, and for a reply that the format cannot express.
         """
         if not messages or messages[0].role == "assistant" or messages[-1].role != "assistant":
             raise ChatError("a conversation must begin with a user's or system message and end with the assistant's")

@@ -67,14 +67,14 @@ class Dialogue:
         return self._new_ids
 
     def reply_ids(self, reply: Reply) -> Ids:
-        """Ids that a policy would sample for this reply, with the stop token. Raises `ChatError` if it has none."""
+        """Ids that a policy would sample for this reply, with the stop token. Raises `ChatError` if there are none."""
         return self._text.encode((*self._format.reply(reply, self._budget), self._format.end_of_turn))
 
     def thinking_limit(self, enforcement: BudgetConfig, room: int) -> ThinkingLimit | None:
-        """What the budget means for a reply of at most `room` tokens; None when nothing is to be enforced.
+        """The limit that the budget sets for a reply of at most `room` tokens; None if nothing is enforced.
 
-        `enforcement.answer_tokens` of the room are left for the answer, also if the budget would leave fewer. Raises
-        `ChatError` for a budget in tokens when the format has no think block.
+        `enforcement.answer_tokens` of the room are reserved for the answer, even if the budget would leave fewer.
+        Raises `ChatError` for a budget in tokens if the format has no think block.
         """
         if not isinstance(self._budget, int):
             return None

@@ -53,9 +53,9 @@ class ChatFormat(Protocol):
 
     @classmethod
     def for_tokenizer(cls, tokenizer: "PreTrainedTokenizerFast") -> Self:
-        """The format as this checkpoint's tokenizer has it. Raises `ChatError` when the tokenizer lacks what it needs.
+        """The format for this checkpoint's tokenizer. Raises `ChatError` if the tokenizer lacks what the format needs.
 
-        That all of `tokens` exist is checked by the caller.
+        The caller checks that all of `tokens` exist.
         """
         ...
 
@@ -72,13 +72,13 @@ class ChatFormat(Protocol):
         ...
 
     def follow_up(self, messages: Sequence[Message], budget: Budget) -> Pieces:
-        """What stands between a reply's end-of-turn token and where the policy writes next."""
+        """The pieces between a reply's end-of-turn token and where the policy writes next."""
         ...
 
     def reply(self, reply: Reply, budget: Budget) -> Pieces:
-        """What a policy would write to say this, without the end-of-turn token.
+        """What a policy would write for this reply, without the end-of-turn token.
 
-        Raises `ChatError` when `parse` could not read it back.
+        Raises `ChatError` if `parse` could not read it back.
         """
         ...
 

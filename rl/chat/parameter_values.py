@@ -1,14 +1,14 @@
 """How is the text of a tool's parameter read, for formats that write values without quotes? By its JSON Schema.
 
-The text is read as JSON when the schema asks for a value of that kind; otherwise it stays the text that it is, and the
-tool says what is wrong with it. So `3` is the number for `integer`, `anyOf: [integer, null]` and `enum: [3]`, and the
-text for `string`. These are the choices where the format is ambiguous:
+The text is read as JSON if the schema asks for a value of that kind; otherwise it stays text, and the tool reports what
+is wrong with it. So `3` is the number for `integer`, `anyOf: [integer, null]` and `enum: [3]`, and the text for
+`string`. These are the choices where the format is ambiguous:
 
-- A schema that takes both text and something else (`type: [string, integer]`) gets the something else when the text
-  reads as one: `3` is a number and `null` is None there. A policy cannot quote, so it has no other way to say them.
-- A schema that says nothing of a parameter's type (`true`, `{}`, no entry) gets text.
-- A whole number may be written `3.0` for `integer`, as JSON Schema has it. NaN, infinities and numbers of thousands of
-  digits are not JSON's, so they stay text.
+- A schema that takes both text and something else (`type: [string, integer]`) gets the other type if the text
+  reads as one: `3` is a number and `null` is None there. A policy cannot quote, so it cannot write them otherwise.
+- A schema that does not state a parameter's type (`true`, `{}`, no entry) gets text.
+- A whole number may be written `3.0` for `integer`, as JSON Schema allows. NaN, infinities and numbers of thousands of
+  digits are not JSON, so they stay text.
 
 What a policy writes is bounded in size and depth before it is read, and reading takes linear time.
 """
@@ -29,11 +29,11 @@ MAX_SCHEMA_PARTS = 256
 
 
 class UnreadableValue(ValueError):
-    """JSON that is too large, too deep, or names a key twice. The message is for the policy."""
+    """JSON that is too large, too deep, or has a duplicate key. The message is for the policy."""
 
 
 def read_value(text: str, name: str, parameters: object) -> object:
-    """The value that `text` is for the parameter `name` of a tool whose JSON Schema is `parameters`.
+    """The value that `text` stands for as the parameter `name` of a tool whose JSON Schema is `parameters`.
 
     The schema may be anything. Raises `UnreadableValue`.
     """
@@ -61,7 +61,7 @@ def takes_null(name: str, parameters: object) -> bool:
 def asks_for(value: object, schema: object, root: object) -> bool:
     """Whether a schema asks for values like this one, by type, enumeration and combination.
 
-    Looks at the value itself, not into it. `root` is what local references start from.
+    Only the value itself is checked, not its contents. Local references are resolved from `root`.
     """
     return _verdict(value, schema, root, 0, {}) is True
 
@@ -135,7 +135,7 @@ def _says_something(schema: object) -> bool:
 
 
 def _verdict(value: object, schema: object, root: object, depth: int, seen: dict[str, bool | None]) -> bool | None:
-    """True when the schema asks for such a value, False when it refuses it, None when it says nothing of it.
+    """True if the schema asks for such a value, False if it refuses it, None if it says nothing about it.
 
     `seen` holds the verdicts of references, None for those that are being followed: a schema may refer to itself.
     """

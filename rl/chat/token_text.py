@@ -45,7 +45,7 @@ class TokenText:
         return self._ids.get(str(text))
 
     def encode(self, pieces: Pieces) -> Ids:
-        """Ids of the pieces. Text between two control tokens is encoded at once; text that is not valid is made so."""
+        """Ids of the pieces. Text between two control tokens is encoded at once; invalid text is made valid."""
         ids: list[int] = []
         for control, group in groupby(pieces, lambda piece: isinstance(piece, Token)):
             if control:
@@ -77,7 +77,7 @@ class TokenText:
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer to which `<|im_end|>` and its like are text like any other."""
+    """The same tokenizer, to which `<|im_end|>` and the like are ordinary text."""
     state = json.loads(tokenizer.to_str())
     state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
     return Tokenizer.from_str(json.dumps(state))

@@ -12,7 +12,7 @@ from rl.chat.format import ChatError
 from rl.chat.parameter_values import UnreadableValue, read_value
 
 MAX_SHOWN_CHARACTERS = 100
-"""How much of a name that the policy made up is repeated to it."""
+"""Maximum length of a name, made up by the policy, that is repeated to it."""
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "\n</parameter>\n"
 
@@ -89,7 +89,7 @@ def _value_text(value: object, name: str) -> str:
 
 
 def json_text(value: object, what: str, *, compact: bool = False) -> str:
-    """JSON of what an environment or a data set gave. Raises `ChatError` when JSON cannot hold it."""
+    """JSON of a value from an environment or a data set. Raises `ChatError` if JSON cannot hold it."""
     try:
         return json.dumps(value, separators=(",", ":") if compact else None)
     except (TypeError, ValueError, RecursionError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 from rl.config.experiment import ExperimentConfig
 
 Node = Mapping[str, Any]
-"""What Ray says of a node."""
+"""Ray's description of a node."""
 
 
 class PlacementError(RuntimeError):

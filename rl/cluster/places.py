@@ -22,16 +22,16 @@ def room() -> str:
 
 
 def unplaced() -> str:
-    """That actors of this run have no place, and what is free, in words; empty when all have one."""
+    """A sentence on how many actors of this run have no place, and on what is free; empty if all have one."""
     if not ray.is_initialized():  # the calls below would start a cluster
         return ""
-    with contextlib.suppress(Exception):  # only words: the deadline is what is raised, whatever answers here
+    with contextlib.suppress(Exception):  # only a hint: the deadline error is raised in any case
         job = ray.get_runtime_context().get_job_id()
         actors = [actor for actor in state.actors().values() if actor["JobID"] == job]
         num = sum(actor["State"] in WITHOUT_PROCESS and not actor["Pid"] for actor in actors)
         if num:
             return (
-                f". {num} of the run's {len(actors)} actors have no place yet, for other jobs use the cluster"
-                f" ({room()}): wait for them to end, or lower what the run reserves"
+                f". {num} of the run's {len(actors)} actors have no place yet, because other jobs use the"
+                f" cluster ({room()}): wait for them to end, or lower what the run reserves"
             )
     return ""

@@ -24,7 +24,7 @@ UNITS = {
     "_steps": "optimiser steps",
     "every": "optimiser steps",
 }
-"""By the end of a key's name; the first that fits."""
+"""By the ending of a key's name; the first match counts."""
 TEXT_WIDTH = 90
 
 

@@ -24,11 +24,11 @@ def engine_arguments(config: ExperimentConfig, is_cpu: bool) -> Arguments:
         "max_num_seqs": rollout.max_in_flight,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # no sampling defaults from the checkpoint
-        "enable_chunked_prefill": False,  # a prompt cut in two rewinds its generator, which CPU generators cannot
+        "enable_chunked_prefill": False,  # a split prompt rewinds its generator, which CPU generators cannot
         "max_num_batched_tokens": max(policy.max_tokens, MAX_TOKENS_PER_STEP),
         "enable_prefix_caching": False,  # cached states would belong to older weights
         "mamba_ssm_cache_dtype": "float32",
-        "async_scheduling": False,  # else tokens of a step come back after the next one, under another version
+        "async_scheduling": False,  # else tokens of a step arrive after the next step, under another version
         "logits_processors": ["rl.engine.budget_processor:ThinkingBudget"],
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

@@ -15,7 +15,7 @@ class StepOutput:
     request_id: str
     token_ids: Sequence[int]
     columns: Mapping[str, Sequence[Any]]
-    """One entry a token, by the names of `rl.engine.columns`."""
+    """One entry per token, by the names of `rl.engine.columns`."""
     finish: str | None
     """None while the request goes on."""
 
@@ -34,7 +34,7 @@ class Core(Protocol):
     def step(self) -> list[StepOutput]: ...
 
     def load(self, source: WeightSource) -> str:
-        """Take new weights and return the hash of the loaded bytes. `EngineError` says that the old ones are whole."""
+        """Load new weights and return the hash of the loaded bytes. After `EngineError` the old weights are intact."""
         ...
 
     def shutdown(self) -> None: ...

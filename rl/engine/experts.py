@@ -1,7 +1,7 @@
 """How do mixture-of-experts layers without a gate run on CPUs in vLLM?
 
 vLLM 0.32 has CPU kernels for gated experts only. NemotronH's experts are down(relu(up x)^2); the class below computes
-them with one matrix product an expert. `rl.engine.vllm_plugin` offers it to vLLM.
+them with one matrix product per expert. `rl.engine.vllm_plugin` adds it to vLLM.
 """
 
 import torch
@@ -15,7 +15,7 @@ from vllm.platforms import current_platform
 
 
 class CpuExpertsWithoutGate(modular_kernel.FusedMoEExpertsModular):
-    """Unquantised relu2 experts. Weights stay as loaded, so that a hot reload has nothing to pack again."""
+    """Unquantised relu2 experts. Weights stay as loaded, so a hot reload need not pack them again."""
 
     @staticmethod
     def activation_format() -> modular_kernel.FusedMoEActivationFormat:

@@ -25,12 +25,12 @@ class SamplingParams:
     thinking: ThinkingLimit | None = None
     """How long the reply may reason; the engine enforces it."""
     timeout_s: float = 300.0
-    """Deadline of the reply, from when the engine begins with it."""
+    """Deadline of the reply, counted from when the engine starts it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledReply:
-    """What the engine made of one prompt. Tokens that the thinking budget forced are not `sampled`."""
+    """The engine's reply to one prompt. Tokens that the thinking budget forced are not `sampled`."""
 
     tokens: Tokens
     finish: Finish
@@ -39,9 +39,9 @@ class SampledReply:
 class Lane(Protocol):
     """One rollout's place in the engine, from its first turn to its last.
 
-    An engine with `lockstep_steps` > 0 runs on logical time: what a lane asks next is admitted a fixed number of engine
-    steps after its last reply, however long the environment took, so that the batch a token was sampled in, and with it
-    every bit of its logprob, does not depend on timing. A lane must therefore be closed when the rollout is over.
+    An engine with `lockstep_steps` > 0 runs on logical time: a lane's next request is admitted a fixed number of engine
+    steps after its last reply, however long the environment takes. The batch in which a token is sampled, and with it
+    every bit of its logprob, thus does not depend on timing. A lane must therefore be closed when the rollout is over.
     """
 
     async def seated(self) -> None:
@@ -67,7 +67,7 @@ class Engine(Protocol):
         ...
 
     async def load_weights(self, source: WeightSource) -> str:
-        """Take the weights of `source.version` between two engine steps, requests in flight included.
+        """Load the weights of `source.version` between two engine steps, also for requests in flight.
 
         Returns the hash of the bytes that were loaded. Raises `EngineError` when the version is not newer.
         """

@@ -24,7 +24,7 @@ class ReplyTimeoutError(EngineError):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A prompt that a lane handed in, and what has been sampled for it."""
+    """A prompt that a lane submitted, and what has been sampled for it."""
 
     request_id: str
     place: Place
@@ -37,7 +37,7 @@ class Request:
     columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
     async def reply(self) -> SampledReply:
-        """Wait for the reply. Its deadline counts from the request's admission, not from waiting for that.
+        """Wait for the reply. Its deadline counts from the request's admission, not from its submission.
 
         Raises `EngineError`, and `ReplyTimeoutError` at the deadline.
         """
@@ -52,7 +52,7 @@ class Request:
         return reply.result()
 
     def take(self, output: StepOutput, version: int) -> SampledReply | EngineError | None:
-        """Add what a step of this policy version sampled; gives the result once there is one."""
+        """Add what a step of this policy version sampled; returns the result once there is one."""
         self.reply_ids += output.token_ids
         for name, values in output.columns.items():
             self.columns[name] += values
@@ -69,7 +69,7 @@ class Request:
         return SampledReply(Tokens.make(self.reply_ids, sampled, self.columns), FINISHES[output.finish])
 
     def settle(self, result: SampledReply | EngineError) -> None:
-        """Give the result to whoever waits."""
+        """Set the result of the future."""
         if not self.future.set_running_or_notify_cancel():
             return
         if isinstance(result, EngineError):
@@ -79,7 +79,7 @@ class Request:
 
 
 def fail(futures: "Iterable[Future[SampledReply] | Future[str] | Future[None]]", text: str) -> None:
-    """Let all who wait for these futures have an `EngineError`."""
+    """Fail all these futures with an `EngineError`."""
     for future in futures:
         if future.set_running_or_notify_cancel():
             future.set_exception(EngineError(text))

@@ -85,7 +85,7 @@ class ThreadedEngine:
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
         self._core = started.result()
-        atexit.register(self.shutdown)  # a thread inside C++ code must not see the interpreter go
+        atexit.register(self.shutdown)  # a thread inside C++ code must not outlive the interpreter
 
     @property
     def version(self) -> int:
@@ -178,13 +178,13 @@ class ThreadedEngine:
         try:
             while (work := self._next_work()) is not None:
                 self._do(work)
-        except BaseException as error:  # also SystemExit: every pending future must fail instead of waiting for ever
-            # With the traceback: the process may be replaced before it can say more.
+        except BaseException as error:  # also SystemExit: every pending future must fail instead of waiting forever
+            # With the traceback: the process may be replaced before it can report more.
             failure = f"the engine failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
         else:
             failure = "the engine was shut down"
         with self._changed:
-            # The failure is set under the lock that guards new requests: none can be added after this and never fail.
+            # The failure is set under the lock that guards new requests: a request that is added later fails at once.
             self._failure = failure
             requests = (*self._asked.values(), *self._running.values())
             loads = (future for _, future in self._loads)

@@ -29,8 +29,8 @@ UNPUBLISHED = -1
 class VllmEngine(ThreadedEngine):
     """The engine of `rl.engine.protocol`. It serves the checkpoint at `policy_path` as policy version 0.
 
-    A policy whose precision is quantised has to be published before anything is sampled, as version 0 too: only the
-    learner says what the checkpoint's weights are quantised to. Until then the version is `UNPUBLISHED`.
+    A policy with quantised precision must be published before anything is sampled, also as version 0: only the learner
+    knows the quantised values of the checkpoint's weights. Until then the version is `UNPUBLISHED`.
 
     Made for a process of its own, whose environment variables and random state vLLM changes. On CPUs torch's compiler
     is switched off in that process.
@@ -53,10 +53,10 @@ class VllmEngine(ThreadedEngine):
 
 
 def longest_silence_s(rollout: RolloutConfig) -> float:
-    """How long a lane may stay silent between two requests while everything keeps its deadlines, in seconds.
+    """Maximum seconds between two requests of a lane if everything meets its deadlines.
 
-    Each call of an environment has its deadline once a thread takes it, and may have to wait for a thread until all
-    other rollouts have had theirs.
+    The deadline of an environment call starts when a thread takes the call. Before that, the call may have to wait
+    until a thread has run the calls of all other rollouts.
     """
     num_waves = math.ceil(rollout.max_in_flight / rollout.num_env_threads)
     return num_waves * (rollout.reset_timeout_s + rollout.step_timeout_s)
@@ -132,7 +132,7 @@ class VllmCore:
             raise EngineError(str(error)) from error
         self._llm.collective_rpc("finish_weight_update")
         self._llm.set_weight_version(str(source.version))
-        digests = set(self._llm.collective_rpc(_loaded_hash))  # one a card of the engine
+        digests = set(self._llm.collective_rpc(_loaded_hash))  # one per card of the engine
         if len(digests) != 1:
             raise EngineError(
                 f"the cards of the engine loaded different weights as version {source.version}: {digests}"
@@ -160,7 +160,7 @@ def _start(policy_path: Path, config: ExperimentConfig) -> "LLMEngine":
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.platforms import current_platform
 
-    register()  # also where VLLM_PLUGINS leaves our entry point out
+    register()  # also if VLLM_PLUGINS excludes our entry point
     is_cpu = current_platform.is_cpu()
     if is_cpu:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -2,8 +2,8 @@
 
 `register` is the entry point of `vllm.general_plugins`, so vLLM calls it in every process of its own, whatever model
 is served there. On any platform it adds the weight transfers of `rl.weights.transports`. On CPUs it also initialises
-AMX, without which BF16 attention can die of SIGILL, and adds experts without a gate (relu2, as in NemotronH), which
-vLLM's CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are made to follow weight updates.
+AMX, without which BF16 attention can crash with SIGILL, and adds experts without a gate (relu2, as in NemotronH), which
+vLLM's CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are adapted to weight updates.
 """
 
 import logging
@@ -18,7 +18,7 @@ _done: set[str] = set()
 
 
 def register() -> None:
-    """Add what this module's docstring lists. Idempotent; a vLLM it does not fit is left as it is, with a warning."""
+    """Add what this module's docstring lists. Idempotent. A vLLM that does not fit stays unchanged; this warns."""
     from vllm.platforms import current_platform
 
     steps = [_add_weight_transfers]
@@ -50,7 +50,7 @@ def _initialise_amx() -> None:
 
 
 def _add_experts_without_gate() -> None:
-    """Let vLLM's choice of expert kernels on CPUs end with `rl.engine.experts`, after its own kernels."""
+    """Append `rl.engine.experts` to vLLM's list of expert kernels on CPUs, after its own kernels."""
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
     from vllm.model_executor.layers.fused_moe.oracle import unquantized
 
@@ -61,7 +61,7 @@ def _add_experts_without_gate() -> None:
         try:
             check_config(self)
         except NotImplementedError:
-            # The refusal of experts without a gate is the last statement: all fields are set when it is raised.
+            # The last statement raises this for experts without a gate, so all fields are set by then.
             if self.is_act_and_mul:
                 raise
 
@@ -78,7 +78,7 @@ def _add_experts_without_gate() -> None:
 
 
 def _pack_updated_experts() -> None:
-    """Let CPU kernels pack updated expert weights as they packed the first ones, which vLLM 0.32 leaves out."""
+    """Make CPU kernels pack updated expert weights as they packed the first ones; vLLM 0.32 does not."""
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
     set_up = UnquantizedFusedMoEMethod._setup_kernel

@@ -19,8 +19,8 @@ from rl.precision.number_format import NumberFormat, Parts, PrecisionError
 class FoldedWeights:
     """The quantised weights of a model whose parameters are the float32 master weights.
 
-    With a format that does not quantise, there are none and everything here does nothing. Raises `PrecisionError` where
-    a weight does not fit the format, or where nothing is left to quantise.
+    With a format that does not quantise, there are none and all methods do nothing. Raises `PrecisionError` if a weight
+    does not fit the format, or if nothing is left to quantise.
     """
 
     def __init__(self, model: nn.Module, precision: NumberFormat) -> None:
@@ -39,7 +39,7 @@ class FoldedWeights:
         return self._quantised
 
     def refresh(self) -> float:
-        """Fold the master weights as they are now; returns the share of codes that differ from the last time's."""
+        """Fold the master weights as they are now; returns the share of codes that changed since the last time."""
         assert not self._is_in, "the parameters hold folded weights, not the masters"
         number_format, before = self._precision, self._quantised
         largest = shared_amax(self._masters)
@@ -63,7 +63,7 @@ class FoldedWeights:
             self.take_out()
 
     def put_in(self) -> None:
-        """Enter `in_place`, for callers whose inside is not one block of code."""
+        """Enter `in_place`, for callers whose code inside it is not one block."""
         assert not self._is_in, "the folded weights are in place already; a second swap would train on the masters"
         self._swap()
 
@@ -78,7 +78,7 @@ class FoldedWeights:
             self._folded[name], master.data = master.data, self._folded[name]
 
     def describe(self) -> str:
-        """Which weights are quantised, and the bits a weight over the whole policy, as one line for people."""
+        """Which weights are quantised, and the mean bits per weight of the whole policy, as one line for people."""
         number_format = self._precision
         total = sum(parameter.numel() for parameter in self._model.parameters())
         rest_bits = torch.finfo(getattr(torch, number_format.arithmetic)).bits
@@ -97,7 +97,7 @@ class FoldedWeights:
 def quantised_names(model: nn.Module, precision: NumberFormat) -> tuple[str, ...]:
     """Names of the parameters that `precision` quantises: weights of linear layers, and stacked experts [E, N, K].
 
-    Raises `PrecisionError` where one of them does not fit the format, or where none is left.
+    Raises `PrecisionError` if one of them does not fit the format, or if none is left.
     """
     names = [name for name in _matrices(model) if not precision.keeps(name)]
     for name in names:

@@ -32,21 +32,21 @@ class Quantised:
     """A tensor [..., N, K] in NVFP4."""
 
     packed: Tensor
-    """uint8 [..., N, K/2]: two codes a byte, the even column in the low four bits."""
+    """uint8 [..., N, K/2]: two codes per byte, the even column in the low four bits."""
     block_scales: Tensor
     """float8_e4m3fn [..., N, K/16]."""
     tensor_scale: Tensor
-    """float32 [...]: one a matrix."""
+    """float32 [...]: one per matrix."""
 
 
 def quantise(x: Tensor, recipe: Nvfp4, *, shared_amax: Tensor | None = None) -> Quantised:
-    """Write `x` [..., N, K] in NVFP4; every leading index is a matrix with a tensor scale of its own.
+    """Quantise `x` [..., N, K] to NVFP4; every leading index is a matrix with a tensor scale of its own.
 
     `shared_amax` [...] replaces the matrices' own largest magnitude, for matrices that engines fuse into one. Codes and
     block scales are rounded to the nearest, ties to even. An all-zero matrix has tensor scale 1, an all-zero block
     block scale 0.
 
-    Raises `PrecisionError` where K, or with 16x16 blocks N, is not divisible by 16, and for NaN and infinities.
+    Raises `PrecisionError` if K, or with 16x16 blocks N, is not divisible by 16, and for NaN and infinities.
     """
     check_shape(x, recipe)
     matrix_amax = (amax(x) if shared_amax is None else shared_amax.float())[..., None, None]
@@ -70,7 +70,7 @@ def dequantise(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def check_shape(x: Tensor, recipe: Nvfp4) -> None:
-    """Raise `PrecisionError` where the blocks do not tile the matrices."""
+    """Raise `PrecisionError` if the blocks do not tile the matrices."""
     if x.dim() < 2 or x.shape[-1] % BLOCK or (recipe.block == "16x16" and x.shape[-2] % BLOCK):
         needed = "rows and columns" if recipe.block == "16x16" else "columns"
         raise PrecisionError(
@@ -80,7 +80,7 @@ def check_shape(x: Tensor, recipe: Nvfp4) -> None:
 
 
 def tensor_scales(largest: Tensor, recipe: Nvfp4) -> tuple[Tensor, Tensor]:
-    """What matrices with these largest magnitudes are multiplied by before, and after, the block scales [...]."""
+    """Factors [...] of matrices with these largest magnitudes: before and after the block scales."""
     largest = largest.float()
     top = torch.full_like(largest, _top(recipe))  # a tensor: torch takes the reciprocal for a Python number
     if recipe.tensor_scale == "power_of_two":
@@ -93,7 +93,7 @@ def tensor_scales(largest: Tensor, recipe: Nvfp4) -> tuple[Tensor, Tensor]:
 
 
 def _top(recipe: Nvfp4) -> float:
-    """The magnitude that a matrix's largest one is mapped to."""
+    """The magnitude that a matrix's largest magnitude is mapped to."""
     return (recipe.four_over_six_scale_max if recipe.four_over_six else SCALE_MAX) * CODE_MAX
 
 
@@ -122,9 +122,9 @@ def _round_codes(blocks: Tensor, scales: Tensor, decode: Tensor) -> Tensor:
 
 
 def _four_over_six(blocks: Tensor, largest: Tensor, matrix_amax: Tensor, recipe: Nvfp4) -> tuple[Tensor, Tensor]:
-    """Scales and values where the larger of the two block scales is kept when its error is smaller.
+    """Scales and values, keeping the larger of the two block scales if its error is smaller.
 
-    Errors of the two lie so close in some blocks that the last bit decides, so all operations come in
+    In some blocks the two errors are so close that the last bit decides. All operations are therefore in
     TransformerEngine's order, also those that differ from the order without four-over-six.
     """
     encode, decode = tensor_scales(matrix_amax, recipe)
@@ -172,7 +172,7 @@ def decode_codes(codes: Tensor) -> Tensor:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """uint8 [..., K] to [..., K/2]: two codes a byte, the even column in the low four bits."""
+    """uint8 [..., K] to [..., K/2]: two codes per byte, the even column in the low four bits."""
     return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 

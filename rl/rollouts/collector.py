@@ -38,7 +38,7 @@ class Collector:
         return sorted(groups, key=lambda group: group.task.ordinal)
 
     def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
-        """The groups of an evaluation in the order of `tasks`, played beside the groups in flight.
+        """The groups of an evaluation in the order of `tasks`, played alongside the groups in flight.
 
         They are played in rounds of as many rollouts as the engines can sample at once. Each round has the deadline
         train.collect_timeout_s, because an evaluation of many tasks may legitimately take long.
@@ -64,7 +64,7 @@ class Collector:
             task = self._stream.task(self._ledger.start())
             group_id = f"{self._config.seed}-{task.ordinal}"
             specs.append(GroupSpec(group_id, task, self._config.train.group_size, self._config.rollout.temperature))
-        if self._config.train.max_staleness == 0:  # one call a worker: all its rollouts enter the engine together
+        if self._config.train.max_staleness == 0:  # one call per worker: all its rollouts enter the engine together
             self._plays.extend(self._pool.play(worker, share) for worker, share in self._deal(specs))
         else:
             for spec in specs:

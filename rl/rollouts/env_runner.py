@@ -70,7 +70,7 @@ class EnvRunner:
             raise
         finally:
             if started.future.cancelled():
-                started.cancel()  # else the code would go on on the shared loop after its rollout has ended
+                started.cancel()  # else the code would continue on the shared loop after its rollout has ended
 
     async def _in_thread(self, function: Callable[[], Result], timeout_s: float) -> Result:
         async with self._slots:  # before `_within`: waiting for a slot must not use up the deadline
@@ -135,7 +135,7 @@ class _Call:
         except BaseException as error:  # SystemExit included: it must not end the worker
             is_control = isinstance(
                 error, StopIteration | GeneratorExit | asyncio.CancelledError
-            )  # would end what waits
+            )  # these would end the coroutine that waits
             wrapped = RuntimeError(named(error)) if is_control else error
             self._report(self.future.set_exception, wrapped)
         else:

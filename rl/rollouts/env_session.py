@@ -45,7 +45,7 @@ class EnvSession:
         self._env: TextEnv | None = None
         self.tools: tuple[ToolSpec, ...] = ()
         self.max_turns = 1
-        """Both as they were checked after `reset`: an environment may compute them whenever it is looked at."""
+        """Both as they were checked after `reset`, because an environment may compute them anew at each access."""
         self.reward = 0.0
         self.reward_parts: dict[str, float] = {}
 
@@ -100,7 +100,7 @@ class EnvSession:
     def check_total(self, total: float | None = None) -> None:
         """Raise `EnvSessionError` if a total, by default this episode's, is outside of the declared `reward_range`.
 
-        Call it when the episode is over: a later step may take away what an earlier step paid.
+        Call it when the episode is over: a later step may take back the reward of an earlier one.
         """
         self._read(lambda: check_total(self.reward if total is None else total, self.env.reward_range))
 
@@ -113,10 +113,10 @@ class EnvSession:
     def _leave(self, env: TextEnv) -> None:
         try:
             has_close = env.has_close
-        except BaseException:  # a property of the environment's; its `close` may work all the same
+        except BaseException:  # a property of the environment; its `close` may still work
             has_close = True
         if has_close:
-            self._runner.leave(lambda: env.close())  # in the thread: looking `close` up may run its code too
+            self._runner.leave(lambda: env.close())  # in the thread: accessing `close` may run its code too
 
     async def _guarded(
         self, phase: str, function: Callable[[], object], timeout_s: float, *, is_async: bool = False

@@ -41,7 +41,7 @@ def compares(env_id: str) -> bool:
 
 
 def add(episode: EnvSession, rollout: Rollout, score: float, parts: dict[str, float]) -> Rollout:
-    """The rollout with the score added. Raises `EnvSessionError` where the sum is out of the declared range."""
+    """The rollout with the score added. Raises `EnvSessionError` if the sum is outside the declared range."""
     assert rollout.reward is not None
     reward = rollout.reward + score
     episode.check_total(reward)

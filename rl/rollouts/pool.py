@@ -20,7 +20,7 @@ from rl.weights.source import WeightSource
 
 
 class WeightHashError(RuntimeError):
-    """An engine loaded other bytes than the learner published."""
+    """An engine loaded different bytes than the learner published."""
 
 
 @dataclass(eq=False, slots=True)
@@ -60,8 +60,8 @@ class WorkerPool:
         node: str | None = None,
         start: Callable[[], Actor[RolloutWorker]] | None = None,
     ) -> None:
-        """Starts the workers, on this node or on any, without waiting; `wait_until_ready` does. `start` starts one, in
-        place of Ray.
+        """Starts the workers, on this node or on any, without waiting; `wait_until_ready` waits. `start`
+        replaces Ray for starting one worker.
         """
         self._config = config
         rollout = config.rollout
@@ -99,8 +99,8 @@ class WorkerPool:
     def collect(self, play: Play, deadline: Deadline) -> list[Group]:
         """Wait for the groups, in the order in which they were handed over.
 
-        A worker that dies is replaced. So is one that still plays at the deadline: it may hang, and a new one plays its
-        groups with as much time again. Raises `ClusterError` when that is over too.
+        A worker that dies is replaced. So is a worker that still plays at the deadline, because it may hang: a new one
+        plays its groups with the same time again. Raises `ClusterError` if that passes too.
         """
         is_last = False
         while unfinished := next((part for part in play.parts if part.groups is None), None):
@@ -127,10 +127,10 @@ class WorkerPool:
         return min(range(self.num_workers), key=lambda worker: num_groups[worker])
 
     def load_weights(self, source: WeightSource) -> None:
-        """Bring a version to every engine; each must answer with the published hash.
+        """Load a version into every engine; each must answer with the published hash.
 
-        Raises `WeightHashError`; a worker that died meanwhile, or whose engine did, is replaced by one that has the
-        version.
+        A worker that died meanwhile, or whose engine did, is replaced by one that has the version. Raises
+        `WeightHashError`.
         """
         self._source = source  # before the calls: a worker that is replaced below loads this version
         deadline = self._publish_deadline()

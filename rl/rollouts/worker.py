@@ -34,7 +34,7 @@ class Played:
 
 
 class RolloutWorker:
-    """Plays groups; takes new weights while rollouts are in flight."""
+    """Plays groups; loads new weights while rollouts are in flight."""
 
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
         self._notes = Notes()

@@ -28,7 +28,7 @@ BLOCK_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
-    """Checkpoints exist, and none of them can be used; or what is to be saved is not JSON."""
+    """Checkpoints exist but none of them can be used, or the state to save is not JSON."""
 
 
 class _Invalid(Exception):
@@ -54,9 +54,9 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write the checkpoint of a step into `folder` and delete all but the newest `keep` whole ones.
 
-    `write_learner` is given an existing empty folder. `state` is what JSON can hold. Nothing is written when the step
-    is already saved whole with this state; another checkpoint of the step is replaced. Raises `CheckpointError` when
-    the state is not JSON, `StorageError` when the disk is full or may not be written.
+    `write_learner` is given an existing empty folder. `state` must be JSON. Nothing is written if the step is already
+    saved whole with this state; another checkpoint of the step is replaced. Raises `CheckpointError` if the state is
+    not JSON, `StorageError` if the disk is full or may not be written.
     """
     assert keep >= 1
     target, unfinished = folder / f"step_{step:06d}", folder / f"{UNFINISHED}step_{step:06d}"
@@ -65,7 +65,7 @@ def save_checkpoint(
         return saved
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{UNFINISHED}*"):  # of a run that was killed: free its room before writing
+        for leftover in folder.glob(f"{UNFINISHED}*"):  # of a run that was killed: free the space before writing
             remove(leftover)
         try:
             (unfinished / "learner").mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def save_checkpoint(
             _write_manifest(unfinished, step, state)  # after the learner's files, which it hashes
             _put_in_place(unfinished, target)
         except Exception:
-            remove(unfinished)  # the disk may be full, and others need the room
+            remove(unfinished)  # the disk may be full, and others need the space
             raise
         sync_folder(folder)  # the rename must be on the disk before older checkpoints are deleted
     _prune(folder, keep)
@@ -81,7 +81,7 @@ def save_checkpoint(
 
 
 def _as_json(step: int, state: JsonObject) -> JsonObject:
-    """The state as it will be read again."""
+    """The state as it will be read back."""
     try:
         return json.loads(json.dumps(state, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -207,7 +207,7 @@ def _step(path: Path) -> int:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """All files but those that a network file system keeps while a removed one is open: they will be gone."""
+    """All files except those that a network file system keeps for removed, still open files: they will disappear."""
     yield from sorted(entry for entry in path.rglob("*") if entry.is_file() and not entry.name.startswith(".nfs"))
 
 

@@ -62,7 +62,7 @@ class Display:
             handler.setStream(stream)
 
     def _redirect_logging(self) -> None:
-        """Let what libraries log appear above the panel: their handlers write to the streams of when they were made."""
+        """Show the logs of libraries above the panel: their handlers keep the streams from when they were created."""
         loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
         handlers = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
         for handler in handlers:
@@ -71,13 +71,13 @@ class Display:
                 handler.setStream(sys.stderr)  # the panel's, while it is shown
 
     def stage(self, name: str) -> None:
-        """Say what the run is at: starting, training, ..."""
+        """Show what the run is doing: starting, training, ..."""
         self._stage, self._phase = name, ""
         if not self._live.is_started:
             self._say(name)
 
     def phase(self, name: str) -> None:
-        """Say which part of a step is under way; shown on a terminal only."""
+        """Show the current part of a step, on a terminal only."""
         self._phase = name
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -23,7 +23,7 @@ OUTCOME_COLOURS = dict(
 
 
 MAX_LEVEL_LABELS = 6
-"""Names of environments that fit beside each other."""
+"""Names of environments that fit side by side."""
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -230,7 +230,7 @@ def _label(axes: Axes, name: str, *, legend: bool) -> None:
 
 
 def _legend_beside(axes: Axes) -> None:
-    """A legend in the order of the stack, where filled areas leave no room."""
+    """A legend next to the axes, in the order of the stack, for filled areas that leave no room inside."""
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
 
 

@@ -52,7 +52,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: BaseException, path: Path) -> int | None:
-    """The system's number of a storage failure; None for another error.
+    """The errno of a storage failure; None for another error.
 
     safetensors and torch report a full disk as errors of their own types: one with the number, one as "unexpected pos"
     of its writer of archives (inline_container.cc).
@@ -88,7 +88,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync(file: TextIO) -> None:
-    """Bring what was written to the disk, so that a power cut does not take it."""
+    """Sync what was written to the disk, so that it survives a power cut."""
     file.flush()
     os.fsync(file.fileno())
 

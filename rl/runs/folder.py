@@ -64,10 +64,10 @@ class RunFolder:
     def open(cls, config: ExperimentConfig, *, resume: bool = False) -> Iterator["RunFolder"]:
         """Begin or resume the run in `config.run_dir`, locked against other processes inside the block.
 
-        On resume, everything that was written after the newest valid checkpoint is dropped, and what whoever resumes
-        should know is logged. Raises `RunFolderError` when the folder holds a run already, holds none to resume, is in
-        use, or was started with another configuration; `StorageError` when it cannot be made or written;
-        `CheckpointError` when there are checkpoints and none can be used.
+        On resume, everything that was written after the newest valid checkpoint is dropped, and warnings for the user
+        are logged. Raises `RunFolderError` when the folder holds a run already, holds none to resume, is in use, or was
+        started with another configuration; `StorageError` when it cannot be made or written; `CheckpointError` when
+        there are checkpoints and none can be used.
         """
         path = config.run_dir
         with storing(path):
@@ -99,7 +99,7 @@ class RunFolder:
         return begun or any(file.is_file() for file in (self.metrics_file, self.evaluation_file, self.sft_metrics_file))
 
     def save_token_texts(self, texts: Sequence[str]) -> None:
-        """Keep the tokens' texts, by which pages of rollouts show what was sampled."""
+        """Save the texts of the tokens, with which rollout pages show what was sampled."""
         write_atomically(self.path / "tokens.json", json.dumps(list(texts)))
 
     def rollouts_file(self, step: int, kind: Kind) -> Path:
@@ -116,9 +116,9 @@ class RunFolder:
         return dict(sorted(found.items()))
 
     def drop_after(self, step: int, num_steps: int) -> None:
-        """Drop metrics and rollouts of steps after `step`, and evaluations that have to be made again.
+        """Drop metrics and rollouts of steps after `step`, and evaluations that must be repeated.
 
-        Those are a final one that is no longer the final one, and one that was ended before its rollouts were saved.
+        Those are a final evaluation that is no longer final, and one that ended before its rollouts were saved.
         """
         evaluated = self.rollouts_files("evaluation")
 

@@ -33,9 +33,9 @@ def show_rollouts(
     kind: str = "train",
     console: Console | None = None,
 ) -> int:
-    """Print the newest `num` rollouts that fit, newest step first, and give how many were printed.
+    """Print the newest `num` rollouts that fit, newest step first, and return how many were printed.
 
-    Raises `NothingToShowError` that says what there is when none fits.
+    Raises `NothingToShowError`, which lists what exists, if none fits.
     """
     if kind not in ("train", "evaluation"):
         raise NothingToShowError(f"kind {kind!r} is not one of train, evaluation")

@@ -33,7 +33,7 @@ summary { cursor: pointer; } .role { color: #718096; font-size: .78rem; margin-t
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `<run_dir>/report.html` and `<run_dir>/figures/*.png` from what is there; what is missing is said.
+    """Write `<run_dir>/report.html` and `<run_dir>/figures/*.png` from existing data; the report says what is missing.
 
     Raises `NoRunError` when the folder is not there or holds no run, `StorageError` when the report cannot be written.
     """

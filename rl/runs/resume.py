@@ -29,7 +29,7 @@ MAY_CHANGE = (
 )
 """Keys that may differ when a run is resumed: how far and where it runs, not what it computes.
 
-But for the last bits: `rollout.num_workers` decides which rollouts share a batch. Two more depend on the run:
+The last bits may change: `rollout.num_workers` decides which rollouts share a batch. Two more depend on the run:
 `train.num_steps` may change under a constant learning rate only, and `policy.path` once there is a checkpoint.
 """
 
@@ -73,7 +73,7 @@ def remarks(
     if missing:
         found.append(
             f"{metrics_file} lacks {_ranges(missing)} of the {newest.step if newest else 0} steps in the checkpoint"
-            " (a power cut may take what was not on the disk yet): the policy has these steps, the report has not"
+            " (a power cut may take what was not on the disk yet): the policy includes these steps, the report does not"
         )
     return found
 
@@ -84,7 +84,7 @@ def _tokenizer(folder: Path) -> bytes | None:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Rising whole numbers in words: `step 3, 5 to 7`."""
+    """Increasing integers in words: `step 3, 5 to 7`."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:

@@ -26,7 +26,7 @@ class VersionsError(ValueError):
 
 
 def read_versions(path: Path) -> list[JsonObject]:
-    """One entry a start of the run; none without the file. Raises `VersionsError` for a damaged one."""
+    """One entry per start of the run; none without the file. Raises `VersionsError` for a damaged file."""
     if not path.is_file():
         return []
     try:
@@ -36,20 +36,20 @@ def read_versions(path: Path) -> list[JsonObject]:
     else:
         if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
             return starts
-        wrong = "it is no list of starts"
+        wrong = "it is not a list of starts"
     raise VersionsError(
-        f"{path} is damaged: {wrong}\n    fix: move it away; what earlier starts ran with is lost with it, nothing else"
+        f"{path} is damaged: {wrong}\n    fix: move it away; only the versions of earlier starts are lost"
     )
 
 
 def add_versions(path: Path, config: ExperimentConfig) -> None:
-    """Note what this start runs with. Raises `VersionsError` and `StorageError`."""
+    """Record the versions of this start. Raises `VersionsError` and `StorageError`."""
     starts = [*read_versions(path), versions(config)]
     write_atomically(path, json.dumps(starts, indent=2) + "\n")
 
 
 def versions(config: ExperimentConfig) -> JsonObject:
-    """What this process would run with."""
+    """The versions that this process would use."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

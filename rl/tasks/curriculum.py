@@ -2,7 +2,7 @@
 
 `python -m envs profile ... --out FILE` writes pass rates. Tasks that were always passed teach nothing and are skipped.
 The pass rates of the others are drawn from a Gaussian, however many tasks have each, around a mean that falls linearly
-over the run (Nemotron 3 Nano, section 3.2, which names the shape and no numbers).
+over the run (Nemotron 3 Nano, section 3.2, which gives the shape but no numbers).
 """
 
 import math
@@ -43,10 +43,10 @@ class Curriculum:
     def draw(self, step: int, seed: int) -> ProfiledTask:
         mean = self.mean_pass_rate(step)
         distances = [(task.pass_rate - mean) / self._config.spread for task in self.tasks]
-        # however many tasks have one pass rate, that rate is drawn as often as the Gaussian says
+        # each pass rate is drawn as often as the Gaussian says, however many tasks have it
         num_alike = [self._num_by_rate[task.pass_rate] for task in self.tasks]
         weights = [math.exp(-0.5 * distance**2) / num for distance, num in zip(distances, num_alike, strict=True)]
-        if not any(weights):  # nothing lies near: the nearest
+        if not any(weights):  # none is near: take the nearest
             return min(self.tasks, key=lambda task: abs(task.pass_rate - mean))
         (task,) = random.Random(seed).choices(self.tasks, weights)
         return task
@@ -57,7 +57,7 @@ class Curriculum:
         return f"{told}, with the profile's options and budgets"
 
     def mean_pass_rate(self, step: int) -> float:
-        """Around which the tasks of this step lie."""
+        """The mean pass rate of the tasks that this step draws."""
         first, last = self._config.first_pass_rate, self._config.last_pass_rate
         return first + (last - first) * min(1.0, step / self._config.num_steps)
 

@@ -17,7 +17,7 @@ class TaskStream:
     """The endless stream of training tasks of one run; `task(n)` depends on nothing but the configuration and n."""
 
     def __init__(self, environments: Mapping[str, EnvironmentConfig], seed: int, num_prompts: int) -> None:
-        """`num_prompts` is how many make a step. Raises `CurriculumError`."""
+        """`num_prompts` is the number of tasks per step. Raises `CurriculumError`."""
         self._environments = environments
         self._seed = seed
         self._num_prompts = num_prompts
@@ -58,7 +58,7 @@ class TaskStream:
 def evaluation_tasks(
     environments: Mapping[str, EnvironmentConfig], num_tasks: int, split: Split = "heldout"
 ) -> list[Task]:
-    """The evaluation set: `num_tasks` tasks of the split an environment, the same for every run seed."""
+    """The evaluation set: `num_tasks` tasks of the split per environment, the same for every run seed."""
     tasks: list[Task] = []
     for env_id, environment in environments.items():
         for index in range(num_tasks):

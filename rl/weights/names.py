@@ -18,12 +18,12 @@ def checkpoint_tensors(
     """Yield what `save_pretrained` would save, layer by layer, as views of the model's memory wherever possible.
 
     transformers renames weights and stacks experts when it loads a checkpoint; vLLM wants the checkpoint's names and
-    one tensor an expert. Of tied weights only the one that is saved is yielded. Matrices are rounded to `dtype` one at
+    one tensor per expert. Of tied weights only the one that is saved is yielded. Matrices are rounded to `dtype` one at
     a time, as the engine would, except `float32_weights`. Vectors (norms, biases) keep their precision: the engine
     rounds those that it does not hold in float32.
 
-    Of the weights in `quantised` (by the live model's names) not the numbers are yielded but the parts of their number
-    format, under its checkpoint's names; `restored_tensors` is the way back.
+    For weights in `quantised` (by the live model's names), the parts of their number format are yielded instead of the
+    numbers, under the format's checkpoint names; `restored_tensors` is the inverse.
     """
     quantised = quantised or {}
     state = remove_tied_weights_from_state_dict(model.state_dict(), model)
@@ -38,9 +38,9 @@ def checkpoint_tensors(
 def restored_tensors(
     tensors: Iterable[tuple[str, torch.Tensor]], number_format: NumberFormat, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What `checkpoint_tensors` yielded, with the numbers in `dtype` that the format's parts stand for in their place.
+    """What `checkpoint_tensors` yielded, with the format's parts replaced by the numbers they represent, in `dtype`.
 
-    A weight is quantised if all its parts are there; a tensor that is merely named like a part stays what it is.
+    A weight is quantised if all its parts exist; a tensor that is merely named like a part is unchanged.
     """
     held, suffixes = dict(tensors), number_format.suffixes
     quantised = {name for name in held if suffixes and all(name + suffix in held for suffix in suffixes)}
@@ -55,8 +55,8 @@ def restored_tensors(
 def _part_tensors(model: PreTrainedModel, quantised: Mapping[str, Parts]) -> Iterator[tuple[str, torch.Tensor]]:
     """The parts of each quantised weight, by the checkpoint's names.
 
-    transformers cuts stacked weights apart along their leading axes when it saves them. All parts have these axes, so
-    each goes the same way; what is one number a matrix is spread over the matrix's rows for that.
+    transformers splits stacked weights along their leading axes when it saves them. All parts have these axes, so each
+    is split the same way; for that, a part with one number per matrix is spread over the matrix's rows.
     """
     suffixes = next(iter(quantised.values()), {}).keys()
     saved = {
@@ -67,12 +67,12 @@ def _part_tensors(model: PreTrainedModel, quantised: Mapping[str, Parts]) -> Ite
     for name, codes in saved.get("", {}).items():
         for suffix in suffixes:
             part = saved[suffix][name]
-            # Axes of length 1 get lost on the way.
+            # Axes of length 1 are lost in the conversion.
             yield name + suffix, part.flatten()[0] if suffix in scalars else part.reshape(*codes.shape[:-1], -1)
 
 
 def _is_scalar(parts: Parts, suffix: str) -> bool:
-    """Whether this part is one number a matrix."""
+    """Whether this part is one number per matrix."""
     return parts[suffix].dim() == parts[""].dim() - 2
 
 

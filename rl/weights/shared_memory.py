@@ -47,7 +47,7 @@ def write_weights(
     """Publish `tensors` (names and layout of the checkpoint) as `version`; the bytes are copied once.
 
     The file appears under its name only when it is complete. `folder` should lie in memory; without one, a folder in
-    /dev/shm is used that goes with this process. Raises `WeightsError` when a name comes twice or a tensor is empty,
+    /dev/shm is used that is removed with this process. Raises `WeightsError` for a duplicate name or an empty tensor,
     and `OSError` when there is no room.
     """
     folder = folder or _own_folder()

@@ -23,11 +23,10 @@ MAX_CALLS = 128
 class NemotronFormat:
     """The format of the Nemotron 3 models: ChatML with think blocks and XML tool calls (template `nano3.jinja`).
 
-    The prompt opens the think block, or contains an empty one if thinking is off. A budget in tokens stands at the end
-    of the last user message. Tools stand in the system message,
-    more briefly than in the published template; results come back as a user turn.
-    A reply that never closes its think block is all reasoning, with empty text. A value that contains the line
-    `</parameter>` cannot be expressed in a tool call: the format quotes nothing.
+    The prompt opens the think block, or contains an empty one if thinking is off. A budget in tokens is stated at
+    the end of the last user message. Tools are listed in the system message, more briefly than in the published
+    template; results come back as a user turn. A reply that never closes its think block is all reasoning, with empty
+    text. A value that contains the line `</parameter>` cannot be expressed in a tool call: the format has no quoting.
     """
 
     has_tools: ClassVar[bool] = True

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class TemplateFormat:
-    """The jinja chat template that a checkpoint brings along. No tools, and no think block: all of a reply is text.
+    """The jinja chat template that comes with a checkpoint. No tools and no think block: all of a reply is text.
 
-    `render(messages, add_generation_prompt)` applies the template to OpenAI-like dicts and gives text. Contents are
+    `render(messages, add_generation_prompt)` applies the template to OpenAI-like dicts and returns text. Contents are
     put into the rendered text afterwards, in place of marks, so that they stay plain. A follow-up turn is what the
-    template renders after a marked assistant message. Raises `ChatError` when the template does not close a
-    reply with a special token, or changes what it rendered before.
-    Gold replies lose their reasoning, because there is no place for it.
+    template renders after a marked assistant message. Raises `ChatError` if the template does not close a reply with a
+    special token, or changes what it rendered before. Gold replies lose their reasoning, because there is no place for
+    it.
     """
 
     has_tools: ClassVar[bool] = False
@@ -45,7 +45,7 @@ class TemplateFormat:
                 text = tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=add_generation_prompt
                 )
-            except Exception as error:  # a template is a program, and many refuse an order of roles
+            except Exception as error:  # a template is a program, and many refuse some orders of roles
                 roles = ", ".join(message["role"] for message in messages)
                 raise ChatError(f"the chat template refuses messages of the roles {roles}: {error}") from None
             return str(text)

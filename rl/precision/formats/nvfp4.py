@@ -66,5 +66,5 @@ class Nvfp4(NumberFormat):
         return dequantise(Quantised(parts[""], parts[BLOCK_SCALES], parts[TENSOR_SCALE]), dtype)
 
     def num_changed(self, before: Parts, after: Parts) -> int:
-        differs = before[""] ^ after[""]  # two codes a byte
+        differs = before[""] ^ after[""]  # two codes per byte
         return int(((differs & 0xF) != 0).sum() + ((differs >> 4) != 0).sum())
