@@ -101,7 +101,7 @@ def evaluate(
     policy: Annotated[
         Path | None, typer.Option(help="Instead of an endpoint: a checkpoint's folder, for vLLM.")
     ] = None,
-    chat: Annotated[str, typer.Option(help="Chat format: nemotron, or template (its own).")] = "nemotron",
+    chat: Annotated[str, typer.Option(help="Chat format: template (its own), nemotron, or auto.")] = "auto",
     tasks: Annotated[int, typer.Option("-n", "--tasks", help="Number of tasks.")] = 20,
     tries: Annotated[int, typer.Option("-k", "--tries", help="Tries per task.")] = 1,
     split: Annotated[str, typer.Option(help="train or heldout.")] = "heldout",

@@ -5,9 +5,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from envs.session import Deadlines, EnvFailure, Session
-from rl.chat.chat import fitting_formats, load_chat
-from rl.chat.format import ChatError
-from rl.chat.formats import CHAT_FORMATS, formats_with_tools
+from rl.chat.chat import Chat, fitting_chats, load_chat
+from rl.chat.format import ChatError, ChatFormat
+from rl.chat.formats import new_format
 from rl.config.errors import Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError, check_references
@@ -22,10 +22,11 @@ def preflight(config: ExperimentConfig) -> None:
     `rollout.reset_timeout_s`.
     """
     check_references(config)
-    problems = []
+    chat = _chat(config)
+    problems = _thinking_problems(config) if chat and not chat.has_thinking else []
     for env_id in config.environments:
         problems += _curriculum_problems(config, env_id)
-        problems += _opening_problems(config, env_id)
+        problems += _opening_problems(config, env_id, has_tools=chat is None or chat.has_tools)
     problems += _column_problems(config)
     if problems:
         raise ConfigError(problems)
@@ -56,6 +57,30 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
         raise ConfigError(problems)
 
 
+def _chat(config: ExperimentConfig) -> Chat | ChatFormat | None:
+    """What says whether the policy can think and call tools; None for a checkpoint that `check_policy` refuses."""
+    if config.policy.path is None:
+        return new_format(config.policy.chat)
+    try:
+        return load_chat(config.policy.path, config.policy.chat)
+    except ChatError:
+        return None
+
+
+def _thinking_problems(config: ExperimentConfig) -> list[Problem]:
+    """What asks for a thinking budget, which this policy cannot have."""
+    asking: list[tuple[str, ...]] = [
+        ("environments", env_id, "budget")
+        for env_id, environment in config.environments.items()
+        if set(environment.budget) != {"unlimited"}
+    ]
+    if config.sft is not None and config.sft.truncated_share > 0:
+        asking.append(("sft", "truncated_share"))
+    wrong = "the policy's chat format has no think block, so a thinking budget cannot be enforced"
+    fix = "remove the key, or train a policy whose chat template writes reasoning that ends with a control token"
+    return [Problem(config.place(*keys), ".".join(keys), wrong, fix) for keys in asking]
+
+
 def _column_problems(config: ExperimentConfig) -> list[Problem]:
     missing = [name for name in config.columns if name not in COLUMNS]
     if not missing:
@@ -78,7 +103,7 @@ def _curriculum_problems(config: ExperimentConfig, env_id: str) -> list[Problem]
     return []
 
 
-def _opening_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:
+def _opening_problems(config: ExperimentConfig, env_id: str, *, has_tools: bool) -> list[Problem]:
     """Open a task of each split in a new environment, as a worker does."""
     key, options = f"environments.{env_id}", config.environments[env_id].options
     deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
@@ -95,8 +120,8 @@ def _opening_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:
                 wrong = f"{env_id} cannot open a {split} task with {options}: {failure}"
                 problems.append(Problem(place, f"{key}.options", wrong, fix))
                 continue
-            if split == "train" and session.env.tools and not config.policy.chat_format.has_tools:
-                wrong = f"{env_id} has tools, which policy.chat {config.policy.chat} cannot express"
+            if split == "train" and session.env.tools and not has_tools:
+                wrong = f"{env_id} has tools, which the policy's chat format cannot express"
                 fix = f"{_ways_to_have_tools(config)}, or remove the environment"
                 problems.append(Problem(config.place("environments", env_id), key, wrong, fix))
     return problems
@@ -105,12 +130,6 @@ def _opening_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:
 def _ways_to_have_tools(config: ExperimentConfig) -> str:
     """How this policy can use tools, in words."""
     path = config.policy.path
-    if path is None:
-        return f"build the policy for {formats_with_tools()}"
-    try:
-        fitting = [name for name in fitting_formats(path) if CHAT_FORMATS[name].has_tools]
-    except ChatError as error:
-        return str(error)
-    if fitting:
+    if path is not None and (fitting := [name for name, chat in fitting_chats(path).items() if chat.has_tools]):
         return f"the tokenizer of {path} also fits chat: {' or '.join(fitting)}"
-    return f"the tokenizer of {path} fits no chat format with tools; use a policy that fits {formats_with_tools()}"
+    return "use a policy whose chat template writes tool calls in a style of rl.chat.calls (docs: chat formats)"

@@ -10,9 +10,11 @@ from envs.gold import gold_conversation
 from envs.messages import Message, Reply
 from envs.registry import make
 from envs.text_env import TextEnv
-from rl.chat.chat import Chat
+from rl.chat.chat import Chat, load_chat
 from rl.chat.format import ChatError
+from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
+from rl.config.policy import PolicyConfig
 from rl.data_types import Budget
 from rl.tasks.seeds import draw_budget
 from sft.rows import Conversation, SftDataError, read_conversations, to_last_reply
@@ -37,7 +39,12 @@ def training_conversations(config: ExperimentConfig) -> list[Conversation]:
     assert config.sft is not None
     if config.sft.data is None:
         return gold_conversations(config)
-    return read_conversations(config.sft.data, has_thinking=config.policy.chat_format.has_thinking)
+    return read_conversations(config.sft.data, has_thinking=_has_thinking(config.policy))
+
+
+def _has_thinking(policy: PolicyConfig) -> bool:
+    """Whether the policy's chat format has a think block. Raises `ChatError`."""
+    return (load_chat(policy.path, policy.chat) if policy.path else new_format(policy.chat)).has_thinking
 
 
 def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextEnv] = make) -> list[Conversation]:

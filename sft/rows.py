@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from envs.messages import Message, Role, ToolCall, ToolSpec, valid
-from rl.chat.parameter_values import takes_null
+from rl.chat.calls.parameter_values import takes_null
 from rl.data_types import Budget
 
 ROLES: tuple[Role, ...] = get_args(Role)

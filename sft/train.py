@@ -20,6 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from envs.sandbox import require_level
 from rl.chat.chat import load_chat
 from rl.chat.format import conversation_text
+from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
 from rl.config.supervised import SftConfig
 from rl.learner.policy import load_policy
@@ -65,7 +66,7 @@ def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> P
     assert config.policy.build is not None
     target, partial = config.run_dir / "policy", config.run_dir / "policy.partial"
     _clear(partial)
-    format, some = config.policy.chat_format.for_new_tokenizer(), conversations[:CONVERSATIONS_FOR_TOKENIZER]
+    format, some = new_format(config.policy.chat), conversations[:CONVERSATIONS_FOR_TOKENIZER]
     texts = [conversation_text(format, c.messages, c.tools, c.budget) for c in some]
     build_policy(config.policy.build, texts, partial, config.seed, format)
     _replace(partial, target)

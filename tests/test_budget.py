@@ -197,11 +197,6 @@ def test_gold_conversations_are_cut_as_the_engine_would_and_what_it_forces_is_no
     assert mask.count(True) == 6 + len(CHAT.begin((), (), 4).reply_ids(Reply("42"))) - 2  # minus its own "\n</think>"
 
 
-def test_a_template_without_a_think_block_has_no_budget() -> None:
-    with pytest.raises(ValueError, match=r"policy\.chat template has no think block"):
-        make_config(policy={"path": "x", "chat": "template"}, environments={"math/Arithmetic-v0": {"budget": 32}})
-
-
 # Configuration and stream
 
 

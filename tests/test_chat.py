@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
+from rl.chat.calls.style import CALL, CALL_END
 from rl.chat.chat import Chat, load_chat
 from rl.chat.dialogue import Dialogue
 from rl.chat.format import ChatError, conversation_text, plain_text
-from rl.chat.formats.nemotron import CALL, CALL_END, NEMOTRON_TOKENS, THINK_END, NemotronFormat
+from rl.chat.formats.nemotron import NEMOTRON_TOKENS, THINK_END, NemotronFormat
 from rl.chat.formats.template import TemplateFormat
 
 STORE = ToolSpec(
@@ -278,8 +279,8 @@ def test_reasoning_under_budget_off_is_refused():
         CHAT.begin((), (), "off").reply_ids(Reply("a", "b"))
 
 
-def test_a_template_refuses_tools_and_says_what_to_use():
-    with pytest.raises(ChatError, match="chat: nemotron"):
+def test_a_template_without_tool_calls_refuses_tools():
+    with pytest.raises(ChatError, match=r"this chat format has no tool calls \(stock cannot be offered"):
         TEMPLATE_CHAT.begin([Message("user", "x")], (STORE,), "off")
 
 

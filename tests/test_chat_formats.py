@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from envs.messages import Message, Reply, ToolSpec
-from rl.chat.chat import fitting_formats, load_chat
+from rl.chat.chat import fitting_chats, load_chat
 from rl.chat.format import ChatError, Pieces, Token, conversation_text, plain_text
-from rl.chat.formats import CHAT_FORMATS
+from rl.chat.formats import CHAT_FORMATS, new_format
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig
@@ -28,8 +28,8 @@ TALK, END = Token("<talk>"), Token("<end>")
 class LineFormat:
     """Each message on a line of its own."""
 
-    has_tools: ClassVar[bool] = False
-    has_thinking: ClassVar[bool] = False
+    has_tools: bool = False
+    has_thinking: bool = False
     tokens: tuple[Token, ...] = (TALK, END)
     end_of_turn: Token = END
     end_of_thinking: Token | None = None
@@ -71,7 +71,7 @@ def with_template(folder: Path) -> Path:
 def test_a_format_is_a_class_and_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHAT_FORMATS, "lines", LineFormat)
     policy = PolicyConfig.model_validate({"build": {}, "chat": "lines"})
-    format = policy.chat_format.for_new_tokenizer()
+    format = new_format(policy.chat)
     text = conversation_text(format, [Message("user", "ask")], (), "unlimited")
     assert text == "<talk>user: ask\n<talk>"
     saved(train_tokenizer([text], 384, format), tmp_path)
@@ -80,16 +80,16 @@ def test_a_format_is_a_class_and_an_entry(tmp_path: Path, monkeypatch: pytest.Mo
     assert dialogue.take(dialogue.reply_ids(Reply("answer"))) == Reply("answer")
     dialogue.say([Message("user", "more")])
     assert chat.text(dialogue.prompt_ids) == "<talk>user: ask\n<talk>answer<end>\n<talk>user: more\n<talk>"
-    with pytest.raises(ValueError, match=r"budget: policy\.chat lines has no think block"):
-        make_config(policy={"path": "x", "chat": "lines"}, environments={"math/Arithmetic-v0": {"budget": 32}})
-    with pytest.raises(ValueError, match=r"sft\.truncated_share: policy\.chat lines has no think block"):
-        make_config(policy={"path": "x", "chat": "lines"}, sft={"truncated_share": 0.5})
+    built, budgets = {"build": {}, "chat": "lines"}, {"math/Arithmetic-v0": {"budget": 32}}
+    wrong = r"the policy's chat format has no think block"
+    with pytest.raises(ConfigError, match=rf"{wrong}(?s:.*){wrong}"):
+        preflight(make_config(policy=built, environments=budgets, sft={"truncated_share": 0.5}))
 
 
 def test_the_formats_that_there_are_are_named_for_an_unknown_one(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="not one of nemotron, template"):
+    with pytest.raises(ValidationError, match="not one of template, nemotron, auto"):
         PolicyConfig.model_validate({"path": "x", "chat": "chatml"})
-    with pytest.raises(ChatError, match="no chat format 'chatml'; there are nemotron, template"):
+    with pytest.raises(ChatError, match="no chat format 'chatml'; there are template, nemotron, auto"):
         load_chat(tmp_path, "chatml")
 
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_does_not_fit_is_offered_the_formats_that_do(tmp_path:
     chatml = saved(train_tokenizer(["text"], 384, NemotronFormat()), tmp_path / "nemotron")
     with pytest.raises(ChatError, match=r"no chat template\. This checkpoint can be used with policy\.chat: nemotron$"):
         load_chat(chatml, "template")
-    assert fitting_formats(chatml) == ["nemotron"]
+    assert list(fitting_chats(chatml)) == ["nemotron"]
     lines = train_tokenizer(["text"], 384, LineFormat())
     lines.chat_template = "{% for m in messages %}<talk>{{ m['content'] }}<end>{% endfor %}<talk>"
     saved(lines, tmp_path / "lines")
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_does_not_fit_is_offered_the_formats_that_do(tmp_path:
         ChatError, match=r"no token <\|im_start\|>.* policy\.chat: template \(without tools and thinking"
     ):
         load_chat(tmp_path / "lines", "nemotron")
-    assert fitting_formats(with_template(tmp_path / "both")) == ["nemotron", "template"]
+    assert list(fitting_chats(with_template(tmp_path / "both"))) == ["template", "nemotron"]
 
 
 def test_a_checkpoint_that_fits_nothing_is_refused_without_a_circle(tmp_path: Path) -> None:
@@ -127,7 +127,9 @@ def test_a_broken_tokenizer_file_is_told_in_words(tmp_path: Path) -> None:
         load_chat(tmp_path, "nemotron")
 
 
-@pytest.mark.parametrize(("fits", "words"), [(True, "also fits chat: nemotron"), (False, "fits no chat format with")])
+@pytest.mark.parametrize(
+    ("fits", "words"), [(True, "also fits chat: nemotron"), (False, "whose chat template writes tool calls")]
+)
 def test_tools_without_tool_calls_are_told_with_what_the_checkpoint_offers(
     tmp_path: Path, fits: bool, words: str
 ) -> None:
@@ -138,7 +140,7 @@ def test_tools_without_tool_calls_are_told_with_what_the_checkpoint_offers(
         tokenizer.chat_template = "{% for m in messages %}<talk>{{ m['content'] }}<end>{% endfor %}<talk>"
         saved(tokenizer, tmp_path)
     config = make_config(policy={"path": str(tmp_path), "chat": "template"}, environments={"tools/Store-v0": {}})
-    with pytest.raises(ConfigError, match=f"has tools, which policy.chat template cannot express(?s:.*){words}"):
+    with pytest.raises(ConfigError, match=f"has tools, which the policy's chat format cannot express(?s:.*){words}"):
         preflight(config)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from envs.messages import Message, ToolSpec
 from envs.tool_specs import read_arguments, tool_spec
+from rl.chat.calls.parameter_values import MAX_JSON_DEPTH, UnreadableValue, read_value, takes_null
 from rl.chat.formats.nemotron import CALL, CALL_END, NemotronFormat
-from rl.chat.parameter_values import MAX_JSON_DEPTH, UnreadableValue, read_value, takes_null
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data/cases/tool_parse.jsonl").read_text().splitlines()]
 INTEGER, STRING, NULL = {"type": "integer"}, {"type": "string"}, {"type": "null"}

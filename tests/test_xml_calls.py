@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from envs.messages import Reply, ToolCall, ToolSpec
+from rl.chat.calls.style import CALL, CALL_END, MAX_CALLS, MalformedCall
+from rl.chat.calls.xml import call_text, check_sayable, read_call
 from rl.chat.format import ChatError
-from rl.chat.formats.nemotron import CALL, CALL_END, MAX_CALLS, THINK_END, NemotronFormat
-from rl.chat.xml_calls import MalformedCall, call_text, check_sayable, read_call
+from rl.chat.formats.nemotron import THINK_END, NemotronFormat
 
 TOOL = ToolSpec("f", "", {"type": "object", "properties": {"n": {"type": "integer"}, "o": {"type": "object"}}})
 

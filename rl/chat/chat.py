@@ -3,7 +3,8 @@
 The supervised stage and RL both use this module, so they train the same tokens.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from envs.messages import Message, Reply, ToolSpec
 from rl.chat.dialogue import Dialogue
 from rl.chat.format import ChatError, ChatFormat, plain_text
-from rl.chat.formats import CHAT_FORMATS, formats_with_tools
+from rl.chat.formats import AUTO, CHAT_FORMATS, CHAT_NAMES, format_for
 from rl.chat.token_text import Ids, TokenText
 from rl.config.environments import BudgetConfig
 from rl.data_types import Budget
@@ -30,14 +31,23 @@ class Chat:
     """Ids that end a reply; the reply includes its stop id."""
     pad_id: int
     """Padding id of batches. It may equal a real token, because masks never depend on it."""
+    has_tools: bool
+    """Whether the format can describe and call tools."""
+    has_thinking: bool
+    """Whether a reply has a think block, so that budgets other than `unlimited` are possible."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", format: ChatFormat) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", format: ChatFormat, more_stop_ids: Iterable[int] = ()
+    ) -> None:
+        """`more_stop_ids` also end a reply: a checkpoint may name several end tokens."""
         self._format = format
+        self.has_tools, self.has_thinking = format.has_tools, format.has_thinking
         self._text = TokenText(tokenizer, format.tokens)
         end_of_turn = self._text.control_id(format.end_of_turn.text)
         assert end_of_turn is not None, "the end of a turn is one of the format's tokens"
         eos, pad = self._text.control_id(tokenizer.eos_token), self._text.control_id(tokenizer.pad_token)
-        self.stop_ids = (end_of_turn,) if eos in (None, end_of_turn) else (end_of_turn, eos)
+        ends = (end_of_turn, *(() if eos is None else (eos,)), *more_stop_ids)
+        self.stop_ids = tuple(dict.fromkeys(ends))
         self.pad_id = end_of_turn if pad is None else pad
 
     def begin(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Dialogue:
@@ -47,10 +57,9 @@ class Chat:
         tools without tool calls, messages in an order that a checkpoint's own template refuses, a tool that JSON
         cannot describe.
         """
-        if tools and not self._format.has_tools:
+        if tools and not self.has_tools:
             raise ChatError(
-                f"this chat format has no tool calls ({', '.join(tool.name for tool in tools)} cannot be offered);"
-                f" environments with tools need {formats_with_tools()}"
+                f"this chat format has no tool calls ({', '.join(tool.name for tool in tools)} cannot be offered)"
             )
         return Dialogue(self._format, self._text, self.stop_ids, messages, tools, budget)
 
@@ -101,25 +110,44 @@ class Chat:
 
 
 def load_chat(policy_folder: Path, format: str) -> Chat:
-    """Load the checkpoint's tokenizer for a format of `CHAT_FORMATS`.
+    """Load the checkpoint's tokenizer for a format of `CHAT_FORMATS`, or with `auto` for the first of them that fits.
 
     Raises `ChatError` if the folder has no fast tokenizer, or if the tokenizer does not fit the format; the error names
     the formats that do fit.
     """
-    if format not in CHAT_FORMATS:
-        raise ChatError(f"there is no chat format {format!r}; there are {', '.join(CHAT_FORMATS)}")
+    if format not in CHAT_NAMES:
+        raise ChatError(f"there is no chat format {format!r}; there are {', '.join(CHAT_NAMES)}")
     tokenizer = _load_tokenizer(policy_folder)
+    chats, errors = _chats(tokenizer, _end_ids(policy_folder))
+    if format == AUTO and chats:
+        return next(iter(chats.values()))
+    if format in chats:
+        return chats[format]
+    if format == AUTO:
+        told = "; ".join(f"{name}: {error}" for name, error in errors.items())
+        raise ChatError(f"{policy_folder}: no chat format fits ({told}). {_offer({})}")
+    raise ChatError(f"{policy_folder}: chat: {format} does not fit: {errors[format]}. {_offer(chats)}")
+
+
+def fitting_chats(policy_folder: Path) -> dict[str, Chat]:
+    """The chats that fit the checkpoint's tokenizer, by format. Raises `ChatError` if there is no tokenizer."""
+    return _chats(_load_tokenizer(policy_folder), ())[0]
+
+
+def _end_ids(policy_folder: Path) -> list[int]:
+    """The end tokens that the checkpoint's generation defaults name; Llama 3 has three, of which its template uses one.
+
+    Raises `ChatError` if the file is damaged.
+    """
+    path = policy_folder / "generation_config.json"
+    if not path.is_file():
+        return []
     try:
-        return Chat(tokenizer, CHAT_FORMATS[format].for_tokenizer(tokenizer))
-    except ChatError as error:
-        fitting = [name for name in CHAT_FORMATS if name != format and _fits(tokenizer, name)]
-        raise ChatError(f"{policy_folder}: chat: {format} does not fit: {error}. {_offer(fitting)}") from None
-
-
-def fitting_formats(policy_folder: Path) -> list[str]:
-    """Names of the formats that fit the checkpoint's tokenizer. Raises `ChatError` if there is no tokenizer."""
-    tokenizer = _load_tokenizer(policy_folder)
-    return [name for name in CHAT_FORMATS if _fits(tokenizer, name)]
+        named = json.loads(path.read_bytes()).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise ChatError(f"{path} is damaged: {error}") from None
+    ids = named if isinstance(named, list) else [named]
+    return [id for id in ids if isinstance(id, int)]
 
 
 def _load_tokenizer(policy_folder: Path) -> "PreTrainedTokenizerFast":
@@ -134,21 +162,26 @@ def _load_tokenizer(policy_folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _fits(tokenizer: "PreTrainedTokenizerFast", name: str) -> bool:
-    try:
-        Chat(tokenizer, CHAT_FORMATS[name].for_tokenizer(tokenizer))
-    except ChatError:
-        return False
-    return True
+def _chats(
+    tokenizer: "PreTrainedTokenizerFast", end_ids: Sequence[int]
+) -> tuple[dict[str, Chat], dict[str, ChatError]]:
+    """The chats of the formats that fit, and why the others do not."""
+    chats: dict[str, Chat] = {}
+    errors: dict[str, ChatError] = {}
+    for name in CHAT_FORMATS:
+        try:
+            chats[name] = Chat(tokenizer, format_for(tokenizer, name), end_ids)
+        except ChatError as error:
+            errors[name] = error
+    return chats, errors
 
 
-def _offer(fitting: Sequence[str]) -> str:
+def _offer(fitting: Mapping[str, Chat]) -> str:
     """A sentence about the other formats that fit the tokenizer."""
     if not fitting:
         return "No other chat format fits this checkpoint either: take another checkpoint, or build one (policy.build)"
     offers = []
-    for name in fitting:
-        kind = CHAT_FORMATS[name]
-        lacks = [word for word, has in (("tools", kind.has_tools), ("thinking budgets", kind.has_thinking)) if not has]
+    for name, chat in fitting.items():
+        lacks = [word for word, has in (("tools", chat.has_tools), ("thinking budgets", chat.has_thinking)) if not has]
         offers.append(f"policy.chat: {name}" + (f" (without {' and '.join(lacks)})" if lacks else ""))
     return f"This checkpoint can be used with {' or '.join(offers)}"

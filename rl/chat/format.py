@@ -9,8 +9,8 @@ it; a turn's prompt would then not begin with the tokens that were sampled befor
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, Self
 
 from envs.messages import Message, Reply, ToolSpec
 from rl.data_types import Budget
@@ -40,9 +40,9 @@ class ChatFormat(Protocol):
     uses its properties and never compares its name.
     """
 
-    has_tools: ClassVar[bool]
+    has_tools: bool
     """Whether the format can describe and call tools. If not, `tools` is always empty."""
-    has_thinking: ClassVar[bool]
+    has_thinking: bool
     """Whether a reply has a think block, so that budgets other than `unlimited` are possible."""
     tokens: tuple[Token, ...]
     """Control tokens that the tokenizer must have."""
@@ -85,6 +85,20 @@ class ChatFormat(Protocol):
     def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], budget: Budget) -> Reply:
         """The inverse of `reply`, in time linear in the pieces. Never raises: a policy may write anything."""
         ...
+
+
+def budget_text(budget: Budget) -> str:
+    """What the last user message says about a budget in tokens, in the words of Nemotron 3's published template."""
+    return f"\n\n{{thinking token budget: {budget}}}" if isinstance(budget, int) else ""
+
+
+def with_budget(messages: Sequence[Message], budget: Budget) -> list[Message]:
+    """The messages, with the budget told at the end of the last one of the user."""
+    last = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    return [
+        replace(message, content=message.content + budget_text(budget)) if index == last else message
+        for index, message in enumerate(messages)
+    ]
 
 
 def plain_text(pieces: Iterable[Token | str]) -> str:

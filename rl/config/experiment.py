@@ -218,11 +218,7 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _budgets_fit(self) -> "ExperimentConfig":
-        if self.sft is not None and self.sft.truncated_share > 0:
-            self.policy.need_thinking("sft.truncated_share")
         for env_id, environment in self.environments.items():
-            if set(environment.budget) != {"unlimited"}:
-                self.policy.need_thinking(f"environments.{env_id}.budget")
             most = max((budget for budget in environment.budget if isinstance(budget, int)), default=0)
             needed = most + self.budget.grace_tokens + self.budget.answer_tokens
             if most and needed > self.rollout.max_reply_tokens:

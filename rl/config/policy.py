@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rl.chat.formats import CHAT_FORMATS, ChatFormat, formats_with_thinking
+from rl.chat.formats import AUTO, CHAT_NAMES, new_format
 from rl.config.section import NameOf, Positive, Section
 
 ATTENTION_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -58,8 +58,9 @@ class PolicyConfig(Section):
     """Folder of a Hugging Face checkpoint. Set either this or `build`."""
     build: TinyHybrid | None = None
     """Sizes of a tiny hybrid to build; `build: {}` uses the defaults."""
-    chat: Annotated[str, NameOf(CHAT_FORMATS)] = "nemotron"
-    """Chat format: `nemotron`, or `template` for the checkpoint's own chat template."""
+    chat: Annotated[str, NameOf(CHAT_NAMES)] = AUTO
+    """Chat format: `template` for the checkpoint's own chat template, `nemotron` for a policy that is built and for
+    checkpoints without a template, or `auto` for the one of them that fits."""
     max_tokens: Positive = 512
     """Maximum sequence length: prompts, replies and tool results of one rollout together."""
 
@@ -77,20 +78,7 @@ class PolicyConfig(Section):
     def _chat_can_be_built(self) -> "PolicyConfig":
         if self.build is not None:
             try:
-                self.chat_format.for_new_tokenizer()
+                new_format(self.chat)
             except ValueError as error:
                 raise ValueError(f"build and chat: {self.chat} do not go together: {error}") from None
         return self
-
-    @property
-    def chat_format(self) -> type[ChatFormat]:
-        """The class of the chat format; its properties are known before a tokenizer is loaded."""
-        return CHAT_FORMATS[self.chat]
-
-    def need_thinking(self, key: str) -> None:
-        """Raise `ValueError` that names `key`, which needs a think block, if the chat format has none."""
-        if not self.chat_format.has_thinking:
-            raise ValueError(
-                f"{key}: policy.chat {self.chat} has no think block, so a thinking budget cannot be enforced; remove"
-                f" the key, or use a policy whose tokenizer has the control tokens of {formats_with_thinking()}"
-            )

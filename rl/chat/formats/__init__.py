@@ -1,22 +1,36 @@
 """Which chat formats can a configuration name? One file each, registered in `CHAT_FORMATS`."""
 
-from rl.chat.format import ChatFormat
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rl.chat.format import ChatError, ChatFormat
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.chat.formats.template import TemplateFormat
 
-CHAT_FORMATS: dict[str, type[ChatFormat]] = {"nemotron": NemotronFormat, "template": TemplateFormat}
-"""By name. A format is made for a loaded tokenizer by its `for_tokenizer`."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CHAT_FORMATS: dict[str, type[ChatFormat]] = {"template": TemplateFormat, "nemotron": NemotronFormat}
+"""By name, in the order in which `auto` tries them. A format is made for a loaded tokenizer by its `for_tokenizer`."""
+AUTO = "auto"
+"""The first format that fits the checkpoint's tokenizer."""
+CHAT_NAMES: Mapping[str, object] = ChainMap({AUTO: None}, CHAT_FORMATS)  # type: ignore[arg-type]
+"""What `policy.chat` may be."""
 
 
-def formats_with_tools() -> str:
-    """The formats that have tool calls, for messages: `chat: nemotron`."""
-    return _names([name for name, kind in CHAT_FORMATS.items() if kind.has_tools])
+def format_for(tokenizer: "PreTrainedTokenizerFast", name: str) -> ChatFormat:
+    """The format of this name, for a checkpoint's tokenizer. Raises `ChatError`."""
+    return CHAT_FORMATS[name].for_tokenizer(tokenizer)
 
 
-def formats_with_thinking() -> str:
-    """The formats that have a think block, for messages."""
-    return _names([name for name, kind in CHAT_FORMATS.items() if kind.has_thinking])
-
-
-def _names(names: list[str]) -> str:
-    return " or ".join(f"chat: {name}" for name in names)
+def new_format(name: str) -> ChatFormat:
+    """The format of a policy that is built. Raises `ChatError` for a format that only a checkpoint can define."""
+    if name != AUTO:
+        return CHAT_FORMATS[name].for_new_tokenizer()
+    for kind in CHAT_FORMATS.values():
+        try:
+            return kind.for_new_tokenizer()
+        except ChatError:
+            continue
+    raise ChatError("no chat format can be built")

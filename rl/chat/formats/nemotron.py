@@ -1,11 +1,12 @@
 """What is the chat format of the Nemotron 3 models? ChatML with think blocks and XML tool calls."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
-from rl.chat.format import ChatError, Pieces, Token, plain_text
-from rl.chat.xml_calls import MalformedCall, call_text, check_sayable, json_text, read_call
+from rl.chat.calls.style import CALL, CALL_END, MalformedCall
+from rl.chat.calls.xml import XmlCalls, call_text, check_sayable, json_text
+from rl.chat.format import ChatError, Pieces, Token, plain_text, with_budget
 from rl.data_types import Budget
 
 if TYPE_CHECKING:
@@ -13,11 +14,9 @@ if TYPE_CHECKING:
 
 IM_START, IM_END = Token("<|im_start|>"), Token("<|im_end|>")
 THINK, THINK_END = Token("<think>"), Token("</think>")
-CALL, CALL_END = Token("<tool_call>"), Token("</tool_call>")
 RESULT, RESULT_END = Token("<tool_response>"), Token("</tool_response>")
 NEMOTRON_TOKENS = (IM_START, IM_END, THINK, THINK_END, CALL, CALL_END, RESULT, RESULT_END)
-MAX_CALLS = 128
-"""In one reply; more are malformed. Each call is a step of environment code, so a policy must not choose how many."""
+CALLS = XmlCalls()
 
 
 class NemotronFormat:
@@ -29,8 +28,8 @@ class NemotronFormat:
     text. A value that contains the line `</parameter>` cannot be expressed in a tool call: the format has no quoting.
     """
 
-    has_tools: ClassVar[bool] = True
-    has_thinking: ClassVar[bool] = True
+    has_tools: bool = True
+    has_thinking: bool = True
     tokens: tuple[Token, ...] = NEMOTRON_TOKENS
     end_of_turn: Token = IM_END
     end_of_thinking: Token | None = THINK_END
@@ -76,13 +75,13 @@ class NemotronFormat:
         if not tools or not (CALL in pieces or CALL_END in pieces):
             return Reply(plain_text(pieces), reasoning)
         try:
-            text, calls = _read_calls(pieces, tools)
+            text, calls = CALLS.read(pieces, tools)
         except MalformedCall as error:
             return Reply(plain_text(pieces), reasoning, malformed=str(error))
-        return Reply(text, reasoning, calls)
+        return Reply(text.removesuffix("\n"), reasoning, calls)
 
     def _turns(self, messages: Sequence[Message], budget: Budget) -> Iterable[Token | str]:
-        last_of_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+        messages = with_budget(messages, budget)
         for index, message in enumerate(messages):
             if message.role == "tool":
                 first = index == 0 or messages[index - 1].role != "tool"
@@ -95,8 +94,7 @@ class NemotronFormat:
                 yield from (message.reasoning + "\n", THINK_END, "\n") if message.reasoning else ()
                 yield from (*_answer(message.content, message.tool_calls), IM_END, "\n")
             else:
-                said = message.content + (_budget_text(budget) if index == last_of_user else "")
-                yield from (IM_START, message.role + "\n", said, IM_END, "\n")
+                yield from (IM_START, message.role + "\n", message.content, IM_END, "\n")
 
 
 def _answer(text: str, calls: Sequence[ToolCall]) -> Iterable[Token | str]:
@@ -104,11 +102,6 @@ def _answer(text: str, calls: Sequence[ToolCall]) -> Iterable[Token | str]:
     yield text
     for index, call in enumerate(calls):
         yield from ("\n" if text or index else "", CALL, call_text(call), CALL_END)
-
-
-def _budget_text(budget: Budget) -> str:
-    """What the last user message says about the budget, in the words of the published template."""
-    return f"\n\n{{thinking token budget: {budget}}}" if isinstance(budget, int) else ""
 
 
 def _generation_prompt(thinking: bool) -> Pieces:
@@ -141,29 +134,3 @@ def _brief_schema(schema: object) -> object:
     if not says_only_types or len(required) != len(properties) or any(name not in required for name in properties):
         return schema
     return {name: entry["type"] for name, entry in properties.items()}
-
-
-def _read_calls(pieces: Pieces, tools: Sequence[ToolSpec]) -> tuple[str, tuple[ToolCall, ...]]:
-    """Text before the calls, and the calls. Raises `MalformedCall`."""
-    first = next(i for i, piece in enumerate(pieces) if piece in (CALL, CALL_END))
-    calls: list[ToolCall] = []
-    call: list[Token | str] | None = None  # the pieces of the call that is open
-    for piece in pieces[first:]:
-        if call is None and piece == CALL:
-            call = []
-        elif call is None and piece == CALL_END:
-            raise MalformedCall("</tool_call> closes no tool call")
-        elif call is None and plain_text([piece]).strip():
-            raise MalformedCall("text after a tool call")
-        elif call is not None and piece == CALL_END:
-            if len(calls) == MAX_CALLS:
-                raise MalformedCall(f"more than {MAX_CALLS} tool calls in one reply")
-            if CALL in call:
-                raise MalformedCall("tool call inside a tool call")
-            calls.append(read_call(plain_text(call), tools))
-            call = None
-        elif call is not None:
-            call.append(piece)
-    if call is not None:
-        raise MalformedCall("tool call is not closed with </tool_call>")
-    return plain_text(pieces[:first]).removesuffix("\n"), tuple(calls)

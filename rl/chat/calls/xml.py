@@ -1,15 +1,16 @@
 """How are XML tool calls, `<function=NAME>` and `<parameter=NAME>`, written and parsed between the call tokens?
 
 This is the style of Nemotron 3 and Qwen3-Coder. It has no quoting: a value that contains the line `</parameter>` cannot
-be expressed, and text and numbers look alike (see `rl.chat.parameter_values`).
+be expressed, and text and numbers look alike (see `rl.chat.calls.parameter_values`).
 """
 
 import json
 from collections.abc import Sequence
 
 from envs.messages import ToolCall, ToolSpec
-from rl.chat.format import ChatError
-from rl.chat.parameter_values import UnreadableValue, read_value
+from rl.chat.calls.parameter_values import UnreadableValue, read_value
+from rl.chat.calls.style import CALL, CALL_END, MalformedCall, read_bracketed
+from rl.chat.format import ChatError, Pieces, Token
 
 MAX_SHOWN_CHARACTERS = 100
 """Maximum length of a name, made up by the policy, that is repeated to it."""
@@ -17,8 +18,17 @@ _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "\n</parameter>\n"
 
 
-class MalformedCall(ValueError):
-    """A call that cannot be read. The message is for the policy."""
+class XmlCalls:
+    """Any number of calls, each between `<tool_call>` and `</tool_call>`."""
+
+    tokens: tuple[Token, ...] = (CALL, CALL_END)
+
+    def write(self, call: ToolCall) -> Pieces:
+        check_sayable(call)
+        return (CALL, call_text(call), CALL_END)
+
+    def read(self, pieces: Pieces, tools: Sequence[ToolSpec]) -> tuple[str, tuple[ToolCall, ...]]:
+        return read_bracketed(pieces, lambda text: read_call(text, tools))
 
 
 def call_text(call: ToolCall) -> str:

@@ -41,7 +41,7 @@ def read_value(text: str, name: str, parameters: object) -> object:
     if not _says_something(schema):
         return text
     try:
-        value = _read_json(text)
+        value = read_json(text)
     except UnreadableValue:
         if asks_for("", schema, parameters):
             return text
@@ -66,7 +66,8 @@ def asks_for(value: object, schema: object, root: object) -> bool:
     return _verdict(value, schema, root, 0, {}) is True
 
 
-def _read_json(text: str) -> object:
+def read_json(text: str) -> object:
+    """The JSON value in a text that a policy wrote. Raises `UnreadableValue`, and `ValueError` for what is no JSON."""
     if len(text) > MAX_JSON_CHARACTERS:
         raise UnreadableValue(f"a value has more than {MAX_JSON_CHARACTERS:,} characters of JSON")
     if not text.lstrip().startswith(("[", "{")):

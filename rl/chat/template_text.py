@@ -1,0 +1,155 @@
+"""How does a checkpoint's own jinja template render a conversation, with contents that stay plain text?
+
+Contents are put into the rendered text in place of marks, so the template never sees them, and a control token's text
+in them stays text. What the template does to contents of a role (strip them, quote them as JSON) is found out once,
+and done to each.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from envs.messages import Message, ToolSpec
+from rl.chat.format import ChatError, Pieces, Token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Render = Callable[..., str]
+"""Renders messages, as OpenAI-like dicts, to text. Raises `ChatError` for messages that the template refuses."""
+DATE = "26 Jul 2024"
+"""Templates that tell the date get this one, as Llama's do without a clock: a prompt must not depend on the day."""
+ROLES = ("system", "user", "assistant", "tool")
+_MARK = re.compile("\ue000([0-9]+)\ue001")  # private-use characters, which no template writes
+_EDGE = "\n\n\n\u2029"  # white space that tells stripping of line breaks from stripping of all white space
+
+
+class TemplateText:
+    """Renders conversations with one template. `special` are the texts of the tokenizer's control tokens."""
+
+    def __init__(self, render: Render, special: Iterable[str]) -> None:
+        self._render = render
+        self._tokens = frozenset(special)
+        self._special = re.compile("|".join(re.escape(text) for text in sorted(self._tokens, key=len, reverse=True)))
+        self._cleaned = {role: self._cleaning(role) for role in ROLES}
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerFast") -> "TemplateText":
+        """Raises `ChatError` if the tokenizer has no chat template."""
+        if not tokenizer.chat_template:
+            raise ChatError("the tokenizer has no chat template")
+
+        def render(messages: list[dict[str, Any]], **arguments: Any) -> str:
+            try:
+                return str(
+                    tokenizer.apply_chat_template(messages, tokenize=False, **arguments, date_string=DATE)  # type: ignore[arg-type]
+                )
+            except Exception as error:  # a template is a program, and many refuse an order of roles
+                roles = ", ".join(message["role"] for message in messages)
+                raise ChatError(f"the chat template refuses messages of the roles {roles}: {error}") from None
+
+        special = [token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()]
+        return cls(render, special)
+
+    def pieces(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec] = (),
+        *,
+        prompt: bool = False,
+        thinking: bool = True,
+    ) -> Pieces:
+        """The conversation; with `prompt`, also the opening of the next reply.
+
+        Raises `ChatError` for messages that the template refuses, and for tools that hold a control token.
+        """
+        marked = [self._marked(number, message) for number, message in enumerate(messages)]
+        contents = [
+            text
+            for message in messages
+            for text in (self._cleaned[message.role](message.content), message.reasoning.strip("\n"))
+        ]
+        return self._filled(self._text(marked, tools, prompt, thinking), contents)
+
+    def has(self, token: Token) -> bool:
+        """Whether the tokenizer has this control token."""
+        return token.text in self._tokens
+
+    def apart(self, text: str) -> Pieces:
+        """Text of the template's own, with its control tokens told apart."""
+        return self._filled(text, ())
+
+    def _text(self, messages: list[dict[str, Any]], tools: Sequence[ToolSpec], prompt: bool, thinking: bool) -> str:
+        return self._render(
+            messages,
+            tools=[self._described(tool) for tool in tools] or None,
+            add_generation_prompt=prompt,
+            enable_thinking=thinking,
+        )
+
+    def _filled(self, text: str, contents: Sequence[str]) -> Pieces:
+        """Rendered text taken apart into control tokens, template text, and contents in place of their marks."""
+        pieces: list[Token | str] = []
+        place = 0
+        for found in re.finditer(f"{_MARK.pattern}|{self._special.pattern}", text):
+            pieces += [text[place : found.start()], contents[int(found[1])] if found[1] else Token(found[0])]
+            place = found.end()
+        return tuple(piece for piece in (*pieces, text[place:]) if piece != "")
+
+    def _marked(self, number: int, message: Message) -> dict[str, Any]:
+        """The message with marks in place of its texts; empty ones stay, as templates look whether there is any."""
+        marked: dict[str, Any] = {"role": message.role, "content": _mark(2 * number) if message.content else ""}
+        if message.reasoning:
+            marked["reasoning_content"] = _mark(2 * number + 1)
+        if message.tool_calls:
+            marked["tool_calls"] = [
+                function_call(call.name, self._json(call.arguments, f"a call of {call.name}"))
+                for call in message.tool_calls
+            ]
+        if message.name:
+            marked["name"] = message.name
+        return marked
+
+    def _described(self, tool: ToolSpec) -> dict[str, Any]:
+        described = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+        return {"type": "function", "function": self._json(described, f"the schema of tool {tool.name}")}
+
+    def _json(self, value: Mapping[str, Any], what: str) -> Any:
+        """The value as plain JSON types; the template sees it, so it must hold no control token."""
+        try:
+            text = json.dumps(dict(value), ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ChatError(f"{what} cannot be written as JSON: {type(error).__name__}: {error}") from None
+        if found := self._special.search(text):
+            raise ChatError(f"{what} holds the control token {found[0]}, which the template would write as such")
+        return json.loads(text)
+
+    def _cleaning(self, role: str) -> Callable[[str], str]:
+        """What the template does to contents of this role."""
+        content = f'{_EDGE}{_mark(0)}"{_mark(1)}{_EDGE[::-1]}'
+        before: list[dict[str, Any]] = [{"role": "user", "content": "x"}] if role in ("assistant", "tool") else []
+        if role == "tool":
+            before.append({"role": "assistant", "content": "", "tool_calls": [function_call("x", {})]})
+        after = [{"role": "user", "content": "x"}] if role == "system" else []
+        try:
+            text = self._text([*before, {"role": role, "content": content}, *after], (), False, True)
+            left, middle, right = text.partition(_mark(0))[0], text.split(_mark(0))[1], text.split(_mark(1))[1]
+        except (ChatError, IndexError):
+            return str  # the template cannot say this role; it tells so when it has to
+        if middle.startswith('\\"'):
+            return lambda text: json.dumps(text, ensure_ascii=False)[1:-1]
+        characters = {
+            side: "" if kept.endswith(_EDGE) else "\n" if kept.endswith(_EDGE[-1]) else None
+            for side, kept in (("left", left), ("right", right[: len(_EDGE)][::-1]))
+        }
+        return lambda text: text.lstrip(characters["left"]).rstrip(characters["right"])
+
+
+def function_call(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool call as templates take it."""
+    return {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+
+
+def _mark(index: int) -> str:
+    return f"\ue000{index}\ue001"

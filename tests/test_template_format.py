@@ -1,0 +1,266 @@
+"""A checkpoint's own template as chat format: the published templates of many families say the same.
+
+The templates are those that TRL ships. Each conversation is built turn by turn, as in a rollout, and compared with
+what the family's template renders for the whole of it: text and ids. TRL's training variants keep the reasoning of
+earlier turns, as rollouts do.
+"""
+
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import trl
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from envs.messages import Message, Reply, ToolCall, ToolSpec
+from rl.chat.chat import Chat, load_chat
+from rl.chat.format import ChatError
+from rl.chat.formats.template import TemplateFormat
+from rl.config.errors import ConfigError
+from rl.data_types import Budget
+from rl.preflight import preflight
+from tests.makers import make_config
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+THINK = ("<think>", "</think>")
+LLAMA = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>", "<|eom_id|>")
+GEMMA = ("<bos>", "<start_of_turn>", "<end_of_turn>")
+
+
+class Family(NamedTuple):
+    tokens: tuple[str, ...]
+    tools: bool = False
+    thinking: bool = False
+    whole: str = ""
+    """The template that renders whole conversations; its own if empty."""
+    only_one_call: bool = False
+
+
+FAMILIES = {
+    "qwen2_5": Family((*CHATML, *CALLS), tools=True),
+    "qwen3_instruct_2507": Family((*CHATML, *CALLS), tools=True),
+    "qwen3": Family((*CHATML, *CALLS, *THINK), True, True, "qwen3_training"),
+    "qwen3_5_think": Family((*CHATML, *CALLS, *THINK), True, True, "qwen3_5_think_training"),
+    "nemotron_3_nano": Family((*CHATML, *CALLS, *THINK), True, True, "nemotron_3_nano_training"),
+    "nemotron_3_super": Family((*CHATML, *CALLS, *THINK), True, True, "nemotron_3_super_training"),
+    "nemotron_3_ultra": Family((*CHATML, *CALLS, *THINK), True, True, "nemotron_3_ultra_training"),
+    "llama3": Family(LLAMA),
+    "llama3_1": Family(LLAMA, tools=True, only_one_call=True),
+    "llama3_2": Family(LLAMA, tools=True, only_one_call=True),
+    "gemma": Family(GEMMA),
+    "gemma3": Family(GEMMA),
+    "phi3": Family(("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>")),
+}
+WITH_TOOLS = [name for name, family in FAMILIES.items() if family.tools]
+WITH_THINKING = [name for name, family in FAMILIES.items() if family.thinking]
+SCHEMA = {"type": "object", "properties": {"item": {"type": "string"}, "n": {"type": "integer"}}, "required": ["item"]}
+TOOL = ToolSpec("price", "What an item costs.", SCHEMA)
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen's tokenizers split text."""
+
+
+@cache
+def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
+    """A small tokenizer with the family's control tokens and template."""
+    tokens = FAMILIES[name].tokens
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=list(tokens), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([(TEMPLATES / f"{name}.jinja").read_text()], trainer)
+    loaded = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=tokens[0], eos_token=tokens[1])
+    loaded.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+    return loaded
+
+
+@cache
+def chat_of(name: str) -> Chat:
+    return Chat(tokenizer_of(name), TemplateFormat.for_tokenizer(tokenizer_of(name)))
+
+
+def draw_text(rng: random.Random) -> str:
+    """No white space at the ends, which some templates strip."""
+    words = ["a", 'say "hi"', "7", "\n", "é 👍", "{x}", "<b>", "user", "\\n", "it's"]
+    return " ".join(["so", *rng.choices(words, k=rng.randint(0, 5)), "on"])
+
+
+def draw_reply(rng: random.Random, family: Family, *, thinks: bool, last: bool) -> Reply:
+    reasoning = draw_text(rng) if thinks else ""
+    num = 0 if last or not family.tools else rng.randint(0, 1 if family.only_one_call else 2)
+    calls = tuple(ToolCall("price", {"item": draw_text(rng), "n": rng.randint(0, 9)}) for _ in range(num))
+    has_text = not calls or (rng.random() < 0.5 and not family.only_one_call)
+    return Reply(draw_text(rng) if has_text else "", reasoning, calls)
+
+
+def as_dicts(messages: list[Message]) -> list[dict[str, Any]]:
+    dicts = []
+    for message in messages:
+        said: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning:
+            said["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            said["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+                for call in message.tool_calls
+            ]
+        dicts.append(said)
+    return dicts
+
+
+def converse(name: str, rng: random.Random, budget: Budget) -> tuple[list[Message], tuple[int, ...]]:
+    """A random conversation, and its ids as a rollout builds them."""
+    family, chat = FAMILIES[name], chat_of(name)
+    tools = (TOOL,) if family.tools else ()
+    messages = [Message("user", draw_text(rng))]
+    if rng.random() < 0.5 and name != "gemma":  # it has no system role
+        messages.insert(0, Message("system", draw_text(rng)))
+    dialogue = chat.begin(messages, tools, budget)
+    for turns_left in reversed(range(rng.randint(1, 4))):
+        reply = draw_reply(rng, family, thinks=family.thinking and budget != "off", last=turns_left == 0)
+        assert dialogue.take(dialogue.reply_ids(reply)) == reply
+        messages.append(reply.as_message())
+        if turns_left:
+            results = [Message("tool", draw_text(rng), name="price") for _ in reply.tool_calls]
+            more = results or [Message("user", draw_text(rng))]
+            dialogue.say(more)
+            messages += more
+    return messages, dialogue.prompt_ids
+
+
+@pytest.mark.parametrize("budget", ["unlimited", "off"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_conversation_reads_as_the_familys_template_renders_it(name: str, budget: Budget) -> None:
+    family, tokenizer, rng = FAMILIES[name], tokenizer_of(name), random.Random(f"{name} {budget}")
+    template = (TEMPLATES / f"{family.whole or name}.jinja").read_text()
+    for _ in range(25):
+        messages, ids = converse(name, rng, budget)
+        arguments: dict[str, Any] = {"enable_thinking": budget != "off", "truncate_history_thinking": False}
+        arguments |= {"date_string": "26 Jul 2024", "tools": as_tools() if family.tools else None}
+        rendered = tokenizer.apply_chat_template(
+            as_dicts(messages), chat_template=template, tokenize=False, **arguments
+        )
+        assert isinstance(rendered, str)
+        ours = chat_of(name).text(ids)
+        assert rendered[: len(ours)] == ours
+        assert len(rendered) - len(ours) < 15  # what follows the end of a turn
+        whole = tokenizer.encode(rendered, add_special_tokens=False)
+        assert tuple(whole[: len(ids)]) == ids
+
+
+def as_tools() -> list[dict[str, Any]]:
+    described = {"name": TOOL.name, "description": TOOL.description, "parameters": dict(TOOL.parameters)}
+    return [{"type": "function", "function": described}]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_family_can_do_is_read_off_its_template(name: str) -> None:
+    chat, family = chat_of(name), FAMILIES[name]
+    assert (chat.has_tools, chat.has_thinking) == (family.tools, family.thinking)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_never_become_control_tokens(name: str) -> None:
+    """A forged turn in what a user, a tool or the policy's own history says stays text, wherever it stands."""
+    chat, forged = chat_of(name), "".join(FAMILIES[name].tokens) + "\ue0000\ue001"
+    dialogue = chat.begin([Message("user", forged)], (), "unlimited")
+    plain = chat.begin([Message("user", "x")], (), "unlimited")
+    controls = tokenizer_of(name).all_special_ids
+    assert [id for id in dialogue.prompt_ids if id in controls] == [id for id in plain.prompt_ids if id in controls]
+    assert forged in chat.text(dialogue.prompt_ids)
+    dialogue.take(dialogue.reply_ids(Reply(forged)))
+    new_ids = dialogue.say([Message("user", forged)])
+    assert forged in chat.text(new_ids)
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_a_tool_described_with_a_control_token_is_refused(name: str) -> None:
+    described = ToolSpec("price", f"ends {FAMILIES[name].tokens[1]}", SCHEMA)
+    with pytest.raises(ChatError, match="the schema of tool price holds the control token"):
+        chat_of(name).begin([Message("user", "x")], (described,), "unlimited")
+
+
+@pytest.mark.parametrize("name", WITH_THINKING)
+def test_a_budget_is_told_enforced_and_the_block_may_be_shut(name: str) -> None:
+    chat = chat_of(name)
+    told = chat.text(chat.begin([Message("user", "x")], (), 32).prompt_ids)
+    assert "x\n\n{thinking token budget: 32}<|im_end|>" in told
+    assert told.endswith("<think>\n")
+    assert "</think>" in chat.text(chat.begin([Message("user", "x")], (), "off").prompt_ids)
+    open_block = chat.begin([Message("user", "x")], (), "unlimited")
+    assert open_block.take(open_block.reply_ids(Reply("", "r"))[:1]) == Reply("", reasoning="r")
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3_1"])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"name": "price", "KEY": {"item": 1}', "is not JSON"),
+        ('{"name": "price"}', "does not read"),
+        ('{"name": "price", "KEY": "x"}', "must be an object"),
+        ('{"name": 1, "KEY": {}}', "does not read"),
+        ('{"name": "price", "KEY": {"a": 1, "a": 2}}', "names a key twice"),
+        ('{"name": "price", "KEY": ' + "[" * 100_000, "more than 64 levels"),
+    ],
+)
+def test_json_that_is_no_call_is_malformed(name: str, body: str, words: str) -> None:
+    chat, llama = chat_of(name), name == "llama3_1"
+    body = body.replace("KEY", "parameters" if llama else "arguments")
+    text = chat.begin([Message("user", "x")], (TOOL,), "unlimited")
+    ids = encoded(name, body if llama else f"<tool_call>\n{body}\n</tool_call>")
+    assert words in text.take(ids).malformed
+
+
+def encoded(name: str, part: str) -> list[int]:
+    return tokenizer_of(name).encode(part, add_special_tokens=False)
+
+
+def test_llama_calls_with_or_without_its_tag_and_answers_in_json() -> None:
+    chat = chat_of("llama3_1")
+    call = '{"name": "price", "parameters": {"item": "pen"}}'
+    for said in (call, f"<|python_tag|>{call}", f" {call}\n"):
+        taken = chat.begin([Message("user", "x")], (TOOL,), "unlimited").take(encoded("llama3_1", said))
+        assert taken == Reply("", tool_calls=(ToolCall("price", {"item": "pen"}),))
+    for said in ('{"total": 3}', "it is {3}", "{"):
+        assert chat.begin([Message("user", "x")], (TOOL,), "unlimited").take(encoded("llama3_1", said)) == Reply(said)
+    dialogue = chat.begin([Message("user", "x")], (TOOL,), "unlimited")
+    with pytest.raises(ChatError, match="at most one tool call"):
+        dialogue.reply_ids(Reply("", tool_calls=(ToolCall("price", {}),) * 2))
+    with pytest.raises(ChatError, match="no other text"):
+        dialogue.reply_ids(Reply("so", tool_calls=(ToolCall("price", {}),)))
+
+
+def test_all_end_tokens_of_a_checkpoint_end_a_reply(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("llama3_1")
+    tokenizer.save_pretrained(tmp_path)
+    eot, eom, eos = map(tokenizer.backend_tokenizer.token_to_id, ("<|eot_id|>", "<|eom_id|>", tokenizer.eos_token))
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [{eom}, {eot}]}}')
+    assert set(load_chat(tmp_path, "auto").stop_ids) == {eot, eom, eos}
+    (tmp_path / "generation_config.json").write_text("[")
+    with pytest.raises(ChatError, match=r"generation_config\.json is damaged"):
+        load_chat(tmp_path, "auto")
+
+
+def test_a_budget_for_a_template_that_does_not_think_is_refused_before_the_run(tmp_path: Path) -> None:
+    tokenizer_of("llama3").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert not load_chat(tmp_path, "auto").has_thinking
+    with pytest.raises(ConfigError, match="no think block, so a thinking budget cannot be enforced"):
+        preflight(make_config(policy={"path": tmp_path}, environments={"math/Arithmetic-v0": {"budget": 32}}))
+    with pytest.raises(ConfigError, match="has tools, which the policy's chat format cannot express"):
+        preflight(make_config(policy={"path": tmp_path}, environments={"tools/Store-v0": {}}))
