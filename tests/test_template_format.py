@@ -248,7 +248,7 @@ def test_llama_calls_with_or_without_its_tag_and_answers_in_json() -> None:
 def test_all_end_tokens_of_a_checkpoint_end_a_reply(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("llama3_1")
     tokenizer.save_pretrained(tmp_path)
-    eot, eom, eos = map(tokenizer.backend_tokenizer.token_to_id, ("<|eot_id|>", "<|eom_id|>", tokenizer.eos_token))
+    eot, eom, eos = map(tokenizer.backend_tokenizer.token_to_id, ("<|eot_id|>", "<|eom_id|>", str(tokenizer.eos_token)))
     (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [{eom}, {eot}]}}')
     assert set(load_chat(tmp_path, "auto").stop_ids) == {eot, eom, eos}
     (tmp_path / "generation_config.json").write_text("[")
