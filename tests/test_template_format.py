@@ -8,12 +8,9 @@ earlier turns, as rollouts do.
 import random
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import trl
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.chat import Chat, load_chat
@@ -22,71 +19,17 @@ from rl.chat.formats.template import TemplateFormat
 from rl.config.errors import ConfigError
 from rl.data_types import Budget
 from rl.preflight import preflight
+from tests import families
+from tests.families import FAMILIES, Family, template_of
 from tests.makers import make_config
 
-TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-THINK = ("<think>", "</think>")
-LLAMA = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>", "<|eom_id|>")
-GEMMA = ("<bos>", "<start_of_turn>", "<end_of_turn>")
-
-
-class Family(NamedTuple):
-    tokens: tuple[str, ...]
-    tools: bool = False
-    thinking: bool = False
-    whole: str = ""
-    """The template that renders whole conversations; its own if empty."""
-    only_one_call: bool = False
-
-
-FAMILIES = {
-    "qwen2_5": Family((*CHATML, *CALLS), tools=True),
-    "qwen3_instruct_2507": Family((*CHATML, *CALLS), tools=True),
-    "qwen3": Family((*CHATML, *CALLS, *THINK), True, True, "qwen3_training"),
-    "qwen3_5_think": Family((*CHATML, *CALLS, *THINK), True, True, "qwen3_5_think_training"),
-    "nemotron_3_nano": Family((*CHATML, *CALLS, *THINK), True, True, "nemotron_3_nano_training"),
-    "nemotron_3_super": Family((*CHATML, *CALLS, *THINK), True, True, "nemotron_3_super_training"),
-    "nemotron_3_ultra": Family((*CHATML, *CALLS, *THINK), True, True, "nemotron_3_ultra_training"),
-    "llama3": Family(LLAMA),
-    "llama3_1": Family(LLAMA, tools=True, only_one_call=True),
-    "llama3_2": Family(LLAMA, tools=True, only_one_call=True),
-    "gemma": Family(GEMMA),
-    "gemma3": Family(GEMMA),
-    "phi3": Family(("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>")),
-}
 WITH_TOOLS = [name for name, family in FAMILIES.items() if family.tools]
 WITH_THINKING = [name for name, family in FAMILIES.items() if family.thinking]
 SCHEMA = {"type": "object", "properties": {"item": {"type": "string"}, "n": {"type": "integer"}}, "required": ["item"]}
 TOOL = ToolSpec("price", "What an item costs.", SCHEMA)
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""How Qwen's tokenizers split text."""
 
 
-@cache
-def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
-    """A small tokenizer with the family's control tokens and template."""
-    tokens = FAMILIES[name].tokens
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=list(tokens), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([(TEMPLATES / f"{name}.jinja").read_text()], trainer)
-    loaded = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=tokens[0], eos_token=tokens[1])
-    loaded.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
-    return loaded
+tokenizer_of = cache(families.tokenizer_of)
 
 
 @cache
@@ -147,7 +90,7 @@ def converse(name: str, rng: random.Random, budget: Budget) -> tuple[list[Messag
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_conversation_reads_as_the_familys_template_renders_it(name: str, budget: Budget) -> None:
     family, tokenizer, rng = FAMILIES[name], tokenizer_of(name), random.Random(f"{name} {budget}")
-    template = (TEMPLATES / f"{family.whole or name}.jinja").read_text()
+    template = template_of(family.whole or name)
     for _ in range(25):
         messages, ids = converse(name, rng, budget)
         arguments: dict[str, Any] = {"enable_thinking": budget != "off", "truncate_history_thinking": False}
