@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,10 @@ def run(yaml: Path, run_dir: Path, *more: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def interrupted(yaml: Path, run_dir: Path, number: int, when: Callable[[], bool], *more: str) -> tuple[int, list[int]]:
-    """Start the run and signal it when the condition holds; its exit code and the processes that are left after it."""
+def interrupted(
+    yaml: Path, run_dir: Path, number: int, when: Callable[[], bool], *more: str
+) -> tuple[int, list[psutil.Process]]:
+    """Start the run and signal it when the condition holds; its exit code, and the processes that it had started."""
     process = subprocess.Popen(command(yaml, run_dir, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + START_TIMEOUT_S
     while not when() and time.monotonic() < deadline and process.poll() is None:
@@ -70,9 +72,21 @@ def interrupted(yaml: Path, run_dir: Path, number: int, when: Callable[[], bool]
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     process.wait(timeout=60)
-    # Ray's agents notice within a minute that their raylet was killed.
+    return process.returncode, family
+
+
+@pytest.fixture(scope="module")
+def killed() -> Iterator[list[psutil.Process]]:
+    """Processes of runs that were killed. They are looked for after all tests: some take a minute to notice."""
+    family: list[psutil.Process] = []
+    yield family
+    assert left_of(family) == []
+
+
+def left_of(family: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that do not end by themselves. Ray's agents notice within a minute that their raylet was killed."""
     _, left = psutil.wait_procs(family, timeout=120)
-    return process.returncode, [member.pid for member in left]
+    return left
 
 
 def steps(run_dir: Path) -> list[dict[str, Any]]:
@@ -142,13 +156,14 @@ def test_the_engine_serves_each_update_at_once(undisturbed: Path) -> None:
 
 @pytest.mark.parametrize(("step", "checkpoint_every"), [(1, 1), (3, 2)])
 def test_a_killed_run_that_is_resumed_equals_the_undisturbed_one_bit_for_bit(
-    step: int, checkpoint_every: int, yaml: Path, undisturbed: Path, tmp_path: Path
+    step: int, checkpoint_every: int, yaml: Path, undisturbed: Path, killed: list[psutil.Process], tmp_path: Path
 ) -> None:
     """Right after a checkpoint, and after a step that the newest checkpoint does not hold and that is trained again."""
     run_dir = tmp_path / "run"
     more = (f"train.checkpoint_every={checkpoint_every}",)
-    code, left = interrupted(yaml, run_dir, signal.SIGKILL, lambda: len(steps(run_dir)) >= step, *more)
-    assert code == -signal.SIGKILL and not left
+    code, family = interrupted(yaml, run_dir, signal.SIGKILL, lambda: len(steps(run_dir)) >= step, *more)
+    killed += family
+    assert code == -signal.SIGKILL
     run(yaml, run_dir, *more, "--resume")
     assert state_of(run_dir) == state_of(undisturbed)
     assert without_time(steps(run_dir)) == without_time(steps(undisturbed))
@@ -161,17 +176,20 @@ def test_a_stopped_run_leaves_a_checkpoint_no_process_and_a_truthful_exit_code(
 ) -> None:
     run_dir, before = tmp_path / "run", published_weights()
     more = ("train.num_steps=500", "train.checkpoint_every=400")
-    returned, left = interrupted(yaml, run_dir, number, lambda: len(steps(run_dir)) >= 2, *more)
-    assert (returned, left) == (code, [])
+    returned, family = interrupted(yaml, run_dir, number, lambda: len(steps(run_dir)) >= 2, *more)
+    assert (returned, left_of(family)) == (code, [])
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None and checkpoint.step == len(steps(run_dir))
     assert published_weights() <= before
 
 
-def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(yaml: Path, tmp_path: Path) -> None:
+def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(
+    yaml: Path, killed: list[psutil.Process], tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     more = ("train.max_staleness=2", "train.num_steps=6")
-    interrupted(yaml, run_dir, signal.SIGKILL, reached(run_dir, 3), *more)
+    _, family = interrupted(yaml, run_dir, signal.SIGKILL, reached(run_dir, 3), *more)
+    killed += family
     run(yaml, run_dir, *more, "--resume")
     assert trained_ordinals(run_dir) == list(range(12))
     assert all(line["staleness_max"] <= 2 for line in steps(run_dir))
@@ -225,7 +243,8 @@ def test_a_new_package_trains_beside_tasks_that_a_profile_of_the_policy_chose(
     ]
     python("rl", "train", yaml, *overrides, PYTHONPATH=str(site))
     assert all("reward/my/WordGame-v0" in step for step in steps(run_dir))
-    trained = [json.loads(line) for path in (run_dir / "rollouts").glob("train_*") for line in path.open()]
+    lines = [line for path in (run_dir / "rollouts").glob("train_*") for line in path.read_text().splitlines()]
+    trained = [json.loads(line) for line in lines]
     chosen = {one["task"]["seed"] for one in trained if one["task"]["env_id"] == "math/Arithmetic-v0"}
     assert chosen and chosen <= {task["seed"] for task in profiled if task["pass_rate"] < 1}
 
