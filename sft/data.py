@@ -17,7 +17,8 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.policy import PolicyConfig
 from rl.data_types import Budget
 from rl.tasks.seeds import draw_budget
-from sft.rows import Conversation, SftDataError, read_conversations, to_last_reply
+from sft.rows import Conversation, SftDataError, to_last_reply
+from sft.sources import read_conversations
 
 IGNORED_LABEL = -100  # ignored by torch's cross-entropy
 GIVING_UP = "I do not know."
@@ -39,7 +40,12 @@ def training_conversations(config: ExperimentConfig) -> list[Conversation]:
     assert config.sft is not None
     if config.sft.data is None:
         return gold_conversations(config)
-    return read_conversations(config.sft.data, has_thinking=_has_thinking(config.policy))
+    return read_conversations(
+        config.sft.data,
+        split=config.sft.data_split,
+        subset=config.sft.data_subset,
+        has_thinking=_has_thinking(config.policy),
+    )
 
 
 def _has_thinking(policy: PolicyConfig) -> bool:
@@ -94,28 +100,36 @@ def giving_up(messages: Sequence[Message]) -> tuple[Message, ...]:
 def token_rows(conversations: Iterable[Conversation], chat: Chat, config: ExperimentConfig) -> tuple[list[Row], int]:
     """Rows of at most `policy.max_tokens` tokens, and the number of longer conversations, which are left out.
 
-    Reasoning that is longer than its budget ends as the engine would end it; tokens that the engine would force are not
-    trained. Raises `SftDataError` for a conversation that the chat format cannot express, and if none is short
-    enough.
+    Raises `SftDataError` for a conversation that the chat format cannot express, and when none is short enough.
     """
-    rows, num_too_long = [], 0
-    for conversation in conversations:
-        try:
-            budget, room = _budget(conversation, chat), config.rollout.max_reply_tokens
-            ids, mask = chat.conversation(
-                conversation.messages, conversation.tools, budget, enforcement=config.budget, room=room
-            )
-        except ChatError as error:
-            raise SftDataError(f"{conversation.source}: {error}") from None
-        if len(ids) > config.policy.max_tokens:
-            num_too_long += 1
-            continue
-        rows.append(Row(ids, tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True))))
+    all_rows = [token_row(conversation, chat, config) for conversation in conversations]
+    rows = [row for row in all_rows if len(row.input_ids) <= config.policy.max_tokens]
+    num_too_long = len(all_rows) - len(rows)
     if not rows:
         raise SftDataError(
             f"all {num_too_long} conversations are longer than policy.max_tokens ({config.policy.max_tokens}); raise it"
         )
     return rows, num_too_long
+
+
+def token_row(conversation: Conversation, chat: Chat, config: ExperimentConfig) -> Row:
+    """A conversation of any length as tokens.
+
+    Reasoning that is longer than its budget ends as the engine would end it; what the engine would force is not
+    trained. Raises `SftDataError` for a conversation that the chat format cannot express.
+    """
+    try:
+        ids, mask = chat.conversation(
+            conversation.messages,
+            conversation.tools,
+            _budget(conversation, chat),
+            enforcement=config.budget,
+            room=config.rollout.max_reply_tokens,
+            untrained=conversation.untrained,
+        )
+    except ChatError as error:
+        raise SftDataError(f"{conversation.source}: {error}") from None
+    return Row(ids, tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True)))
 
 
 def training_order(rows: Sequence[Row], num_steps: int, batch_size: int, seed: int) -> tuple[list[int], int]:

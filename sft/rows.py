@@ -1,39 +1,28 @@
-"""How are conversations read from the rows of a JSONL file, or of a folder written by `datasets`?
+"""Which forms may a row of training data have, and how does each become a conversation?
 
-The row format (also in sft/README.md):
-
-    {"messages": [...], "tools": [...]}
-
-`messages` are OpenAI-like: `role` (system, user, assistant, tool) and `content` (text); an assistant's message may have
-`reasoning_content` (text) and `tool_calls`, a tool's message `name`. A call is `{"name", "arguments"}`, or the same
-inside `function`; arguments are an object, or its JSON text. `tools` may be missing, null, a list, or its JSON text; a
-tool is `{"name", "description", "parameters"}`, or the same inside `function`, its parameters a JSON Schema.
-
-An assistant's content that begins with `<think>` holds its reasoning up to `</think>`; if the chat format has no
-think block, the content is left unchanged. A row without any reasoning is trained with budget `off`. Messages after the
-last reply are left out. Half of a surrogate pair is replaced, as it is in rollouts.
+The forms, recognised by their keys, are those of `FORMS`; sft/README.md describes them. Beside them a row may have
+`tools`. A row without any reasoning is trained with budget `off`. What follows the last reply is left out. Half of a
+surrogate pair is replaced, as it is in rollouts.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from envs.messages import Message, Role, ToolCall, ToolSpec, valid
-from rl.chat.calls.parameter_values import takes_null
+from envs.messages import Message, ToolSpec
 from rl.data_types import Budget
+from sft.messages import BadRow, MessageReader, from_json, read_tools
 
-ROLES: tuple[Role, ...] = get_args(Role)
-THINK, THINK_END = "<think>", "</think>"
+FORMS: Mapping[tuple[str, ...], str] = {
+    ("messages",): '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}',
+    ("prompt", "completion"): '{"prompt": "2 + 2?", "completion": "4"}',
+    ("conversations",): '{"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}',
+}
+"""By the keys that tell it: an example of each form."""
 
 
 class SftDataError(ValueError):
     """Conversations that cannot be trained on. Says which file and row, or which environment and seed."""
-
-
-class _BadRow(ValueError):
-    """What is wrong with a row, without its position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +34,34 @@ class Conversation:
     budget: Budget
     source: str
     cut_at: float | None = None
-    """If the reasoning is to be cut at a random budget: the position, as a share of its tokens."""
+    """Where the reasoning is to be cut at a random budget: the place, as a share of its tokens."""
+    untrained: frozenset[int] = frozenset()
+    """Places of assistant messages that are only read: those of a prompt, and those of weight 0."""
 
 
-def read_conversations(path: Path, *, has_thinking: bool = True) -> list[Conversation]:
-    """Conversations of a JSONL file or a `datasets` folder (its split `train`).
+def read_row(row: Any, source: str, *, has_thinking: bool) -> Conversation:
+    """The conversation of a row in one of `FORMS`.
 
-    `has_thinking` says whether the chat format has a think block. Raises `SftDataError`, which counts the bad rows
-    and names the first.
+    `has_thinking` says whether the chat format has a think block. Raises `BadRow`, whose text names the key.
     """
-    rows = _jsonl_rows(path) if path.is_file() else _folder_rows(path)
-    conversations, problems = [], []
-    for number, row in rows:
-        source = f"{path}, row {number}"
+    keys = _form(row)
+    tools = read_tools(row.get("tools"))
+    reader = MessageReader(tools, has_thinking=has_thinking)
+    messages: list[Message] = []
+    untrained: set[int] = set()
+    for place, given, is_prompt in _entries(row, keys):
         try:
-            conversations.append(_read_row(row, source, has_thinking))
-        except _BadRow as error:
-            problems.append(f"{source}: {error}")
-    if problems:
-        raise SftDataError(
-            f"{len(problems)} of {len(conversations) + len(problems)} rows are bad; first: {problems[0]}"
-        )
-    if not conversations:
-        raise SftDataError(f"{path} holds no conversations")
-    return conversations
+            entry = _in_openai_words(given)
+            messages.append(reader.read(entry))
+            if messages[-1].role == "assistant" and (is_prompt or _has_no_weight(entry)):
+                untrained.add(len(messages) - 1)
+        except BadRow as error:
+            raise BadRow(f"{place}: {error}") from None
+    replies = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if untrained.issuperset(replies):
+        raise BadRow(f"{' and '.join(keys)}: no assistant message to train on")
+    budget: Budget = "unlimited" if any(message.reasoning for message in messages) else "off"
+    return Conversation(to_last_reply(messages), tools, budget, source, untrained=frozenset(untrained))
 
 
 def to_last_reply(messages: Iterable[Message]) -> tuple[Message, ...]:
@@ -78,131 +71,50 @@ def to_last_reply(messages: Iterable[Message]) -> tuple[Message, ...]:
     return messages[: last + 1]
 
 
-def _jsonl_rows(path: Path) -> Iterable[tuple[int, Any]]:
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _parsed(line, f"{path}, row {number}")
-    except OSError as error:
-        raise SftDataError(f"{path} cannot be read: {error}") from None
+def _form(row: Any) -> tuple[str, ...]:
+    """The keys of the row's form."""
+    given = {key for key, value in row.items() if value is not None} if isinstance(row, Mapping) else set()
+    found = [keys for keys in FORMS if given.issuperset(keys)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        forms = ", ".join(" with ".join(keys) for keys in found)
+        raise BadRow(f"the row has several forms ({forms}); keep one, or set the others to null")
+    has = f"an object with {', '.join(map(str, row)) or 'no key'}" if isinstance(row, Mapping) else type(row).__name__
+    raise BadRow("\n  ".join([f"a row must have one of these forms, got {has:.300}:", *FORMS.values()]))
 
 
-def _parsed(line: bytes, source: str) -> Any:
-    try:
-        return valid(json.loads(line.decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise SftDataError(f"{source}: not UTF-8: {error}; convert the file") from None
-    except (ValueError, RecursionError) as error:
-        raise SftDataError(f"{source}: not JSON: {error}") from None
+def _entries(row: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[str, Any, bool]]:
+    """Place and value of each message, and whether it belongs to a prompt, of which no reply is trained."""
+    if keys == ("conversations",) and row.get("system") is not None:
+        yield "system", {"role": "system", "content": row["system"]}, False
+    for key in keys:
+        value = row[key]
+        if isinstance(value, str) and len(keys) > 1:
+            yield key, {"role": "user" if key == "prompt" else "assistant", "content": value}, False
+        elif isinstance(value, list) and value:
+            yield from ((f"{key}[{index}]", entry, key == "prompt") for index, entry in enumerate(value))
+        else:
+            text = "text, or " if len(keys) > 1 else ""
+            found = "an empty list" if isinstance(value, list) else type(value).__name__
+            raise BadRow(f"{key} must be {text}a list of messages, got {found}")
 
 
-def _folder_rows(path: Path) -> Iterable[tuple[int, Any]]:
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        data = load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise SftDataError(f"{path} is neither a JSONL file nor a folder written by datasets: {error}") from None
-    if isinstance(data, DatasetDict):
-        if "train" not in data:
-            raise SftDataError(f"{path} has no split 'train', only {', '.join(map(str, data))}")
-        data = data["train"]
-    return ((number, valid(_without_filling(row))) for number, row in enumerate(data, 1))
+def _in_openai_words(entry: Any) -> Any:
+    """A message of ShareGPT in OpenAI's words; others as they are."""
+    if not isinstance(entry, Mapping) or entry.get("from") is None:
+        return entry
+    role, value = entry["from"], entry.get("value")
+    rest = {key: item for key, item in entry.items() if key not in ("from", "value")}
+    if role != "function_call":
+        return {**rest, "role": role, "content": value}
+    calls = from_json(value, "a function call") if isinstance(value, str) else value
+    return {**rest, "role": "assistant", "tool_calls": calls if isinstance(calls, list) else [calls]}
 
 
-def _without_filling(value: Any) -> Any:
-    """The value without the keys that are None: a `datasets` column gives each object the keys of all objects."""
-    if isinstance(value, Mapping):
-        return {key: _without_filling(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_filling(item) for item in value]
-    return value
-
-
-def _read_row(row: Any, source: str, has_thinking: bool) -> Conversation:
-    if not isinstance(row, Mapping) or not isinstance(row.get("messages"), list) or not row["messages"]:
-        raise _BadRow("no list 'messages'")
-    tools = tuple(_read_tool(tool) for tool in _read_list(row.get("tools"), "tools"))
-    messages = tuple(_read_message(message, tools, has_thinking) for message in row["messages"])
-    if all(message.role != "assistant" for message in messages):
-        raise _BadRow("no assistant message, so nothing to train on")
-    budget: Budget = "unlimited" if any(message.reasoning for message in messages) else "off"
-    return Conversation(to_last_reply(messages), tools, budget, source)
-
-
-def _read_message(message: Any, tools: tuple[ToolSpec, ...], has_thinking: bool) -> Message:
-    role = message.get("role") if isinstance(message, Mapping) else None
-    if role not in ROLES:
-        raise _BadRow(f"a message's role must be one of {', '.join(ROLES)}, got {role!r}")
-    content, reasoning, name = (_read_text(message, key) for key in ("content", "reasoning_content", "name"))
-    if role == "assistant" and has_thinking:
-        content, reasoning = _split_thinking(content, reasoning)
-    calls = tuple(_read_call(call, tools) for call in _read_list(message.get("tool_calls"), "a message's tool_calls"))
-    if role != "assistant" and (reasoning or calls):
-        raise _BadRow(f"a message of role {role} has reasoning or tool calls, which only an assistant's may have")
-    return Message(role, content, reasoning, calls, name)
-
-
-def _read_text(message: Mapping[str, Any], key: str) -> str:
-    value = message.get(key)
-    if value is not None and not isinstance(value, str):
-        raise _BadRow(f"a message's {key} must be text, got {type(value).__name__}")
-    return value or ""
-
-
-def _split_thinking(content: str, reasoning: str) -> tuple[str, str]:
-    """Content and reasoning, split if the reasoning is in the content between tags."""
-    if THINK not in content and THINK_END not in content:
-        return content, reasoning
-    before, _, rest = content.partition(THINK)
-    inside, end, answer = rest.partition(THINK_END)
-    if before.strip() or not end or THINK in rest or THINK_END in answer or reasoning:
-        raise _BadRow(
-            f"an assistant's content has {THINK} or {THINK_END} other than as one block at its beginning; give the"
-            " reasoning as reasoning_content"
-        )
-    return answer.lstrip("\n"), inside.strip("\n")
-
-
-def _read_call(call: Any, tools: tuple[ToolSpec, ...]) -> ToolCall:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    given = (function.get("arguments") or {}) if isinstance(function, Mapping) else None
-    arguments = _from_json(given, "a call's arguments") if isinstance(given, str) else given
-    if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
-        raise _BadRow(f"a tool call needs a name and arguments as an object, got {call!r:.300}")
-    if not isinstance(given, str):  # `datasets` fills objects with None on export, but not texts
-        schema = next((tool.parameters for tool in tools if tool.name == name), None)
-        arguments = {
-            key: value for key, value in arguments.items() if value is not None or takes_null(str(key), schema)
-        }
-    return ToolCall(name, dict(arguments))
-
-
-def _read_tool(tool: Any) -> ToolSpec:
-    tool = _from_json(tool, "a tool") if isinstance(tool, str) else tool
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-        raise _BadRow(f"a tool needs a name, got {tool!r:.300}")
-    description, given = function.get("description") or "", function.get("parameters") or {}
-    parameters = _from_json(given, f"the parameters of tool {name}") if isinstance(given, str) else given
-    if not isinstance(description, str) or not isinstance(parameters, Mapping):
-        raise _BadRow(f"tool {name} needs a description as text and parameters as an object, got {tool!r:.300}")
-    return ToolSpec(name, description, parameters)
-
-
-def _read_list(value: Any, what: str) -> list[Any]:
-    """A list, which may be missing or JSON text."""
-    read = _from_json(value, what) if isinstance(value, str) and value.strip() else value or []
-    if not isinstance(read, list):
-        raise _BadRow(f"{what} must be a list, or its JSON text, got {type(read).__name__}")
-    return read
-
-
-def _from_json(text: str, what: str) -> Any:
-    try:
-        return valid(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise _BadRow(f"{what}: text that is not JSON ({error}): {text!r:.100}") from None
+def _has_no_weight(message: Mapping[str, Any]) -> bool:
+    """Whether the message is not to be trained: OpenAI's key `weight`, 0 or 1."""
+    weight = message.get("weight")
+    if weight not in (None, 0, 1):
+        raise BadRow(f"a message's weight must be 0 (only read) or 1 (trained), got {weight!r:.100}")
+    return weight == 0

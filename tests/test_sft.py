@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from envs.messages import Message, Reply, ToolCall
+from envs.messages import Message, Reply
 from envs.text_env import TextEnv
 from rl.chat.chat import load_chat
 from rl.chat.format import conversation_text
@@ -22,7 +22,7 @@ from sft.data import (
     training_order,
 )
 from sft.precision import FoldedSteps
-from sft.rows import Conversation, SftDataError, read_conversations
+from sft.rows import Conversation, SftDataError
 
 SIZES = {
     "pattern": "M*E", "hidden_size": 32, "num_heads": 1, "num_experts": 4, "latent_size": 16, "expert_size": 32,
@@ -75,14 +75,6 @@ def build_for(config: ExperimentConfig, conversations, folder) -> None:
     build_policy(sizes(config), texts, folder, 0, format)
 
 
-def write_jsonl(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
-
-
 def test_gold_conversations_are_a_function_of_the_configuration(tmp_path):
     config = experiment(tmp_path, no_thinking_share=0.25)
     conversations = gold_conversations(config)
@@ -124,64 +116,6 @@ def test_labels_are_exactly_what_the_assistant_says(tmp_path):
     assert 0 < num_too_long < len(rows)
     with pytest.raises(SftDataError, match="all 200 conversations are longer"):
         token_rows(conversations, chat, with_max_tokens(config, 3))
-
-
-def test_files_are_read_with_reasoning_tools_and_calls(tmp_path):
-    call = {"type": "function", "function": {"name": "look", "arguments": '{"sku": "A"}'}}
-    tool = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}
-    messages = [
-        {"role": "user", "content": "u"},
-        {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [call]},
-        {"role": "tool", "content": "3", "name": "look"},
-        {"role": "assistant", "content": "three"},
-        {"role": "user", "content": "not trained"},
-    ]
-    path = write_jsonl(tmp_path / "a.jsonl", {"messages": messages, "tools": [tool]}, GOOD)
-    first, second = read_conversations(path)
-    assert first.messages == (
-        Message("user", "u"),
-        Message("assistant", "", "r", (ToolCall("look", {"sku": "A"}),)),
-        Message("tool", "3", name="look"),
-        Message("assistant", "three"),
-    )
-    assert (first.tools[0].name, first.budget, second.budget) == ("look", "unlimited", "off")
-
-
-def test_a_datasets_folder_reads_like_a_file(tmp_path):
-    from datasets import Dataset
-
-    Dataset.from_list([GOOD, GOOD]).save_to_disk(tmp_path / "data")
-    file = write_jsonl(tmp_path / "a.jsonl", GOOD, GOOD)
-    assert [c.messages for c in read_conversations(tmp_path / "data")] == [c.messages for c in read_conversations(file)]
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"text": "x"}, "row 2: no list 'messages'"),
-        ({"messages": []}, "row 2: no list 'messages'"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, "row 2: a message's role must be one of .* got 'bot'"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "row 2: no assistant message"),
-        ({"messages": [{"role": "user", "content": [1]}]}, "row 2: a message's content must be text, got list"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "row 2: a tool call needs a name"),
-    ],
-)
-def test_bad_rows_are_counted_and_the_first_is_named(tmp_path, bad, message):
-    path = write_jsonl(tmp_path / "a.jsonl", GOOD, bad, GOOD, bad)
-    with pytest.raises(SftDataError, match=f"2 of 4 rows are bad; first: .*a.jsonl, {message}"):
-        read_conversations(path)
-
-
-def test_broken_json_and_foreign_folders_are_named(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"messages": \n')
-    with pytest.raises(SftDataError, match="row 1: not JSON"):
-        read_conversations(path)
-    with pytest.raises(SftDataError, match="neither a JSONL file nor a folder"):
-        read_conversations(tmp_path)
-    path.write_text("\n")
-    with pytest.raises(SftDataError, match="holds no conversations"):
-        read_conversations(path)
 
 
 def test_truncated_conversations_tell_their_budget_and_do_not_train_what_the_engine_would_force(tmp_path):

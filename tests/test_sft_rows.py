@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from envs.messages import Message, Reply, ToolCall, ToolSpec
+from envs.messages import Message, ToolCall, ToolSpec
 from rl.chat.chat import Chat
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.policies import train_tokenizer
 from sft.data import token_rows
-from sft.rows import Conversation, SftDataError, read_conversations
+from sft.messages import BadRow
+from sft.rows import FORMS, Conversation, SftDataError, read_row
+from sft.sources import read_conversations
 from tests.makers import make_config
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data/cases/sft_rows.jsonl").read_text().splitlines()]
@@ -89,20 +93,31 @@ def test_reasoning_in_the_content_is_told_apart(tmp_path: Path, content: str, an
 
 
 @pytest.mark.parametrize(
-    "message",
+    ("message", "words"),
     [
-        {"content": "well <think>r</think> so"},
-        {"content": "<think>r"},
-        {"content": "r</think>answer"},
-        {"content": "<think>a<think>b</think>c"},
-        {"content": "<think>a</think>b</think>"},
-        {"content": "<think>a</think>b<think>c</think>d"},
-        {"content": "<think>a</think>b", "reasoning_content": "r"},
+        ({"content": "well <think>r</think> so"}, "does not begin it"),
+        ({"content": "r</think>answer"}, "does not begin it"),
+        ({"content": "<think>r"}, "no </think> closes"),
+        ({"content": "<think>a<think>b</think>c"}, "several"),
+        ({"content": "<think>a</think>b</think>"}, "several"),
+        ({"content": "<think>a</think>b<think>c</think>d"}, "several"),
+        ({"content": "<think>a</think>b", "reasoning_content": "r"}, "as a field too"),
+        ({"content": "<think>a</think>b", "thinking": "a"}, "as a field too"),
+        ({"content": "b", "thinking": "a", "reasoning": "c"}, "reasoning and thinking are different texts"),
+        ({"content": "b", "thinking": {"text": "a"}}, "thinking must be text, got dict"),
     ],
 )
-def test_other_think_tags_are_refused_in_words(tmp_path: Path, message: dict[str, str]) -> None:
-    with pytest.raises(SftDataError, match="row 1: an assistant's content has <think> or </think> other than"):
+def test_ambiguous_thinking_is_refused_in_words(tmp_path: Path, message: dict[str, str], words: str) -> None:
+    with pytest.raises(SftDataError, match=rf"row 1: messages\[1\]: .*{words}"):
         only(tmp_path, ASK, {"role": "assistant", **message})
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thinking_may_be_a_field(tmp_path: Path, key: str) -> None:
+    said = {"role": "assistant", "content": "a", "reasoning_content": None, key: "r"}
+    assert only(tmp_path, ASK, said).messages[1] == Message("assistant", "a", "r")
+    both = {"role": "assistant", "content": "a", "reasoning_content": "r", "reasoning": "r"}
+    assert only(tmp_path, ASK, both).messages[1] == Message("assistant", "a", "r")
 
 
 def test_tags_are_text_for_users_and_for_formats_without_a_think_block(tmp_path: Path) -> None:
@@ -158,36 +173,25 @@ def test_tools_calls_and_parameters_may_be_json_text(tmp_path: Path) -> None:
         ),
         ({"messages": [ASK, {"role": "assistant", "reasoning_content": ["r"]}]}, "reasoning_content must be text"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}, ANSWER]}, "role user has"),
-        ({"messages": "[]"}, "no list 'messages'"),
+        ({"messages": "[]"}, "messages must be a list of messages, got str"),
+        ({"messages": []}, "messages must be a list of messages, got an empty list"),
+        ({"messages": None}, "a row must have one of these forms, got an object with messages:"),
+        ({"messages": [ASK, "yo"]}, r"messages\[1\]: a message must be an object, got str"),
+        ({"messages": [ASK, {"role": ["user"], "content": "x"}]}, r"messages\[1\]: a message's role must be one of"),
+        ({"messages": [ASK, {"role": "bot", "content": "x"}]}, "role must be one of .* got 'bot'"),
+        ({"messages": [ASK]}, "messages: no assistant message to train on"),
+        ({"messages": [ASK, {**ANSWER, "weight": 0}]}, "no assistant message to train on"),
+        ({"messages": [ASK, {**ANSWER, "weight": "0"}]}, "weight must be 0 .* or 1 .* got '0'"),
+        ({"messages": [ASK, {**ANSWER, "content": 3}]}, "content must be text, got int"),
+        ({"messages": [ASK, {**ANSWER, "content": ["yo"]}]}, "a part of a content must be"),
+        ({"messages": [{**ASK, "content": [{"type": "image_url", "image_url": "u"}]}, ANSWER]}, "cannot be trained"),
+        ({"prompt": "p", "completion": "c"}, r"several forms \(messages, prompt with completion\)"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_row(tmp_path: Path, row: dict[str, Any], words: str) -> None:
     path = write(tmp_path, {"messages": [ASK, ANSWER]}, {"messages": [ASK, ANSWER], **row})
     with pytest.raises(SftDataError, match=f"1 of 2 rows are bad; first: .*rows.jsonl, row 2: .*(?:{words})"):
         read_conversations(path)
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        (b'{"messages": "caf\xe9"}', "row 2: not UTF-8"),
-        (b"\xff\xfe{\x00}\x00", "row 2: not UTF-8"),
-        (b"\x1f\x8b\x08\x00", "row 2: not UTF-8"),
-        (b"[" * 100_000, "row 2: not JSON"),
-        (b'{"messages": ' + b"9" * 10_000 + b"}", "row 2: not JSON"),
-    ],
-)
-def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: bytes, words: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(json.dumps({"messages": [ASK, ANSWER]}).encode() + b"\n" + line + b"\n")
-    with pytest.raises(SftDataError, match=f"rows.jsonl, {words}"):
-        read_conversations(path)
-
-
-def test_a_byte_order_mark_and_other_line_ends_do_not_matter(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"messages": [ASK, ANSWER]}).encode() + b"\r\n\r\n")
-    assert len(read_conversations(path)) == 1
 
 
 def test_a_value_that_no_call_can_hold_is_refused_and_not_trained_as_another(tmp_path: Path, chat: Chat) -> None:
@@ -199,21 +203,143 @@ def test_a_value_that_no_call_can_hold_is_refused_and_not_trained_as_another(tmp
         token_rows([conversation], chat, CONFIG)
 
 
-def test_calls_of_a_datasets_folder_are_read_back_by_the_chat_as_they_were_meant(tmp_path: Path, chat: Chat) -> None:
-    from datasets import Dataset
-
+def test_openai_and_sharegpt_and_prompt_with_completion_say_the_same(tmp_path: Path) -> None:
     rows = [
-        {"messages": [ASK, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"o": {"x": 1}}}]}]},
-        {"messages": [ASK, {**ANSWER, "tool_calls": [{"name": "g", "arguments": {"o": {"y": "2"}, "n": 3}}]}]},
-        {"messages": [ASK, ANSWER]},
+        {"messages": [{"role": "developer", "content": "s"}, ASK, ANSWER]},
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "human", "value": "hi"},
+                {"from": "gpt", "value": "yo"},
+            ]
+        },
+        {"conversations": [{"from": "user", "value": "hi"}, {"from": "chatgpt", "value": "yo"}], "system": "s"},
+        {"conversations": [{"role": "system", "content": "s"}, ASK, ANSWER], "messages": None},
+        {"prompt": [{"role": "system", "content": "s"}, ASK], "completion": [ANSWER]},
+        {"prompt": [{"role": "system", "content": "s"}, ASK], "completion": "yo", "messages": None},
+        {"messages": [{"role": "system", "content": [{"type": "text", "text": "s"}]}, ASK, ANSWER], "prompt": "hi"},
     ]
-    Dataset.from_list(rows).save_to_disk(tmp_path / "folder")
-    first, second, third = read_conversations(tmp_path / "folder")
-    assert first.messages[1].tool_calls == (ToolCall("f", {"o": {"x": 1}}),)
-    assert second.messages[1].tool_calls == (ToolCall("g", {"o": {"y": "2"}, "n": 3}),)
-    assert third.messages[1] == Message("assistant", "yo")
-    tool = ToolSpec("g", "", {"properties": {"o": {"type": "object"}, "n": {"type": "integer"}}})
-    said = second.messages[1]
-    dialogue = chat.begin([Message("user", "hi")], (tool,), "off")
-    reply = Reply(said.content, "", said.tool_calls)
-    assert dialogue.take(dialogue.reply_ids(reply)) == reply
+    found = {conversation.messages for conversation in read_conversations(write(tmp_path, *rows))}
+    assert found == {(Message("system", "s"), Message("user", "hi"), Message("assistant", "yo"))}
+    (texts,) = read_conversations(write(tmp_path, {"prompt": "hi", "completion": "yo"}))
+    assert texts.messages == (Message("user", "hi"), Message("assistant", "yo"))
+
+
+def test_calls_and_results_of_sharegpt_are_read(tmp_path: Path) -> None:
+    said = [
+        {"from": "human", "value": "how many?"},
+        {"from": "function_call", "value": '{"name": "stock", "arguments": {"sku": "A7"}}'},
+        {"from": "observation", "value": "3"},
+        {"from": "gpt", "value": "<think>3</think>Three."},
+    ]
+    tools = '[{"name": "stock", "description": "d", "parameters": {"type": "object"}}]'
+    (conversation,) = read_conversations(write(tmp_path, {"conversations": said, "tools": tools}))
+    assert conversation.messages == (
+        Message("user", "how many?"),
+        Message("assistant", "", tool_calls=(ToolCall("stock", {"sku": "A7"}),)),
+        Message("tool", "3"),
+        Message("assistant", "Three.", "3"),
+    )
+    assert conversation.tools == (ToolSpec("stock", "d", {"type": "object"}),)
+
+
+def test_a_result_has_the_name_of_the_call_whose_id_it_names(tmp_path: Path) -> None:
+    calls = [{"id": f"c{n}", "type": "function", "function": {"name": f"f{n}", "arguments": "{}"}} for n in range(2)]
+    results = [{"role": "tool", "tool_call_id": id, "content": id} for id in ("c1", "c0", "c9")]
+    conversation = only(tmp_path, ASK, {"role": "assistant", "tool_calls": calls}, *results, ANSWER)
+    assert [message.name for message in conversation.messages[2:5]] == ["f1", "f0", ""]
+
+
+def test_parts_of_a_content_are_joined(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "<think>r</think>"}, {"type": "text", "text": "yo", "image_url": None}]
+    assert only(tmp_path, ASK, {"role": "assistant", "content": parts}).messages[1] == Message("assistant", "yo", "r")
+
+
+def trained(conversation: Conversation, chat: Chat) -> str:
+    (row,), _ = token_rows([conversation], chat, CONFIG)
+    return chat.text([label for label in row.labels if label >= 0])
+
+
+def test_replies_of_a_prompt_and_of_weight_0_are_read_but_not_trained(tmp_path: Path, chat: Chat) -> None:
+    first = {"role": "assistant", "content": "one"}
+    said = (ASK, first, ASK, {"role": "assistant", "content": "two"}, ASK)
+    assert trained(only(tmp_path, *said), chat) == "one<|im_end|>two<|im_end|>"
+    assert trained(only(tmp_path, ASK, {**first, "weight": 0}, *said[2:]), chat) == "two<|im_end|>"
+    assert trained(only(tmp_path, ASK, {**first, "weight": 1}, *said[2:]), chat) == "one<|im_end|>two<|im_end|>"
+    (completed,) = read_conversations(write(tmp_path, {"prompt": said[:3], "completion": said[3:]}))
+    assert trained(completed, chat) == "two<|im_end|>"
+
+
+def test_a_row_without_a_form_is_told_the_forms_and_each_example_is_one(tmp_path: Path) -> None:
+    with pytest.raises(SftDataError) as error:
+        read_conversations(write(tmp_path, {"text": "x", "prompt": "y"}))
+    assert "row 1: a row must have one of these forms, got an object with text, prompt:" in str(error.value)
+    for example in FORMS.values():
+        assert example in str(error.value)
+        messages = read_row(json.loads(example), "here", has_thinking=True).messages
+        assert messages == (Message("user", "2 + 2?"), Message("assistant", "4"))
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+WORDS = st.sampled_from(
+    [
+        "user",
+        "gpt",
+        "function_call",
+        "tool",
+        "system",
+        "<think>r</think>a",
+        "<think>",
+        "{}",
+        "[1]",
+        '{"name": "f"}',
+        "text",
+    ]
+)
+KEYS = st.sampled_from(
+    [
+        *("messages", "prompt", "completion", "conversations", "system", "tools", "role", "content", "from", "value"),
+        *("tool_calls", "function", "name", "arguments", "parameters", "reasoning", "thinking", "weight", "id"),
+        *("tool_call_id", "type", "text", "description", "properties"),
+    ]
+)
+JSON = st.recursive(
+    SCALARS | WORDS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=25
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"]) | JSON},
+    optional=dict.fromkeys(("content", "tool_calls", "thinking", "name", "tool_call_id", "weight"), JSON),
+)
+ROW = st.fixed_dictionaries({"messages": st.lists(MESSAGE, min_size=1, max_size=4)}, optional={"tools": JSON})
+
+
+@pytest.mark.slow
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(row=JSON | ROW)
+def test_no_json_value_raises_anything_but_the_stages_own_errors(row: Any, chat: Chat) -> None:
+    try:
+        conversation = read_row(row, "here", has_thinking=True)
+    except BadRow:
+        return
+    try:
+        token_rows([conversation], chat, CONFIG)
+    except SftDataError:
+        return
+
+
+@pytest.mark.parametrize("deep", ["messages", "tools", "tool_calls"])
+def test_values_that_are_nested_deeply_raise_nothing_else(tmp_path: Path, deep: str, chat: Chat) -> None:
+    nested: Any = {"x": 1}
+    for _ in range(200):
+        nested = {"x": [nested]}
+    row: dict[str, Any] = {"messages": [ASK, ANSWER]}
+    if deep == "messages":
+        row["messages"] = [nested]
+    elif deep == "tools":
+        row["tools"] = [{"name": "f", "parameters": nested}]
+    else:
+        row["messages"][1] = {**ANSWER, "tool_calls": [{"name": "f", "arguments": nested}]}
+    try:
+        token_rows(read_conversations(write(tmp_path, row)), chat, CONFIG)
+    except SftDataError as error:
+        assert "row 1: " in str(error)

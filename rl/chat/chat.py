@@ -4,7 +4,7 @@ The supervised stage and RL both use this module, so they train the same tokens.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,8 +70,11 @@ class Chat:
         budget: Budget,
         enforcement: BudgetConfig | None = None,
         room: int = 0,
+        untrained: Collection[int] = (),
     ) -> tuple[Ids, tuple[bool, ...]]:
-        """Ids of a whole conversation and, for each, whether the policy would have sampled it.
+        """Ids of a whole conversation and, for each, whether the policy would have sampled it and is to be trained.
+
+        All replies are trained but those at the places `untrained` of `messages`.
 
         With `enforcement`, reasoning that is longer than the budget is cut as the engine would cut it in replies of at
         most `room` tokens. Raises `ChatError` unless assistant messages and others alternate and the last message is
@@ -85,15 +88,18 @@ class Chat:
         dialogue = self.begin(turns[0], tools, budget)
         limit = dialogue.thinking_limit(enforcement, room) if enforcement else None
         loss_mask = [False] * len(dialogue.prompt_ids)
+        place = len(turns[0])
         for number, turn in enumerate(turns[1:], 1):
             if number % 2:
                 (said,) = turn
                 new = dialogue.reply_ids(Reply(said.content, said.reasoning, said.tool_calls))
                 new = limit.cut(new) if limit else new
-                loss_mask += [not forced for forced in limit.forced_mask(new)] if limit else [True] * len(new)
+                forced = limit.forced_mask(new) if limit else (False,) * len(new)
+                loss_mask += [place not in untrained and not by_force for by_force in forced]
                 dialogue.take(new)
             else:
                 loss_mask += [False] * len(dialogue.say(turn))
+            place += len(turn)
         return dialogue.prompt_ids, tuple(loss_mask)
 
     def num_reasoning_tokens(self, reply: Reply) -> int:

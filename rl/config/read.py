@@ -20,6 +20,7 @@ from rl.config.experiment import ExperimentConfig, Places
 from rl.config.explain import type_text
 from rl.config.keys import all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
+from rl.config.supervised import hub_name
 from rl.config.yaml_text import KeyPath, Tree, dump_yaml
 
 REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
@@ -56,11 +57,10 @@ def check_references(config: ExperimentConfig) -> None:
         wrong = f"{path} has no config.json" if path.is_dir() else f"there is no folder {path}"
         fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
         problems.append(Problem(config.place("policy", "path"), "policy.path", wrong, fix))
-    if config.sft is not None and config.sft.data is not None and not config.sft.data.exists():
-        fix = "give a JSONL file or a `datasets` folder, or remove the key to train on gold conversations"
-        problems.append(
-            Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {config.sft.data}", fix)
-        )
+    data = config.sft.data if config.sft is not None else None
+    if data is not None and not data.exists() and hub_name(data) is None:
+        fix = "give a file, a folder or a data set of the hub, or remove the key to train on gold conversations"
+        problems.append(Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {data}", fix))
     if problems:
         raise ConfigError(problems)
 

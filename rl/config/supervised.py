@@ -1,5 +1,6 @@
-"""How is the supervised stage trained?"""
+"""How is the supervised stage trained, and on which data?"""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,13 @@ class SftConfig(Section):
     num_conversations: Positive = 20_000
     """Gold conversations drawn from the environments' training splits, in proportion to `environments.*.weight`."""
     data: Path | None = None
-    """JSONL file or `datasets` folder of conversations to train on instead of gold conversations."""
+    """Conversations to train on instead of gold conversations: a file (JSONL, a JSON list, either with gzip, or
+    Parquet), a folder of JSONL or Parquet files, a folder that `save_to_disk` of `datasets` wrote, or a data set of the
+    Hugging Face hub (`user/name`)."""
+    data_split: str = "train"
+    """Split of a data set or folder."""
+    data_subset: str | None = None
+    """Subset of a data set of the hub that has several."""
     batch_size: Positive = 32
     """Conversations per optimiser step."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
@@ -31,3 +38,9 @@ class SftConfig(Section):
     giving_up_share: Share = 0.0
     """Share of gold conversations in which the assistant gives up at once. They imitate imperfect demonstrations, which
     reinforcement learning then has to correct."""
+
+
+def hub_name(data: Path) -> str | None:
+    """The name of the data set on the Hugging Face hub that `sft.data` means; None if it means a file or folder."""
+    is_file = data.exists() or data.name.endswith((".jsonl", ".json", ".gz", ".parquet"))
+    return None if is_file or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(data)) else str(data)

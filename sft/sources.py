@@ -1,0 +1,164 @@
+"""Where do the rows of training data come from: files, folders, or a data set of the Hugging Face hub?"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+from envs.messages import valid
+from rl.config.supervised import hub_name
+from sft.messages import BadRow
+from sft.rows import Conversation, SftDataError, read_row
+
+Rows = Iterator[tuple[str, Any]]
+"""Source and value of each row; the value of a line that cannot be read is a `BadRow`."""
+FILES_OF_A_FOLDER = (".jsonl", ".jsonl.gz", ".parquet")
+SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"})
+"""Words in the names of files that tell a split."""
+
+
+def read_conversations(
+    data: Path, *, split: str = "train", subset: str | None = None, has_thinking: bool = True
+) -> list[Conversation]:
+    """All conversations of a source that `sft.data` may name.
+
+    `has_thinking` says whether the chat format has a think block. Raises `SftDataError` that counts the bad rows and
+    tells the first.
+    """
+    conversations: list[Conversation] = []
+    first, num_bad = "", 0
+    for source, row in _rows(data, split, subset):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            conversations.append(read_row(row, source, has_thinking=has_thinking))
+        except BadRow as error:
+            first, num_bad = first or f"{source}: {error}", num_bad + 1
+    if num_bad:
+        raise SftDataError(f"{num_bad} of {len(conversations) + num_bad} rows are bad; first: {first}")
+    if not conversations:
+        raise SftDataError(f"{data} holds no conversations")
+    return conversations
+
+
+def _rows(data: Path, split: str, subset: str | None) -> Rows:
+    if data.is_dir():
+        is_saved = any((data / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+        yield from _saved_rows(data, split) if is_saved else _folder_rows(data, split)
+    elif name := hub_name(data):
+        yield from _hub_rows(name, split, subset)
+    else:
+        yield from _file_rows(data)
+
+
+def _folder_rows(folder: Path, split: str) -> Rows:
+    """Rows of the folder's files in the order of their names, without files whose names tell another split."""
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(FILES_OF_A_FOLDER))
+    chosen = [path for path in files if _split_words(path.name) in (frozenset(), _split_words(split))]
+    if not chosen:
+        others = f", only {', '.join(path.name for path in files)}" if files else ""
+        raise SftDataError(
+            f"{folder} is no folder written by save_to_disk of datasets, and holds no {' or '.join(FILES_OF_A_FOLDER)}"
+            f" file of split {split!r}{others}"
+        )
+    for path in chosen:
+        yield from _file_rows(path)
+
+
+def _split_words(name: str) -> frozenset[str]:
+    return SPLITS.intersection(re.split("[^a-z]+", name.lower()))
+
+
+def _file_rows(path: Path) -> Rows:
+    try:
+        if path.suffix == ".parquet":
+            yield from _parquet_rows(path)
+        else:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                yield from _json_rows(file, path)
+    except (OSError, EOFError, zlib.error) as error:  # the last two of a gzip file that is cut off or damaged
+        raise SftDataError(f"{path} cannot be read: {error}") from None
+
+
+def _json_rows(file: BufferedIOBase, path: Path) -> Rows:
+    """One row a line; of a file named .json also the items of one list."""
+    is_json = path.name.removesuffix(".gz").endswith(".json")
+    if is_json and isinstance(whole := _parsed(file.read()), list):
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(whole, 1))
+        return
+    file.seek(0)
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield f"{path}, row {number}", _parsed(line)
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return valid(json.loads(text.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        return BadRow(f"not UTF-8: {error}; convert the file")
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"not JSON: {error}")
+
+
+def _parquet_rows(path: Path) -> Rows:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from _arrow_rows(rows, str(path))
+    except ArrowException as error:
+        raise SftDataError(f"{path} cannot be read: {error}") from None
+
+
+def _saved_rows(folder: Path, split: str) -> Rows:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        data = load_from_disk(str(folder))
+    except Exception as error:  # of datasets, pyarrow or json, as the folder is damaged
+        raise SftDataError(f"{folder} cannot be read by datasets: {error}") from None
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise SftDataError(f"{folder} has no split {split!r}, only {', '.join(map(str, data))} (sft.data_split)")
+        data = data[split]
+    yield from _arrow_rows(data, str(folder))
+
+
+def _hub_rows(name: str, split: str, subset: str | None) -> Rows:
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name, subset, split=split)
+    except ValueError as error:
+        raise SftDataError(f"{name}: {error} (sft.data_split, sft.data_subset)") from None
+    except Exception as error:  # of datasets, huggingface_hub or the network
+        folder = name.replace("/", "_")
+        arguments = ", ".join(repr(argument) for argument in (name, subset) if argument is not None)
+        raise SftDataError(
+            f"{name} is no file or folder here, is not in the cache of datasets, and cannot be downloaded"
+            f" ({type(error).__name__}: {error}). Run on a machine with network\n"
+            f'  python -c "from datasets import load_dataset;'
+            f" load_dataset({arguments}, split={split!r}).save_to_disk('{folder}')\"\n"
+            f"copy the folder here and set sft.data={folder}"
+        ) from None
+    yield from _arrow_rows(data, name)
+
+
+def _arrow_rows(rows: Iterable[Any], place: str) -> Rows:
+    return ((f"{place}, row {number}", valid(_without_filling(row))) for number, row in enumerate(rows, 1))
+
+
+def _without_filling(value: Any) -> Any:
+    """An Arrow column gives each object the keys of all objects, None where it has none: these are left out."""
+    if isinstance(value, Mapping):
+        return {key: _without_filling(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_filling(item) for item in value]
+    return value
