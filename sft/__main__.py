@@ -1,4 +1,4 @@
-"""The commands: `python -m sft train | smollm2`."""
+"""The commands: `python -m sft train | show | smollm2`."""
 
 import os
 import sys
@@ -9,12 +9,16 @@ from typing import Annotated
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
+from rich.console import Console
 
 from envs.errors import is_ours
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
 from rl.stop import StopRequested
+
+ANY_LENGTH = 2**31
+"""More tokens than any `policy.max_tokens`, which the learner of reinforcement learning must hold."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -34,15 +38,30 @@ def train(
     typer.echo(f"checkpoint: {run(config)}")
 
 
+@app.command()
+def show(
+    yaml: Annotated[Path, typer.Argument(help="Experiment YAML with an `sft` section.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")] = None,
+    num: Annotated[int, typer.Option("-n", "--num", min=1, help="Number of rows.")] = 3,
+) -> None:
+    """Print the first rows as the stage would train them, with the trained tokens marked. Trains nothing."""
+    config = load_stage(yaml, overrides or [])
+    from sft.show import shown_rows  # takes seconds to import
+
+    in_colour = Console().color_system is not None
+    for text in shown_rows(config, num, in_colour=in_colour):
+        typer.echo(text, color=in_colour)
+
+
 def load_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """The configuration for the supervised stage alone, with neutral values for sections that it does not read.
 
     Raises `ConfigError`.
     """
-    unread = {"train": {"num_steps": 1}, "environments": {"none": {}}}
-    config = load_config(yaml, overrides, unread)
+    unread = {"train": {"num_steps": 1}, "learner": {"tokens_per_micro_batch": ANY_LENGTH}}
+    config = load_config(yaml, overrides, {**unread, "environments": {"none": {}}})
     if config.sft is None or config.sft.data is None:
-        return load_config(yaml, overrides, {"train": unread["train"]})
+        return load_config(yaml, overrides, unread)
     return config
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from envs.gold import gold_conversation
 from envs.messages import Message, Reply
 from envs.registry import make
+from envs.sandbox import require_level
 from envs.text_env import TextEnv
 from rl.chat.chat import Chat, load_chat
-from rl.chat.format import ChatError
+from rl.chat.format import ChatError, ChatFormat, conversation_text
 from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import PolicyConfig
@@ -23,6 +24,7 @@ from sft.sources import read_conversations
 IGNORED_LABEL = -100  # ignored by torch's cross-entropy
 GIVING_UP = "I do not know."
 MAX_SEED = 2**31
+CONVERSATIONS_FOR_TOKENIZER = 4000
 MICRO_BATCHES = (1, 2, 4, 8)
 TOKENS_PER_START = 100  # measured for the tiny hybrid on one core: a pass costs 10 ms, and a token 0.1 ms
 
@@ -37,8 +39,10 @@ class Row:
 
 def training_conversations(config: ExperimentConfig) -> list[Conversation]:
     """The conversations of `sft.data`, or gold conversations. Raises `SftDataError` and `envs.gold.GoldError`."""
-    assert config.sft is not None
+    if config.sft is None:
+        raise SftDataError("the experiment has no `sft` section: add one, such as `sft: {num_steps: 300}`")
     if config.sft.data is None:
+        require_level(config.rollout.sandbox_level)  # gold replies may run code
         return gold_conversations(config)
     return read_conversations(
         config.sft.data,
@@ -95,6 +99,12 @@ def giving_up(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The conversation with an assistant that gives up at once: the opening and one reply."""
     first = next(index for index, message in enumerate(messages) if message.role == "assistant")
     return (*messages[:first], Message("assistant", GIVING_UP))
+
+
+def tokenizer_texts(conversations: Sequence[Conversation], format: ChatFormat) -> list[str]:
+    """The texts on which the tokenizer of a policy that is built is trained."""
+    some = conversations[:CONVERSATIONS_FOR_TOKENIZER]
+    return [conversation_text(format, c.messages, c.tools, c.budget) for c in some]
 
 
 def token_rows(conversations: Iterable[Conversation], chat: Chat, config: ExperimentConfig) -> tuple[list[Row], int]:

@@ -17,9 +17,7 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from envs.sandbox import require_level
 from rl.chat.chat import load_chat
-from rl.chat.format import conversation_text
 from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
 from rl.config.supervised import SftConfig
@@ -28,13 +26,10 @@ from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
 from rl.stop import handled_signals
 from sft.checkpoints import Checkpoints, Trainer, discard, prepare
-from sft.data import Row, token_rows, training_conversations, training_order
+from sft.data import Row, token_rows, tokenizer_texts, training_conversations, training_order
 from sft.precision import FoldedSteps
 from sft.progress import StepMetrics
 from sft.rows import Conversation
-
-CONVERSATIONS_FOR_TOKENIZER = 4000
-
 
 def run(config: ExperimentConfig) -> Path:
     """Train as `config.sft` says and return the checkpoint's folder, `<run_dir>/sft`.
@@ -44,9 +39,6 @@ def run(config: ExperimentConfig) -> Path:
     `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`, and `rl.stop.StopRequested` when a signal
     stopped training.
     """
-    require_level(config.rollout.sandbox_level)  # gold replies may run code
-    if config.sft is None:
-        raise ValueError("the experiment has no `sft` section: add one, such as `sft: {num_steps: 300}`")
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, int(config.learner.cpus)))
     conversations = training_conversations(config)
@@ -66,9 +58,8 @@ def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> P
     assert config.policy.build is not None
     target, partial = config.run_dir / "policy", config.run_dir / "policy.partial"
     _clear(partial)
-    format, some = new_format(config.policy.chat), conversations[:CONVERSATIONS_FOR_TOKENIZER]
-    texts = [conversation_text(format, c.messages, c.tools, c.budget) for c in some]
-    build_policy(config.policy.build, texts, partial, config.seed, format)
+    format = new_format(config.policy.chat)
+    build_policy(config.policy.build, tokenizer_texts(conversations, format), partial, config.seed, format)
     _replace(partial, target)
     return target
 

@@ -1,0 +1,58 @@
+"""What does the stage train? Rows as text, with the tokens marked that enter the loss."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import typer
+
+from rl.chat.chat import Chat, load_chat
+from rl.chat.formats import new_format
+from rl.config.experiment import ExperimentConfig
+from rl.policies import train_tokenizer
+from sft.data import IGNORED_LABEL, Row, token_row, tokenizer_texts, training_conversations
+from sft.rows import Conversation
+
+LEFT, RIGHT = "⟦", "⟧"
+"""Around trained tokens where there is no colour."""
+
+
+def shown_rows(config: ExperimentConfig, num: int, *, in_colour: bool) -> Iterator[str]:
+    """The first `num` rows of the data, as the stage would train them, each after a line with its source and tokens.
+
+    Trained tokens are bold and green, or between `LEFT` and `RIGHT`. A policy that is to be built needs only its
+    tokenizer, which is trained as the stage would train it. Raises `sft.rows.SftDataError`, `envs.gold.GoldError` and
+    `rl.chat.format.ChatError`.
+    """
+    conversations = training_conversations(config)
+    chat = _chat(config, conversations)
+    for conversation in conversations[:num]:
+        row = token_row(conversation, chat, config)
+        num_trained = sum(label != IGNORED_LABEL for label in row.labels)
+        told = f"{conversation.source}: {len(row.input_ids):,} tokens, {num_trained:,} of them trained"
+        told += f", thinking budget {conversation.budget}"
+        if len(row.input_ids) > config.policy.max_tokens:
+            told += f"; skipped, because policy.max_tokens is {config.policy.max_tokens}"
+        yield f"--- {told}\n{_marked(row, chat, in_colour=in_colour)}\n"
+
+
+def _chat(config: ExperimentConfig, conversations: Sequence[Conversation]) -> Chat:
+    if config.policy.path is not None:
+        return load_chat(config.policy.path, config.policy.chat)
+    assert config.policy.build is not None
+    format = new_format(config.policy.chat)
+    return Chat(train_tokenizer(tokenizer_texts(conversations, format), config.policy.build.vocab_size, format), format)
+
+
+def _marked(row: Row, chat: Chat, *, in_colour: bool) -> str:
+    """Each run of trained tokens, or of others, is decoded at once: a token may be a part of a character."""
+    marked = ""
+    pairs = zip(row.input_ids, row.labels, strict=True)
+    for is_trained, run in groupby(pairs, lambda pair: pair[1] != IGNORED_LABEL):
+        text = chat.text([id for id, _ in run]).replace("\x1b", "\\x1b")  # data must not command the terminal
+        if not is_trained:
+            marked += text
+        elif in_colour:
+            marked += typer.style(text, bold=True, fg=typer.colors.GREEN)
+        else:
+            marked += f"{LEFT}{text}{RIGHT}"
+    return marked
