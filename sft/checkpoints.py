@@ -1,9 +1,10 @@
 """How does the supervised stage continue after it was stopped? From one of trl's checkpoints.
 
 Every ten minutes, and when a signal stops the stage, it writes weights, optimiser, learning rate and random state
-next to the metrics. The next start with the same configuration and rows continues from there; the result equals that of
-an uninterrupted stage bit for bit. With another configuration the stage starts from the beginning. The interval is a
-time, not a number of steps, because a checkpoint is three times the policy's size: a short stage writes none.
+beside the metrics. The next start with the same configuration and rows continues from there; the result equals that of
+an uninterrupted stage bit for bit. With another configuration the stage starts from the beginning; with the same one
+and other rows it does not start, because data that changed under a stopped stage is more often a mistake. The interval
+is a time, not a number of steps, because a checkpoint is three times the policy's size: a short stage writes none.
 """
 
 import hashlib
@@ -15,25 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl.trainer.sft_trainer import SFTTrainer
 
 from rl.config.experiment import ExperimentConfig
 from rl.stop import StopRequested, raise_if_requested
 from sft.data import Row
+from sft.rows import SftDataError
 
-STAGE_FILE = "stage.json"
+STAGE_FILE = "stage.txt"
 INTERVAL_S = 600.0
 """Between checkpoints; only the newest is kept."""
-
-
-class Trainer(SFTTrainer):
-    """trl's trainer for a model that is already loaded from the checkpoint; writes no model card."""
-
-    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
-        """Does nothing: transformers would look for the names in memory, but experts are stored under other names."""
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Does nothing: the folder belongs to a run, which records what was done."""
 
 
 class Checkpoints(TrainerCallback):
@@ -65,17 +56,26 @@ class Checkpoints(TrainerCallback):
 
 
 def prepare(folder: Path, rows: Sequence[Row], config: ExperimentConfig) -> Path | None:
-    """The checkpoint in `folder` to continue from; None if there is none of this stage: then the folder is emptied."""
-    fingerprint = _fingerprint(rows, config)
-    file = folder / STAGE_FILE
-    if file.is_file() and file.read_text() == fingerprint:
-        # The state is written last, so a checkpoint without it was cut off.
-        whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-        if whole:
-            return max(whole, key=_step)
+    """The checkpoint in `folder` to go on from; None when there is none of this stage, and the folder is then empty.
+
+    Raises `SftDataError` when there is one of the same configuration and other rows.
+    """
+    now, file = _fingerprint(rows, config), folder / STAGE_FILE
+    before = file.read_text().split() if file.is_file() else []
+    # The state is written last, so a checkpoint without it was cut off.
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    if whole and before[:1] == now[:1]:
+        newest = max(whole, key=_step)
+        if before != now:
+            raise SftDataError(
+                f"{folder} holds a stage that was stopped after step {_step(newest)}, of this configuration but other"
+                f" rows: {config.sft.data if config.sft and config.sft.data else 'an environment'} has changed. Restore"
+                f" it to continue, or delete {folder} to start from the beginning"
+            )
+        return newest
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    file.write_text(fingerprint)
+    file.write_text("\n".join(now) + "\n")
     return None
 
 
@@ -90,10 +90,10 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def _fingerprint(rows: Sequence[Row], config: ExperimentConfig) -> str:
-    """Hash of what determines the result of the stage: the rows, and the parts of the configuration that it reads."""
+def _fingerprint(rows: Sequence[Row], config: ExperimentConfig) -> list[str]:
+    """What decides the outcome of the stage: digests of the configuration's parts that it reads, and of the rows."""
     parts = config.model_dump(mode="json", include={"seed", "policy", "precision", "sft"})
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row.input_ids, row.labels]).encode())
-    return json.dumps({"sha256": digest.hexdigest()}) + "\n"
+    return [hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), digest.hexdigest()]

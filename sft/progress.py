@@ -1,10 +1,11 @@
-"""How is the progress of the supervised stage reported? One line of `metrics.jsonl` per step, and a progress bar.
+"""How is the progress of the supervised stage reported? Lines of `metrics.jsonl`, and a progress bar.
 
 If the terminal cannot redraw a line, one line is printed after every tenth of the steps.
 """
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from envs.json_lines import read_lines
 
 
 class StepMetrics(TrainerCallback):
-    """Writes step, loss, tokens, seconds and tokens_per_s; tokens are those of this step, padding not counted."""
+    """Writes step, loss, tokens, seconds and tokens_per_s; tokens are those of this step, padding not counted.
+
+    A measurement of the held-out rows is a line of its own: step, heldout_loss (nats a token) and seconds.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,6 +33,7 @@ class StepMetrics(TrainerCallback):
             refresh_per_second=2,  # drawing takes time from training
         )
         self._num_tokens = 0
+        self._heldout = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,6 +54,8 @@ class StepMetrics(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        if logs and "eval_loss" in logs:
+            self._write_heldout(state, logs["eval_loss"])
         if logs is None or "loss" not in logs:
             return  # the summary at the end
         now, num_tokens = time.monotonic(), int(logs["num_tokens"])
@@ -62,19 +69,34 @@ class StepMetrics(TrainerCallback):
             "seconds": round(seconds, 4),
             "tokens_per_s": round(new_tokens / seconds, 1),
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._write(line)
         rate = num_tokens / (now - self._start)
-        last = f"loss {logs['loss']:.3f}  {rate:,.0f} tokens/s"
+        last = f"loss {logs['loss']:.3f}{self._heldout}  {rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=state.global_step, last=last)
-        console = self._progress.console
-        if (not console.is_terminal or console.is_dumb_terminal) and state.global_step % max(
-            1, state.max_steps // 10
-        ) == 0:
+        if not self._can_redraw and state.global_step % max(1, state.max_steps // 10) == 0:
             seconds_a_step = (now - self._start) / (state.global_step - self._first_step)
             left_s = (state.max_steps - state.global_step) * seconds_a_step
             print(f"supervised step {state.global_step}/{state.max_steps}  {last}  {left_s:.0f} s left", flush=True)
         self._num_tokens, self._last = num_tokens, now
+
+    def _write_heldout(self, state: TrainerState, loss: float) -> None:
+        now = time.monotonic()
+        self._write({"step": state.global_step, "heldout_loss": loss, "seconds": round(now - self._last, 4)})
+        self._last = now
+        self._heldout = f"  held out {loss:.3f}"
+        if self._can_redraw:
+            self._progress.update(self._task, last=self._heldout.strip())
+        else:
+            print(f"supervised step {state.global_step}/{state.max_steps}{self._heldout}", flush=True)
+
+    def _write(self, line: Mapping[str, float]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    @property
+    def _can_redraw(self) -> bool:
+        console = self._progress.console
+        return console.is_terminal and not console.is_dumb_terminal
 
     def close(self) -> None:
         """End the progress line and the file, also after an error."""

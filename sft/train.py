@@ -25,11 +25,13 @@ from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
 from rl.stop import handled_signals
-from sft.checkpoints import Checkpoints, Trainer, discard, prepare
+from sft.checkpoints import Checkpoints, discard, prepare
 from sft.data import Row, token_rows, tokenizer_texts, training_conversations, training_order
+from sft.heldout import Measurements, Trainer, split_rows
 from sft.precision import FoldedSteps
 from sft.progress import StepMetrics
 from sft.rows import Conversation
+
 
 def run(config: ExperimentConfig) -> Path:
     """Train as `config.sft` says and return the checkpoint's folder, `<run_dir>/sft`.
@@ -69,6 +71,9 @@ def _train(
 ) -> None:
     sft = config.sft
     assert sft is not None
+    rows, heldout = split_rows(rows, sft.heldout_share, config.seed)
+    if heldout:
+        Console().print(f"{len(heldout):,} conversations are held out")
     model = load_policy(checkpoint or policy)
     folded = FoldedWeights(model, config.precision)
     Console().print(folded.describe())
@@ -77,14 +82,16 @@ def _train(
     if checkpoint is not None:
         Console().print(f"continuing the stopped stage from {checkpoint.name}")
     order, num_micro_batches = training_order(rows, sft.num_steps, sft.batch_size, config.seed)
-    dataset = Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
     metrics, checkpoints = StepMetrics(folder / "metrics.jsonl"), Checkpoints(sft.num_steps)
     trainer = Trainer(
+        folded=folded,
+        heldout=heldout,
         model=model,
         args=_trl_config(config, folder, num_micro_batches),
-        train_dataset=dataset.select(order),
+        train_dataset=_dataset(rows).select(order),
+        eval_dataset=_dataset(heldout) if heldout else None,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=pad_id),
-        callbacks=[metrics, FoldedSteps(folded), checkpoints],
+        callbacks=[metrics, FoldedSteps(folded), checkpoints, *([Measurements(sft.heldout_every)] if heldout else [])],
     )
     trainer.remove_callback(PrinterCallback)
     try:
@@ -97,6 +104,10 @@ def _train(
     model.save_pretrained(folder)
     assert trainer.processing_class is not None
     trainer.processing_class.save_pretrained(folder)
+
+
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
 def learning_rate_warning(config: ExperimentConfig) -> str:
@@ -116,6 +127,7 @@ def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) 
         output_dir=str(folder),
         max_steps=config.sft.num_steps,
         per_device_train_batch_size=config.sft.batch_size // num_micro_batches,
+        per_device_eval_batch_size=config.sft.batch_size // num_micro_batches,
         gradient_accumulation_steps=num_micro_batches,
         learning_rate=config.sft.learning_rate,
         warmup_steps=config.sft.warmup_steps,

@@ -19,11 +19,12 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from rl.chat.chat import load_chat
 from rl.chat.formats.nemotron import NemotronFormat
-from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
+from rl.config.section import Section
 from rl.learner.policy import IncompleteCheckpointError, load_policy
 from rl.policies import train_tokenizer
-from sft.__main__ import load_stage
+from rl.precision.formats.float32 import Float32
+from rl.precision.formats.nvfp4 import Nvfp4
 from tests.test_chat import CHATML
 from tests.test_sft import SIZES
 
@@ -115,15 +116,15 @@ def run_stage(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, stop_at
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "nvfp4"])
+@pytest.mark.parametrize("precision", [Float32(), Nvfp4()], ids=["float32", "nvfp4"])
 def test_a_stage_that_was_stopped_goes_on_to_the_very_same_policy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Section
 ) -> None:
     from rl.stop import StopRequested
 
     def config(name: str, **sft: Any) -> ExperimentConfig:
         made = stage(tmp_path / name, {"build": SIZES}, num_steps=7, **sft)
-        return made.model_copy(update={"precision": made.precision.model_copy(update={"format": precision})})
+        return made.model_copy(update={"precision": precision})
 
     whole = run_stage(config("whole"), monkeypatch)
     with pytest.raises(StopRequested):
@@ -237,19 +238,3 @@ def test_a_checkpoint_without_some_weights_is_refused(tmp_path: Path, kind: str)
         IncompleteCheckpointError, match=r"1 weights are missing, first 'model\.layers\.1\.mlp\.up_proj"
     ):
         load_policy(folder)
-
-
-def test_the_stage_needs_no_sections_that_it_does_not_read(tmp_path: Path) -> None:
-    yaml = tmp_path / "stage.yaml"
-    yaml.write_text("run_dir: r\nseed: 0\npolicy: {path: x}\nsft: {data: rows.jsonl}\n")
-    sft = load_stage(yaml, ["sft.num_steps=7"]).sft
-    assert sft is not None
-    assert (sft.num_steps, sft.data) == (7, Path("rows.jsonl"))
-    with pytest.raises(ConfigError, match="environments: is missing"):
-        load_stage(yaml, ["sft.data=null"])
-    gold = load_stage(yaml, ["sft.data=null", "environments.math/Arithmetic-v0.weight=2"])
-    assert list(gold.environments) == ["math/Arithmetic-v0"]
-    given = load_stage(yaml, ["train.num_steps=5", "environments.math/Arithmetic-v0.weight=2"])
-    assert (given.train.num_steps, list(given.environments)) == (5, ["math/Arithmetic-v0"])
-    with pytest.raises(ConfigError, match=r"sft\.num_step: there is no such key"):
-        load_stage(yaml, ["sft.num_step=5"])

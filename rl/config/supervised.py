@@ -24,6 +24,11 @@ class SftConfig(Section):
     """Split of a data set or folder."""
     data_subset: str | None = None
     """Subset of a data set of the hub that has several."""
+    heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the conversations that is never trained. Its loss is measured instead, so as to see when the policy only
+    learns its rows by heart. 0, because a stage trains all that it is given unless it is told not to."""
+    heldout_every: Positive = 50
+    """Steps between measurements of the held-out loss. It is always measured after the last step."""
     batch_size: Positive = 32
     """Conversations per optimiser step."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3

@@ -70,8 +70,13 @@ def health_figure(history: History) -> Figure | None:
 
 
 def sft_figure(history: History) -> Figure | None:
-    """Loss and throughput of the supervised stage."""
-    return _panels(history.sft, {"supervised loss (nats a token)": "loss", "supervised tokens/s": "tokens_per_s"})
+    """Loss and throughput of the supervised stage, and the loss of its held-out rows."""
+    figure = _panels(history.sft, {"supervised loss (nats a token)": "loss", "supervised tokens/s": "tokens_per_s"})
+    steps, values = points(history.sft, "heldout_loss")
+    if figure and steps:
+        figure.axes[0].plot(steps, values, "o-", color="black", markersize=4, linewidth=1, label="held out")
+        _label(figure.axes[0], "supervised loss (nats a token)", legend=True)
+    return figure
 
 
 def throughput_figure(history: History) -> Figure | None:
