@@ -33,7 +33,7 @@ class StepMetrics(TrainerCallback):
             refresh_per_second=2,  # drawing takes time from training
         )
         self._num_tokens = 0
-        self._heldout = ""
+        self._loss = self._heldout = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -71,7 +71,8 @@ class StepMetrics(TrainerCallback):
         }
         self._write(line)
         rate = num_tokens / (now - self._start)
-        last = f"loss {logs['loss']:.3f}{self._heldout}  {rate:,.0f} tokens/s"
+        self._loss = f"loss {logs['loss']:.3f}"
+        last = f"{self._loss}{self._heldout}  {rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=state.global_step, last=last)
         if not self._can_redraw and state.global_step % max(1, state.max_steps // 10) == 0:
             seconds_a_step = (now - self._start) / (state.global_step - self._first_step)
@@ -84,9 +85,8 @@ class StepMetrics(TrainerCallback):
         self._write({"step": state.global_step, "heldout_loss": loss, "seconds": round(now - self._last, 4)})
         self._last = now
         self._heldout = f"  held out {loss:.3f}"
-        if self._can_redraw:
-            self._progress.update(self._task, last=self._heldout.strip())
-        else:
+        self._progress.update(self._task, last=f"{self._loss}{self._heldout}")
+        if not self._can_redraw:
             print(f"supervised step {state.global_step}/{state.max_steps}{self._heldout}", flush=True)
 
     def _write(self, line: Mapping[str, float]) -> None:
