@@ -32,7 +32,7 @@ def shown_rows(config: ExperimentConfig, num: int, *, in_colour: bool) -> Iterat
         told += f", thinking budget {conversation.budget}"
         if len(row.input_ids) > config.policy.max_tokens:
             told += f"; skipped, because policy.max_tokens is {config.policy.max_tokens}"
-        yield f"--- {told}\n{_marked(row, chat, in_colour=in_colour)}\n"
+        yield f"--- {told}\n{marked(row, chat, in_colour=in_colour)}\n"
 
 
 def _chat(config: ExperimentConfig, conversations: Sequence[Conversation]) -> Chat:
@@ -43,16 +43,19 @@ def _chat(config: ExperimentConfig, conversations: Sequence[Conversation]) -> Ch
     return Chat(train_tokenizer(tokenizer_texts(conversations, format), config.policy.build.vocab_size, format), format)
 
 
-def _marked(row: Row, chat: Chat, *, in_colour: bool) -> str:
-    """Each run of trained tokens, or of others, is decoded at once: a token may be a part of a character."""
-    marked = ""
+def marked(row: Row, chat: Chat, *, in_colour: bool) -> str:
+    """The row's text with marks around the trained tokens.
+
+    Each run of trained tokens, or of others, is decoded at once: a token may be a part of a character.
+    """
+    text = ""
     pairs = zip(row.input_ids, row.labels, strict=True)
     for is_trained, run in groupby(pairs, lambda pair: pair[1] != IGNORED_LABEL):
-        text = chat.text([id for id, _ in run]).replace("\x1b", "\\x1b")  # data must not command the terminal
+        part = chat.text([id for id, _ in run]).replace("\x1b", "\\x1b")  # data must not command the terminal
         if not is_trained:
-            marked += text
+            text += part
         elif in_colour:
-            marked += typer.style(text, bold=True, fg=typer.colors.GREEN)
+            text += typer.style(part, bold=True, fg=typer.colors.GREEN)
         else:
-            marked += f"{LEFT}{text}{RIGHT}"
-    return marked
+            text += f"{LEFT}{part}{RIGHT}"
+    return text

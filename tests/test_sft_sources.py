@@ -11,10 +11,13 @@ import pytest
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.chat import Chat
 from rl.chat.formats.nemotron import NemotronFormat
+from rl.config.errors import ConfigError
+from rl.config.read import check_references
 from rl.config.supervised import hub_name
 from rl.policies import train_tokenizer
 from sft.rows import SftDataError
 from sft.sources import read_conversations
+from tests.makers import make_config
 
 ASK, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 TOOL = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
@@ -182,6 +185,10 @@ def test_a_name_of_the_hub_is_told_from_a_path(tmp_path: Path, monkeypatch: pyte
     assert hub_name(Path("user/name-1.0")) == "user/name-1.0"
     for path in ("data/mine", "data/rows.jsonl", "/user/name", "../name", "name", "a/b/c", "data/x.parquet", "~/x"):
         assert hub_name(Path(path)) is None, path
+    for data, is_missing in (("user/name", False), ("data/mine", False), ("data/rows.jsonl", True)):
+        with pytest.raises(ConfigError) as error:
+            check_references(make_config(environments={"none": {}}, sft={"data": data}))
+        assert ("sft.data: there is no file or folder" in str(error.value)) == is_missing
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from rl.config.section import NonNegative, Positive, Section, Share
 
 
 class SftConfig(Section):
-    """The supervised stage: next-token prediction on gold conversations; only assistant tokens enter the loss."""
+    """The supervised stage: next-token prediction on gold or your own conversations; only replies enter the loss."""
 
     num_steps: Positive = 300
     """Optimiser steps."""

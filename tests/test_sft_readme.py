@@ -1,0 +1,54 @@
+"""The examples of sft/README.md are read as the text beside them says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from envs.messages import Message, ToolCall
+from rl.chat.chat import Chat
+from rl.chat.formats.nemotron import NemotronFormat
+from rl.policies import train_tokenizer
+from sft.data import token_row
+from sft.rows import FORMS, Conversation, read_row
+from tests.makers import make_config
+
+README = (Path(__file__).parent.parent / "sft" / "README.md").read_text(encoding="utf-8")
+ROWS = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[Conversation]:
+    return [read_row(row, "README", has_thinking=True) for row in ROWS]
+
+
+def test_each_form_has_an_example(conversations: list[Conversation]) -> None:
+    assert {keys for keys in FORMS for row in ROWS if set(keys) <= set(row)} == set(FORMS)
+    shop, texts, lists, sharegpt = conversations
+    call = (ToolCall("stock", {"sku": "A7"}),)
+    asked = (Message("system", "You run a shop."), Message("user", "How many A7 are left?"))
+    answer = Message("assistant", "Three.")
+    assert shop.messages == (
+        *asked, Message("assistant", "I look.", "Stock first.", call), Message("tool", "3", name="stock"), answer
+    )  # fmt: skip
+    assert sharegpt.messages == (*asked, Message("assistant", "", tool_calls=call), Message("tool", "3"), answer)
+    assert texts.messages == (Message("user", "2 + 2?"), Message("assistant", "4", "Two and two."))
+    assert lists.messages[-1] == Message("assistant", "No, 4.", "Two and two.")
+    assert lists.untrained == {1} and not texts.untrained
+    assert [tool.name for tool in (*shop.tools, *sharegpt.tools)] == ["stock", "stock"]
+
+
+def test_the_marked_text_is_what_is_shown(conversations: list[Conversation]) -> None:
+    from sft.show import marked
+
+    chat = Chat(train_tokenizer(["text"], 384, NemotronFormat()), NemotronFormat())
+    (example,) = re.findall(r"```text\n(.*?)\n```", README, re.DOTALL)
+    assert marked(token_row(conversations[1], chat, make_config()), chat, in_colour=False) == example
+
+
+def test_every_key_that_is_read_is_in_the_table() -> None:
+    from sft.messages import REASONING_KEYS, ROLES
+
+    named = set(re.findall(r"`(\w+)`", README))
+    assert {*ROLES, *REASONING_KEYS, "weight", "tools", "tool_calls", "tool_call_id"} <= named
