@@ -112,7 +112,8 @@ def write_policy(kind: str, folder: Path, texts: tuple[str, ...] = ()) -> Path:
     """A Hugging Face checkpoint of a random policy of this kind; `texts` are what its tokenizer is trained on too."""
     family, config_class, model_class, sizes = MODELS[kind]
     tokenizer = tokenizer_of(family, texts)
-    config = config_class(**{**SIZES, **sizes}, bos_token_id=None, eos_token_id=tokenizer.eos_token_id)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    config = config_class(**{**SIZES, **sizes, **ends})
     torch.manual_seed(0)
     model_class(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
