@@ -18,7 +18,8 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError
 from rl.data_types import Budget, Group, Task
 from rl.learner.group import LearnerGroup
-from rl.preflight import check_policy, preflight
+from rl.policy_checks import check_policy
+from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.checkpoint import latest_checkpoint

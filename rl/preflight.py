@@ -1,9 +1,5 @@
 """Can this experiment run? Pre-flight checks find errors before processes are started or GPUs are reserved."""
 
-from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
-
 from envs.session import Deadlines, EnvFailure, Session
 from rl.chat.chat import Chat, fitting_chats, load_chat
 from rl.chat.format import ChatError, ChatFormat
@@ -28,31 +24,6 @@ def preflight(config: ExperimentConfig) -> None:
         problems += _curriculum_problems(config, env_id)
         problems += _opening_problems(config, env_id, has_tools=chat is None or chat.has_tools)
     problems += _column_problems(config)
-    if problems:
-        raise ConfigError(problems)
-
-
-def check_policy(policy: Path, config: ExperimentConfig) -> None:
-    """Check that the folder holds a policy that can be played: a tokenizer for `policy.chat`, and whole weights.
-
-    Only the headers of the weights are read. Raises `ConfigError` that lists every problem.
-    """
-    place, problems = config.place("policy"), []
-    try:
-        load_chat(policy, config.policy.chat)
-    except ChatError as error:
-        fix = "choose a policy.chat that its tokenizer fits, or give another checkpoint"
-        problems.append(Problem(place, "policy", str(error), fix))
-    fix = "download or copy the checkpoint again"
-    weights = sorted(policy.glob("*.safetensors"))
-    if not weights and not list(policy.glob("*.bin")):
-        problems.append(Problem(place, "policy.path", f"{policy} holds no weights (*.safetensors)", fix))
-    for file in weights:
-        try:
-            with safe_open(file, "numpy"):
-                pass
-        except (OSError, SafetensorError) as error:
-            problems.append(Problem(place, "policy.path", f"{file} is damaged or cut off: {error}", fix))
     if problems:
         raise ConfigError(problems)
 

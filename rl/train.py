@@ -20,7 +20,8 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
 from rl.learner.group import LearnerGroup
 from rl.learner.samples import make_samples
-from rl.preflight import check_policy, preflight
+from rl.policy_checks import check_policy, rate_warning
+from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import CanaryStop, check_groups, check_update
@@ -158,6 +159,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     if config.policy.path is not None:
         check_policy(config.policy.path, config)
         check_room(config, config.policy.path)
+        print_choices(config, config.policy.path)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():
         policy_path = supervised_stage(config, folder)
         with (
@@ -169,6 +171,15 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
         ):
             train_with(parts)
         return write_report(folder.path)
+
+
+def print_choices(config: ExperimentConfig, policy_path: Path) -> None:
+    """Print which values the kind of policy chose, and a warning about a learning rate that may ruin it."""
+    if config.chosen:
+        values = ", ".join(f"{key}={value:g}" for key, value in config.chosen.items())
+        print(f"defaults of a pretrained checkpoint: {values} (`python -m rl explain KEY` tells their sources)")
+    if warning := rate_warning(policy_path, "learner.learning_rate", config.learner.learning_rate):
+        print(warning)
 
 
 def check_room(config: ExperimentConfig, policy_path: Path) -> None:

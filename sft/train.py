@@ -20,9 +20,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from rl.chat.chat import load_chat
 from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
-from rl.config.supervised import SftConfig
 from rl.learner.policy import load_policy
 from rl.policies import build_policy
+from rl.policy_checks import rate_warning
 from rl.precision.folded import FoldedWeights
 from rl.stop import handled_signals
 from sft.checkpoints import Checkpoints, discard, prepare
@@ -77,7 +77,7 @@ def _train(
     model = load_policy(checkpoint or policy)
     folded = FoldedWeights(model, config.precision)
     Console().print(folded.describe())
-    if warning := learning_rate_warning(config):
+    if warning := rate_warning(policy, "sft.learning_rate", sft.learning_rate):
         Console().print(warning)
     if checkpoint is not None:
         Console().print(f"continuing the stopped stage from {checkpoint.name}")
@@ -108,17 +108,6 @@ def _train(
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
-
-
-def learning_rate_warning(config: ExperimentConfig) -> str:
-    """A warning if the default learning rate, which suits tiny policies, would train a checkpoint; otherwise empty."""
-    rate = SftConfig.model_fields["learning_rate"].default
-    if config.policy.path is None or config.sft is None or config.sft.learning_rate != rate:
-        return ""
-    return (
-        f"warning: sft.learning_rate is the default, {rate:g}, which suits tiny policies that are built; it makes a"
-        " pretrained checkpoint forget what it knows. 2e-5 is usual for training all of its weights"
-    )
 
 
 def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) -> TrlConfig:

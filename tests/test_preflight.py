@@ -1,23 +1,17 @@
 """What is found before a run starts: environments that cannot open a task, hang, or declare something wrong."""
 
-import json
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from envs.messages import Message, Reply
 from envs.text_env import TextEnv
-from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.errors import ConfigError
 from rl.config.read import load_config
-from rl.policies import train_tokenizer
-from rl.preflight import check_policy, preflight
-from tests.makers import make_config
+from rl.preflight import preflight
 
 YAML = """
 run_dir: {folder}/run
@@ -144,36 +138,3 @@ def test_a_constructor_that_hangs_is_a_problem_and_what_it_makes_is_closed(tmp_p
 )
 def test_what_breaks_the_contract_is_named(name: str, wrong: str, tmp_path: Path) -> None:
     assert wrong in problems(tmp_path, name)
-
-
-@pytest.fixture
-def policy(tmp_path: Path) -> Path:
-    """A folder with the tokenizer of the Nemotron format and one tensor."""
-    folder = tmp_path / "policy"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    train_tokenizer(["a conversation"] * 3, 384, NemotronFormat()).save_pretrained(folder)
-    save_file({"weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
-    return folder
-
-
-def test_a_whole_policy_is_accepted(policy: Path) -> None:
-    check_policy(policy, make_config())
-
-
-def test_a_policy_that_cannot_be_played_is_refused_with_every_reason(policy: Path) -> None:
-    whole = (policy / "model.safetensors").read_bytes()
-    (policy / "model.safetensors").write_bytes(whole[:-8])
-    (policy / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError) as caught:
-        check_policy(policy, make_config())
-    assert "cannot load the tokenizer" in str(caught.value) or "no tokenizer.json" in str(caught.value)
-    assert "model.safetensors is damaged or cut off" in str(caught.value)
-
-
-def test_a_policy_without_weights_or_with_another_chat_format_is_refused(policy: Path) -> None:
-    (policy / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="holds no weights"):
-        check_policy(policy, make_config())
-    with pytest.raises(ConfigError, match="chat template"):
-        check_policy(policy, make_config(policy={"path": policy, "chat": "template"}))

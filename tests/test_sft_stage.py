@@ -183,16 +183,6 @@ def test_one_device_is_used_however_many_are_seen(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_the_default_learning_rate_for_a_checkpoint_is_remarked_upon(tmp_path: Path) -> None:
-    from sft.train import learning_rate_warning
-
-    pretrained = {"path": "x"}
-    assert "2e-5 is usual" in learning_rate_warning(stage(tmp_path / "a", pretrained))
-    assert learning_rate_warning(stage(tmp_path / "a", pretrained, learning_rate=2e-5)) == ""
-    assert learning_rate_warning(stage(tmp_path / "a", {"build": SIZES})) == ""
-
-
-@pytest.mark.slow
 def test_the_progress_line_shows_no_loss_before_there_is_one(tmp_path: Path) -> None:
     from rich.console import Console
 

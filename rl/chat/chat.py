@@ -106,13 +106,18 @@ class Chat:
         """Number of tokens of the reply's reasoning, without the tokens that end it."""
         return len(self._text.encode((reply.reasoning + "\n",)))
 
+    @property
+    def num_tokens(self) -> int:
+        """Size of the tokenizer's vocabulary, control tokens included."""
+        return self._text.num_tokens
+
     def text(self, ids: Sequence[int]) -> str:
         """Ids as readable text, control tokens included; for people and logs only."""
         return plain_text(self._text.decode(ids))
 
     def token_texts(self) -> list[str]:
         """The text of every token by its id, for people only: a token may be a part of a character."""
-        return [self.text((token,)) for token in range(self._text.num_tokens)]
+        return [self.text((token,)) for token in range(self.num_tokens)]
 
 
 def load_chat(policy_folder: Path, format: str) -> Chat:

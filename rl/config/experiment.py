@@ -4,8 +4,9 @@
 Sections of a seam, such as an algorithm, are in the seam's own folder.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -129,11 +130,15 @@ class RayConfig(Section):
     """Size of the object store of a cluster that is started here."""
 
 
-class Places(dict[tuple[str, ...], str]):
-    """File and line of each key. All `Places` compare equal, so that equality of configurations ignores them."""
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Aside(dict[K, V]):
+    """What is known about the keys of a configuration. All compare equal: equality of configurations ignores it."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Places)
+        return isinstance(other, Aside)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -166,7 +171,14 @@ class ExperimentConfig(Section):
     tracking: Tracking = (Jsonl(), TensorBoard())
     """Sinks that receive the metrics during a run. `metrics.jsonl`, the record of the run, is always written."""
     ray: RayConfig = RayConfig()
-    _places: Places = PrivateAttr(default_factory=lambda: Places())
+    _places: Aside[tuple[str, ...], str] = PrivateAttr(default_factory=Aside)
+    """File and line of each key."""
+    _chosen: Aside[str, Any] = PrivateAttr(default_factory=Aside)
+
+    @property
+    def chosen(self) -> Mapping[str, Any]:
+        """Values, by key, that the kind of policy chose because nothing set the key."""
+        return dict(self._chosen)
 
     def place(self, *path: str) -> str:
         """File and line of the key at this path, or of the nearest key above it; empty if unknown."""

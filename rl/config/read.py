@@ -15,8 +15,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 
+from rl.config.checkpoint_defaults import with_checkpoint_defaults
 from rl.config.errors import ConfigError, Problem
-from rl.config.experiment import ExperimentConfig, Places
+from rl.config.experiment import Aside, ExperimentConfig
 from rl.config.explain import type_text
 from rl.config.keys import all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
@@ -32,13 +33,17 @@ def load_config(
 ) -> ExperimentConfig:
     """The validated configuration of an experiment file with `key=value` overrides on top.
 
-    `unread` holds defaults for top-level sections that the caller does not use. Raises `ConfigError`, which lists every
+    A pretrained checkpoint has other defaults than a tiny policy (`rl.config.checkpoint_defaults`). `unread` holds
+    defaults for top-level sections that the caller does not use. Raises `ConfigError`, which lists every
     problem. `check_references` checks that environments, the policy's folder and data exist.
     """
     source = read_with_base(Path(path))
     apply_overrides(source, overrides)
     source.tree = {**(unread or {}), **source.tree}
-    return _validate(_resolve(source), source.places, str(path))
+    tree, chosen = with_checkpoint_defaults(_resolve(source))
+    config = _validate(tree, source.places, str(path))
+    config._chosen = Aside(chosen)
+    return config
 
 
 def dump_config(config: ExperimentConfig) -> str:
@@ -156,7 +161,7 @@ def _first_line(error: Exception) -> str:
 def _validate(tree: Tree, places: Mapping[KeyPath, str], file: str) -> ExperimentConfig:
     try:
         config = ExperimentConfig.model_validate(tree)
-        config._places = Places(places)
+        config._places = Aside(places)
         return config
     except ValidationError as error:
         problems = []

@@ -1,0 +1,69 @@
+"""Which defaults are others for a pretrained checkpoint than for a tiny policy, and where do they come from?
+
+The defaults of `rl.config.experiment` suit policies of about a million weights, which a run builds. They would ruin a
+pretrained checkpoint: a learning rate a hundred times too high makes it forget what it knows. A key that the YAML or an
+override sets keeps its value.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl.config.checkpoint_files import CheckpointFileError, num_parameters, read_config
+from rl.config.yaml_text import Tree
+
+PRETRAINED_WEIGHTS = 20_000_000
+"""A checkpoint with at least so many weights counts as pretrained; the smallest that people train has 70 million."""
+
+
+class Default(NamedTuple):
+    value: Any
+    source: str
+
+
+CHECKPOINT_DEFAULTS: Mapping[str, Default] = {
+    "policy.max_tokens": Default(2048, "or the checkpoint's context if that is shorter; verl's and NeMo RL's examples"),
+    "rollout.max_reply_tokens": Default(512, "or half of policy.max_tokens if that is less; TRL's GRPOConfig"),
+    "learner.learning_rate": Default(1e-6, "TRL's GRPOConfig, verl's examples"),
+    "sft.learning_rate": Default(2e-5, "TRL's SFTConfig"),
+}
+"""By key."""
+
+
+def with_checkpoint_defaults(tree: Tree) -> tuple[Tree, dict[str, Any]]:
+    """The tree with the defaults of a pretrained checkpoint where it sets none, and what was filled in, by key.
+
+    The tree of a policy that is built, of a tiny one, or of a checkpoint that cannot be read is returned unchanged.
+    """
+    context = _context(tree)
+    if context is None:
+        return tree, {}
+    chosen: dict[str, Any] = {}
+    for key, default in CHECKPOINT_DEFAULTS.items():
+        section, name = key.split(".")
+        given = tree.get(section, None if section == "sft" else {})  # there is no supervised stage by default
+        if not isinstance(given, Mapping) or name in given:
+            continue
+        chosen[key] = default.value
+        if key == "policy.max_tokens":
+            chosen[key] = min(default.value, context)
+        if key == "rollout.max_reply_tokens":
+            longest = chosen.get("policy.max_tokens", tree["policy"].get("max_tokens"))
+            chosen[key] = min(default.value, longest // 2) if isinstance(longest, int) else default.value
+        tree = {**tree, section: {**given, name: chosen[key]}}
+    return tree, chosen
+
+
+def _context(tree: Tree) -> int | None:
+    """The context length, in tokens, of a tree's pretrained checkpoint; None without one."""
+    policy = tree.get("policy")
+    path = policy.get("path") if isinstance(policy, Mapping) else None
+    if not isinstance(path, str | Path) or not (Path(path) / "config.json").is_file():
+        return None
+    try:
+        context = read_config(Path(path)).get("max_position_embeddings")
+        if num_parameters(Path(path)) < PRETRAINED_WEIGHTS:
+            return None
+    except CheckpointFileError:  # told by pre-flight
+        return None
+    return context if isinstance(context, int) and context > 1 else CHECKPOINT_DEFAULTS["policy.max_tokens"].value

@@ -1,0 +1,76 @@
+"""What do the files of a Hugging Face checkpoint say about it, without loading its weights?"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header that safetensors itself accepts."""
+
+
+class CheckpointFileError(ValueError):
+    """A file of a checkpoint is missing, damaged or cut off. The text names the file."""
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The content of config.json. Raises `CheckpointFileError`."""
+    return _read_object(folder / "config.json")
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor in the folder's safetensors files, by name; only their headers are read.
+
+    Raises `CheckpointFileError` for a file that is damaged, cut off, or named by the index and not there, and for
+    tensors that the index names and no file holds.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        shapes |= _header_shapes(file)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = _read_object(index).get("weight_map")
+        if not isinstance(named, Mapping):
+            raise CheckpointFileError(f"{index} has no weight_map")
+        if absent := sorted({file for file in named.values() if not (folder / str(file)).is_file()}):
+            raise CheckpointFileError(
+                f"{folder} lacks {len(absent)} of the files that its index names, first {absent[0]}"
+            )
+        if missing := sorted(name for name in named if name not in shapes):
+            raise CheckpointFileError(
+                f"{folder} lacks {len(missing)} of the tensors that its index names, first {missing[0]}"
+            )
+    return shapes
+
+
+def num_parameters(folder: Path) -> int:
+    """Number of weights in the folder's safetensors files. Raises `CheckpointFileError`."""
+    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointFileError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, Mapping):
+        raise CheckpointFileError(f"{path} does not hold an object")
+    return value
+
+
+def _header_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """By the format of safetensors: the header's length in 8 bytes, the header as JSON, the tensors' bytes."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(f"its header would take {length:,} bytes")
+            header = {name: entry for name, entry in json.loads(stream.read(length)).items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if (size := file.stat().st_size) != end:
+            raise ValueError(f"it has {size:,} bytes in place of {end:,}")
+        return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise CheckpointFileError(f"{file} is damaged or cut off: {error}") from None

@@ -1,0 +1,96 @@
+"""Can this checkpoint be trained and served? Found out from its files, before anything is started.
+
+Whatever transformers or vLLM would fill in or leave out without an error is refused here: weights that are missing,
+heads and attention that the learner does not compute as the engine does.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rl.chat.chat import Chat, load_chat
+from rl.chat.format import ChatError
+from rl.config.checkpoint_defaults import PRETRAINED_WEIGHTS
+from rl.config.checkpoint_files import CheckpointFileError, num_parameters, read_config, tensor_shapes
+from rl.config.errors import ConfigError, Problem
+from rl.config.experiment import ExperimentConfig
+
+LEFT_OUT = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
+"""Keys of config.json that the learner does not compute, unless they are null or 1."""
+EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight", "wte.weight", "embed_in.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
+HIGHEST_RATE = 1e-4
+"""Learning rate of AdamW beyond which training all weights of a pretrained checkpoint makes it forget."""
+ANOTHER = "choose another checkpoint"
+AGAIN = "download or copy the checkpoint again"
+
+
+def check_policy(policy: Path, config: ExperimentConfig) -> None:
+    """Check that the folder holds a policy that can be played and trained. Only headers of its weights are read.
+
+    Raises `ConfigError` that lists every problem.
+    """
+    found: list[tuple[str, str, str]] = []
+    chat: Chat | None = None
+    try:
+        chat = load_chat(policy, config.policy.chat)
+    except ChatError as error:
+        found.append(("policy", str(error), "choose a policy.chat that its tokenizer fits, or give another checkpoint"))
+    try:
+        model = read_config(policy)
+        found += _model_problems(policy, model, config)
+        found += _weight_problems(policy, model, chat)
+    except CheckpointFileError as error:
+        found.append(("policy.path", str(error), AGAIN))
+    if found:
+        raise ConfigError([Problem(config.place(*key.split(".")), key, wrong, fix) for key, wrong, fix in found])
+
+
+def rate_warning(policy: Path, key: str, rate: float) -> str:
+    """A warning if the learning rate of this key would ruin a pretrained checkpoint; otherwise empty."""
+    if rate <= HIGHEST_RATE or num_parameters(policy) < PRETRAINED_WEIGHTS:
+        return ""
+    return (
+        f"warning: {key} is {rate:g}: training all weights of a pretrained checkpoint at more than {HIGHEST_RATE:g}"
+        f" makes it forget what it knows (`python -m rl explain {key}`)"
+    )
+
+
+def _model_problems(policy: Path, model: Mapping[str, Any], config: ExperimentConfig) -> Iterable[tuple[str, str, str]]:
+    """Key, fault and remedy of each thing in config.json that rules the model out."""
+    for name in model.get("architectures") or ():
+        if not str(name).endswith(("ForCausalLM", "LMHeadModel")):
+            yield "policy.path", f"{policy} is a {name}; only causal language models of text are trained", ANOTHER
+    for key in LEFT_OUT:
+        if model.get(key) not in (None, 1, 1.0):
+            yield "policy.path", f"{policy}: the learner does not compute {key} ({model[key]})", ANOTHER
+    if (quantised := model.get("quantization_config")) is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+        fix = "give the checkpoint before quantisation, and choose `precision: nvfp4` to train a quantised policy"
+        yield "policy.path", f"{policy} holds quantised weights ({method}), which cannot be trained", fix
+    context = model.get("max_position_embeddings")
+    if isinstance(context, int) and config.policy.max_tokens > context:
+        wrong = f"{config.policy.max_tokens} tokens are more than the checkpoint's context of {context}"
+        yield "policy.max_tokens", wrong, f"set it to {context} or less, and rollout.max_reply_tokens below that"
+
+
+def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) -> Iterable[tuple[str, str, str]]:
+    """Key, fault and remedy of each thing that is missing among the weights. Raises `CheckpointFileError`."""
+    shapes = tensor_shapes(policy)
+    if not shapes:
+        if not list(policy.glob("*.bin")):
+            yield "policy.path", f"{policy} holds no weights (*.safetensors)", AGAIN
+        return
+    layers = {int(found[1]) for name in shapes if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
+    expected = model.get("num_hidden_layers")
+    if layers and isinstance(expected, int) and (missing := sorted(set(range(expected)) - layers)):
+        yield "policy.path", f"{policy} holds no weights of {len(missing)} layers, first {missing[0]}", AGAIN
+    embeddings = next((name for name in shapes if name.endswith(EMBEDDINGS)), None)
+    if embeddings is None:
+        return
+    if model.get("tie_word_embeddings") is False and not any(name.endswith(HEADS) for name in shapes):
+        yield "policy.path", f"{policy} holds no weights of the head, and its embeddings are not tied to one", AGAIN
+    if chat is not None and (rows := shapes[embeddings][0]) < chat.num_tokens:
+        wrong = f"{policy}: the tokenizer has {chat.num_tokens} tokens, but the embeddings have only {rows} rows"
+        yield "policy.path", wrong, "give the tokenizer that the weights were trained with, or resize the embeddings"
