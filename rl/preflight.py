@@ -1,5 +1,7 @@
 """Can this experiment run? Pre-flight checks find errors before processes are started or GPUs are reserved."""
 
+import importlib.util
+
 from envs.session import Deadlines, EnvFailure, Session
 from rl.chat.chat import Chat, fitting_chats, load_chat
 from rl.chat.format import ChatError, ChatFormat
@@ -26,6 +28,24 @@ def preflight(config: ExperimentConfig) -> None:
     problems += _column_problems(config)
     if problems:
         raise ConfigError(problems)
+
+
+def check_sinks(config: ExperimentConfig) -> None:
+    """Check that the packages of the sinks are installed. Raises `ConfigError` that names each missing one."""
+    problems = []
+    for sink in config.tracking:
+        if sink.package and not _is_installed(sink.package):
+            wrong = f"the sink {sink.sink} needs the package {sink.package}, which is not installed"
+            fix = f"install the pinned one with: make trackers; or: pip install {sink.package}; or remove the sink"
+            problems.append(Problem(config.place("tracking"), "tracking", wrong, fix))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _is_installed(package: str) -> bool:
+    """Without importing it. A folder of that name, which trackers like to leave in the working directory, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _chat(config: ExperimentConfig) -> Chat | ChatFormat | None:

@@ -21,7 +21,7 @@ from rl.data_types import Group, Sample, Update
 from rl.learner.group import LearnerGroup
 from rl.learner.samples import make_samples
 from rl.policy_checks import check_policy, rate_warning
-from rl.preflight import preflight
+from rl.preflight import check_sinks, preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import CanaryStop, check_groups, check_update
@@ -155,6 +155,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     # First: pre-flight runs environments in this process, and the supervised stage inherits the level.
     require_level(config.rollout.sandbox_level)
     preflight(config)
+    check_sinks(config)
     check_cluster(config)
     if config.policy.path is not None:
         check_policy(config.policy.path, config)

@@ -1,4 +1,4 @@
-"""What does the tracker write during a run? Metrics and notes to every sink, and rollouts to files."""
+"""What does the tracker write during a run? Metrics and notes to every sink, rollouts to files and a few to sinks."""
 
 import contextlib
 import logging
@@ -11,6 +11,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
 from rl.runs.files import storing, sync
 from rl.runs.folder import Kind, RunFolder
+from rl.runs.sampled_rollouts import sampled_rows
 from rl.runs.saved_rollouts import write_rollouts
 from rl.runs.sinks.sink import Sink
 
@@ -67,7 +68,7 @@ class Tracker:
     def save_rollouts(self, step: int, kind: Kind, groups: Sequence[Group]) -> None:
         """Write the groups' rollouts; for training steps only every `train.save_rollouts_every`-th step.
 
-        This replaces rollouts of this step and kind that an earlier start of the run wrote.
+        Sinks that take rollouts get a few of them. The file replaces that of an earlier start of the run.
         """
         if kind == "train" and not self._train.saves_rollouts(step):
             return
@@ -77,6 +78,12 @@ class Tracker:
         with storing(path), path.open(mode, encoding="utf-8") as file:
             write_rollouts(file, step, kind, groups)
             sync(file)
+
+        def show(sink: Sink) -> None:
+            if sink.takes_rollouts and (rows := sampled_rows(step, groups)):
+                sink.write_rollouts(step, kind, rows)
+
+        self._each("written", show)
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._each("written", lambda sink: sink.write(line))

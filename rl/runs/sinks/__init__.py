@@ -12,8 +12,9 @@ from rl.config.section import OneOf
 from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.sink import Sink
 from rl.runs.sinks.tensorboard import TensorBoard
+from rl.runs.sinks.wandb_run import WeightsAndBiases
 
-SINKS: dict[str, type[Sink]] = {"jsonl": Jsonl, "tensorboard": TensorBoard}
+SINKS: dict[str, type[Sink]] = {"jsonl": Jsonl, "tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 def _with_record(sinks: tuple[Sink, ...]) -> tuple[Sink, ...]:

@@ -1,0 +1,135 @@
+"""Do W&B, MLflow and trackio receive what the record of a run holds? With the real packages, offline."""
+
+import glob
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+import pytest
+
+from envs.json_lines import read_lines
+from rl.__main__ import main
+from rl.config.experiment import ExperimentConfig
+from rl.runs.folder import RunFolder
+from rl.runs.sinks import SINKS
+from rl.runs.sinks.sink import Sink, scalars
+from rl.runs.tracker import Tracker
+from tests.makers import group_of, make_rollout, make_run_config, save_empty_checkpoint
+
+
+def start(config: ExperimentConfig) -> None:
+    """The first start: killed after step 4, with a checkpoint of step 2."""
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
+        tracker.save_rollouts(0, "evaluation", [group_of(make_rollout(0.25))])
+        tracker.track_evaluation(0, "before", {"reward": 0.25})
+        for step in (1, 2, 3, 4):
+            write_step(tracker, step)
+            if step == 2:
+                save_empty_checkpoint(run, 2)
+
+
+def resume(config: ExperimentConfig) -> list[dict[str, Any]]:
+    """The second start goes on from step 2 to step 6. Gives the lines of the record."""
+    with RunFolder.open(config, resume=True) as run, Tracker(run, config) as tracker:
+        for step in (3, 4, 5, 6):
+            write_step(tracker, step)
+        tracker.track_evaluation(6, "after", {"reward": 0.75})
+    return list(read_lines(run.metrics_file))
+
+
+def write_step(tracker: Tracker, step: int) -> None:
+    tracker.save_rollouts(step, "train", [group_of(make_rollout(step / 8), make_rollout(None, member=1))])
+    tracker.track(step, {"reward": step / 8, "reward/math/Arithmetic-v0": step / 3, "update/loss": -1e-9 * step})
+    tracker.note(step, f"canary {step}")
+
+
+def series_of(lines: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
+    return {(name, line["step"]): value for line in lines for name, value in scalars(line).items()}
+
+
+class Absent(Sink):
+    """Needs a package that nobody has."""
+
+    sink: str = "absent"
+    package: ClassVar[str] = "polygym_absent"
+
+
+@pytest.mark.slow
+def test_a_sink_without_its_package_is_refused_before_the_run_holds_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SINKS, "absent", Absent)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "polygym_absent").mkdir()  # what a tracker leaves in the working directory is no package
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a.yaml").write_text(
+        "run_dir: run\nseed: 1\npolicy: {build: {}}\nsft: {}\nenvironments: {math/Arithmetic-v0: {}}\n"
+        "train: {num_steps: 1}\ntracking:\n  - absent\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["rl", "train", "a.yaml"])
+    assert main() == 2 and not (tmp_path / "run").exists()
+    said = capsys.readouterr().err
+    for words in ("a.yaml, line 7: tracking: ", "needs the package polygym_absent", "pip install polygym_absent"):
+        assert words in said
+
+
+# Weights & Biases
+
+
+def wandb_records(run_dir: Path) -> Iterator[Any]:
+    """The records of the only offline run: protobuf messages in LevelDB's log format, in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
+
+    (path,) = glob.glob(f"{run_dir}/wandb/offline-run-*/*.wandb")
+    data, place, message = Path(path).read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        message += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(message)
+            message = b""
+
+
+@pytest.mark.slow
+def test_wandb_offline_holds_the_record_once_and_tables_over_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="make trackers installs it")
+    secret = "0123456789" * 4
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    sink = {"sink": "wandb", "mode": "offline", "project": "p", "tags": ["x"]}
+    config = make_run_config(tmp_path / "run", tracking=[sink])
+    start(config)
+    (first,) = {record.run.run_id for record in wandb_records(tmp_path / "run") if record.HasField("run")}
+    lines = resume(config)
+    records = list(wandb_records(tmp_path / "run"))
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert run.run_id == first and run.project == "p" and list(run.tags) == ["x"] and run.display_name == "run"
+    logged = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert logged["train"]["num_steps"] == 10 and logged["learner"]["learning_rate"] == 2e-4
+    found: list[Any] = []
+    tables = []
+    for record in records:
+        if record.HasField("history"):
+            row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            step = row.get("evaluation/step", row.get("step"))
+            names = [name for name in row if name.startswith(("reward", "update", "evaluation/reward"))]
+            found += [((name, step), row[name]) for name in names]
+            tables += [(name, row[name]) for name in row if name.startswith("rollouts/") and name.endswith("/step")]
+    assert dict(found) == series_of(lines) and len(found) == len(dict(found))
+    assert sorted(tables) == [("rollouts/evaluation/step", 0), *(("rollouts/train/step", n) for n in range(1, 7))]
+    files = sorted(tmp_path.glob("run/wandb/offline-run-*/files/media/table/rollouts/train_*.json"))
+    assert len(files) == 6 and "The answer is 4." in files[0].read_text()
+    assert not [child.name() for child in psutil.Process().children(recursive=True) if "wandb" in child.name()]
+    notes = "".join(record.output_logger.line for record in records if record.HasField("output_logger"))
+    assert "step 1: canary 1" in notes and notes.count("canary 3") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
