@@ -133,3 +133,36 @@ def test_wandb_offline_holds_the_record_once_and_tables_over_a_resume(
     notes = "".join(record.output_logger.line for record in records if record.HasField("output_logger"))
     assert "step 1: canary 1" in notes and notes.count("canary 3") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+
+
+# MLflow
+
+
+@pytest.mark.slow
+def test_mlflow_in_the_run_folder_holds_the_record_once_and_tables_over_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason="make trackers installs it")
+    from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+
+    config = make_run_config(tmp_path / "run", tracking=[{"sink": "mlflow", "experiment": "e"}])
+    start(config)
+    lines = resume(config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/run/mlflow/mlflow.db")
+    client = MlflowClient()
+    experiment_id = client.get_experiment_by_name("e").experiment_id
+    (run,) = client.search_runs([experiment_id])
+    assert run.info.run_name == "run" and run.info.status == "FINISHED"
+    assert run.data.params["train.num_steps"] == "10" and run.data.params["environments.tools/Store-v0.weight"] == "2.0"
+    found = [
+        ((name, metric.step), metric.value)
+        for name in run.data.metrics
+        for metric in client.get_metric_history(run.info.run_id, name)
+    ]
+    assert dict(found) == series_of(lines) and len(found) == len(dict(found))
+    tables = [file.path for file in client.list_artifacts(run.info.run_id, "rollouts")]
+    assert tables == ["rollouts/evaluation_000000.json", *(f"rollouts/train_{step:06d}.json" for step in range(1, 7))]
+    table = client.load_table(experiment_id, tables[-1], [run.info.run_id])
+    assert list(table["reward"])[0] == 0.75 and "The answer is 4." in table["replies"][0]
+    notes = Path(client.download_artifacts(run.info.run_id, "notes.txt", str(tmp_path))).read_text()
+    assert notes == "".join(f"step {step}: canary {step}\n" for step in range(1, 7))

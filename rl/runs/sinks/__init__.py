@@ -10,11 +10,17 @@ from pydantic import AfterValidator
 
 from rl.config.section import OneOf
 from rl.runs.sinks.jsonl import Jsonl
+from rl.runs.sinks.mlflow_run import MLflow
 from rl.runs.sinks.sink import Sink
 from rl.runs.sinks.tensorboard import TensorBoard
 from rl.runs.sinks.wandb_run import WeightsAndBiases
 
-SINKS: dict[str, type[Sink]] = {"jsonl": Jsonl, "tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+SINKS: dict[str, type[Sink]] = {
+    "jsonl": Jsonl,
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
 
 
 def _with_record(sinks: tuple[Sink, ...]) -> tuple[Sink, ...]:
