@@ -4,21 +4,24 @@ import glob
 import json
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
 
 from envs.json_lines import read_lines
+from envs.messages import Message
 from rl.__main__ import main
 from rl.config.experiment import ExperimentConfig
 from rl.runs.folder import RunFolder
+from rl.runs.sampled_rollouts import MAX_CHARACTERS, MAX_ROLLOUTS
 from rl.runs.sinks import SINKS
-from rl.runs.sinks.sink import Sink, scalars
+from rl.runs.sinks.sink import Line, Row, Sink, scalars
 from rl.runs.tracker import Tracker
-from tests.makers import group_of, make_rollout, make_run_config, save_empty_checkpoint
+from tests.makers import ARITHMETIC, STORE, group_of, make_group, make_rollout, make_run_config, save_empty_checkpoint
 
 
 def start(config: ExperimentConfig) -> None:
@@ -75,6 +78,61 @@ def test_a_sink_without_its_package_is_refused_before_the_run_holds_anything(
     said = capsys.readouterr().err
     for words in ("a.yaml, line 7: tracking: ", "needs the package polygym_absent", "pip install polygym_absent"):
         assert words in said
+
+
+class Tables(Sink):
+    """Keeps the tables that it is given, and fails at the third."""
+
+    sink: str = "tables"
+    takes_rollouts: ClassVar[bool] = True
+    heard: ClassVar[list[tuple[int, str, list[Row]]]] = []
+
+    def open(self, run_dir: Path, lines: Sequence[Line]) -> None:
+        pass
+
+    def write(self, line: Line) -> None:
+        pass
+
+    def write_rollouts(self, step: int, kind: str, rows: Sequence[Row]) -> None:
+        self.heard.append((step, kind, list(rows)))
+        if len(self.heard) == 3:
+            raise ConnectionError("the server is gone")
+
+
+def test_a_sink_gets_few_rollouts_of_bounded_length_and_a_failure_costs_this_sink_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(SINKS, "tables", Tables)
+    monkeypatch.setattr(Tables, "heard", [])
+    long = make_rollout(1.0, env_id=STORE, messages=(Message("user", "?"), Message("assistant", "x" * 9000 + "END")))
+    groups = [make_group([0.0] * 40), group_of(*[long] * 40)]
+    config = make_run_config(tmp_path / "run", tracking=["tables"], train={"num_steps": 9, "save_rollouts_every": 2})
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
+        tracker.save_rollouts(0, "evaluation", groups)
+        for step in (1, 2, 3, 4, 5, 6):
+            tracker.save_rollouts(step, "train", groups)
+    assert [(step, kind, len(rows)) for step, kind, rows in Tables.heard] == [
+        *((0, "evaluation", MAX_ROLLOUTS), (2, "train", MAX_ROLLOUTS), (4, "train", MAX_ROLLOUTS)),
+    ]
+    rows = Tables.heard[0][2]
+    assert [row["env_id"] for row in rows] == [ARITHMETIC] * 4 + [STORE] * 4
+    replies = str(rows[-1]["replies"])
+    assert len(replies) < MAX_CHARACTERS + 50 and replies.endswith("xEND") and "characters left out" in replies
+    assert "the sink tables cannot be written and gets no further lines: ConnectionError" in caplog.text
+    assert sorted(run.rollouts_files("train")) == [2, 4, 6]
+
+
+def test_without_a_sink_that_takes_rollouts_no_rows_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.runs.tracker.sampled_rows", lambda step, groups: pytest.fail("made for nobody"))
+    config = make_run_config(tmp_path / "run")
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
+        tracker.save_rollouts(1, "train", [make_group([1.0, 0.0])])
+
+
+@pytest.mark.parametrize("sink", [{"sink": "mlflow", "tracking_uri": "https://me:secret@host"}])
+def test_an_address_with_a_password_is_refused(sink: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI instead"):
+        make_run_config(tmp_path / "run", tracking=[sink])
 
 
 # Weights & Biases
@@ -135,6 +193,39 @@ def test_wandb_offline_holds_the_record_once_and_tables_over_a_resume(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
+def test_wandb_without_a_key_neither_asks_nor_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("wandb", reason="make trackers installs it")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no_settings"))
+    config = make_run_config(tmp_path / "run", tracking=["wandb"])
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
+        tracker.track(1, {"reward": 0.5})
+    assert "the sink wandb cannot be opened" in caplog.text and "set WANDB_API_KEY" in caplog.text
+    assert len(list(read_lines(run.metrics_file))) == 1
+
+
+def test_wandb_online_gets_the_lines_that_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = []
+    wandb = MagicMock()
+    wandb.init.return_value.log = rows.append
+    wandb.init.return_value.summary = {}
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = make_run_config(tmp_path / "run", tracking=["wandb"])
+    start(config)
+    wandb.init.return_value.summary = {"step": 1, "evaluation/step": 0, "rollouts/train/step": 4}  # the rest was lost
+    before = len(rows)
+    resume(config)
+    later = [(name, row[name]) for row in rows[before:] for name in row if name.endswith("step")]
+    steps = [("step", 2), ("step", 3), ("step", 4), ("rollouts/train/step", 5), ("step", 5), ("rollouts/train/step", 6)]
+    assert later == [*steps, ("step", 6), ("evaluation/step", 6)]
+    (first, second) = wandb.init.call_args_list
+    assert first.kwargs["id"] == second.kwargs["id"] and first.kwargs["resume"] == second.kwargs["resume"] == "allow"
+
+
 # MLflow
 
 
@@ -163,6 +254,45 @@ def test_mlflow_in_the_run_folder_holds_the_record_once_and_tables_over_a_resume
     tables = [file.path for file in client.list_artifacts(run.info.run_id, "rollouts")]
     assert tables == ["rollouts/evaluation_000000.json", *(f"rollouts/train_{step:06d}.json" for step in range(1, 7))]
     table = client.load_table(experiment_id, tables[-1], [run.info.run_id])
-    assert list(table["reward"])[0] == 0.75 and "The answer is 4." in table["replies"][0]
+    assert table["reward"][0] == 0.75 and "The answer is 4." in table["replies"][0]
     notes = Path(client.download_artifacts(run.info.run_id, "notes.txt", str(tmp_path))).read_text()
     assert notes == "".join(f"step {step}: canary {step}\n" for step in range(1, 7))
+
+
+# trackio
+
+
+@pytest.fixture
+def trackio_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where trackio keeps its projects; it reads the variable when it is imported."""
+    folder = tmp_path_factory.mktemp("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(folder))
+    pytest.importorskip("trackio", reason="make trackers installs it")
+    return folder
+
+
+@pytest.mark.slow
+def test_trackio_holds_the_record_once_and_tables_over_a_resume(
+    trackio_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trackio import Api  # pyright: ignore[reportMissingImports]
+    from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
+
+    config = make_run_config(tmp_path / "run", tracking=[{"sink": "trackio", "project": "p"}])
+    start(config)
+    lines = resume(config)
+    (run,) = Api().runs("p")
+    assert run.name.startswith("run-") and run.config["train"]["num_steps"] == 10
+    found, tables = [], []
+    for row in SQLiteStorage.get_logs("p", run.name, run_id=run.id):
+        step = row.pop("step")
+        tables += [(name, step, row[name]["_value"]) for name in row if name.startswith("rollouts/")]
+        found += [((name, step), value) for name, value in row.items() if isinstance(value, float)]
+    assert dict(found) == series_of(lines) and len(found) == len(dict(found))
+    assert [(name, step) for name, step, _ in tables] == [
+        ("rollouts/evaluation", 0),
+        *(("rollouts/train", step) for step in range(1, 7)),
+    ]
+    assert tables[-1][2][0]["reward"] == 0.75 and "The answer is 4." in tables[-1][2][0]["replies"]
+    assert sorted(note["text"] for note in run.alerts()) == [f"canary {step}" for step in range(1, 7)]
+    assert (trackio_dir / "p.db").is_file() and capsys.readouterr().out == ""

@@ -13,6 +13,7 @@ from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.mlflow_run import MLflow
 from rl.runs.sinks.sink import Sink
 from rl.runs.sinks.tensorboard import TensorBoard
+from rl.runs.sinks.trackio_run import Trackio
 from rl.runs.sinks.wandb_run import WeightsAndBiases
 
 SINKS: dict[str, type[Sink]] = {
@@ -20,6 +21,7 @@ SINKS: dict[str, type[Sink]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,
+    "trackio": Trackio,
 }
 
 
