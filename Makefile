@@ -1,6 +1,6 @@
 # make demo: install and run the main job.   make test: install and run all tests.   make check: format, lint, types,
-# layers and fast tests.   make adapters: what environments from elsewhere need.   make lock: new pinned lists.
-# make clean: remove the environment.
+# layers and fast tests.   make adapters: what environments from elsewhere need.   make trackers: W&B, MLflow and
+# trackio.   make lock: new pinned lists.   make clean: remove the environment.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check adapters lock clean install
+.PHONY: demo test check adapters trackers lock clean install
 install: $(VENV)/installed-$(LIST)
 
 $(VENV)/installed-$(LIST): requirements/$(LIST).txt pyproject.toml
@@ -33,7 +33,13 @@ $(VENV)/adapters: requirements/adapters.txt requirements/foreign.txt | install
 	-$(PIP) --ignore-requires-python --upgrade --target $(VENV)/foreign -r requirements/foreign.txt
 	-$(PIP) -r requirements/adapters.txt && touch $@
 
-test: install adapters
+trackers: $(VENV)/trackers
+
+# Optional: where a package cannot be installed, the tests of its sink are skipped.
+$(VENV)/trackers: requirements/trackers.txt | install
+	-$(PIP) -r requirements/trackers.txt && touch $@
+
+test: install adapters trackers
 	$(RUN) -m pytest
 
 check: install

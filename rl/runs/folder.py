@@ -5,6 +5,7 @@ versions.json     packages, Python, platform, git commit and environments; one e
 metrics.jsonl     one line per step, evaluation and note: the run's record, which --resume and the report read
 rollouts/         one file of JSON lines per saved step
 tokens.json       the text of every token by its id
+tracking_id       the id by which W&B, MLflow and trackio know the run again
 checkpoints/      see rl.runs.checkpoint
 sft/              checkpoint and metrics of the supervised stage
 figures/, report.html
