@@ -168,6 +168,8 @@ def test_wandb_offline_holds_the_record_once_and_tables_over_a_resume(
     config = make_run_config(tmp_path / "run", tracking=[sink])
     start(config)
     (first,) = {record.run.run_id for record in wandb_records(tmp_path / "run") if record.HasField("run")}
+    (folder,) = tmp_path.glob("run/wandb/offline-run-*/files/media/table/rollouts")
+    (folder / "train_9_torn.table.json").write_text('{"columns": ["st')
     lines = resume(config)
     records = list(wandb_records(tmp_path / "run"))
     (run,) = [record.run for record in records if record.HasField("run")]

@@ -20,11 +20,12 @@ class Trackio(Sink):
     package: ClassVar[str] = "trackio"
     takes_rollouts: ClassVar[bool] = True
     project: str = "polygym"
-    """Project of the run. Without a Space it is a file in TRACKIO_DIR, by default in Hugging Face's cache."""
+    """Project of the run. On this machine it is a file in TRACKIO_DIR, by default in Hugging Face's cache."""
     name: str | None = None
     """Name of the run, to which the id of the run folder is added; null takes the name of the run folder."""
     space_id: str | None = None
-    """Hugging Face Space that receives the metrics (`user/space`); null keeps them on this machine."""
+    """Hugging Face Space that receives the metrics (`user/space`); null takes TRACKIO_SPACE_ID or TRACKIO_SERVER_URL,
+    and without them keeps the metrics on this machine."""
     _run: Any = PrivateAttr(None)
     _newest: dict[str, int] = PrivateAttr(default_factory=dict)
 
@@ -73,9 +74,9 @@ class Trackio(Sink):
         """The newest step that trackio holds of each series and table."""
         from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
 
-        if self.space_id is None:
+        if self._run._is_local:
             return _newest_by_kind(SQLiteStorage.get_logs(self.project, self._run.name, run_id=self._run.id))
-        newest = self._run._next_step - 1  # a Space only tells the newest of all
+        newest = self._run._next_step - 1  # a server only tells the newest of all
         return dict.fromkeys(("train", "evaluation", "rollouts/train", "rollouts/evaluation"), newest)
 
 

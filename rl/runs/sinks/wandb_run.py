@@ -110,6 +110,9 @@ def _tables(folders: Sequence[Path]) -> Iterator[tuple[str, int, list[Row]]]:
     """The tables of rollouts in the folders of offline runs: kind, step and rows."""
     for folder in folders:
         for file in (folder / "files" / "media" / "table" / "rollouts").glob("*.table.json"):
-            table = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                table = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError:  # torn by a kill
+                continue
             rows: list[Row] = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
             yield file.name.partition("_")[0], int(rows[0]["step"] or 0), rows
