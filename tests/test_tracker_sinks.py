@@ -142,6 +142,7 @@ def wandb_records(run_dir: Path) -> Iterator[Any]:
     """The records of the only offline run: protobuf messages in LevelDB's log format, in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
 
+    messages: Any = wandb_internal_pb2
     (path,) = glob.glob(f"{run_dir}/wandb/offline-run-*/*.wandb")
     data, place, message = Path(path).read_bytes(), 7, b""
     while place + 7 <= len(data):
@@ -153,7 +154,7 @@ def wandb_records(run_dir: Path) -> Iterator[Any]:
         message += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
-            yield wandb_internal_pb2.Record.FromString(message)
+            yield messages.Record.FromString(message)
             message = b""
 
 
@@ -242,7 +243,7 @@ def test_mlflow_in_the_run_folder_holds_the_record_once_and_tables_over_a_resume
     start(config)
     lines = resume(config)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/run/mlflow/mlflow.db")
-    client = MlflowClient()
+    client: Any = MlflowClient()
     experiment_id = client.get_experiment_by_name("e").experiment_id
     (run,) = client.search_runs([experiment_id])
     assert run.info.run_name == "run" and run.info.status == "FINISHED"
@@ -283,7 +284,7 @@ def test_trackio_holds_the_record_once_and_tables_over_a_resume(
     config = make_run_config(tmp_path / "run", tracking=[{"sink": "trackio", "project": "p"}])
     start(config)
     lines = resume(config)
-    (run,) = Api().runs("p")
+    (run,) = list[Any](Api().runs("p"))
     assert run.name.startswith("run-") and run.config["train"]["num_steps"] == 10
     found, tables = [], []
     for row in SQLiteStorage.get_logs("p", run.name, run_id=run.id):
