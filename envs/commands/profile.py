@@ -90,7 +90,7 @@ def print_profile(console: Console, place: Path, out: Path | None, policy: str =
     if out is not None and not policy and len(policies) > 1:
         raise ProfileError(
             f"{place} contains rollouts of {len(policies)} policies ({policies[0]} to {policies[-1]}), but a profile"
-            f" belongs to one policy: select it with --policy, such as --policy '{policies[-1]}'"
+            f" belongs to one policy: name it with --policy, such as --policy '{policies[-1]}'"
         )
     profiles = profile_tasks([one for one in rollouts if not policy or policy_of(one) == policy])
     table = Table(
