@@ -42,6 +42,7 @@ def test_every_generator_of_reasoning_gym_gives_its_own_gold_a_full_score() -> N
             open_task(task).gold_reply()
 
 
+@pytest.mark.slow
 def test_only_the_tagged_answer_counts_and_only_when_it_is_full() -> None:
     env = open_task("chain_sum")
     gold = env.gold_reply().text.removeprefix("<answer>").removesuffix("</answer>")

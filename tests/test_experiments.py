@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 YAMLS = sorted((ROOT / "experiments").rglob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_experiment_loads_is_short_and_can_run(path: Path, tmp_path: Path) -> None:
     load_templates()  # once a process and within no deadline: a busy machine takes longer than a reset may

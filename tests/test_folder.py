@@ -174,6 +174,7 @@ def test_an_evaluation_that_was_ended_before_its_rollouts_were_saved_is_made_aga
 STRAYS = ("train_old.jsonl", "train_.jsonl", "train_000002.jsonl.bak", "train_2.jsonl", ".train_000002.jsonl.swp", "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_whatever_else_lies_in_a_run_folder_ends_nothing(kind: str, tmp_path: Path) -> None:
     config = make_run_config(write_run(make_run_config(tmp_path / "run", train={"num_steps": 3}), 3))

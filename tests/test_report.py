@@ -16,6 +16,7 @@ from rl.runs.tracker import Tracker
 from tests.makers import ARITHMETIC, STORE, group_of, make_rollout, make_run_config, write_run
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_and_refers_to_nothing(tmp_path: Path) -> None:
     run_dir = write_run(make_run_config(tmp_path / "run", train={"num_steps": 25}), 25)
     (run_dir / "sft").mkdir()
