@@ -142,8 +142,8 @@ def test_all_lines_that_are_no_rows_are_counted(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("rows.jsonl.gz", b"no gzip", "cannot be read: Not a gzipped file"),
-        ("rows.jsonl.gz", gzip.compress(b"{}" * 1000)[:-9], "cannot be read: Compressed file ended"),
-        ("rows.jsonl.gz", gzip.compress(b"{}" * 1000)[:12] + b"xyz", "cannot be read"),
+        ("rows.jsonl.gz", gzip.compress(b"{}" * 1000, mtime=0)[:-9], "cannot be read: Compressed file ended"),
+        ("rows.jsonl.gz", gzip.compress(b"{}" * 1000, mtime=0)[:12] + b"xyz", "cannot be read"),
         ("rows.parquet", b"PAR1", "cannot be read"),
         ("rows.parquet", b"x" * 100, "cannot be read"),
         ("rows.json", b"[{}", "row 1: not JSON"),
