@@ -1,4 +1,4 @@
-"""The commands: `python -m rl train | evaluate | report | inspect | explain`."""
+"""The commands: `python -m rl train | evaluate | export | report | inspect | explain`."""
 
 import os
 import sys
@@ -35,6 +35,7 @@ def train(
 
     report = run(load_config(yaml, overrides or []), resume=resume)
     typer.echo(f"report: {report}")
+    typer.echo(f"policy: python -m rl export {report.parent} FOLDER writes it for transformers and vLLM")
 
 
 @app.command()
@@ -62,6 +63,21 @@ def evaluate(
     if split not in ("train", "heldout"):
         raise typer.BadParameter(f"--split must be train or heldout, got {split}")
     evaluate_policy(config, policy, [read_budget(budget) for budget in given], split)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    push: Annotated[str, typer.Option(help="Also upload it to the Hugging Face hub, as user/name.")] = "",
+) -> None:
+    """Write a policy as a folder that transformers and vLLM load: weights as they were served, template, model card."""
+    from rl.export import export_policy
+    from rl.export import push as push_to_hub
+
+    typer.echo(f"policy: {export_policy(source, out)}")
+    if push:
+        typer.echo(f"pushed: {push_to_hub(out, push)}")
 
 
 @app.command()

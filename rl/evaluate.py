@@ -22,10 +22,10 @@ from rl.policy_checks import check_policy
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
-from rl.runs.checkpoint import latest_checkpoint
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.files import storing, write_atomically
 from rl.runs.folder import RunFolder
+from rl.runs.newest import newest_policy
 from rl.runs.report import write_report
 from rl.runs.saved_rollouts import write_rollouts
 from rl.stop import handled_signals
@@ -109,16 +109,6 @@ def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, no
         pool.load_weights(learner.publish())
     finally:
         learner.shutdown()
-
-
-def newest_policy(config: ExperimentConfig) -> Path:
-    """The run's newest checkpoint, otherwise its supervised policy, otherwise `policy.path`."""
-    checkpoint = latest_checkpoint(config.run_dir / "checkpoints")
-    candidates = [checkpoint.learner / "model" if checkpoint else None, config.run_dir / "sft", config.policy.path]
-    for candidate in candidates:
-        if candidate is not None and candidate.exists():
-            return candidate
-    raise ConfigError(f"run_dir: {config.run_dir} holds no policy yet; train first, or give one with --policy")
 
 
 def print_table(title: str, metrics: dict[str, float]) -> None:

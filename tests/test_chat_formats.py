@@ -31,6 +31,7 @@ class LineFormat:
     has_tools: bool = False
     has_thinking: bool = False
     tokens: tuple[Token, ...] = (TALK, END)
+    template: str = "{% for m in messages %}<talk>{{ m['role'] + ': ' + m['content'] }}<end>{% endfor %}<talk>"
     end_of_turn: Token = END
     end_of_thinking: Token | None = None
 

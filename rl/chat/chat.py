@@ -31,6 +31,8 @@ class Chat:
     """Ids that end a reply; the reply includes its stop id."""
     pad_id: int
     """Padding id of batches. It may equal a real token, because masks never depend on it."""
+    template: str
+    """A jinja template that renders conversations as this chat does."""
     has_tools: bool
     """Whether the format can describe and call tools."""
     has_thinking: bool
@@ -41,6 +43,7 @@ class Chat:
     ) -> None:
         """`more_stop_ids` also end a reply: a checkpoint may name several end tokens."""
         self._format = format
+        self.template = format.template
         self.has_tools, self.has_thinking = format.has_tools, format.has_thinking
         self._text = TokenText(tokenizer, format.tokens)
         end_of_turn = self._text.control_id(format.end_of_turn.text)

@@ -46,6 +46,8 @@ class ChatFormat(Protocol):
     """Whether a reply has a think block, so that budgets other than `unlimited` are possible."""
     tokens: tuple[Token, ...]
     """Control tokens that the tokenizer must have."""
+    template: str
+    """A jinja template that renders conversations as this format does, for tokenizers that have none."""
     end_of_turn: Token
     """Control token that ends a reply."""
     end_of_thinking: Token | None

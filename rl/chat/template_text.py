@@ -28,7 +28,8 @@ _EDGE = "\n\n\n\u2029"  # white space that tells stripping of line breaks from s
 class TemplateText:
     """Renders conversations with one template. `special` are the texts of the tokenizer's control tokens."""
 
-    def __init__(self, render: Render, special: Iterable[str]) -> None:
+    def __init__(self, template: str, render: Render, special: Iterable[str]) -> None:
+        self.template = template
         self._render = render
         self._tokens = frozenset(special)
         self._special = re.compile("|".join(re.escape(text) for text in sorted(self._tokens, key=len, reverse=True)))
@@ -50,7 +51,7 @@ class TemplateText:
                 raise ChatError(f"the chat template refuses messages of the roles {roles}: {error}") from None
 
         special = [token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()]
-        return cls(render, special)
+        return cls(str(tokenizer.chat_template), render, special)
 
     def pieces(
         self,

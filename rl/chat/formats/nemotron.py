@@ -1,6 +1,7 @@
 """What is the chat format of the Nemotron 3 models? ChatML with think blocks and XML tool calls."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
@@ -31,6 +32,7 @@ class NemotronFormat:
     has_tools: bool = True
     has_thinking: bool = True
     tokens: tuple[Token, ...] = NEMOTRON_TOKENS
+    template: str = Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8")
     end_of_turn: Token = IM_END
     end_of_thinking: Token | None = THINK_END
 

@@ -65,6 +65,7 @@ class TemplateFormat:
 
     def __init__(self, text: TemplateText) -> None:
         self._text = text
+        self.template = text.template
         self._forms = {False: self._reply_form(thinking=False)}
         end = text.apart(self._forms[False].end)
         if not end or not isinstance(end[0], Token):

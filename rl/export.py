@@ -1,0 +1,142 @@
+"""How does a run become a folder that transformers and vLLM load as it is, with the weights that its engines served?
+
+The checkpoints of a run hold float32 master weights, from which training goes on. An export holds what the engines
+computed with: the values that a quantised format stands for, in the dtype of their forward passes.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, save_torch_state_dict
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import GenerationConfig
+
+from rl.chat.chat import Chat, load_chat
+from rl.config.experiment import ExperimentConfig
+from rl.config.read import load_config
+from rl.learner.actor import CHAT_FILES
+from rl.learner.policy import load_policy
+from rl.precision.folded import FoldedWeights
+from rl.runs.files import remove, storing
+from rl.runs.history import History, Line, read_history
+from rl.runs.newest import newest_policy
+from rl.weights.names import checkpoint_tensors, restored_tensors
+
+
+class ExportError(ValueError):
+    """There is nothing to export, it cannot be written where it should, or it cannot be pushed."""
+
+
+def export_policy(source: Path, out: Path) -> Path:
+    """Write the policy of a run folder, or of one of its checkpoints, to the new folder `out`.
+
+    It holds the weights, the tokenizer with a chat template, defaults for generation, and a model card with the scores
+    of the run. `out` appears at once and complete. Raises `ExportError`, `ConfigError` and `StorageError`.
+    """
+    run_dir, policy = _policy_of(source)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists already; give a new folder")
+    config = load_config(run_dir / "config.yaml")
+    partial = out.with_name(f"{out.name}.partial")
+    remove(partial)
+    with storing(out):
+        partial.mkdir(parents=True)
+        _write_weights(policy, partial, config)
+        _write_chat(load_chat(policy, config.policy.chat), policy, partial, config)
+        (partial / "README.md").write_text(model_card(read_history(run_dir), config), encoding="utf-8")
+        remove(out)
+        partial.rename(out)
+    return out
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload an export to the Hugging Face hub as `user/name`; returns its address. Raises `ExportError`."""
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ExportError(
+            f"{folder} is written, but cannot be pushed to {repository}: {error}; log in with `hf auth login`, or push"
+            f" it later with `hf upload {repository} {folder}`"
+        ) from None
+    return str(address)
+
+
+def _policy_of(source: Path) -> tuple[Path, Path]:
+    """Run folder and policy folder of what is to be exported."""
+    if (source / "config.yaml").is_file():
+        config = load_config(source / "config.yaml")
+        return source, newest_policy(config.model_copy(update={"run_dir": source}))
+    run_dir = source.parent.parent
+    if (source / "learner" / "model").is_dir() and (run_dir / "config.yaml").is_file():
+        return run_dir, source / "learner" / "model"
+    raise ExportError(
+        f"{source} is neither a run folder (with config.yaml) nor one of its checkpoints (checkpoints/step_*)"
+    )
+
+
+def _write_weights(policy: Path, out: Path, config: ExperimentConfig) -> None:
+    number_format = config.precision
+    model = load_policy(policy)
+    folded = FoldedWeights(model, number_format)
+    published = checkpoint_tensors(model, number_format.arithmetic, folded.quantised)
+    dtype = getattr(torch, number_format.arithmetic)
+    tensors = dict(restored_tensors(published, number_format, dtype))
+    # Views of stacked experts become tensors of their own: safetensors stores no part of a storage.
+    save_torch_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, out, max_shard_size="5GB")
+    described = json.loads((policy / "config.json").read_text(encoding="utf-8"))
+    described.pop("torch_dtype", None)
+    described["dtype"] = number_format.arithmetic
+    (out / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_chat(chat: Chat, policy: Path, out: Path, config: ExperimentConfig) -> None:
+    """Tokenizer, template and defaults for generation: what sampled the rollouts, for whoever serves the policy."""
+    for pattern in CHAT_FILES:
+        for file in policy.glob(pattern):
+            shutil.copy(file, out / file.name)
+    if not (out / "chat_template.jinja").exists():
+        (out / "chat_template.jinja").write_text(chat.template, encoding="utf-8")
+    GenerationConfig(
+        do_sample=True,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        eos_token_id=list(chat.stop_ids),
+        pad_token_id=chat.pad_id,
+    ).save_pretrained(out)
+
+
+def model_card(history: History, config: ExperimentConfig) -> str:
+    """What the policy is and how it scores, as the README of a model repository."""
+    base = config.policy.path.name if config.policy.path else "a policy of random weights"
+    head = ["---", "library_name: transformers", "tags: [reinforcement-learning, polygym]", "---", ""]
+    algorithm = config.loss.model_dump()["algorithm"]
+    steps = history.steps[-1]["step"] if history.steps else 0
+    said = [
+        f"# {history.run.path.resolve().name}",
+        "",
+        f"Trained with polygym from {base}: {steps:,} steps of {algorithm} on"
+        f" {', '.join(config.environments)}. Weights as the engines of the run served them: {config.precision.name},"
+        f" computed in {config.precision.arithmetic}.",
+        "",
+    ]
+    return "\n".join([*head, *said, *_score_table(history)])
+
+
+def _score_table(history: History) -> list[str]:
+    before, after = history.evaluation("before") or {}, history.evaluation("after") or {}
+    env_ids = [env_id for env_id in history.env_ids if f"reward/{env_id}" in {**before, **after}]
+    if not env_ids:
+        return []
+    rows = [f"| {env_id} | {' | '.join(_score(line, env_id) for line in (before, after))} |" for env_id in env_ids]
+    return ["| held-out tasks of | reward before | after |", "|---|---|---|", *rows, ""]
+
+
+def _score(line: Line, env_id: str) -> str:
+    reward, error = line.get(f"reward/{env_id}"), line.get(f"stderr/{env_id}")
+    if reward is None:
+        return "-"
+    return f"{reward:.3f}" + (f" ± {error:.3f}" if error is not None else "")
