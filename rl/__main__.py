@@ -29,11 +29,18 @@ def train(
     yaml: Yaml,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in the run folder.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check all that is checked before a run; start none.")] = False,
 ) -> None:
     """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
+    from rl.train import check
     from rl.train import train as run
 
-    report = run(load_config(yaml, overrides or []), resume=resume)
+    config = load_config(yaml, overrides or [])
+    if dry_run:
+        check(config)
+        typer.echo(f"{yaml}: nothing is wrong with it")
+        return
+    report = run(config, resume=resume)
     typer.echo(f"report: {report}")
     typer.echo(f"policy: python -m rl export {report.parent} FOLDER writes it for transformers and vLLM")
 

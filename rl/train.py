@@ -146,12 +146,8 @@ def checkpoint(parts: Parts) -> None:
         save_checkpoint(parts.folder.checkpoints, parts.step, parts.learner.save, state, keep=keep)
 
 
-def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
-    """Run the experiment, with the supervised stage first if it has one. Returns the report's path.
-
-    Raises `ConfigError` before anything starts, `StopRequested` after a stop by signal (with a checkpoint written),
-    `CanaryStop`, and `ClusterError` or an actor's error if an actor failed for good.
-    """
+def check(config: ExperimentConfig) -> None:
+    """All that `train` checks before it starts anything. Raises `ConfigError` and `ClusterError`."""
     # First: pre-flight runs environments in this process, and the supervised stage inherits the level.
     require_level(config.rollout.sandbox_level)
     preflight(config)
@@ -161,6 +157,15 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
         check_policy(config.policy.path, config)
         check_room(config, config.policy.path)
         print_choices(config, config.policy.path)
+
+
+def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
+    """Run the experiment, with the supervised stage first if it has one. Returns the report's path.
+
+    Raises `ConfigError` before anything starts, `StopRequested` after a stop by signal (with a checkpoint written),
+    `CanaryStop`, and `ClusterError` or an actor's error if an actor failed for good.
+    """
+    check(config)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():
         policy_path = supervised_stage(config, folder)
         with (

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +172,7 @@ def test_engines_sample_the_same_tokens_from_an_export_as_in_training(tmp_path: 
     with_engine.close()
 
 
-def _engines(kind: Any, config: ExperimentConfig, *folders: Path) -> Iterator[Any]:
+def _engines(kind: Any, config: ExperimentConfig, *folders: Path) -> Generator[Any]:
     """An engine of each folder, one at a time."""
     for folder in folders:
         engine = kind(folder, config, lockstep_steps=2)

@@ -14,7 +14,8 @@ from rl.config.checkpoint_defaults import CHECKPOINT_DEFAULTS, PRETRAINED_WEIGHT
 from rl.config.checkpoint_files import CheckpointFileError, num_parameters, tensor_shapes
 from rl.config.errors import ConfigError
 from rl.config.explain import explain
-from rl.config.read import dump_config, load_config
+from rl.config.hub import is_hub_id
+from rl.config.read import check_references, dump_config, load_config
 from rl.policies import train_tokenizer
 from rl.policy_checks import check_policy, rate_warning
 from tests.makers import make_config
@@ -207,6 +208,32 @@ def test_a_rate_that_ruins_a_checkpoint_is_warned_of(pretrained: Path, policy: P
     told = rate_warning(pretrained, "learner.learning_rate", 2e-4)
     assert "learner.learning_rate is 0.0002" in told and "makes it forget" in told
     assert rate_warning(pretrained, "learner.learning_rate", 1e-4) == ""
+
+
+def test_a_hub_id_is_the_newest_snapshot_in_the_cache(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    yaml = experiment(pretrained, "policy: {path: someone/model-0.6B}")
+    with pytest.raises(ConfigError, match=r"no model someone/model-0\.6B in the cache(?s:.*)hf download someone/model"):
+        check_references(load_config(yaml))
+    model = tmp_path / "hub" / "models--someone--model-0.6B"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("abc123")
+    (model / "snapshots").mkdir()
+    pretrained.rename(model / "snapshots" / "abc123")
+    config = load_config(yaml)
+    assert config.policy.path == model / "snapshots" / "abc123"
+    assert config.policy.max_tokens == 2048
+    check_references(config)
+
+
+def test_a_relative_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id(Path("models/none"))
+    (tmp_path / "models").mkdir()
+    assert not any(map(is_hub_id, map(Path, ("models/none", "none", "/a/b", "a/b/c", "../a"))))
 
 
 def test_explain_tells_both_defaults() -> None:

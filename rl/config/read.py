@@ -19,6 +19,7 @@ from rl.config.checkpoint_defaults import with_checkpoint_defaults
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import Aside, ExperimentConfig
 from rl.config.explain import type_text
+from rl.config.hub import cached_snapshot, download_command, is_hub_id
 from rl.config.keys import all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
 from rl.config.supervised import hub_name
@@ -40,7 +41,7 @@ def load_config(
     source = read_with_base(Path(path))
     apply_overrides(source, overrides)
     source.tree = {**(unread or {}), **source.tree}
-    tree, chosen = with_checkpoint_defaults(_resolve(source))
+    tree, chosen = with_checkpoint_defaults(_with_snapshot(_resolve(source)))
     config = _validate(tree, source.places, str(path))
     config._chosen = Aside(chosen)
     return config
@@ -61,6 +62,9 @@ def check_references(config: ExperimentConfig) -> None:
     if path is not None and not (path / "config.json").is_file():
         wrong = f"{path} has no config.json" if path.is_dir() else f"there is no folder {path}"
         fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
+        if is_hub_id(path):
+            wrong += f", and no model {path} in the cache of the Hugging Face hub"
+            fix = f"download it with: {download_command(str(path))}; or {fix}"
         problems.append(Problem(config.place("policy", "path"), "policy.path", wrong, fix))
     data = config.sft.data if config.sft is not None else None
     if data is not None and not data.exists() and hub_name(data) is None:
@@ -124,6 +128,17 @@ def _resolve(source: Source) -> Tree:
     if problems:
         raise ConfigError(problems)
     return resolved
+
+
+def _with_snapshot(tree: Tree) -> Tree:
+    """The tree with the folder of the cache in place of a hub id in `policy.path`."""
+    policy = tree.get("policy")
+    if not isinstance(policy, Mapping):
+        return tree
+    path = policy.get("path")
+    if not isinstance(path, str) or not is_hub_id(Path(path)) or (folder := cached_snapshot(path)) is None:
+        return tree
+    return {**tree, "policy": {**policy, "path": str(folder)}}
 
 
 def _interpolation_problem(place: str, path: KeyPath, error: Exception, tree: Tree) -> Problem:

@@ -1,0 +1,40 @@
+"""Which folder does the id of a model on the Hugging Face hub mean? The newest snapshot in the local cache."""
+
+import os
+import re
+from pathlib import Path
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(path: Path) -> bool:
+    """Whether this may be a hub id such as `Qwen/Qwen3-0.6B`: nothing is there, nor a folder that it would be in."""
+    return HUB_ID.fullmatch(str(path)) is not None and not path.exists() and not path.parent.exists()
+
+
+def cached_snapshot(name: str) -> Path | None:
+    """The folder of this model in the cache; None if it is not there. Nothing is downloaded.
+
+    The folder's name is the commit, so a run that saves the path starts from the same weights again.
+    """
+    if not _cache_folder(name).is_dir():  # importing huggingface_hub takes a while
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def download_command(name: str) -> str:
+    """The command that puts the model into the cache, without weights in other formats."""
+    return f"hf download {name} --include '*.safetensors' '*.json' '*.jinja' '*.txt' '*.model'"
+
+
+def _cache_folder(name: str) -> Path:
+    """As huggingface_hub lays out its cache (HF_HUB_CACHE, HF_HOME)."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    cache = os.environ.get("HF_HUB_CACHE") or Path(home) / "hub"
+    return Path(cache).expanduser() / f"models--{name.replace('/', '--')}"

@@ -1,0 +1,53 @@
+"""The commands of `python -m rl` as functions: exit codes, and a dry run that starts nothing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.__main__ import main
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["rl", *map(str, arguments)])
+    try:
+        return main()
+    except SystemExit as end:  # click ends the process itself when all went well
+        return int(end.code or 0)
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "experiment.yaml"
+    lines = [f"run_dir: {tmp_path}/run", "seed: 0", "policy: {build: {}}", "environments: {math/Arithmetic-v0: {}}"]
+    path.write_text("\n".join([*lines, "sft: {}", "train: {num_steps: 1}"]) + "\n")
+    return path
+
+
+def test_a_dry_run_starts_and_writes_nothing(
+    yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "train", yaml, "--dry-run") == 0
+    assert f"{yaml}: nothing is wrong with it" in capsys.readouterr().out
+    assert list(yaml.parent.iterdir()) == [yaml]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("environments={math/Arithmatic-v0: {}}", "write math/Arithmetic-v0"),
+        ("environments.math/Arithmetic-v0.options={level: 99}", "cannot open a train task"),
+        ("sft.data=rows.jsonl", "there is no file or folder rows.jsonl"),
+        ("policy.chat=template", "a policy that is built has no chat template of its own"),
+        ("policy.chat=chatml", "one of template, nemotron, auto"),
+        ("learner.learning_rat=1", "did you mean learner.learning_rate"),
+        ("rollout.max_reply_tokens=512", "must be smaller than policy.max_tokens"),
+    ],
+)
+def test_what_is_wrong_ends_a_dry_run_with_exit_code_2_and_a_remedy(
+    override: str, words: str, yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "train", yaml, "--dry-run", override) == 2
+    told = capsys.readouterr().err
+    assert words in told and "fix: " in told
+    assert list(yaml.parent.iterdir()) == [yaml]
