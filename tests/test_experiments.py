@@ -13,16 +13,18 @@ from rl.config.read import load_config
 from rl.preflight import preflight
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 YAMLS = sorted((ROOT / "experiments").rglob("*.yaml"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_experiment_loads_is_short_and_can_run(path: Path, tmp_path: Path) -> None:
+def test_the_experiment_loads_is_short_and_can_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_templates()  # once a process and within no deadline: a busy machine takes longer than a reset may
     config = load_config(path)
     assert len(path.read_text().splitlines()) <= 40
-    if config.policy.path is not None:  # a checkpoint that a command of the experiment's README makes
+    if config.policy.path is not None:  # a pretrained checkpoint that a command of the experiment's README makes
+        monkeypatch.setattr("rl.config.checkpoint_defaults.PRETRAINED_WEIGHTS", 0)
         (tmp_path / "config.json").write_text("{}")
         config = load_config(path, [f"policy.path={tmp_path}"])
     preflight(config)
@@ -38,16 +40,26 @@ def test_the_quickstart_fits_a_cluster_of_two_cpus() -> None:
 
 
 @pytest.mark.slow
-def test_every_command_that_the_readme_names_exists() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert len(readme.splitlines()) < 150
-    commands = set(re.findall(r"python -m (rl|sft|envs) ([a-z0-9]+)", readme))
+def test_every_command_that_the_documents_name_exists() -> None:
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    assert len(texts[0].splitlines()) < 150
+    commands = {found for text in texts for found in re.findall(r"python -m (rl|sft|envs) ([a-z0-9]+)", text)}
     assert {("rl", "train"), ("rl", "evaluate"), ("sft", "train")} <= commands
     for package, command in commands:
         done = subprocess.run(
             [sys.executable, "-m", package, command, "--help"], cwd=ROOT, capture_output=True, check=False, timeout=60
         )
         assert done.returncode == 0, (package, command)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_yaml_of_the_documents_can_be_read(document: Path, tmp_path: Path) -> None:
+    """Sections are put into an experiment; environments and checkpoints need not be there."""
+    whole = "run_dir: x\nseed: 0\npolicy: {path: x}\nenvironments: {a: {}}\ntrain: {num_steps: 1}\n"
+    for text in re.findall(r"```yaml\n(.*?)```", document.read_text(), re.DOTALL):
+        path = tmp_path / "experiment.yaml"
+        path.write_text(text if "run_dir:" in text else whole + text)
+        load_config(path)
 
 
 @pytest.mark.slow

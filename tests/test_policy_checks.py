@@ -216,6 +216,7 @@ def test_a_hub_id_is_the_newest_snapshot_in_the_cache(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     yaml = experiment(pretrained, "policy: {path: someone/model-0.6B}")
+    assert load_config(yaml).policy.max_tokens == 2048
     with pytest.raises(ConfigError, match=r"no model someone/model-0\.6B in the cache(?s:.*)hf download someone/model"):
         check_references(load_config(yaml))
     model = tmp_path / "hub" / "models--someone--model-0.6B"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl.config.checkpoint_files import CheckpointFileError, num_parameters, read_config
+from rl.config.hub import is_hub_id
 from rl.config.yaml_text import Tree
 
 PRETRAINED_WEIGHTS = 20_000_000
@@ -55,9 +56,14 @@ def with_checkpoint_defaults(tree: Tree) -> tuple[Tree, dict[str, Any]]:
 
 
 def _context(tree: Tree) -> int | None:
-    """The context length, in tokens, of a tree's pretrained checkpoint; None without one."""
+    """The context length, in tokens, of a tree's pretrained checkpoint; None without one.
+
+    A model of the hub that is not here yet counts as one, so that an experiment reads the same before its download.
+    """
     policy = tree.get("policy")
     path = policy.get("path") if isinstance(policy, Mapping) else None
+    if isinstance(path, str) and is_hub_id(Path(path)):
+        return CHECKPOINT_DEFAULTS["policy.max_tokens"].value
     if not isinstance(path, str | Path) or not (Path(path) / "config.json").is_file():
         return None
     try:
