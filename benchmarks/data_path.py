@@ -152,7 +152,7 @@ def make_group(ordinal: int, num_reply_tokens: int) -> Group:
         reward = float(member % 2)
         rollout = Rollout(
             *(task, f"0-{ordinal}", member, (turn,), messages),
-            *(reward, {"correct": reward}, Outcome.OK, "", 0, "", 1, 1.0),
+            *(reward, {"correct": reward}, Outcome.OK, "", {}, "", 1, 1.0),
         )
         rollouts.append(rollout)
     return Group(f"0-{ordinal}", task, tuple(rollouts))

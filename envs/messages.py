@@ -53,6 +53,8 @@ class Reply:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     malformed: str = ""
+    malformed_kind: str = ""
+    """What kind of fault `malformed` describes, for metrics."""
 
     def as_message(self) -> Message:
         return Message("assistant", self.text, self.reasoning, self.tool_calls)

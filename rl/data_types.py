@@ -83,7 +83,8 @@ class Rollout:
     outcome: Outcome
     error: str
     """The error of an outcome that does not count; otherwise empty."""
-    num_malformed_calls: int
+    malformed_calls: Mapping[str, int]
+    """Number of replies with a tool call that could not be read, by the kind of fault (`rl.chat.calls.style.Kind`)."""
     budget_violation: str
     """How the engine violated the task's budget; empty if it did not."""
     num_attempts: int

@@ -87,7 +87,7 @@ def make_rollout(
         "messages": messages,
         "reward_parts": {} if reward is None else {"correct": reward},
         "error": "" if kind.counts else "TimeoutError: reset",
-        "num_malformed_calls": 0,
+        "malformed_calls": {},
         "budget_violation": "",
         "num_attempts": 1,
         "seconds": 0.25,

@@ -37,7 +37,7 @@ class CharacterDialogue:
         self._is_closed = reply_ids[-1] == END
         self.prompt_ids = (*self.prompt_ids, *reply_ids)
         text = "".join(chr(token) for token in reply_ids if token != END)
-        return Reply("", malformed=text) if text.startswith("malformed") else Reply(text)
+        return Reply("", malformed=text, malformed_kind="form") if text.startswith("malformed") else Reply(text)
 
     def say(self, messages: Sequence[Message]) -> tuple[int, ...]:
         ids = [] if self._is_closed else [END]

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from rl.config.experiment import CanaryConfig
+from rl.data_types import Outcome
 from rl.runs.canaries import CanaryStop, check_groups, check_update
 from tests.makers import make_group, make_update
 
@@ -40,6 +41,15 @@ def test_too_many_rollouts_that_do_not_count_stop_with_the_first_error() -> None
     with pytest.raises(CanaryStop, match=r"67% .*canaries.masked_rows_stop.*env_error: TimeoutError: reset"):
         check_groups(CONFIG, [make_group([1.0, None, None])])
     assert check_groups(CONFIG, [make_group([1.0, None])]) == []
+
+
+def test_a_step_whose_rollouts_are_mostly_cut_off_is_warned_of() -> None:
+    group = make_group([1.0, 0.0, 0.0, 0.0])
+    cut = [replace(rollout, outcome=Outcome.TRUNCATED) for rollout in group.rollouts]
+    half = replace(group, rollouts=(*cut[:2], *group.rollouts[2:]))
+    assert check_groups(CONFIG, [half]) == []
+    (warning,) = check_groups(CONFIG, [replace(group, rollouts=(*cut[:3], group.rollouts[3]))])
+    assert "75% of the step's rollouts were cut off (canaries.truncated_warn is 50%)" in warning
 
 
 def test_an_engine_that_does_not_keep_budgets_is_reported() -> None:

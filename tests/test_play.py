@@ -66,7 +66,7 @@ def test_an_episode_out_of_tokens_is_truncated(monkeypatch: pytest.MonkeyPatch) 
 
 def test_turns_used_up_on_malformed_calls_are_an_invalid_action(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = played(Echo, lambda ids, params: "malformed", monkeypatch)
-    assert (rollout.outcome, rollout.reward, rollout.num_malformed_calls) == (Outcome.INVALID_ACTION, 0.0, 3)
+    assert (rollout.outcome, rollout.reward, rollout.malformed_calls) == (Outcome.INVALID_ACTION, 0.0, {"form": 3})
     assert rollout.messages[2] == Message("tool", "error: malformed")
 
 

@@ -124,7 +124,7 @@ def test_step_metrics_are_what_a_hand_counts() -> None:
         make_rollout(None, "env_timeout", turns=(make_turn(reply_ids=range(5), version=0),)),
     )
     store = group_of(
-        make_rollout(0.5, env_id=STORE, num_malformed_calls=3),
+        make_rollout(0.5, env_id=STORE, malformed_calls={"form": 2, "unclosed": 1}),
         make_rollout(0.5, env_id=STORE, reward_parts={"correct": 1.0, "format": 0.25}),
     )
     metrics = step_metrics([arithmetic, store], make_update(4), {"collect": 3.0, "update": 2.0})
@@ -148,6 +148,8 @@ def test_step_metrics_are_what_a_hand_counts() -> None:
         f"reply_tokens_max/{ARITHMETIC}": 8,
         f"turns/{ARITHMETIC}": 1.5,
         f"malformed_calls/{STORE}": 1.5,
+        f"malformed_calls/{STORE}/form": 1.0,
+        f"malformed_calls/{STORE}/unclosed": 0.5,
         # trained at version 3: ages 1 (4 tokens), 2 (4, forced ones left out), 0 (2), 3 (6)
         "staleness": (4 * 1 + 4 * 2 + 2 * 0 + 6 * 3) / 16,
         "staleness_max": 3,

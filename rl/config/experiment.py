@@ -114,6 +114,8 @@ class CanaryConfig(Section):
     """Warn if the mismatch of a step, mean exp|delta logp| over fresh tokens, is above this."""
     mismatch_stop: Annotated[float, Field(gt=1)] = 2.0
     """Stop the run if the mismatch of a step is above this."""
+    truncated_warn: Share = 0.5
+    """Warn if more than this share of one step's rollouts was cut off: they are trained without their end."""
     masked_rows_stop: Share = 0.5
     """Stop the run if more than this share of one step's rollouts was masked. Steps are looked at one by one."""
 

@@ -5,6 +5,7 @@ Token ids are only appended: the next prompt is the last prompt, the sampled rep
 
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass
 
 from envs.messages import Message, valid_text
@@ -79,7 +80,7 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
         reward_parts=episode.reward_parts if outcome.counts else {},
         outcome=outcome,
         error=error,
-        num_malformed_calls=table.num_malformed_calls,
+        malformed_calls=dict(table.malformed_calls),
         budget_violation=table.budget_violation,
         num_attempts=number,
         seconds=time.monotonic() - started,
@@ -95,7 +96,7 @@ class _Table:
         self._seed = derive_seed(group_id, member)
         self.turns: list[Turn] = []
         self.messages: list[Message] = []
-        self.num_malformed_calls = 0
+        self.malformed_calls: Counter[str] = Counter()
         self.budget_violation = ""
 
     async def converse(self, episode: EnvSession, lane: Lane) -> Outcome:
@@ -111,7 +112,8 @@ class _Table:
             reply = dialogue.take(turn.reply.ids.tolist())
             self.messages.append(reply.as_message())
             malformed = reply.malformed
-            self.num_malformed_calls += bool(malformed)
+            if malformed:
+                self.malformed_calls[reply.malformed_kind] += 1
             if turn.finish == "length":
                 if not reply.tool_calls and not malformed:
                     await episode.step(reply)

@@ -227,7 +227,7 @@ def masked_group(spec: GroupSpec, error: str) -> Group:
             reward_parts={},
             outcome=Outcome.INFRA_ERROR,
             error=error,
-            num_malformed_calls=0,
+            malformed_calls={},
             budget_violation="",
             num_attempts=1,
             seconds=0.0,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from rl.config.experiment import CanaryConfig
-from rl.data_types import Group, Rollout, Update
+from rl.data_types import Group, Outcome, Rollout, Update
 
 
 class CanaryStop(RuntimeError):
@@ -20,7 +20,7 @@ def check_groups(config: CanaryConfig, groups: Sequence[Group]) -> list[str]:
             f"{len(lost) / len(rollouts):.0%} of the step's rollouts did not count (canaries.masked_rows_stop is"
             f" {config.masked_rows_stop:.0%}); the first: {lost[0].outcome}: {lost[0].error}"
         )
-    return _violations(rollouts)
+    return [*_truncations(config, rollouts), *_violations(rollouts)]
 
 
 def check_update(config: CanaryConfig, update: Update) -> list[str]:
@@ -37,6 +37,16 @@ def check_update(config: CanaryConfig, update: Update) -> list[str]:
     if mismatch > config.mismatch_warn:
         return [f"mismatch {mismatch:.3f} is above canaries.mismatch_warn ({config.mismatch_warn:g})"]
     return []
+
+
+def _truncations(config: CanaryConfig, rollouts: Sequence[Rollout]) -> list[str]:
+    share = sum(rollout.outcome == Outcome.TRUNCATED for rollout in rollouts) / len(rollouts)
+    if share <= config.truncated_warn:
+        return []
+    return [
+        f"{share:.0%} of the step's rollouts were cut off (canaries.truncated_warn is {config.truncated_warn:.0%});"
+        " raise rollout.max_reply_tokens or policy.max_tokens, or lower the thinking budget"
+    ]
 
 
 def _violations(rollouts: Sequence[Rollout]) -> list[str]:

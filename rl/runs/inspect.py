@@ -88,7 +88,7 @@ def _facts(rollout: JsonObject) -> str:
         f"policy version {', '.join(map(str, versions)) or 'none'}",
         f"tokens (new in the prompt>reply) {tokens or 'none'}",
         f"forced {forced}" if forced else "",
-        f"malformed calls {rollout['num_malformed_calls']}" if rollout["num_malformed_calls"] else "",
+        *(f"malformed calls ({kind}) {num}" for kind, num in rollout["malformed_calls"].items()),
         f"attempts {rollout['num_attempts']}",
         f"{rollout['seconds']:.2f} s",
         f"{task['split']} seed {task['seed']} budget {task['budget']}",

@@ -46,7 +46,7 @@ def rollout_object(rollout: Rollout) -> JsonObject:
         "reward_parts": dict(rollout.reward_parts),
         "outcome": str(rollout.outcome),
         "error": rollout.error,
-        "num_malformed_calls": rollout.num_malformed_calls,
+        "malformed_calls": dict(rollout.malformed_calls),
         "budget_violation": rollout.budget_violation,
         "num_attempts": rollout.num_attempts,
         "seconds": rollout.seconds,
@@ -73,7 +73,7 @@ def rollout_from(saved: JsonObject) -> Rollout:
         name: saved[name]
         for name in (
             *("group_id", "member", "reward", "reward_parts", "error"),
-            *("num_malformed_calls", "budget_violation", "num_attempts", "seconds"),
+            *("malformed_calls", "budget_violation", "num_attempts", "seconds"),
         )
     }
     messages = tuple(map(message_from, saved["messages"]))

@@ -9,7 +9,7 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     degenerate_groups, degenerate_groups/ENV    groups without a signal: fewer than 2 rows that count, or equal rewards
     reply_tokens/ENV, reply_tokens_max/ENV  tokens of all replies of a rollout, forced tokens included
     forced_tokens/ENV               tokens per rollout that the thinking budget forced
-    turns/ENV, malformed_calls/ENV  mean per rollout
+    turns/ENV, malformed_calls/ENV  mean per rollout; malformed_calls/ENV/KIND by the kind of fault
     budget_violations               rollouts in which the engine violated the budget; must be 0
     staleness, staleness_max        updates between sampling and training, over sampled tokens
     tokens_per_s/sampled            sampled tokens of the step per second of phase `collect`
@@ -77,7 +77,9 @@ def _environment_metrics(env_id: str, groups: Sequence[Group]) -> dict[str, floa
     metrics[f"reply_tokens_max/{env_id}"] = max(lengths)
     metrics[f"forced_tokens/{env_id}"] = fmean(sum(turn.num_forced for turn in rollout.turns) for rollout in counted)
     metrics[f"turns/{env_id}"] = fmean(len(rollout.turns) for rollout in counted)
-    metrics[f"malformed_calls/{env_id}"] = fmean(rollout.num_malformed_calls for rollout in counted)
+    malformed = sum((Counter(rollout.malformed_calls) for rollout in counted), Counter[str]())
+    metrics[f"malformed_calls/{env_id}"] = malformed.total() / len(counted)
+    metrics |= {f"malformed_calls/{env_id}/{kind}": num / len(counted) for kind, num in sorted(malformed.items())}
     return metrics
 
 

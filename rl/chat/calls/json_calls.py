@@ -62,11 +62,11 @@ def _read(text: str, key: str) -> ToolCall:
     try:
         call = read_json(text)
     except UnreadableValue as error:
-        raise MalformedCall(f"tool call cannot be read: {error}") from None
+        raise MalformedCall(f"tool call cannot be read: {error}", "arguments") from None
     except ValueError as error:
-        raise MalformedCall(f"tool call is not JSON: {error!s:.100}") from None
+        raise MalformedCall(f"tool call is not JSON: {error!s:.100}", "form") from None
     if not isinstance(call, dict) or call.keys() != {"name", key} or not isinstance(call["name"], str):
-        raise MalformedCall(f'tool call does not read {{"name": NAME, "{key}": {{...}}}}')
+        raise MalformedCall(f'tool call does not read {{"name": NAME, "{key}": {{...}}}}', "form")
     if not isinstance(call[key], dict):
-        raise MalformedCall(f"{key} of a tool call must be an object")
+        raise MalformedCall(f"{key} of a tool call must be an object", "arguments")
     return ToolCall(call["name"], call[key])

@@ -1,7 +1,7 @@
 """What must a style of tool calls implement: how is a call written into a reply, and read from it?"""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from envs.messages import ToolCall, ToolSpec
 from rl.chat.format import Pieces, Token, plain_text
@@ -11,8 +11,17 @@ MAX_CALLS = 128
 """In one reply; more are malformed. Each call is a step of environment code, so a policy must not choose how many."""
 
 
+Kind = Literal["unclosed", "misplaced", "too_many", "form", "arguments"]
+"""What is wrong with a call: it is never closed; it, or text, is where none may be; there are too many in one reply; it
+does not have the style's form; its arguments cannot be read."""
+
+
 class MalformedCall(ValueError):
-    """A call that cannot be read. The message is for the policy."""
+    """A call that cannot be read. The message is for the policy, the kind for metrics."""
+
+    def __init__(self, message: str, kind: Kind) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
 
 
 class CallStyle(Protocol):
@@ -42,18 +51,18 @@ def read_bracketed(pieces: Pieces, read_one: Callable[[str], ToolCall]) -> tuple
         if call is None and piece == CALL:
             call = []
         elif call is None and piece == CALL_END:
-            raise MalformedCall("</tool_call> closes no tool call")
+            raise MalformedCall("</tool_call> closes no tool call", "misplaced")
         elif call is None and plain_text([piece]).strip():
-            raise MalformedCall("text after a tool call")
+            raise MalformedCall("text after a tool call", "misplaced")
         elif call is not None and piece == CALL_END:
             if len(calls) == MAX_CALLS:
-                raise MalformedCall(f"more than {MAX_CALLS} tool calls in one reply")
+                raise MalformedCall(f"more than {MAX_CALLS} tool calls in one reply", "too_many")
             if CALL in call:
-                raise MalformedCall("tool call inside a tool call")
+                raise MalformedCall("tool call inside a tool call", "misplaced")
             calls.append(read_one(plain_text(call)))
             call = None
         elif call is not None:
             call.append(piece)
     if call is not None:
-        raise MalformedCall("tool call is not closed with </tool_call>")
+        raise MalformedCall("tool call is not closed with </tool_call>", "unclosed")
     return plain_text(pieces[:first]), tuple(calls)

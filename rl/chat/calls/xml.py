@@ -60,7 +60,7 @@ def read_call(text: str, tools: Sequence[ToolSpec]) -> ToolCall:
     head, line, body = text.partition("\n")
     name = head.removeprefix(_FUNCTION).removesuffix(">")
     if not line or not name or ">" in name or head != f"{_FUNCTION}{name}>" or not body.endswith(_FUNCTION_END):
-        raise MalformedCall("tool call does not read <function=NAME> ... </function>")
+        raise MalformedCall("tool call does not read <function=NAME> ... </function>", "form")
     schema = next((tool.parameters for tool in tools if tool.name == name), None)
     return ToolCall(name, _read_parameters(body.removesuffix(_FUNCTION_END), schema))
 
@@ -71,13 +71,17 @@ def _read_parameters(body: str, schema: object) -> dict[str, object]:
     while (found := _next_parameter(body, place)) is not None:
         name, value, place = found
         if name in arguments:
-            raise MalformedCall(f"parameter {name[:MAX_SHOWN_CHARACTERS]} is given twice")
+            raise MalformedCall(f"parameter {name[:MAX_SHOWN_CHARACTERS]} is given twice", "arguments")
         try:
             arguments[name] = read_value(value, name, schema)
         except UnreadableValue as error:
-            raise MalformedCall(f"parameter {name[:MAX_SHOWN_CHARACTERS]} cannot be read: {error}") from None
+            raise MalformedCall(
+                f"parameter {name[:MAX_SHOWN_CHARACTERS]} cannot be read: {error}", "arguments"
+            ) from None
     if body[place:].strip():
-        raise MalformedCall("arguments do not read <parameter=NAME> VALUE </parameter>, each on lines of its own")
+        raise MalformedCall(
+            "arguments do not read <parameter=NAME> VALUE </parameter>, each on lines of its own", "form"
+        )
     return arguments
 
 

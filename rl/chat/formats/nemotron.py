@@ -79,7 +79,7 @@ class NemotronFormat:
         try:
             text, calls = CALLS.read(pieces, tools)
         except MalformedCall as error:
-            return Reply(plain_text(pieces), reasoning, malformed=str(error))
+            return Reply(plain_text(pieces), reasoning, malformed=str(error), malformed_kind=error.kind)
         return Reply(text.removesuffix("\n"), reasoning, calls)
 
     def _turns(self, messages: Sequence[Message], budget: Budget) -> Iterable[Token | str]:

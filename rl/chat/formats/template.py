@@ -121,7 +121,7 @@ class TemplateFormat:
         try:
             text, calls = form.style.read(pieces, tools)
         except MalformedCall as error:
-            return Reply(plain_text(pieces), reasoning, malformed=str(error))
+            return Reply(plain_text(pieces), reasoning, malformed=str(error), malformed_kind=error.kind)
         if calls:
             text = "" if text == form.before[0] else text.removesuffix(form.before[1])
         return Reply(text, reasoning, calls)
