@@ -1,4 +1,4 @@
-"""The commands: `python -m rl train | evaluate | export | report | inspect | explain`."""
+"""The commands: `python -m rl init | train | evaluate | export | report | inspect | explain`."""
 
 import os
 import sys
@@ -22,6 +22,21 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides: key=value ...; sections are merged, key={} empties a section.")
 ]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+@app.command()
+def init(
+    yaml: Annotated[Path, typer.Argument(help="New experiment YAML.")],
+    env: Annotated[list[str], typer.Option(help="Environment; may be given several times.")],
+    policy: Annotated[str, typer.Option(help="Checkpoint's folder or hub id; default: build a tiny policy.")] = "",
+) -> None:
+    """Write a first experiment for this machine."""
+    import torch
+
+    from rl.init import write_experiment
+
+    write_experiment(yaml, policy, env, torch.cuda.device_count())
+    typer.echo(f"{yaml}; check it with: python -m rl train {yaml} --dry-run")
 
 
 @app.command()

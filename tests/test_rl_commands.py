@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from rl.__main__ import main
+from rl.config.experiment import ExperimentConfig
+from rl.init import first_experiment
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -30,6 +32,26 @@ def test_a_dry_run_starts_and_writes_nothing(
     assert run(monkeypatch, "train", yaml, "--dry-run") == 0
     assert f"{yaml}: nothing is wrong with it" in capsys.readouterr().out
     assert list(yaml.parent.iterdir()) == [yaml]
+
+
+def test_a_first_experiment_can_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    yaml = tmp_path / "first.yaml"
+    assert run(monkeypatch, "init", yaml, "--env", "math/Arithmetic-v0", "--env", "tools/Store-v0") == 0
+    assert run(monkeypatch, "train", yaml, "--dry-run") == 0
+    assert run(monkeypatch, "init", yaml, "--env", "math/Arithmetic-v0") == 2
+    assert run(monkeypatch, "init", tmp_path / "b.yaml", "--env", "math/Arithmatic-v0") == 2
+    told = capsys.readouterr().err
+    assert "first.yaml exists already" in told and "math/Arithmetic-v0" in told
+
+
+@pytest.mark.parametrize("num_gpus", [0, 1, 4])
+def test_a_first_experiment_for_a_checkpoint_is_valid_on_any_machine(num_gpus: int) -> None:
+    tree = first_experiment("x", "some/model", ["math/Arithmetic-v0"], num_gpus)
+    config = ExperimentConfig.model_validate(tree)
+    assert config.reserved[1] == num_gpus
+    assert config.precision.name == "bf16"
 
 
 @pytest.mark.parametrize(
