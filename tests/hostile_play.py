@@ -1,6 +1,7 @@
 """Plays replies in an environment and a chat format as a worker does, and checks what comes of them."""
 
 import asyncio
+import copy
 import io
 import json
 import pickle
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
 import rl.rollouts.env_session as environment_module
 from envs.messages import Message
@@ -17,6 +19,7 @@ from rl.algorithms.grpo import Grpo
 from rl.chat.chat import Chat
 from rl.chat.format import ChatError
 from rl.chat.formats import CHAT_FORMATS
+from rl.chat.formats.template import TemplateFormat
 from rl.data_types import Budget, Finish, Group, Rollout, Task
 from rl.engine.protocol import SampledReply, SamplingParams
 from rl.learner.samples import make_samples
@@ -25,12 +28,23 @@ from rl.rollouts.group_score import with_group_scores
 from rl.rollouts.play import Player, play
 from rl.runs.inspect import print_rollout
 from rl.runs.saved_rollouts import rollout_from, rollout_object, write_rollouts
+from tests.families import template_of
 from tests.hostile_replies import TOKENIZER, Ids
 from tests.makers import make_config, make_reply
 
 Choose = Callable[[TextEnv], str | Ids]
 """The next reply in this environment, which was reset and may have been stepped."""
+
+
+def _with_template(template: str) -> PreTrainedTokenizerFast:
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 CHATS = {name: Chat(TOKENIZER, kind.for_tokenizer(TOKENIZER)) for name, kind in CHAT_FORMATS.items()}
+CHATS["qwen3"] = Chat(TOKENIZER, TemplateFormat.for_tokenizer(_with_template(template_of("qwen3"))))
+"""By name; the last one has tools and a think block from a template."""
 MAX_TOKENS = 1_500_000
 MAX_PRINTED = 100_000
 """Characters of JSON; printing breaks lines at the width of every character, which takes seconds a megabyte."""
@@ -80,7 +94,7 @@ class Table:
         self.task = Task(0, env_id, 7, "train", budget, options)
         self.made: list[TextEnv] = []
         self.config = make_config(
-            policy={"path": "x", "max_tokens": MAX_TOKENS, "chat": format},
+            policy={"path": "x", "max_tokens": MAX_TOKENS},
             rollout={"max_reply_tokens": MAX_TOKENS // 2, "num_retries": 0},
             learner={"tokens_per_micro_batch": MAX_TOKENS},
         )

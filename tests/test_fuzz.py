@@ -13,7 +13,6 @@ from rich.console import Console
 from envs.commands.view import write_page
 from envs.messages import Message, ToolCall
 from envs.registry import environment_ids
-from rl.chat.formats import CHAT_FORMATS
 from rl.runs.folder import RunFolder
 from rl.runs.inspect import show_rollouts
 from rl.runs.report import write_report
@@ -21,7 +20,7 @@ from rl.runs.tracker import Tracker
 from rl.runs.tracking import step_metrics
 from tests import hostile_replies as hostile
 from tests import makers
-from tests.hostile_play import Table, gold_text
+from tests.hostile_play import CHATS, Table, gold_text
 from tests.test_judge import judge  # noqa: F401 the fixture
 
 NEED_A_SERVER = {"other/Mcp-v0", "other/NemoGym-v0", "other/OpenEnv-v0", "other/Verifiers-v0"}
@@ -70,9 +69,9 @@ def test_a_handful_of_hostile_replies(env_id: str) -> None:
 def tables(env_id: str) -> Iterator[Table]:
     """The environment in every chat format that can carry it, with every kind of budget."""
     has_tools = env_id in WITH_TOOLS
-    for name, kind in CHAT_FORMATS.items():
-        if kind.has_tools or not has_tools:
-            for budget in ("unlimited", "off", 20) if kind.has_thinking else ("unlimited",):
+    for name, chat in CHATS.items():
+        if chat.has_tools or not has_tools:
+            for budget in ("unlimited", "off", 20) if chat.has_thinking else ("unlimited",):
                 yield Table(env_id, name, budget, **OPTIONS.get(env_id, {}))
 
 

@@ -267,10 +267,12 @@ def test_mlflow_in_the_run_folder_holds_the_record_once_and_tables_over_a_resume
 
 @pytest.fixture
 def trackio_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where trackio keeps its projects; it reads the variable when it is imported."""
+    """Where trackio keeps its projects. Its modules copied the place when something imported them first."""
     folder = tmp_path_factory.mktemp("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(folder))
-    pytest.importorskip("trackio", reason="make trackers installs it")
+    pytest.importorskip("trackio.sqlite_storage", reason="make trackers installs it")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("trackio") and hasattr(module, "TRACKIO_DIR"):
+            monkeypatch.setattr(module, "TRACKIO_DIR", folder)
     return folder
 
 
