@@ -1,4 +1,4 @@
-"""The commands: `python -m rl init | train | evaluate | export | report | inspect | explain`."""
+"""The commands: `python -m rl init | train | evaluate | export | compare | report | inspect | explain`."""
 
 import os
 import sys
@@ -108,6 +108,17 @@ def report(run: Run) -> None:
     from rl.runs.report import write_report
 
     typer.echo(write_report(run))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.")],
+    page: Annotated[Path | None, typer.Option(help="Also write the tables to this HTML page.")] = None,
+) -> None:
+    """Print how runs differ: configuration keys, scores on held-out tasks, speed."""
+    from rl.runs.compare import print_comparison
+
+    print_comparison(runs, page)
 
 
 @app.command()

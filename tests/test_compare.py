@@ -1,0 +1,57 @@
+"""Runs side by side: the keys that differ, scores with their errors, and speed."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from rl.runs.compare import configuration_differences, print_comparison, results
+from rl.runs.history import read_history
+from tests.makers import ARITHMETIC, make_run_config, write_run
+
+
+def two_runs(folder: Path) -> list[Path]:
+    """The second with another seed and learning rate, and a held-out reward of 0.9 ± 0.04 in place of 0.8 ± 0.03."""
+    first = write_run(make_run_config(folder / "first"), 3)
+    second = write_run(make_run_config(folder / "second", seed=1, learner={"learning_rate": 1e-5}), 3)
+    lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line.get("label") == "after":
+            line |= {f"reward/{ARITHMETIC}": 0.9, f"stderr/{ARITHMETIC}": 0.04}
+    (second / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [first, second]
+
+
+def test_only_keys_that_differ_are_listed(tmp_path: Path) -> None:
+    histories = [read_history(run) for run in two_runs(tmp_path)]
+    differences = {row[0]: row[1:] for row in configuration_differences(histories)}
+    assert differences.keys() == {"learner.learning_rate", "seed"}
+    assert differences["seed"] == ["0", "1"]
+    assert differences["learner.learning_rate"] == ["0.0002", "1e-05"]
+
+
+def test_scores_have_their_errors_and_the_lead_of_the_second(tmp_path: Path) -> None:
+    runs = two_runs(tmp_path)
+    rows = {row[0]: row[1:] for row in results([read_history(run) for run in runs])}
+    assert rows[f"{ARITHMETIC} before"] == ["0.200 ± 0.030", "0.200 ± 0.030", "+0.000 ± 0.042"]
+    assert rows[f"{ARITHMETIC} after"] == ["0.800 ± 0.030", "0.900 ± 0.040", "+0.100 ± 0.050"]  # 3, 4, 5
+    assert rows["steps"] == ["3", "3"]
+    three = {row[0]: row[1:] for row in results([read_history(run) for run in [*runs, runs[0]]])}
+    assert three[f"{ARITHMETIC} after"] == ["0.800 ± 0.030", "0.900 ± 0.040", "0.800 ± 0.030"]
+
+
+def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
+    first, second = two_runs(tmp_path)
+    (second / "metrics.jsonl").write_text("")
+    rows = {row[0]: row[1:] for row in results([read_history(first), read_history(second)])}
+    assert rows[f"{ARITHMETIC} after"] == ["0.800 ± 0.030", "-"]
+    assert rows["seconds a step"][1] == "-"
+
+
+def test_the_comparison_is_printed_and_written_as_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    console = Console(record=True, width=140, file=io.StringIO())
+    print_comparison(two_runs(tmp_path), page, console)
+    text = page.read_text()
+    assert all(word in text for word in ("first", "second", "learner.learning_rate", "difference", "+0.100 ± 0.050"))
