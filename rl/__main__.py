@@ -47,7 +47,7 @@ def train(
     dry_run: Annotated[bool, typer.Option(help="Check all that is checked before a run; start none.")] = False,
 ) -> None:
     """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
-    from rl.train import check
+    from rl.checks import check
     from rl.train import train as run
 
     config = load_config(yaml, overrides or [])

@@ -11,17 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from envs.sandbox import require_level
 from rl.algorithms.corrections import NonFiniteError
+from rl.checks import check, check_room
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
-from rl.cluster.cluster import Joined, check_cluster, cluster
+from rl.cluster.cluster import Joined, cluster
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
 from rl.learner.group import LearnerGroup
 from rl.learner.samples import make_samples
-from rl.policy_checks import check_policy, rate_warning
-from rl.preflight import check_sinks, preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import CanaryStop, check_groups, check_update
@@ -146,19 +144,6 @@ def checkpoint(parts: Parts) -> None:
         save_checkpoint(parts.folder.checkpoints, parts.step, parts.learner.save, state, keep=keep)
 
 
-def check(config: ExperimentConfig) -> None:
-    """All that `train` checks before it starts anything. Raises `ConfigError` and `ClusterError`."""
-    # First: pre-flight runs environments in this process, and the supervised stage inherits the level.
-    require_level(config.rollout.sandbox_level)
-    preflight(config)
-    check_sinks(config)
-    check_cluster(config)
-    if config.policy.path is not None:
-        check_policy(config.policy.path, config)
-        check_room(config, config.policy.path)
-        print_choices(config, config.policy.path)
-
-
 def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     """Run the experiment, with the supervised stage first if it has one. Returns the report's path.
 
@@ -177,20 +162,6 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
         ):
             train_with(parts)
         return write_report(folder.path)
-
-
-def print_choices(config: ExperimentConfig, policy_path: Path) -> None:
-    """Print which values the kind of policy chose, and a warning about a learning rate that may ruin it."""
-    if config.chosen:
-        values = ", ".join(f"{key}={value:g}" for key, value in config.chosen.items())
-        print(f"defaults of a pretrained checkpoint: {values} (`python -m rl explain KEY` tells their sources)")
-    if warning := rate_warning(policy_path, "learner.learning_rate", config.learner.learning_rate):
-        print(warning)
-
-
-def check_room(config: ExperimentConfig, policy_path: Path) -> None:
-    """Raise `ClusterError` if there is no room to publish the policy's weights."""
-    config.weights.check_room(policy_path, 4 if config.precision.arithmetic == "float32" else 2)
 
 
 def train_with(parts: Parts) -> None:

@@ -148,8 +148,6 @@ def test_step_metrics_are_what_a_hand_counts() -> None:
         f"reply_tokens_max/{ARITHMETIC}": 8,
         f"turns/{ARITHMETIC}": 1.5,
         f"malformed_calls/{STORE}": 1.5,
-        f"malformed_calls/{STORE}/form": 1.0,
-        f"malformed_calls/{STORE}/unclosed": 0.5,
         # trained at version 3: ages 1 (4 tokens), 2 (4, forced ones left out), 0 (2), 3 (6)
         "staleness": (4 * 1 + 4 * 2 + 2 * 0 + 6 * 3) / 16,
         "staleness_max": 3,
@@ -165,6 +163,18 @@ def test_step_metrics_are_what_a_hand_counts() -> None:
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert sum(metrics[f"outcome/{outcome}"] for outcome in Outcome) == 5
+
+
+def test_malformed_calls_are_counted_by_kind() -> None:
+    group = group_of(
+        make_rollout(0.5, malformed_calls={"form": 2, "unclosed": 1}),
+        make_rollout(0.5, malformed_calls={"form": 1}),
+        make_rollout(None, "env_error", malformed_calls={"form": 9}),
+    )
+    metrics = step_metrics([group], make_update(), {})
+    found = {name: value for name, value in metrics.items() if name.startswith("malformed_calls/")}
+    name = f"malformed_calls/{ARITHMETIC}"
+    assert found == {name: 2.0, f"{name}/form": 1.5, f"{name}/unclosed": 0.5}
 
 
 def test_a_step_in_which_nothing_counts_has_no_reward() -> None:

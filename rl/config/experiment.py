@@ -6,7 +6,7 @@ Sections of a seam, such as an algorithm, are in the seam's own folder.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -16,7 +16,7 @@ from rl.algorithms.grpo import Grpo
 from rl.config.environments import BudgetConfig, EnvironmentConfig
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import RolloutConfig
-from rl.config.section import NonNegative, Positive, Seconds, Section, Share
+from rl.config.section import Aside, NonNegative, Positive, Seconds, Section, Share
 from rl.config.supervised import SftConfig
 from rl.precision.formats import AnyFormat
 from rl.precision.formats.float32 import Float32
@@ -130,19 +130,6 @@ class RayConfig(Section):
     """CPUs of a cluster that is started here; null uses what the learner and the workers reserve."""
     object_store_mib: Annotated[int, Field(ge=80)] = 128
     """Size of the object store of a cluster that is started here."""
-
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Aside(dict[K, V]):
-    """What is known about the keys of a configuration. All compare equal: equality of configurations ignores it."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Aside)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class ExperimentConfig(Section):

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from rl.config.checkpoint_defaults import with_checkpoint_defaults
 from rl.config.errors import ConfigError, Problem
-from rl.config.experiment import Aside, ExperimentConfig
+from rl.config.experiment import ExperimentConfig
 from rl.config.explain import type_text
 from rl.config.hub import cached_snapshot, download_command, is_hub_id
 from rl.config.keys import all_keys, find_key, keys_below, kinds_with, nearest
+from rl.config.section import Aside
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
 from rl.config.supervised import hub_name
 from rl.config.yaml_text import KeyPath, Tree, dump_yaml

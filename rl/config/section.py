@@ -7,7 +7,7 @@ configuration is read, so a new kind needs only an entry in the dict.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -75,3 +75,16 @@ class NameOf:
 
     def __get_pydantic_core_schema__(self, source: object, handler: Callable[[object], CoreSchema]) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.read)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Aside(dict[K, V]):
+    """What is known about the keys of a configuration. All compare equal: equality of configurations ignores it."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Aside)
+
+    __hash__ = None  # type: ignore[assignment]

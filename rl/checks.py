@@ -1,0 +1,36 @@
+"""What is checked before a run starts anything? `rl train --dry-run` does this and no more."""
+
+from pathlib import Path
+
+from envs.sandbox import require_level
+from rl.cluster.cluster import check_cluster
+from rl.config.experiment import ExperimentConfig
+from rl.policy_checks import check_policy, rate_warning
+from rl.preflight import check_sinks, preflight
+
+
+def check(config: ExperimentConfig) -> None:
+    """All that `train` checks before it starts anything. Raises `ConfigError` and `ClusterError`."""
+    # First: pre-flight runs environments in this process, and the supervised stage inherits the level.
+    require_level(config.rollout.sandbox_level)
+    preflight(config)
+    check_sinks(config)
+    check_cluster(config)
+    if config.policy.path is not None:
+        check_policy(config.policy.path, config)
+        check_room(config, config.policy.path)
+        print_choices(config, config.policy.path)
+
+
+def print_choices(config: ExperimentConfig, policy_path: Path) -> None:
+    """Print which values the kind of policy chose, and a warning about a learning rate that may ruin it."""
+    if config.chosen:
+        values = ", ".join(f"{key}={value:g}" for key, value in config.chosen.items())
+        print(f"defaults of a pretrained checkpoint: {values} (`python -m rl explain KEY` tells their sources)")
+    if warning := rate_warning(policy_path, "learner.learning_rate", config.learner.learning_rate):
+        print(warning)
+
+
+def check_room(config: ExperimentConfig, policy_path: Path) -> None:
+    """Raise `ClusterError` if there is no room to publish the policy's weights."""
+    config.weights.check_room(policy_path, 4 if config.precision.arithmetic == "float32" else 2)
