@@ -27,7 +27,9 @@ def print_choices(config: ExperimentConfig, policy_path: Path) -> None:
     if config.chosen:
         values = ", ".join(f"{key}={value:g}" for key, value in config.chosen.items())
         print(f"defaults of a pretrained checkpoint: {values} (`python -m rl explain KEY` tells their sources)")
-    if warning := rate_warning(policy_path, "learner.learning_rate", config.learner.learning_rate):
+    if config.learner.adapter is None and (
+        warning := rate_warning(policy_path, "learner.learning_rate", config.learner.learning_rate)
+    ):
         print(warning)
 
 

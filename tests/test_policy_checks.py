@@ -182,6 +182,12 @@ def test_a_pretrained_checkpoint_has_defaults_of_its_kind(pretrained: Path) -> N
     assert load_config(saved).chosen == {}
 
 
+def test_an_adapter_of_a_pretrained_checkpoint_has_ten_times_the_rate(pretrained: Path) -> None:
+    config = load_config(experiment(pretrained, f"policy: {{path: {pretrained}}}", "learner: {adapter: {}}"))
+    assert config.learner.learning_rate == 1e-5
+    assert "1e-05 for an adapter of one" in explain("learner.learning_rate")
+
+
 def test_a_short_context_bounds_the_lengths(pretrained: Path) -> None:
     write(pretrained, max_position_embeddings=600)
     config = load_config(experiment(pretrained, f"policy: {{path: {pretrained}}}"))

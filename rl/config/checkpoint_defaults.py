@@ -29,6 +29,8 @@ CHECKPOINT_DEFAULTS: Mapping[str, Default] = {
     "sft.learning_rate": Default(2e-5, "TRL's SFTConfig"),
 }
 """By key."""
+ADAPTER_RATE = Default(1e-5, "ten times the rate for all weights: Schulman et al. 2025, LoRA Without Regret")
+"""`learner.learning_rate` with an adapter."""
 
 
 def with_checkpoint_defaults(tree: Tree) -> tuple[Tree, dict[str, Any]]:
@@ -46,6 +48,8 @@ def with_checkpoint_defaults(tree: Tree) -> tuple[Tree, dict[str, Any]]:
         if not isinstance(given, Mapping) or name in given:
             continue
         chosen[key] = default.value
+        if key == "learner.learning_rate" and given.get("adapter") is not None:
+            chosen[key] = ADAPTER_RATE.value
         if key == "policy.max_tokens":
             chosen[key] = min(default.value, context)
         if key == "rollout.max_reply_tokens":

@@ -6,7 +6,7 @@ Sections of a seam, such as an algorithm, are in the seam's own folder.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -14,6 +14,7 @@ from rl.algorithms import AnyAlgorithm
 from rl.algorithms.algorithm import Algorithm
 from rl.algorithms.grpo import Grpo
 from rl.config.environments import BudgetConfig, EnvironmentConfig
+from rl.config.learner import LearnerConfig
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import RolloutConfig
 from rl.config.section import Aside, NonNegative, Positive, Seconds, Section, Share
@@ -25,37 +26,6 @@ from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.tensorboard import TensorBoard
 from rl.weights.transports import AnyTransport
 from rl.weights.transports.shared_memory import SharedMemory
-
-
-class LearnerConfig(Section):
-    """The learner: the process that updates the policy."""
-
-    cpus: Annotated[float, Field(ge=0)] = 1.0
-    """Ray CPUs that the learner reserves."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-    """Ray GPUs that the learner reserves. It computes on one device."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate of AdamW."""
-    warmup_steps: NonNegative = 5
-    """Steps over which the learning rate rises linearly from 0."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning-rate schedule after the warmup; linear and cosine reach 0 at the last step."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay of AdamW."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW: decay rate of the first moment of the gradient."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """AdamW: decay rate of the second moment of the gradient."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients whose L2 norm is larger are scaled down to this norm."""
-    tokens_per_micro_batch: Positive = 4096
-    """Maximum tokens of one forward pass, padding included. Rows are sorted by length first."""
-    logprob_chunk_tokens: Positive = 1024
-    """Tokens whose logits over the vocabulary are in memory at the same time."""
-    freeze_router: bool = True
-    """Do not train the weights of the MoE routers. Expert biases still balance the load."""
-    expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
-    """Amount by which each update lowers the bias of overloaded experts and raises the bias of underloaded ones."""
 
 
 class TrainConfig(Section):
@@ -206,6 +176,15 @@ class ExperimentConfig(Section):
             learner.cpus + rollout.num_workers * rollout.cpus_per_worker,
             learner.gpus + rollout.num_workers * rollout.gpus_per_worker,
         )
+
+    @model_validator(mode="after")
+    def _adapters_are_merged_exactly(self) -> "ExperimentConfig":
+        if self.learner.adapter is not None and self.precision.is_quantised:
+            raise ValueError(
+                f"learner.adapter does not go with precision {self.precision.name}: engines receive merged weights, and"
+                " merging would quantise the base anew at each step; choose bf16"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cluster_holds_the_run(self) -> "ExperimentConfig":

@@ -11,7 +11,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rl.config.checkpoint_defaults import CHECKPOINT_DEFAULTS
+from rl.config.checkpoint_defaults import ADAPTER_RATE, CHECKPOINT_DEFAULTS
 from rl.config.errors import ConfigError, Problem
 from rl.config.keys import Key, children, find_key, nearest, one_of
 from rl.config.section import NameOf, OneOf, Section
@@ -107,6 +107,8 @@ def _explain_value(key: Key) -> str:
     lines.append(f"  default: {_default_words(key.field)}")
     if other := CHECKPOINT_DEFAULTS.get(key.name):
         lines.append(f"           {other.value} for a pretrained checkpoint ({other.source})")
+    if key.name == "learner.learning_rate":
+        lines.append(f"           {ADAPTER_RATE.value} for an adapter of one ({ADAPTER_RATE.source})")
     below = [f"{key.name}.{name.name}" for name in children(key)]
     if below:
         lines.append(f"  below:   {', '.join(below)} (`python -m rl explain {below[0]}`)")

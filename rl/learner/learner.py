@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from rl.algorithms.corrections import NonFiniteError
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Batch, Sample, Update
+from rl.learner.adapter import AdapterError, add_adapter, load_adapter, save_adapter, without_adapter
 from rl.learner.batch_loss import Measures, added, batch_loss, mean
 from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import check_head, policy_logprobs
@@ -22,6 +23,7 @@ from rl.learner.optimizer import learning_rate, load_optimizer_tensors, make_opt
 from rl.learner.policy import load_policy
 from rl.learner.router import RouterBalancer
 from rl.precision.folded import FoldedWeights
+from rl.weights.merged import merged_state
 
 STATE_FORMAT = 1
 UPDATE_FIELDS = frozenset(one.name for one in fields(Update))
@@ -47,12 +49,17 @@ class Learner:
         self._dtype = getattr(torch, config.precision.arithmetic)
         self.model = _load_model(policy_path, self._device)
         check_head(self.model)
+        self._adapter, self._policy_path = config.learner.adapter, policy_path
+        if self._adapter is not None:
+            add_adapter(self.model, self._adapter)
         self.folded = FoldedWeights(self.model, config.precision)
         self._reference: PreTrainedModel | None = None
-        if any(algorithm.needs_reference for algorithm in config.algorithms):
+        self._needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
+        if self._needs_reference and self._adapter is None:
             self._reference = _load_model(policy_path, self._device).requires_grad_(False)
             FoldedWeights(self._reference, config.precision).put_in()
-        self._balancer = RouterBalancer(self.model, config.learner.expert_bias_rate, config.learner.freeze_router)
+        bias_rate = config.learner.expert_bias_rate if self._adapter is None else 0.0  # the base stays what it is
+        self._balancer = RouterBalancer(self.model, bias_rate, config.learner.freeze_router)
         self._optimizer = make_optimizer(self.model, config)
         self._policy_version = 0
 
@@ -107,12 +114,15 @@ class Learner:
     def save_state(self, folder: Path) -> None:
         """Write all that `load_state` needs to go on bit by bit.
 
-        `folder/model` is a Hugging Face checkpoint of the float32 master weights, `folder/optimizer.safetensors` holds
+        `folder/model` is a Hugging Face checkpoint of the float32 master weights, an adapter merged into them;
+        `folder/adapter` that adapter alone, in peft's format; `folder/optimizer.safetensors` holds
         AdamW's moments by parameter name, `folder/learner.json` the version. The folder is made; an old state in it is
         overwritten, so write to a fresh folder and rename it to be safe against crashes.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder / "model")
+        self.model.save_pretrained(folder / "model", state_dict=merged_state(self.model))
+        if self._adapter is not None:
+            save_adapter(self.model, self._adapter, self._policy_path, folder / "adapter")
         save_file(optimizer_tensors(self._optimizer, self.model), folder / "optimizer.safetensors")
         (folder / "learner.json").write_text(
             json.dumps({"format": STATE_FORMAT, "policy_version": self._policy_version}) + "\n"
@@ -130,8 +140,11 @@ class Learner:
         if saved["format"] != STATE_FORMAT:
             raise LearnerStateError(f"{folder} has learner state format {saved['format']}, expected {STATE_FORMAT}")
         try:
-            self.model.load_state_dict(_load_model(folder / "model", self._device).state_dict())
-        except RuntimeError as error:
+            if self._adapter is not None:
+                load_adapter(self.model, folder / "adapter")
+            else:
+                self.model.load_state_dict(_load_model(folder / "model", self._device).state_dict())
+        except (RuntimeError, AdapterError, FileNotFoundError) as error:
             raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
         tensors = load_file(folder / "optimizer.safetensors", device=str(self._device))
         load_optimizer_tensors(self._optimizer, self.model, tensors)
@@ -143,15 +156,20 @@ class Learner:
         for batch in (to_device(batch, self._device) for batch in batches):
             self._balancer.token_mask_BT = batch.attention_mask_BT
             logprobs_BT, entropy_BT = self._logprobs(self.model, batch)
-            reference_BT = None
-            if self._reference is not None:
-                with torch.no_grad():
-                    reference_BT, _ = self._logprobs(self._reference, batch)
+            reference_BT = self._reference_logprobs(batch) if self._needs_reference else None
             algorithm_of, version = self._config.algorithm_of, self._policy_version
             loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)
             loss.backward()
             total = added(total, measures)
         return total
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: Batch) -> Tensor:
+        """Under the checkpoint that training began from: a second model, or this one without its adapter."""
+        if self._reference is not None:
+            return self._logprobs(self._reference, batch)[0]
+        with without_adapter(self.model):
+            return self._logprobs(self.model, batch)[0]
 
     def _logprobs(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         return policy_logprobs(

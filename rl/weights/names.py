@@ -10,6 +10,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from rl.precision.float32_weights import float32_weights
 from rl.precision.number_format import NumberFormat, Parts
+from rl.weights.merged import merged_state
 
 
 def checkpoint_tensors(
@@ -26,7 +27,7 @@ def checkpoint_tensors(
     numbers, under the format's checkpoint names; `restored_tensors` is the inverse.
     """
     quantised = quantised or {}
-    state = remove_tied_weights_from_state_dict(model.state_dict(), model)
+    state = remove_tied_weights_from_state_dict(merged_state(model), model)
     yield from _part_tensors(model, quantised)
     kept = revert_weight_conversion(model, {name: state[name] for name in float32_weights(model) if name in state})
     state = {name: tensor for name, tensor in state.items() if name not in quantised}

@@ -1,0 +1,66 @@
+"""How does the learner update the policy: optimiser, micro-batches, adapter, routers?"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from rl.config.section import NonNegative, Positive, Section
+
+
+class AdapterConfig(Section):
+    """LoRA: the policy's weights are frozen, and small matrices beside the chosen ones are trained.
+
+    Engines receive merged weights. The supervised stage trains all weights.
+    """
+
+    rank: Positive = 16
+    """Rank of the trained matrices."""
+    alpha: Positive = 32
+    """The trained product is multiplied by alpha / rank."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("[qkvo]_proj", "(gate|up|down)_proj")
+    """Regular expressions for the names of linear layers that get an adapter; each must match the last part of a name.
+    Experts that are stacked in one tensor cannot have one."""
+
+    @field_validator("targets")
+    @classmethod
+    def _are_expressions(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        for target in targets:
+            try:
+                re.compile(target)
+            except re.error as error:
+                raise ValueError(f"{target!r} is not a regular expression: {error}") from None
+        return targets
+
+
+class LearnerConfig(Section):
+    """The learner: the process that updates the policy."""
+
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    """Ray CPUs that the learner reserves."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Ray GPUs that the learner reserves. It computes on one device."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate of AdamW."""
+    warmup_steps: NonNegative = 5
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning-rate schedule after the warmup; linear and cosine reach 0 at the last step."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW: decay rate of the first moment of the gradient."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW: decay rate of the second moment of the gradient."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients whose L2 norm is larger are scaled down to this norm."""
+    tokens_per_micro_batch: Positive = 4096
+    """Maximum tokens of one forward pass, padding included. Rows are sorted by length first."""
+    logprob_chunk_tokens: Positive = 1024
+    """Tokens whose logits over the vocabulary are in memory at the same time."""
+    adapter: AdapterConfig | None = None
+    """A low-rank adapter (LoRA) to train instead of all weights; `adapter: {}` uses its defaults."""
+    freeze_router: bool = True
+    """Do not train the weights of the MoE routers. Expert biases still balance the load."""
+    expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
+    """Amount by which each update lowers the bias of overloaded experts and raises the bias of underloaded ones."""
