@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.chat import Chat, load_chat
@@ -136,6 +138,24 @@ def test_a_tool_described_with_a_control_token_is_refused(name: str) -> None:
     described = ToolSpec("price", f"ends {FAMILIES[name].tokens[1]}", SCHEMA)
     with pytest.raises(ChatError, match="the schema of tool price holds the control token"):
         chat_of(name).begin([Message("user", "x")], (described,), "unlimited")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3_2"])
+def test_a_mark_in_what_the_template_sees_is_refused(name: str) -> None:
+    described = ToolSpec("price", "\ue0007\ue001", SCHEMA)
+    with pytest.raises(ChatError, match="holds the control token"):
+        chat_of(name).begin([Message("user", "x")], (described,), "unlimited")
+    dialogue = chat_of(name).begin([Message("user", "x")], (TOOL,), "unlimited")
+    dialogue.take(())
+    with pytest.raises(ChatError, match="the name of a message holds the control token"):
+        dialogue.say([Message("tool", "3", name=FAMILIES[name].tokens[1])])
+
+
+def test_a_template_for_a_tokenizer_without_control_tokens_is_refused() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+    tokenizer.chat_template = template_of("qwen3")
+    with pytest.raises(ChatError, match="does not end an assistant message with a control token"):
+        TemplateFormat.for_tokenizer(tokenizer)
 
 
 @pytest.mark.parametrize("name", WITH_THINKING)

@@ -32,7 +32,8 @@ class TemplateText:
         self.template = template
         self._render = render
         self._tokens = frozenset(special)
-        self._special = re.compile("|".join(re.escape(text) for text in sorted(self._tokens, key=len, reverse=True)))
+        longest_first = sorted(self._tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # without tokens, no match
         self._cleaned = {role: self._cleaning(role) for role in ROLES}
 
     @classmethod
@@ -69,7 +70,7 @@ class TemplateText:
         contents = [
             text
             for message in messages
-            for text in (self._cleaned[message.role](message.content), message.reasoning.strip("\n"))
+            for text in (self._cleaned.get(message.role, str)(message.content), message.reasoning.strip("\n"))
         ]
         return self._filled(self._text(marked, tools, prompt, thinking), contents)
 
@@ -109,7 +110,7 @@ class TemplateText:
                 for call in message.tool_calls
             ]
         if message.name:
-            marked["name"] = message.name
+            marked["name"] = self._json({"name": message.name}, "the name of a message")["name"]
         return marked
 
     def _described(self, tool: ToolSpec) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class TemplateText:
             text = json.dumps(dict(value), ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ChatError(f"{what} cannot be written as JSON: {type(error).__name__}: {error}") from None
-        if found := self._special.search(text):
+        if found := self._special.search(text) or _MARK.search(text):
             raise ChatError(f"{what} holds the control token {found[0]}, which the template would write as such")
         return json.loads(text)
 
