@@ -39,8 +39,10 @@ trackers: $(VENV)/trackers
 $(VENV)/trackers: requirements/trackers.txt | install
 	-$(PIP) -r requirements/trackers.txt && touch $@
 
+# The slow tests start engines and clusters of their own, so they run one after the other.
 test: install adapters trackers
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 -m "not slow and not gpu"
+	$(RUN) -m pytest -m "slow or gpu"
 
 check: install
 	$(VENV)/bin/ruff format --check .
