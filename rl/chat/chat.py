@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from envs.messages import Message, Reply, ToolSpec
 from rl.chat.dialogue import Dialogue
 from rl.chat.format import ChatError, ChatFormat, plain_text
-from rl.chat.formats import AUTO, CHAT_FORMATS, CHAT_NAMES, format_for
+from rl.chat.formats import AUTO, CHAT_FORMATS, CHAT_NAMES
 from rl.chat.token_text import Ids, TokenText
 from rl.config.environments import BudgetConfig
 from rl.data_types import Budget
@@ -182,9 +182,9 @@ def _chats(
     """The chats of the formats that fit, and why the others do not."""
     chats: dict[str, Chat] = {}
     errors: dict[str, ChatError] = {}
-    for name in CHAT_FORMATS:
+    for name, kind in CHAT_FORMATS.items():
         try:
-            chats[name] = Chat(tokenizer, format_for(tokenizer, name), end_ids)
+            chats[name] = Chat(tokenizer, kind.for_tokenizer(tokenizer), end_ids)
         except ChatError as error:
             errors[name] = error
     return chats, errors

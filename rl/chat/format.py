@@ -8,6 +8,7 @@ Formats only append: the reasoning of earlier turns stays in the history. (The p
 it; a turn's prompt would then not begin with the tokens that were sampled before it.)
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Self
@@ -101,6 +102,15 @@ def with_budget(messages: Sequence[Message], budget: Budget) -> list[Message]:
         replace(message, content=message.content + budget_text(budget)) if index == last else message
         for index, message in enumerate(messages)
     ]
+
+
+def json_text(value: object, what: str, *, compact: bool = False, ascii: bool = True, nan: bool = True) -> str:
+    """JSON of a value from an environment or a dataset. Raises `ChatError` naming `what` if JSON cannot hold it."""
+    try:
+        separators = (",", ":") if compact else None
+        return json.dumps(value, separators=separators, ensure_ascii=ascii, allow_nan=nan)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChatError(f"{what} cannot be written as JSON: {type(error).__name__}: {error}") from None
 
 
 def plain_text(pieces: Iterable[Token | str]) -> str:

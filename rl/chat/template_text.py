@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from envs.messages import Message, ToolSpec
-from rl.chat.format import ChatError, Pieces, Token
+from rl.chat.format import ChatError, Pieces, Token, json_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -119,10 +119,7 @@ class TemplateText:
 
     def _json(self, value: Mapping[str, Any], what: str) -> Any:
         """The value as plain JSON types; the template sees it, so it must hold no control token."""
-        try:
-            text = json.dumps(dict(value), ensure_ascii=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ChatError(f"{what} cannot be written as JSON: {type(error).__name__}: {error}") from None
+        text = json_text(dict(value), what, ascii=False)
         if found := self._special.search(text) or _MARK.search(text):
             raise ChatError(f"{what} holds the control token {found[0]}, which the template would write as such")
         return json.loads(text)

@@ -26,11 +26,14 @@ class AdapterError(ValueError):
     """No layer of the policy can have the adapter, or a saved adapter is another one."""
 
 
-def add_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
-    """Freeze the model and put a new adapter into it. Raises `AdapterError` if no linear layer matches."""
+def add_adapter(model: PreTrainedModel, config: AdapterConfig, seed: int) -> None:
+    """Freeze the model and put a new adapter into it, a function of the seed.
+
+    Raises `AdapterError` if no linear layer matches.
+    """
     pattern = rf"(.*\.)?({'|'.join(f'(?:{target})' for target in config.targets)})"
     with torch.random.fork_rng(devices=[]):  # A is random; it must depend on nothing that came before
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         try:
             inject_adapter_in_model(_lora(config, pattern), model, adapter_name=ADAPTER)
         except ValueError:

@@ -51,7 +51,7 @@ class Learner:
         check_head(self.model)
         self._adapter, self._policy_path = config.learner.adapter, policy_path
         if self._adapter is not None:
-            add_adapter(self.model, self._adapter)
+            add_adapter(self.model, self._adapter, config.seed)
         self.folded = FoldedWeights(self.model, config.precision)
         self._reference: PreTrainedModel | None = None
         self._needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from envs.messages import ToolCall, ToolSpec
 from rl.chat.calls.parameter_values import UnreadableValue, read_json
 from rl.chat.calls.style import CALL, CALL_END, MalformedCall, read_bracketed
-from rl.chat.format import ChatError, Pieces, Token, plain_text
+from rl.chat.format import ChatError, Pieces, Token, json_text, plain_text
 
 PYTHON_TAG = "<|python_tag|>"
 """Llama writes this control token before some calls."""
@@ -47,11 +47,7 @@ class BareCalls:
 
 def _text(call: ToolCall, key: str) -> str:
     """The object as the published templates write it. Raises `ChatError` for an argument that JSON cannot hold."""
-    try:
-        arguments = json.dumps(dict(call.arguments), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        what = f"the arguments of a call of {call.name}"
-        raise ChatError(f"{what} cannot be written as JSON: {type(error).__name__}: {error}") from None
+    arguments = json_text(dict(call.arguments), f"the arguments of a call of {call.name}", ascii=False, nan=False)
     if not call.name or json.dumps(call.name, ensure_ascii=False) != f'"{call.name}"':
         raise ChatError(f"a call of {call.name!r} cannot be written: the name is empty or needs quoting in JSON")
     return f'{{"name": "{call.name}", "{key}": {arguments}}}'

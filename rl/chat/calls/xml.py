@@ -4,13 +4,12 @@ This is the style of Nemotron 3 and Qwen3-Coder. It has no quoting: a value that
 be expressed, and text and numbers look alike (see `rl.chat.calls.parameter_values`).
 """
 
-import json
 from collections.abc import Sequence
 
 from envs.messages import ToolCall, ToolSpec
 from rl.chat.calls.parameter_values import UnreadableValue, read_value
 from rl.chat.calls.style import CALL, CALL_END, MalformedCall, read_bracketed
-from rl.chat.format import ChatError, Pieces, Token
+from rl.chat.format import ChatError, Pieces, Token, json_text
 
 MAX_SHOWN_CHARACTERS = 100
 """Maximum length of a name, made up by the policy, that is repeated to it."""
@@ -100,11 +99,3 @@ def _next_parameter(body: str, place: int) -> tuple[str, str, int] | None:
 
 def _value_text(value: object, name: str) -> str:
     return value if isinstance(value, str) else json_text(value, f"argument {name}")
-
-
-def json_text(value: object, what: str, *, compact: bool = False) -> str:
-    """JSON of a value from an environment or a data set. Raises `ChatError` if JSON cannot hold it."""
-    try:
-        return json.dumps(value, separators=(",", ":") if compact else None)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ChatError(f"{what} cannot be written as JSON: {type(error).__name__}: {error}") from None

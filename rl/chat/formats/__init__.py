@@ -2,14 +2,10 @@
 
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rl.chat.format import ChatError, ChatFormat
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.chat.formats.template import TemplateFormat
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 CHAT_FORMATS: dict[str, type[ChatFormat]] = {"template": TemplateFormat, "nemotron": NemotronFormat}
 """By name, in the order in which `auto` tries them. A format is made for a loaded tokenizer by its `for_tokenizer`."""
@@ -17,11 +13,6 @@ AUTO = "auto"
 """The first format that fits the checkpoint's tokenizer."""
 CHAT_NAMES: Mapping[str, object] = ChainMap({AUTO: None}, CHAT_FORMATS)  # type: ignore[arg-type]
 """What `policy.chat` may be."""
-
-
-def format_for(tokenizer: "PreTrainedTokenizerFast", name: str) -> ChatFormat:
-    """The format of this name, for a checkpoint's tokenizer. Raises `ChatError`."""
-    return CHAT_FORMATS[name].for_tokenizer(tokenizer)
 
 
 def new_format(name: str) -> ChatFormat:

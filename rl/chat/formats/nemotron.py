@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.calls.style import CALL, CALL_END, MalformedCall
-from rl.chat.calls.xml import XmlCalls, call_text, check_sayable, json_text
-from rl.chat.format import ChatError, Pieces, Token, plain_text, with_budget
+from rl.chat.calls.xml import XmlCalls, call_text, check_sayable
+from rl.chat.format import ChatError, Pieces, Token, json_text, plain_text, with_budget
 from rl.data_types import Budget
 
 if TYPE_CHECKING:
