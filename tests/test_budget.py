@@ -119,6 +119,7 @@ def play(limits: list[ThinkingLimit | None], seed: int, num_steps: int) -> list[
     return replies
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.lists(st.tuples(st.integers(1, 12), st.integers(0, 6)), min_size=1, max_size=6))
 def test_random_replies_obey_to_the_token(seed: int, budgets: list[tuple[int, int]]) -> None:

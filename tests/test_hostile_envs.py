@@ -244,6 +244,7 @@ def test_scores_of_a_group_that_are_anything_cost_the_group_at_most(
     facts.cache_clear()
 
 
+@pytest.mark.slow
 def test_calls_that_never_end_cost_their_deadline_and_leave_no_more_than_their_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_reset_that_raises_names_the_option_and_the_line_and_is_closed(tmp_pat
     assert CannotReadItsOption.num_made == CannotReadItsOption.num_closed > 0
 
 
+@pytest.mark.slow
 def test_a_reset_that_hangs_is_a_problem_with_its_deadline_and_is_closed(tmp_path: Path) -> None:
     told = problems(tmp_path, "Hangs")
     assert "reset took longer than 0.5 s" in told and "raise rollout.reset_timeout_s" in told

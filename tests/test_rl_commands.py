@@ -26,6 +26,7 @@ def yaml(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_dry_run_starts_and_writes_nothing(
     yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

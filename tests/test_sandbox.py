@@ -185,6 +185,7 @@ def test_assertions_can_expect_keywords_changes_and_exceptions(code: str, body: 
     assert run_tests(code, "f", f"def check(candidate):\n    {body}", PATIENT).status == status
 
 
+@pytest.mark.slow
 def test_a_session_keeps_its_names_and_starts_afresh_after_its_end() -> None:
     session = PythonSession(QUICK)
     assert session.run("x = 20\nprint(x)") == "20\n"
@@ -204,6 +205,7 @@ def test_forging_the_results_earns_nothing() -> None:
     assert env.step(Reply(forged))[4]["reward_parts"]["all"] == 0.0
 
 
+@pytest.mark.slow
 def test_no_process_is_left_behind() -> None:
     run("def f(x): return x")
     process = forking.ZYGOTES["isolated"]._process
