@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from envs.commands import replay as replaying
-from envs.commands.evaluate import Endpoint, evaluate, openai_messages, pass_at, read_reply
+from envs.chat_completions import openai_messages, read_reply
+from envs.commands.evaluate import Endpoint, evaluate, pass_at
 from envs.commands.profile import ProfileError, print_profile, profile_tasks
 from envs.commands.replay import replay, replay_file
 from envs.messages import Message, Reply, ToolCall

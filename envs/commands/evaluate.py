@@ -16,18 +16,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from envs.chat_completions import MALFORMED, openai_messages, openai_tools, read_reply
 from envs.commands.output import write_lines
-from envs.errors import named, shown
+from envs.errors import named
 from envs.facts import facts, reward_range_of
-from envs.messages import Message, Reply, ToolCall, ToolSpec, valid
+from envs.messages import Message, Reply, ToolSpec
 from envs.player import EnvRollout, EnvTask, NoReplyError, play, score_group
 from envs.results import is_full_reward
 from envs.rollout_file import message_object
 from envs.session import Session
 
 KEY = "OPENAI_API_KEY"
-MALFORMED = (LookupError, ValueError, TypeError, AttributeError, RecursionError)
-"""Errors from reading an answer that is not a chat completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +111,7 @@ def ask(client: httpx.Client, endpoint: Endpoint, tools: Sequence[ToolSpec], mes
         "max_tokens": endpoint.max_tokens,
     }
     if tools:
-        body["tools"] = [
-            {"type": "function", "function": {"name": tool.name, "description": tool.description,
-                                              "parameters": dict(tool.parameters)}}
-            for tool in tools
-        ]  # fmt: skip
+        body["tools"] = openai_tools(tools)
     headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
     try:
         response = client.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body, headers=headers)
@@ -124,45 +119,6 @@ def ask(client: httpx.Client, endpoint: Endpoint, tools: Sequence[ToolSpec], mes
         return read_reply(response.json()["choices"][0]["message"])
     except (httpx.HTTPError, httpx.InvalidURL, *MALFORMED) as error:
         raise EndpointError(f"{endpoint.url}: {named(error)}") from error
-
-
-def openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The conversation in chat completion format; each tool message answers the next call that has no answer yet."""
-    told: list[dict[str, Any]] = []
-    waiting: list[str] = []
-    for message in messages:
-        entry: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.role == "assistant" and message.tool_calls:
-            waiting = [f"call_{len(told)}_{place}" for place in range(len(message.tool_calls))]
-            entry["tool_calls"] = [
-                {"id": name, "type": "function",
-                 "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))}}
-                for name, call in zip(waiting, message.tool_calls, strict=True)
-            ]  # fmt: skip
-        elif message.role == "tool":
-            entry["tool_call_id"] = waiting.pop(0) if waiting else "call_unknown"
-        told.append(entry)
-    return told
-
-
-def read_reply(message: Mapping[str, Any]) -> Reply:
-    """The reply in a chat completion; arguments that are not a JSON object are passed to the tool as they are.
-
-    Raises one of `MALFORMED` for anything that is not a message.
-    """
-    calls = []
-    for call in message.get("tool_calls") or ():
-        try:
-            arguments = json.loads(call["function"]["arguments"] or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
-        told = arguments if isinstance(arguments, dict) else {"arguments": call["function"]["arguments"]}
-        calls.append(ToolCall(call["function"]["name"], told))
-    reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-    text = message.get("content") or ""
-    if not isinstance(text, str) or not all(isinstance(call.name, str) for call in calls):
-        raise TypeError(f"content and names of tools must be text, got {shown(message)}")
-    return valid(Reply(text, str(reasoning), tuple(calls)))
 
 
 def pass_at(num_tries: int, num_passed: int, k: int) -> float:

@@ -13,6 +13,7 @@ from envs.messages import Message, Reply, ToolSpec
 from rl.chat.dialogue import Dialogue
 from rl.chat.format import ChatError, ChatFormat, plain_text
 from rl.chat.formats import AUTO, CHAT_FORMATS, CHAT_NAMES
+from rl.chat.reply_stream import ReplyStream
 from rl.chat.token_text import Ids, TokenText
 from rl.config.environments import BudgetConfig
 from rl.data_types import Budget
@@ -66,6 +67,25 @@ class Chat:
             )
         return Dialogue(self._format, self._text, self.stop_ids, messages, tools, budget)
 
+    def continued(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Dialogue:
+        """A dialogue whose prompt holds earlier replies, and ends where the policy writes the next one.
+
+        Raises `ChatError` like `begin`, and unless assistant messages and others alternate and the last message is not
+        the assistant's.
+        """
+        turns = _turns(messages)
+        if len(turns) % 2 == 0:
+            raise ChatError("the last message must not be the assistant's: its reply is what is asked for")
+        dialogue = self.begin(turns[0], tools, budget)
+        for said, following in zip(turns[1::2], turns[2::2], strict=True):
+            dialogue.take(dialogue.reply_ids(Reply(said[0].content, said[0].reasoning, said[0].tool_calls)))
+            dialogue.say(following)
+        return dialogue
+
+    def reply_stream(self, tools: Sequence[ToolSpec], budget: Budget) -> ReplyStream:
+        """Reads a reply of such a dialogue while it is being sampled."""
+        return ReplyStream(self._format, self._text, self.stop_ids, tools, budget)
+
     def conversation(
         self,
         messages: Sequence[Message],
@@ -83,11 +103,9 @@ class Chat:
         most `room` tokens. Raises `ChatError` unless assistant messages and others alternate and the last message is
         the assistant's, and for a reply that the format cannot express.
         """
-        if not messages or messages[0].role == "assistant" or messages[-1].role != "assistant":
-            raise ChatError("a conversation must begin with a user's or system message and end with the assistant's")
-        turns = [tuple(group) for _, group in groupby(messages, lambda message: message.role == "assistant")]
-        if any(len(said) > 1 for said in turns[1::2]):
-            raise ChatError("two assistant messages follow each other")
+        turns = _turns(messages)
+        if len(turns) % 2:
+            raise ChatError("a conversation must end with the assistant's message")
         dialogue = self.begin(turns[0], tools, budget)
         limit = dialogue.thinking_limit(enforcement, room) if enforcement else None
         loss_mask = [False] * len(dialogue.prompt_ids)
@@ -121,6 +139,16 @@ class Chat:
     def token_texts(self) -> list[str]:
         """The text of every token by its id, for people only: a token may be a part of a character."""
         return [self.text((token,)) for token in range(self.num_tokens)]
+
+
+def _turns(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
+    """The messages taken apart: what is said to the policy, its reply, and so on. Raises `ChatError`."""
+    if not messages or messages[0].role == "assistant":
+        raise ChatError("a conversation must begin with a user's or system message, not the assistant's")
+    turns = [tuple(group) for _, group in groupby(messages, lambda message: message.role == "assistant")]
+    if any(len(said) > 1 for said in turns[1::2]):
+        raise ChatError("two assistant messages follow each other")
+    return turns
 
 
 def load_chat(policy_folder: Path, format: str) -> Chat:

@@ -4,7 +4,7 @@ Control tokens are separate from ordinary text: the text `<|im_end|>` is encoded
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -44,6 +44,10 @@ class TokenText:
         """The id of the control token with this text, None when there is none."""
         return self._ids.get(str(text))
 
+    def is_control(self, id: int) -> bool:
+        """Whether the id is that of a control token."""
+        return id in self._added
+
     def encode(self, pieces: Pieces) -> Ids:
         """Ids of the pieces. Text between two control tokens is encoded at once; invalid text is made valid."""
         ids: list[int] = []
@@ -64,6 +68,10 @@ class TokenText:
                 pieces.append(self._plain.decode(list(group), skip_special_tokens=False))
         return tuple(pieces)
 
+    def run(self) -> "TokenRun":
+        """Decodes tokens one after the other."""
+        return TokenRun(self._plain, self._added)
+
     @property
     def num_tokens(self) -> int:
         """Size of the vocabulary."""
@@ -74,6 +82,46 @@ class TokenText:
         """Tokens of ordinary text that end with a line break."""
         ids = range(self.num_tokens)
         return frozenset(id for id in ids if id not in self._added and self._plain.decode([id]).endswith("\n"))
+
+
+class TokenRun:
+    """Decodes tokens as they come; the texts add up to `TokenText.decode` of all of them.
+
+    The bytes of a character may be spread over several tokens, so a text may come a few tokens late.
+    """
+
+    MOST_WAITING = 16
+    """Tokens without a whole character after which they are invalid, not unfinished."""
+
+    def __init__(self, plain: Tokenizer, added: Mapping[int, str]) -> None:
+        self._plain, self._added = plain, added
+        self._before: list[int] = []
+        """The last tokens that were told: what a decoder does to a text can depend on what stands before it."""
+        self._waiting: list[int] = []
+
+    def add(self, id: int) -> str:
+        """The text that became whole with this token."""
+        if id in self._added:
+            text = self.rest() + self._added[id]
+            self._before = []
+            return text
+        self._waiting.append(id)
+        text = self._decoded()
+        if text.endswith("\ufffd") and len(self._waiting) < self.MOST_WAITING:
+            return ""
+        self._before, self._waiting = self._waiting, []
+        return text
+
+    def rest(self) -> str:
+        """The text of tokens that are still waiting."""
+        text = self._decoded() if self._waiting else ""
+        self._before, self._waiting = self._waiting or self._before, []
+        return text
+
+    def _decoded(self) -> str:
+        decode = self._plain.decode
+        before = decode(self._before, skip_special_tokens=False) if self._before else ""
+        return decode([*self._before, *self._waiting], skip_special_tokens=False)[len(before) :]
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
