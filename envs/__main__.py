@@ -16,6 +16,7 @@ sandbox = typer.Typer(no_args_is_help=True)
 app.add_typer(sandbox, name="sandbox", help="The sandbox for untrusted code.")
 console = Console()
 Id = Annotated[str, typer.Argument(help="Environment id, or module:Class.")]
+Url = Annotated[str, typer.Option(help="OpenAI-compatible base URL, ending in /v1.")]
 Options = Annotated[list[str] | None, typer.Argument(help="The environment's options: name=value ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the task.")]
 
@@ -85,18 +86,22 @@ def play(
     options: Options = None,
     seed: Seed = 0,
     gold: Annotated[bool, typer.Option("--gold", help="Play the gold replies.")] = False,
+    model: Annotated[str, typer.Option(help="Let this model of an endpoint play (key: OPENAI_API_KEY).")] = "",
+    url: Url = "http://localhost:8000/v1",
 ) -> None:
-    """Play one episode in the terminal, in place of the policy."""
+    """Play one episode in the terminal, in place of the policy, or watch a model play it."""
+    from envs.commands.evaluate import Endpoint
     from envs.commands.play import play_environment
 
-    play_environment(console, env_id, read_options(options), seed, gold=gold)
+    endpoint = Endpoint(url, model, temperature=1.0, max_tokens=1024, timeout_s=300.0, at_once=1) if model else None
+    play_environment(console, env_id, read_options(options), seed, gold=gold, endpoint=endpoint)
 
 
 @app.command(name="eval")
 def evaluate(
     env_id: Id,
     options: Options = None,
-    url: Annotated[str, typer.Option(help="OpenAI-compatible base URL, ending in /v1.")] = "http://localhost:8000/v1",
+    url: Url = "http://localhost:8000/v1",
     model: Annotated[str, typer.Option(help="Name of the model at the endpoint.")] = "",
     policy: Annotated[
         Path | None, typer.Option(help="Instead of an endpoint: a checkpoint's folder, for vLLM.")

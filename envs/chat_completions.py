@@ -18,6 +18,8 @@ def openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     waiting: list[str] = []
     for message in messages:
         entry: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning:  # only of endpoints that gave it, and these read it again
+            entry["reasoning"] = message.reasoning
         if message.role == "assistant" and message.tool_calls:
             waiting = [f"call_{len(told)}_{place}" for place in range(len(message.tool_calls))]
             entry["tool_calls"] = [

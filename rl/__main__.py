@@ -1,4 +1,4 @@
-"""The commands: `python -m rl init | train | evaluate | export | compare | report | inspect | explain`."""
+"""The commands: `python -m rl init | train | evaluate | export | serve | compare | report | inspect | explain`."""
 
 import os
 import sys
@@ -100,6 +100,28 @@ def export(
     typer.echo(f"policy: {export_policy(source, out)}")
     if push:
         typer.echo(f"pushed: {push_to_hub(out, push)}")
+
+
+@app.command()
+def serve(
+    source: Annotated[
+        str, typer.Argument(help="Run folder, checkpoint of a run, export, checkpoint folder or hub id.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    name: Annotated[str, typer.Option(help="What clients call the model; default: the folder's name.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(help="Longest conversation; default: that of training.")] = None,
+    max_in_flight: Annotated[int, typer.Option(help="Replies that are sampled at the same time.")] = 64,
+    kv_cache_gib: Annotated[float | None, typer.Option(help="As rollout.kv_cache_gib of an experiment.")] = None,
+    gpu_memory_share: Annotated[float | None, typer.Option(help="As rollout.gpu_memory_share.")] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs of the engine (tensor parallelism).")] = 1,
+) -> None:
+    """Serve a policy as an OpenAI-compatible endpoint, with tools, reasoning and thinking budgets as in training."""
+    from rl.serve import engine_memory
+    from rl.serve import serve as run
+
+    rollout = engine_memory(max_in_flight, kv_cache_gib, gpu_memory_share, gpus)
+    run(source, host=host, port=port, name=name, max_tokens=max_tokens, rollout=rollout)
 
 
 @app.command()

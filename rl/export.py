@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from rl.chat.chat import Chat, load_chat
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
+from rl.config.served import Served
 from rl.learner.actor import CHAT_FILES
 from rl.learner.policy import load_policy
 from rl.precision.folded import FoldedWeights
@@ -107,6 +108,7 @@ def _write_chat(chat: Chat, policy: Path, out: Path, config: ExperimentConfig) -
         eos_token_id=list(chat.stop_ids),
         pad_token_id=chat.pad_id,
     ).save_pretrained(out)
+    Served.of(config).write(out)
 
 
 def model_card(history: History, config: ExperimentConfig) -> str:

@@ -79,5 +79,5 @@ def test_a_conversation_is_continued_with_the_ids_of_its_rollout(name: str) -> N
         said = chat.continued([*messages, Message("user", "more")], tools, "unlimited")
         assert said.prompt_ids[: len(ids)] == ids
         assert len(said.prompt_ids) > len(ids)
-    with pytest.raises(ChatError, match="must not be the assistant's"):
-        chat.continued(messages, tools, "unlimited")
+        with pytest.raises(ChatError, match="must not be the assistant's"):
+            chat.continued(messages, tools, "unlimited")

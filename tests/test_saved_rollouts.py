@@ -1,5 +1,6 @@
 """What is done with rollouts outside of a trainer: playing against an endpoint, profiling, scoring again, looking."""
 
+import io
 import json
 import re
 import threading
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from envs.commands import replay as replaying
 from envs.chat_completions import openai_messages, read_reply
+from envs.commands import replay as replaying
 from envs.commands.evaluate import Endpoint, evaluate, pass_at
+from envs.commands.play import PlayError, play_environment
 from envs.commands.profile import ProfileError, print_profile, profile_tasks
 from envs.commands.replay import replay, replay_file
 from envs.messages import Message, Reply, ToolCall
@@ -312,3 +314,13 @@ def test_arguments_that_are_no_object_go_to_the_tool_as_they_are() -> None:
     assert read_reply({"content": None, "tool_calls": [call]}) == Reply("", "", (ToolCall("f", {"arguments": "[1]"}),))
     told = openai_messages([Message("assistant", "", "", (ToolCall("f", {}), ToolCall("g", {}))), Message("tool", "1")])
     assert told[1]["tool_call_id"] == told[0]["tool_calls"][0]["id"]
+
+
+def test_a_model_plays_an_episode_that_is_shown(serve: Callable[[Answer], Endpoint]) -> None:
+    console = Console(record=True, file=io.StringIO(), width=200)
+    play_environment(console, "tools/Store-v0", {}, 0, endpoint=serve(shopper))
+    shown = console.export_text()
+    assert "-> " in shown and "reward " in shown and "reply 1 of" not in shown
+    down = serve(lambda body: None)
+    with pytest.raises(PlayError, match="500"):
+        play_environment(QUIET, "tools/Store-v0", {}, 0, endpoint=down)

@@ -1,6 +1,5 @@
 """`python -m envs eval`: how well does a model behind an OpenAI-compatible endpoint perform in an environment?"""
 
-import json
 import math
 import os
 import statistics

@@ -1,17 +1,22 @@
-"""`python -m envs play`: a person, or the gold replies, in place of the policy."""
+"""`python -m envs play`: a person, the gold replies or a model behind an endpoint plays one episode."""
 
+import contextlib
 import json
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import httpx
 from rich.console import Console
 from rich.text import Text
 
+from envs.commands.evaluate import Endpoint
+from envs.commands.evaluate import ask as ask_endpoint
 from envs.messages import Message, Reply, ToolCall, valid
 from envs.player import EnvTask, NoReplyError, play
 from envs.session import Session
 
+Choose = Callable[[Session, Sequence[Message]], Reply]
 STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 HELP = "Write your reply, then an empty line. A line `!NAME argument=value ...` calls the tool NAME; Ctrl-D gives up."
 
@@ -31,15 +36,23 @@ def play_environment(
     seed: int,
     *,
     gold: bool = False,
+    endpoint: Endpoint | None = None,
     read_line: Callable[[str], str] = input,
 ) -> float | None:
     """Play one episode in the terminal and return its reward; None if the person gave up.
 
     The environment's calls have a deadline, the person has none. Raises `PlayError` if the environment fails.
     """
-    table = _Table(console, read_line, gold=gold)
-    task = EnvTask(env_id, seed, options.get("split", "train"), options)
-    rollout = play(task, table.reply, Session.installed(env_id))
+    with contextlib.ExitStack() as stack:
+        choose: Choose | None = None
+        if endpoint is not None:
+            client = stack.enter_context(httpx.Client(timeout=endpoint.timeout_s))
+            choose = lambda session, messages: ask_endpoint(client, endpoint, session.env.tools, messages)  # noqa: E731
+        elif gold:
+            choose = lambda session, messages: session.gold_reply()  # noqa: E731
+        table = _Table(console, read_line, choose)
+        task = EnvTask(env_id, seed, options.get("split", "train"), options)
+        rollout = play(task, table.reply, Session.installed(env_id))
     table.show(rollout.messages)
     if rollout.reward is None and not table.has_given_up:
         raise PlayError(rollout.error)
@@ -53,21 +66,22 @@ def play_environment(
 class _Table:
     """The conversation in the terminal, shown as it grows."""
 
-    def __init__(self, console: Console, read_line: Callable[[str], str], *, gold: bool) -> None:
-        self._console, self._read_line, self._gold = console, read_line, gold
+    def __init__(self, console: Console, read_line: Callable[[str], str], choose: Choose | None) -> None:
+        """`choose` gives the replies; None asks a person."""
+        self._console, self._read_line, self._choose = console, read_line, choose
         self._num_shown = self._num_replies = 0
         self.has_given_up = False
 
     def reply(self, session: Session, messages: Sequence[Message]) -> Reply:
-        """Chooses the person's reply, or the gold one. Raises `GivenUp`, `EnvFailure`."""
+        """Raises `GivenUp`, `EnvFailure` and `EndpointError`."""
         if not self._num_replies:
-            if not self._gold:
+            if self._choose is None:
                 self._console.print(HELP, style="dim")
             print_tools(self._console, session)
         self.show(messages)
         self._num_replies += 1
-        if self._gold:
-            return session.gold_reply()
+        if self._choose is not None:
+            return self._choose(session, messages)
         try:
             prompt = f"reply {self._num_replies} of {session.env.max_turns}> "
             reply = ask(self._console, prompt, self._read_line)

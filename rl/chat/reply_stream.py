@@ -19,7 +19,8 @@ class ReplyStream:
         self, format: ChatFormat, text: TokenText, stop_ids: Ids, tools: Sequence[ToolSpec], budget: Budget
     ) -> None:
         self._format, self._text, self._stop_ids = format, text, stop_ids
-        self._tools, self._budget = tuple(tools), budget
+        self._tools = tuple(tools)
+        self._budget: Budget = budget
         end = format.end_of_thinking
         self._end_id = text.control_id(end.text) if end is not None else None
         self._thinks = format.has_thinking and budget != "off"
@@ -69,7 +70,9 @@ class ReplyStream:
 
     def _begins_call(self, id: int) -> bool:
         """Calls begin with a control token, or are the whole reply as a JSON object."""
-        return bool(self._tools) and (self._text.is_control(id) or (not self._told["text"] and self._held.lstrip().startswith("{")))
+        return bool(self._tools) and (
+            self._text.is_control(id) or (not self._told["text"] and self._held.lstrip().startswith("{"))
+        )
 
     def _certain(self, part: str) -> str:
         """What is held, without the white space at its end."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rl.config.experiment import ExperimentConfig
+from rl.config.rollout import RolloutConfig
 
 MAX_TOKENS_PER_STEP = 8192
 """Tokens of one engine step, prompts included; vLLM's default on GPUs."""
@@ -16,34 +17,43 @@ Arguments = dict[str, Any]
 
 def engine_arguments(config: ExperimentConfig, is_cpu: bool) -> Arguments:
     """Arguments of `vllm.EngineArgs`, except the model, the token columns and the weight transfer."""
-    policy, rollout = config.policy, config.rollout
     return {
+        **_shared(config.policy.max_tokens, config.rollout, is_cpu),
         "dtype": config.precision.arithmetic,
         "seed": config.seed,
-        "max_model_len": policy.max_tokens,
-        "max_num_seqs": rollout.max_in_flight,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # no sampling defaults from the checkpoint
+    }
+
+
+def endpoint_arguments(max_tokens: int, rollout: RolloutConfig, is_cpu: bool) -> Arguments:
+    """Of an endpoint, which samples as the engines of a run do; dtype and sampling defaults are the checkpoint's."""
+    return _shared(max_tokens, rollout, is_cpu)
+
+
+def _shared(max_tokens: int, rollout: RolloutConfig, is_cpu: bool) -> Arguments:
+    return {
+        "max_model_len": max_tokens,
+        "max_num_seqs": rollout.max_in_flight,
         "enable_chunked_prefill": False,  # a split prompt rewinds its generator, which CPU generators cannot
-        "max_num_batched_tokens": max(policy.max_tokens, MAX_TOKENS_PER_STEP),
+        "max_num_batched_tokens": max(max_tokens, MAX_TOKENS_PER_STEP),
         "enable_prefix_caching": False,  # cached states would belong to older weights
         "mamba_ssm_cache_dtype": "float32",
         "async_scheduling": False,  # else tokens of a step arrive after the next step, under another version
         "logits_processors": ["rl.engine.budget_processor:ThinkingBudget"],
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        **(_on_cpu(config) if is_cpu else _on_gpu(config)),
+        **(_on_cpu(rollout) if is_cpu else _on_gpu(rollout)),
     }
 
 
-def _on_cpu(config: ExperimentConfig) -> Arguments:
-    kv_cache_gib = config.rollout.kv_cache_gib or CPU_KV_CACHE_GIB
+def _on_cpu(rollout: RolloutConfig) -> Arguments:
+    kv_cache_gib = rollout.kv_cache_gib or CPU_KV_CACHE_GIB
     return {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
 
 
-def _on_gpu(config: ExperimentConfig) -> Arguments:
+def _on_gpu(rollout: RolloutConfig) -> Arguments:
     """Engines that share a card divide its memory; an engine with several cards uses each of them alone."""
-    rollout = config.rollout
     share = rollout.gpu_memory_share or GPU_MEMORY_SHARE * min(1.0, rollout.gpus_per_worker or 1.0)
     arguments: Arguments = {"gpu_memory_utilization": share}
     if rollout.gpus_per_worker > 1:

@@ -1,18 +1,23 @@
 """What does polygym's vLLM plugin add, so that vLLM can serve our policies?
 
 `register` is the entry point of `vllm.general_plugins`, so vLLM calls it in every process of its own, whatever model
-is served there. On any platform it adds the weight transfers of `rl.weights.transports`. On CPUs it also initialises
+is served there. On any platform it adds the weight transfers of `rl.weights.transports`, and the engine of an endpoint
+ends with it. On CPUs it also initialises
 AMX, without which BF16 attention can crash with SIGILL, and adds experts without a gate (relu2, as in NemotronH), which
 vLLM's CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are adapted to weight updates.
 """
 
 import logging
+import os
 from typing import Any
 
 import torch
 
+from rl.stop import end_with_parent
 from rl.weights.transports import TRANSPORTS
 
+ENDPOINT = "POLYGYM_ENDPOINT"
+"""Environment variable with the process id of an endpoint."""
 _log = logging.getLogger(__name__)
 _done: set[str] = set()
 
@@ -21,7 +26,7 @@ def register() -> None:
     """Add what this module's docstring lists. Idempotent. A vLLM that does not fit stays unchanged; this warns."""
     from vllm.platforms import current_platform
 
-    steps = [_add_weight_transfers]
+    steps = [_end_with_endpoint, _add_weight_transfers]
     if current_platform.is_cpu():
         steps += [_initialise_amx, _add_experts_without_gate, _pack_updated_experts]
     for step in steps:
@@ -32,6 +37,12 @@ def register() -> None:
         except (ImportError, AttributeError) as error:
             _log.warning("polygym's vLLM plugin does not fit this vLLM; %s is skipped: %s", step.__name__, error)
         _done.add(step.__name__)
+
+
+def _end_with_endpoint() -> None:
+    """The engine of an endpoint (`rl.engine.endpoint`) ends with it, also if it is killed; vLLM alone leaves it."""
+    if os.environ.get(ENDPOINT) == str(os.getppid()):
+        end_with_parent()
 
 
 def _add_weight_transfers() -> None:

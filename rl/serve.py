@@ -1,0 +1,87 @@
+"""How is a policy served as an OpenAI-compatible endpoint, with the chat format and budgets of its training?"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rl.chat.chat import Chat, load_chat
+from rl.chat.format import ChatError
+from rl.config.checkpoint_files import CheckpointFileError, read_config
+from rl.config.errors import ConfigError
+from rl.config.hub import cached_snapshot, download_command, is_hub_id
+from rl.config.rollout import RolloutConfig
+from rl.config.served import Served
+from rl.engine.endpoint.server import Endpoint, run_endpoint
+from rl.export import ExportError, export_policy
+
+
+def serve(source: str, *, host: str, port: int, name: str, max_tokens: int | None, rollout: RolloutConfig) -> None:
+    """Serve a run, one of its checkpoints, an export, or any checkpoint of a causal model, until it is interrupted.
+
+    `name` is what clients call it, by default the name of its folder. `rollout` gives the engine's memory and the
+    number of replies at the same time. Raises `ConfigError`, `ExportError` and `EngineError`.
+    """
+    with _served_folder(Path(source)) as folder:
+        served = Served.read(folder)
+        chat = _chat(folder, served)
+        model = _model(folder)
+        context = int(model.get("max_position_embeddings") or served.max_tokens)
+        if max_tokens is not None and max_tokens > context:
+            raise ConfigError(f"--max-tokens {max_tokens}: the checkpoint's context is {context} tokens")
+        dtype = str(model.get("dtype") or model.get("torch_dtype") or "auto")
+        most = min(max_tokens or served.max_tokens, context)
+        called = name or Path(source).resolve().name
+        run_endpoint(Endpoint(folder, called, host, port, dtype, most, rollout), chat, served.budget)
+
+
+def engine_memory(
+    max_in_flight: int, kv_cache_gib: float | None, gpu_memory_share: float | None, gpus: int
+) -> RolloutConfig:
+    """The engine's keys of an experiment. Raises `ConfigError`."""
+    try:
+        return RolloutConfig(
+            max_in_flight=max_in_flight,
+            kv_cache_gib=kv_cache_gib,
+            gpu_memory_share=gpu_memory_share,
+            gpus_per_worker=gpus,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{first['loc'][0]}: {first['msg']}".replace("_", "-")) from None
+
+
+@contextlib.contextmanager
+def _served_folder(source: Path) -> Iterator[Path]:
+    """What is served as it is, or an export of it for as long as it is served."""
+    if (source / "config.json").is_file():
+        yield source
+        return
+    if is_hub_id(source):
+        if (snapshot := cached_snapshot(str(source))) is None:
+            raise ConfigError(f"{source} is not in the cache of the hub; get it with: {download_command(str(source))}")
+        yield snapshot
+        return
+    with tempfile.TemporaryDirectory(prefix="polygym_serve_") as parent:
+        try:
+            folder = export_policy(source, Path(parent) / "policy")
+        except ExportError as error:
+            raise ConfigError(f"{error}; nor is it a checkpoint (with config.json)") from None
+        yield folder
+
+
+def _chat(folder: Path, served: Served) -> Chat:
+    try:
+        return load_chat(folder, served.chat)
+    except ChatError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _model(folder: Path) -> Mapping[str, Any]:
+    try:
+        return read_config(folder)
+    except CheckpointFileError as error:
+        raise ConfigError(str(error)) from None
