@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rl.config.section import NonNegative, Positive, Section
 
@@ -52,15 +52,29 @@ class LearnerConfig(Section):
     """AdamW: decay rate of the first moment of the gradient."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """AdamW: decay rate of the second moment of the gradient."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Format of AdamW's two moments between updates; bfloat16, rounded at random without bias, saves 4 bytes a
+    weight."""
+    offload_moments: bool = False
+    """Keep AdamW's moments in the CPU's memory: 8 bytes a weight less on the GPU, and slower updates."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients whose L2 norm is larger are scaled down to this norm."""
     tokens_per_micro_batch: Positive = 4096
     """Maximum tokens of one forward pass, padding included. Rows are sorted by length first."""
     logprob_chunk_tokens: Positive = 1024
     """Tokens whose logits over the vocabulary are in memory at the same time."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the gradient, and compute the layer again: much less memory for long
+    sequences, about a third more work. Routers choose experts once."""
     adapter: AdapterConfig | None = None
     """A low-rank adapter (LoRA) to train instead of all weights; `adapter: {}` uses its defaults."""
     freeze_router: bool = True
     """Do not train the weights of the MoE routers. Expert biases still balance the load."""
     expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
     """Amount by which each update lowers the bias of overloaded experts and raises the bias of underloaded ones."""
+
+    @model_validator(mode="after")
+    def _offload_needs_a_gpu(self) -> "LearnerConfig":
+        if self.offload_moments and not self.gpus:
+            raise ValueError("offload_moments saves memory of a GPU, but learner.gpus is 0: remove it, or set gpus")
+        return self

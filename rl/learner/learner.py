@@ -21,6 +21,7 @@ from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import check_head, policy_logprobs
 from rl.learner.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from rl.learner.policy import load_policy
+from rl.learner.recompute import recompute_layers
 from rl.learner.router import RouterBalancer
 from rl.precision.folded import FoldedWeights
 from rl.weights.merged import merged_state
@@ -52,6 +53,8 @@ class Learner:
         self._adapter, self._policy_path = config.learner.adapter, policy_path
         if self._adapter is not None:
             add_adapter(self.model, self._adapter, config.seed)
+        if config.learner.activation_checkpointing:
+            recompute_layers(self.model)
         self.folded = FoldedWeights(self.model, config.precision)
         self._reference: PreTrainedModel | None = None
         self._needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
@@ -156,6 +159,7 @@ class Learner:
         for batch in (to_device(batch, self._device) for batch in batches):
             self._balancer.token_mask_BT = batch.attention_mask_BT
             logprobs_BT, entropy_BT = self._logprobs(self.model, batch)
+            self._balancer.token_mask_BT = None  # routers that are called again for the gradient must not count again
             reference_BT = self._reference_logprobs(batch) if self._needs_reference else None
             algorithm_of, version = self._config.algorithm_of, self._policy_version
             loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rl.config.experiment import ExperimentConfig
+from rl.learner.stored_moments import MOMENTS, StoredMomentsAdamW
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+STATE = ("step", *MOMENTS)
 
 
 def learning_rate(num_updates: int, config: ExperimentConfig) -> float:
@@ -31,33 +32,38 @@ def learning_rate(num_updates: int, config: ExperimentConfig) -> float:
     return learner.learning_rate * factor
 
 
-def make_optimizer(model: nn.Module, config: ExperimentConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: ExperimentConfig) -> torch.optim.Optimizer:
     """AdamW over all parameters that train; weight decay on matrices, not on norms, biases and Mamba's A, D, dt."""
+    learner = config.learner
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.learner.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=config.learner.learning_rate,
-        betas=(config.learner.beta1, config.learner.beta2),
-        fused=True,
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": learner.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    rate, betas = learner.learning_rate, (learner.beta1, learner.beta2)
+    if learner.moments == "float32" and not learner.offload_moments:
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    dtype = getattr(torch, learner.moments)
+    return StoredMomentsAdamW(
+        groups, lr=rate, betas=betas, dtype=dtype, offload=learner.offload_moments, seed=config.seed
     )
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """AdamW's state as `<parameter name>.<moment>`; parameters that were never updated have none."""
     return {
         f"{name}.{moment}": optimizer.state[parameter][moment]
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
-        for moment in MOMENTS
+        for moment in STATE
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Replace AdamW's state by what `optimizer_tensors` gave."""
     optimizer.state.clear()
+    kept = optimizer.kept if isinstance(optimizer, StoredMomentsAdamW) else None
     for name, parameter in model.named_parameters():
-        if f"{name}.{MOMENTS[0]}" in tensors:
-            optimizer.state[parameter] = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
+        if f"{name}.{STATE[0]}" in tensors:
+            state = {moment: tensors[f"{name}.{moment}"] for moment in STATE}
+            optimizer.state[parameter] = state | {moment: kept(state[moment]) for moment in MOMENTS if kept}

@@ -1,0 +1,97 @@
+"""How is AdamW's memory made smaller: moments in bfloat16, in the CPU's memory, or both?
+
+The update itself is AdamW's, in float32, one parameter after the other. A moment in bfloat16 is rounded up or down at
+random, so that its expected value is the exact one: rounded to the nearest, a moment that changes by less than 0.4 % a
+step would not change at all (stochastic rounding; https://arxiv.org/abs/2010.06192, section 3).
+"""
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class StoredMomentsAdamW(torch.optim.Optimizer):
+    """AdamW; `dtype` is that of the moments between two updates, `offload` keeps them in the CPU's memory.
+
+    What is rounded up depends only on `seed` and the number of updates, so a resumed run goes on bit for bit.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        dtype: torch.dtype,
+        offload: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8})
+        self._dtype, self._offload, self._seed = dtype, offload, seed
+
+    def kept(self, moment: Tensor) -> Tensor:
+        """A moment as it is kept between two updates."""
+        if not self._offload:
+            return moment.to(self._dtype)
+        kept = moment.to("cpu", self._dtype)
+        return kept.pin_memory() if moment.is_cuda else kept
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        assert closure is None, "the learner computes gradients before the step"
+        generator: torch.Generator | None = None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state |= {name: self.kept(torch.zeros_like(parameter)) for name in MOMENTS}
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = [state[name].to(parameter.device, torch.float32, copy=True) for name in MOMENTS]
+                update(parameter, moments, state["step"], group)
+                generator = generator or self._generator(parameter.device, int(state["step"]))
+                for name, moment in zip(MOMENTS, moments, strict=True):
+                    state[name].copy_(rounded(moment, generator) if self._dtype == torch.bfloat16 else moment)
+        return None
+
+    def _generator(self, device: torch.device, num_updates: int) -> torch.Generator:
+        return torch.Generator(device).manual_seed((self._seed << 32) + num_updates)
+
+
+def update(parameter: Tensor, moments: list[Tensor], step: Tensor, group: dict[str, Any]) -> None:
+    """One step of AdamW, in place."""
+    mean, square = moments
+    beta1, beta2 = group["betas"]
+    adamw(
+        [parameter],
+        [parameter.grad] if parameter.grad is not None else [],
+        [mean],
+        [square],
+        [],
+        [step],
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def rounded(values: Tensor, generator: torch.Generator) -> Tensor:
+    """float32 values that bfloat16 holds: the next ones up or down, with the probabilities that make the mean exact."""
+    bits = values.view(torch.int32)
+    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=values.device, generator=generator)
+    return ((bits + noise) & ~0xFFFF).view(torch.float32)
