@@ -9,6 +9,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    NemotronHConfig,
+    NemotronHForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -104,6 +106,25 @@ MODELS: dict[str, tuple[str, type[PreTrainedConfig], type[PreTrainedModel], dict
         {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
     ),
     "llama": ("llama3_2", LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
+    "nemotron": (
+        "nemotron_3_nano",
+        NemotronHConfig,
+        NemotronHForCausalLM,
+        {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "head_dim": 32,
+            "ssm_state_size": 16,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 32,
+            "n_groups": 1,
+            "chunk_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_latent_size": 32,
+            "moe_intermediate_size": 64,
+            "moe_shared_expert_intermediate_size": 64,
+        },
+    ),
 }
 """The family of the template, and the model, by kind."""
 

@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from envs.gold import gold_conversation
+from envs.messages import Message
 from envs.registry import make
+from rl.chat.chat import load_chat
 from rl.learner.learner import Learner
 from rl.runs.saved_rollouts import load_rollouts
 from rl.weights.names import checkpoint_tensors
@@ -19,6 +23,7 @@ from tests.families import MODELS, write_policy
 from tests.makers import make_config
 from tests.test_agreement import as_sample, differences
 from tests.test_engine import sample_many
+from tests.test_serve import serving
 
 pytestmark = pytest.mark.slow
 
@@ -54,13 +59,18 @@ def test_learner_and_engine_agree_before_and_after_an_update(kind: str, tmp_path
         engine.shutdown()
 
 
-def test_the_whole_command_trains_a_qwen_with_tools_and_budgets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_policy_is_taught_trained_evaluated_exported_and_served(kind: str, tmp_path: Path) -> None:
+    policy = write_policy(kind, tmp_path / "policy", store_texts())
+    thinks = load_chat(policy, "auto").has_thinking
+    budget = {"off": 1, "16": 1, "unlimited": 1} if thinks else "unlimited"
     experiment = {
         "run_dir": str(tmp_path / "run"),
         "seed": 0,
-        "policy": {"path": str(write_policy("qwen3", tmp_path / "policy", store_texts())), "max_tokens": 768},
-        "environments": {"tools/Store-v0": {"budget": {"off": 1, "16": 1, "unlimited": 1}}},
-        "rollout": {"max_reply_tokens": 96, "max_in_flight": 8, "kv_cache_gib": 0.1},
+        "policy": {"path": str(policy), "max_tokens": 768},
+        "precision": "float32",
+        "environments": {"tools/Store-v0": {"budget": budget}},
+        "rollout": {"max_reply_tokens": 96, "max_in_flight": 16, "kv_cache_gib": 0.1},
         "budget": {"grace_tokens": 8, "answer_tokens": 32},
         "sft": {"num_steps": 2, "num_conversations": 64, "learning_rate": 1e-3},
         "train": {"num_steps": 2, "num_prompts": 4, "group_size": 4},
@@ -69,14 +79,44 @@ def test_the_whole_command_trains_a_qwen_with_tools_and_budgets(tmp_path: Path) 
     }
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(experiment))
-    command = [sys.executable, "-m", "rl", "train", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=480, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run("rl", "train", str(path))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
     assert len(steps) == 2
-    assert all(step["update/mismatch"] < 1.0001 for step in steps)
+    assert all(step["update/mismatch"] < 1.0001 for step in steps)  # mean exp|difference of logprobs|
     rollouts = load_rollouts(tmp_path / "run" / "rollouts" / "train_000001.jsonl")
-    forced = {rollout.task.budget: sum(turn.num_forced for turn in rollout.turns) > 0 for rollout in rollouts}
-    assert forced == {budget: budget == 16 for budget in forced}  # random reasoning hardly ever ends by itself
-    assert 16 in forced and not any(rollout.budget_violation for rollout in rollouts)
+    if thinks:
+        forced = {rollout.task.budget: sum(turn.num_forced for turn in rollout.turns) > 0 for rollout in rollouts}
+        assert forced == {budget: budget == 16 for budget in forced}  # random reasoning hardly ever ends by itself
+        assert 16 in forced and not any(rollout.budget_violation for rollout in rollouts)
+    run("rl", "export", str(tmp_path / "run"), str(tmp_path / "out"))
+    check_served(tmp_path / "out")
+
+
+def run(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=480, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def check_served(folder: Path) -> None:
+    """The endpoint says the greedy tokens that transformers computes, and environments are played against it."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    chat = load_chat(folder, "auto")
+    with serving(folder) as client:
+        for said in ("What is the pen?", "é 7"):
+            answer = client.chat.completions.create(
+                model="mine",
+                messages=[{"role": "user", "content": said}],
+                temperature=0,
+                max_tokens=24,
+                extra_body={"return_token_ids": True},
+            )
+            (choice,) = answer.choices
+            prompt = chat.begin([Message("user", said)], (), "unlimited").prompt_ids
+            assert tuple(answer.prompt_token_ids) == prompt  # type: ignore[attr-defined]
+            ids = torch.tensor([[*prompt, *choice.token_ids]])  # type: ignore[attr-defined]
+            with torch.no_grad():
+                greedy = model(ids).logits[0, len(prompt) - 1 : -1].argmax(-1)
+            assert greedy.tolist() == choice.token_ids  # type: ignore[attr-defined]
+        command = ["envs", "eval", "tools/Store-v0", "--url", str(client.base_url), "--model", "mine"]
+        run(*command, "--tasks", "2", "--max-tokens", "32")

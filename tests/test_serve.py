@@ -1,7 +1,9 @@
 """A served policy answers the `openai` client as it was trained: prompts, tools, reasoning, budgets, tokens."""
 
 import asyncio
+import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -44,8 +46,6 @@ class Endpoint(NamedTuple):
     client: OpenAI
     folder: Path
     chat: Chat
-    port: int
-    process: "subprocess.Popen[bytes]"
 
 
 def teach(folder: Path, chat: Chat) -> None:
@@ -67,9 +67,9 @@ def teach(folder: Path, chat: Chat) -> None:
     model.save_pretrained(folder)
 
 
-def start(folder: Path, port: int) -> "subprocess.Popen[bytes]":
+def start(folder: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "rl", "serve", str(folder), "--port", str(port), "--name", "mine"]
-    process = subprocess.Popen([*command, "--max-tokens", str(MAX_TOKENS), "--kv-cache-gib", "0.25"])
+    process = subprocess.Popen([*command, "--kv-cache-gib", "0.25", *options])
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -81,21 +81,28 @@ def start(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     raise AssertionError(f"the endpoint did not start (exit code {process.poll()})")
 
 
+@contextlib.contextmanager
+def serving(folder: Path, *options: str, kill: bool = False) -> Iterator[OpenAI]:
+    """A client of an endpoint of this policy. At the end nothing is left of the endpoint, even if it is killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = start(folder, port, *options)
+    yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children  # the engine's process
+    process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+    assert process.wait(60) == (-signal.SIGKILL if kill else 0)
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     folder = write_policy("qwen3", tmp_path_factory.mktemp("serve") / "policy", tuple(m.content for m in TAUGHT))
     chat = load_chat(folder, "auto")
     teach(folder, chat)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = start(folder, port)
-    yield Endpoint(OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none"), folder, chat, port, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert children  # the engine's process
-    process.kill()
-    process.wait(10)
-    assert psutil.wait_procs(children, timeout=30)[1] == []  # not even then does it outlive the endpoint
+    with serving(folder, "--max-tokens", str(MAX_TOKENS), kill=True) as client:
+        yield Endpoint(client, folder, chat)
 
 
 def ask(endpoint: Endpoint, messages: list[dict[str, Any]], **more: Any) -> Any:
@@ -202,13 +209,13 @@ def test_what_cannot_be_answered_is_told(
 def test_what_would_render_conversations_by_the_template_alone_is_switched_off(endpoint: Endpoint) -> None:
     for path, body in (("responses", {"input": "a"}), ("messages", {"max_tokens": 5})):
         body |= {"model": "mine", "messages": [{"role": "user", "content": "a"}]}
-        answer = httpx.post(f"http://127.0.0.1:{endpoint.port}/v1/{path}", json=body, timeout=60)
+        answer = httpx.post(f"{endpoint.client.base_url}{path}", json=body, timeout=60)
         assert answer.status_code in (404, 501), answer.text
 
 
 def test_an_environment_is_played_against_the_endpoint(endpoint: Endpoint, tmp_path: Path) -> None:
     out = tmp_path / "rollouts.jsonl"
-    url = f"http://127.0.0.1:{endpoint.port}/v1"
+    url = str(endpoint.client.base_url)
     command = [sys.executable, "-m", "envs", "eval", ARITHMETIC, "--url", url, "--model", "mine"]
     command += ["--tasks", "2", "--tries", "1", "--max-tokens", "16", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -224,7 +231,7 @@ def test_an_environment_is_played_against_the_endpoint(endpoint: Endpoint, tmp_p
 
 def test_a_taken_port_and_what_is_no_policy_are_told(endpoint: Endpoint, tmp_path: Path) -> None:
     for source, words, code in ((endpoint.folder, "give another --port", 1), (tmp_path, "neither a run folder", 2)):
-        command = [sys.executable, "-m", "rl", "serve", str(source), "--port", str(endpoint.port)]
+        command = [sys.executable, "-m", "rl", "serve", str(source), "--port", str(endpoint.client.base_url.port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert (done.returncode, words in done.stderr) == (code, True), done.stderr
 

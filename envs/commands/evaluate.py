@@ -17,7 +17,7 @@ from rich.table import Table
 
 from envs.chat_completions import MALFORMED, openai_messages, openai_tools, read_reply
 from envs.commands.output import write_lines
-from envs.errors import named
+from envs.errors import cut, named
 from envs.facts import facts, reward_range_of
 from envs.messages import Message, Reply, ToolSpec
 from envs.player import EnvRollout, EnvTask, NoReplyError, play, score_group
@@ -116,6 +116,9 @@ def ask(client: httpx.Client, endpoint: Endpoint, tools: Sequence[ToolSpec], mes
         response = client.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body, headers=headers)
         response.raise_for_status()
         return read_reply(response.json()["choices"][0]["message"])
+    except httpx.HTTPStatusError as error:
+        told = cut(error.response.text, 300)
+        raise EndpointError(f"{endpoint.url} answers with status {error.response.status_code}: {told}") from error
     except (httpx.HTTPError, httpx.InvalidURL, *MALFORMED) as error:
         raise EndpointError(f"{endpoint.url}: {named(error)}") from error
 

@@ -1,6 +1,7 @@
 """How is vLLM's OpenAI-compatible server started for one policy? It runs until it is interrupted."""
 
 import asyncio
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from rl.engine.vllm_plugin import ENDPOINT
 if TYPE_CHECKING:
     from argparse import Namespace
     from socket import socket as Socket
+
+    from vllm.engine.protocol import EngineClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ async def _serve(args: "Namespace", socket: "Socket", chat: Chat, enforcement: B
     from rl.engine.endpoint.chat_serving import PolicyChat
 
     async with build_async_engine_client(args) as client:
+        _end_quietly(client)
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
@@ -96,3 +100,14 @@ async def _serve(args: "Namespace", socket: "Socket", chat: Chat, enforcement: B
         )
         stopped = await serve_http(app, sock=socket, host=args.host, port=args.port, log_level=args.uvicorn_log_level)
     await stopped
+
+
+def _end_quietly(client: "EngineClient") -> None:
+    """vLLM reports the end of its own engine as an error, with a traceback."""
+    shutdown = client.shutdown
+
+    def quietly(timeout: float | None = None) -> None:
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
+        shutdown(timeout=timeout)
+
+    client.shutdown = quietly
