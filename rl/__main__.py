@@ -1,4 +1,4 @@
-"""The commands: `python -m rl init | train | evaluate | export | serve | compare | report | inspect | explain`."""
+"""The commands: `python -m rl init | plan | train | evaluate | export | serve | compare | report | inspect | explain`."""
 
 import os
 import sys
@@ -37,6 +37,19 @@ def init(
 
     write_experiment(yaml, policy, env, torch.cuda.device_count())
     typer.echo(f"{yaml}; check it with: python -m rl train {yaml} --dry-run")
+
+
+@app.command()
+def plan(
+    yaml: Yaml,
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="Card to plan for, such as h100-80gb; default: this machine's.")] = "",
+) -> None:
+    """Print what an experiment needs, by part, and whether it fits the card. Exit code 1: it does not fit."""
+    from rl.plan.show import show_plan
+
+    if not show_plan(load_config(yaml, overrides or []), gpu):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -5,6 +5,8 @@ from pathlib import Path
 from envs.sandbox import require_level
 from rl.cluster.cluster import check_cluster
 from rl.config.experiment import ExperimentConfig
+from rl.plan.memory import published_bytes
+from rl.plan.policy import checkpoint_shapes
 from rl.policy_checks import check_policy, rate_warning
 from rl.preflight import check_sinks, preflight
 
@@ -35,4 +37,4 @@ def print_choices(config: ExperimentConfig, policy_path: Path) -> None:
 
 def check_room(config: ExperimentConfig, policy_path: Path) -> None:
     """Raise `ClusterError` if there is no room to publish the policy's weights."""
-    config.weights.check_room(policy_path, 4 if config.precision.arithmetic == "float32" else 2)
+    config.weights.check_room(published_bytes(checkpoint_shapes(policy_path), config.precision))

@@ -38,7 +38,8 @@ def build_policy(config: TinyHybrid, conversations: Sequence[str], folder: Path,
     if not conversations:
         raise PolicyError("there are no conversations to train a tokenizer on")
     tokenizer = train_tokenizer(conversations, config.vocab_size, format)
-    model = random_hybrid(_hybrid_config(config, tokenizer), seed)
+    ends = tokenizer.get_vocab()
+    model = random_hybrid(hybrid_config(config, ends[str(tokenizer.eos_token)], ends[PAD]), seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -74,7 +75,8 @@ def train_tokenizer(conversations: Sequence[str], vocab_size: int, format: ChatF
     )
 
 
-def _hybrid_config(config: TinyHybrid, tokenizer: "PreTrainedTokenizerFast") -> "NemotronHConfig":
+def hybrid_config(config: TinyHybrid, end_id: int = 1, pad_id: int = 0) -> "NemotronHConfig":
+    """transformers' configuration of the policy; the ids are the tokenizer's."""
     from transformers import NemotronHConfig
 
     return NemotronHConfig(
@@ -99,8 +101,8 @@ def _hybrid_config(config: TinyHybrid, tokenizer: "PreTrainedTokenizerFast") -> 
         tie_word_embeddings=False,
         max_position_embeddings=MAX_POSITIONS,
         bos_token_id=None,
-        eos_token_id=tokenizer.get_vocab()[str(tokenizer.eos_token)],
-        pad_token_id=tokenizer.get_vocab()[PAD],
+        eos_token_id=end_id,
+        pad_token_id=pad_id,
     )
 
 

@@ -32,6 +32,11 @@ class AdapterConfig(Section):
                 raise ValueError(f"{target!r} is not a regular expression: {error}") from None
         return targets
 
+    @property
+    def pattern(self) -> str:
+        """A regular expression for whole names of the layers that get an adapter."""
+        return rf"(.*\.)?({'|'.join(f'(?:{target})' for target in self.targets)})"
+
 
 class LearnerConfig(Section):
     """The learner: the process that updates the policy."""

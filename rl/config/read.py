@@ -59,20 +59,27 @@ def check_references(config: ExperimentConfig) -> None:
     This imports and creates the environments. Raises `ConfigError`, which lists everything that is missing.
     """
     problems = [problem for env_id in config.environments if (problem := _environment_problem(config, env_id))]
-    path = config.policy.path
-    if path is not None and not (path / "config.json").is_file():
-        wrong = f"{path} has no config.json" if path.is_dir() else f"there is no folder {path}"
-        fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
-        if is_hub_id(path):
-            wrong += f", and no model {path} in the cache of the Hugging Face hub"
-            fix = f"download it with: {download_command(str(path))}; or {fix}"
-        problems.append(Problem(config.place("policy", "path"), "policy.path", wrong, fix))
+    if problem := policy_problem(config):
+        problems.append(problem)
     data = config.sft.data if config.sft is not None else None
     if data is not None and not data.exists() and hub_name(data) is None:
         fix = "give a file, a folder or a data set of the hub, or remove the key to train on gold conversations"
         problems.append(Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {data}", fix))
     if problems:
         raise ConfigError(problems)
+
+
+def policy_problem(config: ExperimentConfig) -> Problem | None:
+    """What is wrong if there is no folder of the policy."""
+    path = config.policy.path
+    if path is None or (path / "config.json").is_file():
+        return None
+    wrong = f"{path} has no config.json" if path.is_dir() else f"there is no folder {path}"
+    fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
+    if is_hub_id(path):
+        wrong += f", and no model {path} in the cache of the Hugging Face hub"
+        fix = f"download it with: {download_command(str(path))}; or {fix}"
+    return Problem(config.place("policy", "path"), "policy.path", wrong, fix)
 
 
 def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | None:

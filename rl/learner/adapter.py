@@ -31,11 +31,10 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, seed: int) -> Non
 
     Raises `AdapterError` if no linear layer matches.
     """
-    pattern = rf"(.*\.)?({'|'.join(f'(?:{target})' for target in config.targets)})"
     with torch.random.fork_rng(devices=[]):  # A is random; it must depend on nothing that came before
         torch.manual_seed(seed)
         try:
-            inject_adapter_in_model(_lora(config, pattern), model, adapter_name=ADAPTER)
+            inject_adapter_in_model(_lora(config, config.pattern), model, adapter_name=ADAPTER)
         except ValueError:
             linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
             kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))

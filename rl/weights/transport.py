@@ -7,8 +7,6 @@ from rl.config.section import Section
 from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
 
@@ -66,8 +64,8 @@ class Transport(Section):
         """
         raise NotImplementedError
 
-    def check_room(self, policy: "Path", bytes_per_number: int) -> None:
-        """Raise `ClusterError` if there is no room for versions of this policy; called before processes start."""
+    def check_room(self, version_bytes: int) -> None:
+        """Raise `ClusterError` if there is no room for versions of so many bytes; called before processes start."""
 
     def reaches(self, nodes: Collection[str]) -> bool:
         """Whether the transport works if learner and engines are spread over these nodes (Ray's ids)."""

@@ -7,8 +7,6 @@ from rl.weights.source import WeightSource
 from rl.weights.transport import Received, Transport
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rl.weights.shared_memory import SharedMemoryPublisher
 
 
@@ -28,10 +26,10 @@ class SharedMemory(Transport):
 
         return read_weights(source)
 
-    def check_room(self, policy: "Path", bytes_per_number: int) -> None:
-        from rl.cluster.shared_memory import check_shared_memory, published_bytes
+    def check_room(self, version_bytes: int) -> None:
+        from rl.cluster.shared_memory import NUM_VERSIONS, check_shared_memory
 
-        check_shared_memory(published_bytes(policy, bytes_per_number))
+        check_shared_memory(NUM_VERSIONS * version_bytes)
 
     def reaches(self, nodes: Collection[str]) -> bool:
         return len(set(nodes)) <= 1

@@ -1,0 +1,177 @@
+"""Do learner and engines fit where they are placed, and which keys help where they do not?
+
+A place is a card, or the host. Ray puts actors that reserve fractions of a GPU together, so the fullest card that can
+come about is looked at: the learner's with as many engines as its rest has room for, and one of engines only.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rl.cluster.shared_memory import NUM_VERSIONS
+from rl.config.experiment import ExperimentConfig
+from rl.config.learner import AdapterConfig
+from rl.plan.cards import Card
+from rl.plan.memory import (
+    FLOAT32,
+    GIB,
+    PROCESS_BYTES,
+    EngineMemory,
+    Part,
+    engine_memory,
+    learner_parts,
+    published_bytes,
+    total,
+)
+from rl.plan.shapes import PolicyShapes
+
+LEARNER, ENGINE = "learner", "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A card or the host, and what is on it."""
+
+    name: str
+    capacity: float | None
+    """Bytes; None for a host that is not this machine."""
+    is_gpu: bool
+    tenants: Sequence[tuple[str, float]]
+    """Names and bytes."""
+
+    @property
+    def used(self) -> float:
+        return sum(num_bytes for _, num_bytes in self.tenants)
+
+    @property
+    def fits(self) -> bool:
+        return self.capacity is None or self.used <= self.capacity
+
+    def count(self, tenant: str) -> int:
+        return sum(name == tenant for name, _ in self.tenants)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The memory of a run."""
+
+    shapes: PolicyShapes
+    config: ExperimentConfig
+    learner: Sequence[Part]
+    engine: EngineMemory
+    published: int
+    """Bytes of one version."""
+    places: Sequence[Place]
+
+    @property
+    def fits(self) -> bool:
+        return not list(self.problems())
+
+    def problems(self) -> Iterator[tuple[str, list[str]]]:
+        """Each thing that does not fit, and the keys that help."""
+        for place in self.places:
+            if not place.fits and place.capacity is not None:
+                wrong = f"{place.name}: {place.used / GIB:,.1f} GiB needed, {place.capacity / GIB:,.1f} GiB there"
+                yield wrong, [*self._smaller_learner(place), *self._smaller_engines(place)]
+        if not self.engine.num_sequences:
+            missing = (self.engine.sequence_bytes - self.engine.cache_bytes) / GIB
+            wrong = f"the engine's cache holds no sequence of policy.max_tokens: {missing:,.2f} GiB are missing"
+            yield wrong, list(self._larger_cache())
+
+    def remarks(self) -> Iterator[str]:
+        """What fits but is worth knowing."""
+        num, seats = self.engine.num_sequences, self.config.rollout.max_in_flight
+        if 0 < num < seats:
+            yield (
+                f"the cache holds {num:,} sequences of full length, fewer than rollout.max_in_flight ({seats}): if more"
+                " become that long, vLLM stops some and computes them again"
+            )
+
+    def _smaller_learner(self, place: Place) -> Iterator[str]:
+        """Changes of the learner's keys that save at least a hundredth of it, and what is left with all of them."""
+        if not place.count(LEARNER) or place.capacity is None:
+            return
+        before, together = total(self.learner), {}
+        for text, changes in _learner_changes(self.config).items():
+            saved = before - self._learner_bytes(changes)
+            if saved > before / 100:
+                together |= changes
+                yield f"{text} saves {saved / GIB:,.1f} GiB"
+        if (least := self._learner_bytes(together)) > place.capacity:
+            yield f"the card or the policy: with all of these the learner alone needs {least / GIB:,.1f} GiB"
+
+    def _learner_bytes(self, changes: Mapping[str, Any]) -> float:
+        learner = self.config.learner.model_copy(update=changes)
+        return total(learner_parts(self.shapes, self.config.model_copy(update={"learner": learner})))
+
+    def _smaller_engines(self, place: Place) -> Iterator[str]:
+        num, capacity = place.count(ENGINE), place.capacity
+        if not num or capacity is None:
+            return
+        if not place.is_gpu:
+            yield "rollout.num_workers and rollout.kv_cache_gib, lower"
+            return
+        left = (capacity - total(self.learner) * place.count(LEARNER)) / num
+        if left >= self.engine.least_bytes:
+            yield f"rollout.gpu_memory_share={int(100 * left / capacity) / 100:g} leaves room for the rest"
+        if len(place.tenants) > 1:
+            yield "learner.gpus=1 rollout.gpus_per_worker=1 rollout.gpu_memory_share=null: a card for each"
+
+    def _larger_cache(self) -> Iterator[str]:
+        config, engine = self.config, self.engine
+        if config.rollout.kv_cache_gib is not None or not config.rollout.gpus_per_worker:
+            yield f"rollout.kv_cache_gib={engine.sequence_bytes / GIB:.3g} or more"
+        else:
+            yield "rollout.gpu_memory_share, higher"
+            more = max(2, int(2 * config.rollout.gpus_per_worker))
+            yield f"rollout.gpus_per_worker={more}: each card holds a part of the weights"
+        if (fitting := int(config.policy.max_tokens * engine.cache_bytes / engine.sequence_bytes)) > 0:
+            yield f"policy.max_tokens, to {fitting} or less"
+
+
+def make_plan(shapes: PolicyShapes, config: ExperimentConfig, card: Card | None, host_bytes: float | None) -> Plan:
+    """The plan on cards of this kind, and on a host with so much memory (None: another machine's)."""
+    learner = learner_parts(shapes, config)
+    on_card = card.memory_bytes if card is not None and config.rollout.gpus_per_worker else None
+    engine = engine_memory(shapes, config, on_card)
+    published = published_bytes(shapes, config.precision)
+    sizes = {LEARNER: total(learner), ENGINE: engine.total_bytes}
+    places = list(_cards(config, card, sizes))
+    # An actor with a card is a process on the host too, and the learner loads its weights there.
+    hosted = {
+        "driver": PROCESS_BYTES,
+        "published versions": NUM_VERSIONS * published,
+        LEARNER: PROCESS_BYTES + FLOAT32 * shapes.num_weights if config.learner.gpus else sizes[LEARNER],
+    }
+    each = PROCESS_BYTES if config.rollout.gpus_per_worker else sizes[ENGINE]
+    tenants = [*hosted.items(), *config.rollout.num_workers * [(ENGINE, each)]]
+    return Plan(shapes, config, learner, engine, published, [*places, Place("the host", host_bytes, False, tenants)])
+
+
+def _cards(config: ExperimentConfig, card: Card | None, sizes: Mapping[str, float]) -> Iterator[Place]:
+    """The learner's card, and a card of engines only."""
+    if card is None:
+        return
+    learner, each, num = config.learner.gpus, config.rollout.gpus_per_worker, config.rollout.num_workers
+    beside = min(num, int((1 - learner) / each + 1e-9)) if 0 < learner < 1 and 0 < each < 1 else 0
+    if learner:
+        yield _place("the learner's card", card, [LEARNER] + beside * [ENGINE], sizes)
+    if each and num > beside:
+        together = min(num - beside, int(1 / each + 1e-9)) if each < 1 else 1
+        yield _place("a card of engines", card, together * [ENGINE], sizes)
+
+
+def _place(name: str, card: Card, tenants: Sequence[str], sizes: Mapping[str, float]) -> Place:
+    return Place(name, card.memory_bytes, True, [(tenant, sizes[tenant]) for tenant in tenants])
+
+
+def _learner_changes(config: ExperimentConfig) -> Mapping[str, Mapping[str, Any]]:
+    """Values of the learner's keys that may make it smaller, by what to write on the command line."""
+    shortest = config.policy.max_tokens
+    changes: dict[str, Mapping[str, Any]] = {
+        f"learner.tokens_per_micro_batch={shortest}": {"tokens_per_micro_batch": shortest},
+        "learner.logprob_chunk_tokens=256": {"logprob_chunk_tokens": 256},
+    }
+    if config.learner.adapter is None and not config.precision.is_quantised:
+        changes = {"learner.adapter={}": {"adapter": AdapterConfig()}, **changes}
+    return changes

@@ -1,0 +1,199 @@
+"""How much memory do the learner and an engine need, by part, and how large is one published version? In bytes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rl.config.experiment import ExperimentConfig
+from rl.engine.arguments import engine_arguments
+from rl.plan.shapes import ROUTERS, PolicyShapes, Shape, is_expert, is_matrix
+from rl.policy_checks import EMBEDDINGS, HEADS
+from rl.precision.number_format import NumberFormat
+
+GIB = 2**30
+FLOAT32 = 4
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number, by torch's name of its type."""
+LOGIT_BYTES = 16
+"""Of one logit in `rl.learner.logprobs`: scaled logits, logprobs and two intermediates of the entropy, all float32."""
+NORM_BYTES = 8
+"""Kept for the backward pass by each number that a norm of transformers reads: a float32 copy, and around it."""
+PAGE_TOKENS = 16
+"""vLLM's smallest page of the cache, in tokens."""
+PROCESS_BYTES = GIB
+"""Of one process on the host with its libraries: the quickstart's 4 processes and 2 caches of 0.5 GiB peak at 5 GiB."""
+CONTEXT_BYTES = GIB // 2
+"""Of CUDA's context and libraries, for each process on a card. Assumed."""
+GRAPH_BYTES = GIB
+"""Of vLLM's CUDA graphs and workspaces. Assumed."""
+
+
+class Part(NamedTuple):
+    name: str
+    num_bytes: float
+    how: str
+    """How it is counted."""
+
+
+def total(parts: Sequence[Part]) -> float:
+    return sum(part.num_bytes for part in parts)
+
+
+def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
+    """What `rl.learner.learner` holds at the peak of an update; parts of 0 bytes are left out."""
+    learner, number_format = config.learner, config.precision
+    num, trained = shapes.num_weights, shapes.num_trained(learner)
+    needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
+    second = needs_reference and learner.adapter is None
+    size = BYTES[number_format.arithmetic]
+    rounded = 0 if number_format.arithmetic == "float32" else size * num * (2 if needs_reference else 1)
+    quantised = sum(map(math.prod, shapes.quantised(number_format)))
+    folded = quantised * (FLOAT32 + number_format.bits / 8) if quantised else 0
+    logits = learner.logprob_chunk_tokens * shapes.vocab_size * LOGIT_BYTES
+    head = shapes.num(*(EMBEDDINGS if shapes.is_tied else HEADS)) if learner.adapter is None else 0
+    tokens = min(learner.tokens_per_micro_batch, tokens_per_step(config))
+    on_card = config.learner.gpus > 0
+    parts = [
+        Part("master weights", FLOAT32 * num, "float32"),
+        Part("adapter", FLOAT32 * shapes.num_adapter_weights(learner), "float32, rank x (rows + columns)"),
+        Part("folded weights", folded, f"float32 values and {number_format.codes} of quantised weights"),
+        Part("reference policy", FLOAT32 * num if second else 0, "float32; an adapter's base needs no second copy"),
+        Part("rounded weights", rounded, f"{number_format.arithmetic}, of each policy during a pass"),
+        Part("gradients", FLOAT32 * trained, "float32, of what is trained"),
+        Part("AdamW moments", 2 * FLOAT32 * trained, "float32, two of what is trained"),
+        Part("activations", tokens * activation_bytes(shapes, size), f"estimated, {tokens:,} tokens of a micro-batch"),
+        Part("logits", logits, f"{learner.logprob_chunk_tokens:,} tokens x vocabulary x {LOGIT_BYTES} bytes"),
+        Part("gradient of the head", 2 * size * head, f"{number_format.arithmetic}, of one chunk and their sum"),
+        Part("process", CONTEXT_BYTES if on_card else PROCESS_BYTES, "CUDA context" if on_card else "libraries"),
+    ]
+    return [part for part in parts if part.num_bytes]
+
+
+def tokens_per_step(config: ExperimentConfig) -> int:
+    """Tokens of a step's rollouts if each is as long as it may be."""
+    return config.train.num_prompts * config.train.group_size * config.policy.max_tokens
+
+
+def activation_bytes(shapes: PolicyShapes, size: int) -> float:
+    """Estimated bytes that the layers keep of one token for the backward pass, without activation checkpointing.
+
+    Each matrix keeps its input and its output, each norm float32 copies, and transformers' Mamba-2 scan in PyTorch
+    what `_scan_numbers` counts. Fitted to the tensors that autograd saves for eight kinds of layers: within a quarter
+    of them, but 40 % too much for float32 experts of two matrices.
+    """
+    numbers = norms = scan = 0.0
+    for name, shape in shapes.tensors.items():
+        if is_expert(name):
+            numbers += math.prod(shape[:-2]) * sum(shape[-2:]) * shapes.expert_share
+        elif name.endswith(ROUTERS) or (is_matrix(name, shape) and not name.endswith(HEADS)):
+            numbers += sum(shape)
+        elif len(shape) == 1 and "norm" in name:
+            # A norm of each head has the width of one head, and reads what the projection beside it gives.
+            norms += shapes.tensors.get(name.replace("_norm.", "_proj."), shape)[0]
+        elif len(shape) == 1 and name.endswith(".A_log"):
+            scan += _scan_numbers(shapes, num_heads=shape[0])
+    return numbers * size + norms * NORM_BYTES + scan * FLOAT32
+
+
+def _scan_numbers(shapes: PolicyShapes, num_heads: int) -> int:
+    """Float32 numbers that one Mamba-2 layer keeps of a token, besides its matrices: states, values, chunks."""
+    head_dim, state = shapes.model.get("mamba_head_dim"), shapes.model.get("ssm_state_size")
+    if not isinstance(head_dim, int) or not isinstance(state, int):
+        return 0
+    return num_heads * (7 * state + 11 * head_dim + 2 * shapes.model.get("chunk_size", 256))
+
+
+def published_bytes(shapes: PolicyShapes, number_format: NumberFormat) -> int:
+    """Bytes of the tensors of one version, as `rl.weights.names` publishes them.
+
+    Quantised weights are codes and scales, vectors and `float32_weights` float32, all else has the dtype of passes.
+    """
+    size = BYTES[number_format.arithmetic]
+    quantised = list(shapes.quantised(number_format))
+    packed = sum(math.prod(shape) * number_format.bits / 8 + FLOAT32 * _num_matrices(shape) for shape in quantised)
+    plain = sum(
+        math.prod(shape) * (FLOAT32 if len(shape) < 2 or shapes.is_float32(name) else size)
+        for name, shape in shapes.tensors.items()
+    )
+    return round(plain + packed - size * sum(map(math.prod, quantised)))
+
+
+def _num_matrices(shape: Shape) -> int:
+    """Each has a scale of its own."""
+    return math.prod(shape[:-2])
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """The memory of one engine: on each of its cards, or on the host."""
+
+    parts: Sequence[Part]
+    """What it needs besides its cache."""
+    cache_bytes: float
+    """Its cache; on a card what the parts leave of the engine's share, unless `rollout.kv_cache_gib` is set."""
+    sequence_bytes: float
+    """Of the cache, by one sequence of `policy.max_tokens`."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of full length that the cache holds at the same time."""
+        return max(0, int(self.cache_bytes // self.sequence_bytes))
+
+    @property
+    def total_bytes(self) -> float:
+        return total(self.parts) + max(0.0, self.cache_bytes)
+
+    @property
+    def least_bytes(self) -> float:
+        """With a cache of one sequence."""
+        return total(self.parts) + self.sequence_bytes
+
+
+def engine_memory(shapes: PolicyShapes, config: ExperimentConfig, card_bytes: float | None) -> EngineMemory:
+    """Of an engine on cards with so much memory, or on the host (None). Engines compute with a format's values."""
+    arguments = engine_arguments(config, is_cpu=card_bytes is None)
+    num_cards, size = arguments.get("tensor_parallel_size", 1), BYTES[config.precision.arithmetic]
+    served = sum(
+        math.prod(shape) * (FLOAT32 if shapes.is_float32(name) else size) for name, shape in shapes.tensors.items()
+    )
+    tokens, seats = arguments["max_num_batched_tokens"], config.rollout.max_in_flight
+    warm_up = tokens * size * _widest(shapes) / num_cards + seats * shapes.vocab_size * FLOAT32 * 3
+    process = PROCESS_BYTES if card_bytes is None else CONTEXT_BYTES + GRAPH_BYTES
+    parts = [
+        Part("weights", served / num_cards, config.precision.arithmetic),
+        Part("one step", warm_up, f"estimated, {tokens:,} tokens and the logits of {seats} sequences"),
+        Part("process", process, "libraries" if card_bytes is None else "CUDA context and graphs"),
+    ]
+    cache = arguments.get("kv_cache_memory_bytes")
+    if cache is None:
+        assert card_bytes is not None, "an engine on the host has a cache of a fixed size"
+        cache = arguments["gpu_memory_utilization"] * card_bytes - total(parts)
+    return EngineMemory(parts, cache, sequence_bytes(shapes, config, num_cards))
+
+
+def _widest(shapes: PolicyShapes) -> float:
+    """Numbers of one token in the widest layer of an engine's step."""
+    rows = [
+        shape[-2] * (shapes.num_active_experts if is_expert(name) else 1)
+        for name, shape in shapes.tensors.items()
+        if is_matrix(name, shape) and not name.endswith(HEADS)
+    ]
+    return 3 * max(rows, default=0)
+
+
+def sequence_bytes(shapes: PolicyShapes, config: ExperimentConfig, num_cards: int = 1) -> float:
+    """Of an engine's cache on each of its cards, by one sequence of `policy.max_tokens`, in whole pages.
+
+    In vLLM a page of a hybrid's attention layer is at least as large as the state of a linear layer.
+    """
+    size = BYTES[config.precision.arithmetic]
+    num_attention, num_linear = shapes.num_attention_layers, shapes.num_linear_layers
+    state = shapes.state_bytes(size) / num_linear / num_cards if num_linear else 0.0
+    if not num_attention:
+        return num_linear * state
+    heads = shapes.model.get("num_key_value_heads") or num_cards
+    token = size * shapes.num_cached / num_attention / min(num_cards, heads)
+    page_tokens = PAGE_TOKENS * max(1, math.ceil(state / token / PAGE_TOKENS))
+    num_pages = num_attention * math.ceil(config.policy.max_tokens / page_tokens) + num_linear
+    return num_pages * page_tokens * token
