@@ -40,6 +40,15 @@ LLAMA_1B: Mapping[str, Any] = {
     "intermediate_size": 8192,
     "tie_word_embeddings": True,
 }
+SMOLLM2_135M: Mapping[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "tie_word_embeddings": True,
+}
 NEMOTRON: Mapping[str, Any] = {
     "vocab_size": 131072,
     "num_attention_heads": 32,
@@ -60,7 +69,7 @@ NANO: Mapping[str, Any] = {
     "moe_shared_expert_intermediate_size": 3712,
 }
 SUPER: Mapping[str, Any] = {
-    "hybrid_override_pattern": "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME",
+    "hybrid_override_pattern": "MEMEMEM*" + 2 * "EMEMEMEM*" + 4 * "EMEMEMEMEM*" + "EMEMEMEM*EMEMEMEME",
     "hidden_size": 4096,
     "mamba_num_heads": 128,
     "n_routed_experts": 512,
@@ -85,6 +94,7 @@ PUBLISHED: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "Qwen3-32B": _qwen3(5120, 64, 64, 25600, False),
     "Qwen3-30B-A3B": lambda: Qwen3MoeConfig(**QWEN3_30B),
     "Llama-3.2-1B": lambda: LlamaConfig(**LLAMA_1B),
+    "SmolLM2-135M": lambda: LlamaConfig(**SMOLLM2_135M),
     "Nemotron-3-Nano": lambda: NemotronHConfig(**NEMOTRON, **NANO),
     "Nemotron-3-Super": lambda: NemotronHConfig(**NEMOTRON, **SUPER),
 }

@@ -1,5 +1,6 @@
 """`python -m rl plan`: what shares a card, which half of a step is longer, exit codes and remedies."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -60,11 +61,32 @@ def test_small_policies_share_a_card_and_large_ones_are_told_what_helps() -> Non
     assert ways[0].startswith("learner.adapter={} saves 93.")
     assert ways[1].startswith("learner.tokens_per_micro_batch=2048 saves")
     assert ways[-1].startswith("learner.gpus=1 rollout.gpus_per_worker=1")
-    small = long_config(
-        **{**HALVES, "learner": {"gpus": 0.5, "adapter": {}, "tokens_per_micro_batch": 2048}},
-    )
-    ((_, ways),) = make_plan(LARGE, small, H100, None).problems()
-    assert any("the learner alone needs" in way for way in ways) or any("gpu_memory_share=" in way for way in ways)
+    assert "all of these: the learner needs 67.0 GiB then" in ways
+    enough = "the card or the policy: these keys are not enough"
+    assert enough not in ways
+    larger = shapes_of(PUBLISHED["Qwen3-14B"]())
+    _, ways = next(make_plan(larger, long_config(**HALVES), H100, None).problems())
+    assert enough in ways
+
+
+def test_the_share_that_is_told_leaves_room_for_the_learner() -> None:
+    rollout = {"gpus_per_worker": 0.5, "gpu_memory_share": 0.9}
+    learner = {"gpus": 0.5, "tokens_per_micro_batch": 2048}
+    train = {"num_steps": 1, "num_prompts": 8, "group_size": 8}
+    ((_, ways),) = make_plan(SMALL, long_config(learner=learner, rollout=rollout, train=train), H100, None).problems()
+    assert "rollout.gpu_memory_share=0.75 leaves room for the rest" in ways
+    rollout["gpu_memory_share"] = 0.75
+    assert make_plan(SMALL, long_config(learner=learner, rollout=rollout, train=train), H100, None).fits
+
+
+def test_a_measured_run_needs_what_is_planned_within_a_tenth(repo: Path) -> None:
+    """`benchmarks.against_trl` adds up the memory of all processes of a run with SmolLM2-135M."""
+    measured = json.loads((repo / "benchmarks" / "results" / "against_trl.json").read_text())
+    sections = {name: measured["settings"][name] for name in ("train", "learner", "rollout")}
+    shapes = shapes_of(PUBLISHED["SmolLM2-135M"]())
+    plan = make_plan(shapes, long_config(256, **sections), None, 1e12)
+    (host,) = plan.places
+    assert host.used / GIB == pytest.approx(measured["summary"]["polygym"]["peak_gib"], rel=0.1)
 
 
 def test_an_engine_without_room_for_a_sequence_does_not_fit() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import TinyHybrid
 from rl.data_types import Batch
@@ -15,7 +16,7 @@ from rl.learner.learner import Learner
 from rl.plan.memory import GIB, activation_bytes, engine_memory, learner_parts, published_bytes, sequence_bytes
 from rl.plan.policy import checkpoint_shapes, policy_shapes
 from rl.plan.shapes import PolicyShapes
-from rl.policies import hybrid_config, random_hybrid
+from rl.policies import build_policy, hybrid_config, random_hybrid
 from rl.precision.folded import FoldedWeights
 from rl.weights.names import checkpoint_tensors
 from rl.weights.shared_memory import write_weights
@@ -138,12 +139,33 @@ def test_a_version_has_the_published_bytes_that_are_planned(kind: str, precision
 
 
 def test_a_sequence_of_the_cache_is_counted_by_hand() -> None:
-    assert sequence_bytes(SMALL, long_config()) == 2 * 28 * 2 * 8 * 128 * 2048
-    # 40 KV heads' worth of pages on two cards is half of it
-    assert sequence_bytes(SMALL, long_config(), num_cards=2) == 28 * 2 * 8 * 128 * 2048
-    # The hybrid: a state of 36,608 bytes needs a page of 48 tokens of 1,024 bytes; 11 for 512 tokens, 2 for states.
+    assert sequence_bytes(SMALL, long_config(), 16) == 2 * 28 * 2 * 8 * 128 * 2048
+    assert sequence_bytes(SMALL, long_config(2049), 16) == 2 * 28 * 2 * 8 * 128 * (2048 + 16)
+    assert sequence_bytes(SMALL, long_config(), 16, num_cards=2) == 28 * 2 * 8 * 128 * 2048
+    # The hybrid: a state of 36,608 bytes needs 36 tokens of 1,024 bytes; 11 pages of 48 for 512 tokens, 2 for states.
     shapes = policy_shapes(make_config(policy={"build": {}}, sft={}))
-    assert sequence_bytes(shapes, make_config()) == (11 + 2) * 48 * 1024
+    assert sequence_bytes(shapes, make_config(), 16) == (11 + 2) * 48 * 1024
+    assert sequence_bytes(shapes, make_config(), 128) == (4 + 2) * 128 * 1024
+    # Nano: a state of 2,134,016 bytes needs 2,084 tokens of 1,024; 6 attention layers, and 4 groups of 6 for 23 states.
+    nano = shapes_of(PUBLISHED["Nemotron-3-Nano"]())
+    assert sequence_bytes(nano, long_config(), 16) == (6 + 24) * 2096 * 1024
+
+
+@pytest.mark.slow
+def test_an_engine_holds_as_many_sequences_as_planned(tmp_path: Path) -> None:
+    from rl.engine.vllm_core import VllmCore
+
+    build_policy(HYBRID, ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, tmp_path, 0, NemotronFormat())
+    config = make_config(policy={"path": tmp_path}, rollout={"max_in_flight": 4, "kv_cache_gib": 0.25})
+    core = VllmCore(tmp_path, config)
+    from vllm.v1.core.kv_cache_utils import get_max_concurrency_for_kv_cache_config as max_concurrency
+
+    try:
+        scheduler = core._llm.engine_core.engine_core.scheduler  # pyright: ignore[reportAttributeAccessIssue]
+        held = max_concurrency(core._llm.vllm_config, scheduler.kv_cache_config)
+        assert engine_memory(policy_shapes(config), config, None).num_sequences == int(held) == 341
+    finally:
+        core.shutdown()
 
 
 def test_an_engine_has_what_its_share_of_the_card_leaves() -> None:

@@ -39,6 +39,7 @@ def shapes_of(model: PreTrainedModel) -> PolicyShapes:
         ("Qwen3-32B", 32_762_123_264, 31.98e9, 64 * 2 * 8 * 128),
         ("Qwen3-30B-A3B", 30_532_122_624, 3.04e9, 48 * 2 * 4 * 128),
         ("Llama-3.2-1B", 1_235_814_400, 1.236e9, 16 * 2 * 8 * 64),
+        ("SmolLM2-135M", 134_515_008, 0.1345e9, 30 * 2 * 3 * 64),
         ("Nemotron-3-Nano", 31.6e9, 3.2e9, 6 * 2 * 2 * 128),
         ("Nemotron-3-Super", 120.6e9, 12.7e9 - 131072 * 4096, 8 * 2 * 2 * 128),
     ],
@@ -141,6 +142,10 @@ def test_fused_projections_are_counted_by_config_json() -> None:
     assert PolicyShapes.of(tensors, {"text_config": {"head_dim": 32, **heads}}).num_cached == 2 * 2 * 32
     with pytest.raises(UnknownShapesError, match="none of num_attention_heads, n_head"):
         _ = PolicyShapes.of(tensors, {}).num_cached
+    unknown = {"model.tok.weight": (8, 64), "model.layers.0.attention.wqkv.weight": (128, 64)}
+    assert PolicyShapes.of(unknown, {"num_hidden_layers": 3, "hidden_size": 64, **heads}).num_cached == 3 * 2 * 2 * 16
+    with pytest.raises(UnknownShapesError, match="none of num_hidden_layers, n_layer"):
+        _ = PolicyShapes.of(unknown, heads).num_cached
 
 
 def test_what_config_json_does_not_tell_is_an_error() -> None:

@@ -86,7 +86,7 @@ def this_machine(num_threads: int) -> Card:
         flops[dtype] = 2 * 1024**3 / _shortest_s(lambda matrix=matrix: matrix @ matrix)
     numbers = torch.ones(2**26)
     bandwidth = numbers.nbytes / _shortest_s(numbers.sum)
-    return Card("this machine", _host_bytes(), flops, bandwidth, f"measured now, {num_threads} threads", is_gpu=False)
+    return Card("this machine", host_bytes(), flops, bandwidth, f"measured now, {num_threads} threads", is_gpu=False)
 
 
 def _shortest_s(compute: Callable[[], object]) -> float:
@@ -98,7 +98,7 @@ def _shortest_s(compute: Callable[[], object]) -> float:
     return min(times)
 
 
-def _host_bytes() -> float:
+def host_bytes() -> float:
     """Memory of the machine, or of the container if that is limited (cgroup v2)."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")

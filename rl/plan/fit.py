@@ -97,8 +97,10 @@ class Plan:
             if saved > before / 100:
                 together |= changes
                 yield f"{text} saves {saved / GIB:,.1f} GiB"
-        if (least := self._learner_bytes(together)) > place.capacity:
-            yield f"the card or the policy: with all of these the learner alone needs {least / GIB:,.1f} GiB"
+        least = self._learner_bytes(together)
+        yield f"all of these: the learner needs {least / GIB:,.1f} GiB then"
+        if least > place.capacity:
+            yield "the card or the policy: these keys are not enough"
 
     def _learner_bytes(self, changes: Mapping[str, Any]) -> float:
         learner = self.config.learner.model_copy(update=changes)

@@ -19,8 +19,8 @@ LOGIT_BYTES = 16
 """Of one logit in `rl.learner.logprobs`: scaled logits, logprobs and two intermediates of the entropy, all float32."""
 NORM_BYTES = 8
 """Kept for the backward pass by each number that a norm of transformers reads: a float32 copy, and around it."""
-PAGE_TOKENS = 16
-"""vLLM's smallest page of the cache, in tokens."""
+PAGE_TOKENS = {"cpu": 128, "gpu": 16}
+"""vLLM's pages of the cache are a multiple of so many tokens long."""
 PROCESS_BYTES = GIB
 """Of one process on the host with its libraries: the quickstart's 4 processes and 2 caches of 0.5 GiB peak at 5 GiB."""
 CONTEXT_BYTES = GIB // 2
@@ -169,7 +169,8 @@ def engine_memory(shapes: PolicyShapes, config: ExperimentConfig, card_bytes: fl
     if cache is None:
         assert card_bytes is not None, "an engine on the host has a cache of a fixed size"
         cache = arguments["gpu_memory_utilization"] * card_bytes - total(parts)
-    return EngineMemory(parts, cache, sequence_bytes(shapes, config, num_cards))
+    page_tokens = PAGE_TOKENS["cpu" if card_bytes is None else "gpu"]
+    return EngineMemory(parts, cache, sequence_bytes(shapes, config, page_tokens, num_cards))
 
 
 def _widest(shapes: PolicyShapes) -> float:
@@ -182,10 +183,11 @@ def _widest(shapes: PolicyShapes) -> float:
     return 3 * max(rows, default=0)
 
 
-def sequence_bytes(shapes: PolicyShapes, config: ExperimentConfig, num_cards: int = 1) -> float:
+def sequence_bytes(shapes: PolicyShapes, config: ExperimentConfig, page_tokens: int, num_cards: int = 1) -> float:
     """Of an engine's cache on each of its cards, by one sequence of `policy.max_tokens`, in whole pages.
 
-    In vLLM a page of a hybrid's attention layer is at least as large as the state of a linear layer.
+    In a hybrid vLLM gives all layers pages of one size, which hold the state of a linear layer, and puts layers of one
+    kind into groups of one size (`vllm.v1.core.kv_cache_utils`).
     """
     size = BYTES[config.precision.arithmetic]
     num_attention, num_linear = shapes.num_attention_layers, shapes.num_linear_layers
@@ -194,6 +196,9 @@ def sequence_bytes(shapes: PolicyShapes, config: ExperimentConfig, num_cards: in
         return num_linear * state
     heads = shapes.model.get("num_key_value_heads") or num_cards
     token = size * shapes.num_cached / num_attention / min(num_cards, heads)
-    page_tokens = PAGE_TOKENS * max(1, math.ceil(state / token / PAGE_TOKENS))
-    num_pages = num_attention * math.ceil(config.policy.max_tokens / page_tokens) + num_linear
+    page_tokens *= max(1, math.ceil(state / token / page_tokens))
+    least, most = sorted((num_attention, num_linear or num_attention))
+    group = most if most < 1.5 * least else least
+    num_groups = [math.ceil(num / group) for num in (num_attention, num_linear)]
+    num_pages = group * (num_groups[0] * math.ceil(config.policy.max_tokens / page_tokens) + num_groups[1])
     return num_pages * page_tokens * token

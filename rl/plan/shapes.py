@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from rl.config.learner import LearnerConfig
 from rl.policy_checks import EMBEDDINGS, HEADS
@@ -25,6 +25,7 @@ FUSED = (".qkv_proj.weight", ".query_key_value.weight", ".c_attn.weight", ".Wqkv
 """Matrices that also give queries, so that config.json must tell how much is cached."""
 NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 NUM_ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+NUM_LAYERS = ("num_hidden_layers", "n_layer")
 NUM_HEADS, WIDTH = ("num_attention_heads", "n_head"), ("hidden_size", "n_embd")
 STATES = (
     ("mamba_head_dim", "ssm_state_size"),
@@ -104,21 +105,23 @@ class PolicyShapes:
 
     @cached_property
     def num_attention_layers(self) -> int:
-        return sum(name.endswith((CACHED[0], CACHED[2], *FUSED)) for name in self.tensors)
+        """Layers that cache keys and values. Where no name is known, all that config.json tells."""
+        known = sum(name.endswith((CACHED[0], CACHED[2], *FUSED)) for name in self.tensors)
+        return known or (0 if self.num_linear_layers else self._first(NUM_LAYERS) or self._unknown(NUM_LAYERS))
 
     @cached_property
     def num_cached(self) -> int:
         """Numbers that attention caches for each token, over all layers. A sliding window counts as full attention.
 
-        Raises `UnknownShapesError` for fused projections of which config.json does not tell the heads.
+        Raises `UnknownShapesError` for other names than `CACHED` of which config.json does not tell the heads.
         """
         rows = sum(shape[0] for name, shape in self.tensors.items() if name.endswith(CACHED))
-        num_fused = sum(name.endswith(FUSED) for name in self.tensors)
-        if not num_fused:
+        num_others = self.num_attention_layers - sum(name.endswith((CACHED[0], CACHED[2])) for name in self.tensors)
+        if not num_others:
             return rows
         heads = self._first(NUM_HEADS) or self._unknown(NUM_HEADS)
         head_size = self._first(("head_dim",)) or (self._first(WIDTH) or self._unknown(WIDTH)) // heads
-        return rows + num_fused * 2 * head_size * (self._first(("num_key_value_heads",)) or heads)
+        return rows + num_others * 2 * head_size * (self._first(("num_key_value_heads",)) or heads)
 
     @cached_property
     def num_linear_layers(self) -> int:
@@ -181,7 +184,7 @@ class PolicyShapes:
     def _first(self, keys: tuple[str, ...]) -> int:
         return next((value for key in keys if isinstance(value := self.model.get(key), int)), 0)
 
-    def _unknown(self, keys: tuple[str, ...]) -> int:
+    def _unknown(self, keys: tuple[str, ...]) -> NoReturn:
         raise UnknownShapesError(f"config.json has none of {', '.join(keys)}")
 
 

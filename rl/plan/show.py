@@ -9,7 +9,7 @@ from rl.config.checkpoint_files import CheckpointFileError
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import policy_problem
-from rl.plan.cards import CARDS, Card, chosen_card, this_machine
+from rl.plan.cards import CARDS, Card, chosen_card, host_bytes, this_machine
 from rl.plan.fit import Plan, make_plan
 from rl.plan.memory import GIB, Part, total
 from rl.plan.policy import policy_shapes
@@ -29,7 +29,7 @@ def show_plan(config: ExperimentConfig, gpu: str, console: Console | None = None
     cards = [card for card in (learner_card, engine_card) if card.is_gpu]
     try:
         shapes = policy_shapes(config)
-        plan = make_plan(shapes, config, cards[0] if cards else None, None if cards else engine_card.memory_bytes)
+        plan = make_plan(shapes, config, cards[0] if cards else None, None if gpu else host_bytes())
         speed = step_speed(shapes, config, plan.engine, engine_card, learner_card)
     except (CheckpointFileError, UnknownShapesError) as error:
         fix = "download or copy the checkpoint again, or choose one of a family that transformers has"
