@@ -98,7 +98,8 @@ class Plan:
                 together |= changes
                 yield f"{text} saves {saved / GIB:,.1f} GiB"
         least = self._learner_bytes(together)
-        yield f"all of these: the learner needs {least / GIB:,.1f} GiB then"
+        if together:
+            yield f"all of these: the learner needs {least / GIB:,.1f} GiB then"
         if least > place.capacity:
             yield "the card or the policy: these keys are not enough"
 
