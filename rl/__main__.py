@@ -1,4 +1,4 @@
-"""The commands: `python -m rl init | plan | train | evaluate | export | serve | compare | report | inspect | explain`."""
+"""The commands: `python -m rl init | plan | train | evaluate | export | serve | compare | report | inspect | ...`."""
 
 import os
 import sys

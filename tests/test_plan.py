@@ -58,15 +58,25 @@ def test_small_policies_share_a_card_and_large_ones_are_told_what_helps() -> Non
     ((wrong, ways),) = plan.problems()
     assert wrong.startswith("the learner's card: ") and "74.5 GiB there" in wrong
     # gradients and moments of 8.19 B weights, and the head's gradients, without those of a small adapter
-    assert ways[0].startswith("learner.adapter={} saves 93.")
+    assert "learner.adapter={} saves 93.2 GiB" in ways
+    assert "learner.offload_moments=true saves 61.0 GiB" in ways  # 8 bytes a weight
+    assert ways[0].startswith("learner.activation_checkpointing=true saves")
     assert ways[1].startswith("learner.tokens_per_micro_batch=2048 saves")
     assert ways[-1].startswith("learner.gpus=1 rollout.gpus_per_worker=1")
-    assert "all of these: the learner needs 67.0 GiB then" in ways
+    assert "all of these: the learner needs 50.0 GiB then" in ways
     enough = "the card or the policy: these keys are not enough"
     assert enough not in ways
     larger = shapes_of(PUBLISHED["Qwen3-14B"]())
     _, ways = next(make_plan(larger, long_config(**HALVES), H100, None).problems())
     assert enough in ways
+
+
+def test_moments_that_are_offloaded_are_on_the_host() -> None:
+    sizes = []
+    for offload in (False, True):
+        plan = make_plan(SMALL, long_config(learner={"gpus": 1, "offload_moments": offload}), H100, None)
+        sizes.append([place.used for place in plan.places])
+    assert (sizes[0][0] - sizes[1][0], sizes[1][1] - sizes[0][1]) == (8 * NUM, 8 * NUM)
 
 
 def test_the_share_that_is_told_leaves_room_for_the_learner() -> None:
@@ -123,6 +133,7 @@ def test_the_longer_half_of_a_step_is_told() -> None:
     assert speed.train_s == pytest.approx(6 * NUM * 64 * 2048 / (0.35 * 989.5e12))
     assert train_flops(SMALL, long_config(learner={"adapter": {}})) == 4 * NUM
     assert train_flops(SMALL, long_config(loss={"reference_kl": 0.1})) == 8 * NUM
+    assert train_flops(SMALL, long_config(learner={"activation_checkpointing": True})) == 8 * NUM
     assert speed.num_in_flight == engine.num_sequences == 2
     assert speed.engine_step_s == 0.005
     prompts_s = 2 * NUM * 64 * (2048 - 96) / (0.35 * 989.5e12)

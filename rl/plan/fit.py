@@ -20,6 +20,7 @@ from rl.plan.memory import (
     Part,
     engine_memory,
     learner_parts,
+    moment_bytes,
     published_bytes,
     total,
 )
@@ -140,11 +141,13 @@ def make_plan(shapes: PolicyShapes, config: ExperimentConfig, card: Card | None,
     published = published_bytes(shapes, config.precision)
     sizes = {LEARNER: total(learner), ENGINE: engine.total_bytes}
     places = list(_cards(config, card, sizes))
-    # An actor with a card is a process on the host too, and the learner loads its weights there.
+    # An actor with a card is a process on the host too, where the learner loads its weights and may keep its moments.
+    offloaded = moment_bytes(shapes, config) if config.learner.offload_moments else 0
+    with_card = PROCESS_BYTES + FLOAT32 * shapes.num_weights + offloaded
     hosted = {
         "driver": PROCESS_BYTES,
         "published versions": NUM_VERSIONS * published,
-        LEARNER: PROCESS_BYTES + FLOAT32 * shapes.num_weights if config.learner.gpus else sizes[LEARNER],
+        LEARNER: with_card if config.learner.gpus else sizes[LEARNER],
     }
     each = PROCESS_BYTES if config.rollout.gpus_per_worker else sizes[ENGINE]
     tenants = [*hosted.items(), *config.rollout.num_workers * [(ENGINE, each)]]
@@ -170,11 +173,16 @@ def _place(name: str, card: Card, tenants: Sequence[str], sizes: Mapping[str, fl
 
 def _learner_changes(config: ExperimentConfig) -> Mapping[str, Mapping[str, Any]]:
     """Values of the learner's keys that may make it smaller, by what to write on the command line."""
-    shortest = config.policy.max_tokens
+    learner, shortest = config.learner, config.policy.max_tokens
     changes: dict[str, Mapping[str, Any]] = {
+        "learner.activation_checkpointing=true": {"activation_checkpointing": True},
         f"learner.tokens_per_micro_batch={shortest}": {"tokens_per_micro_batch": shortest},
         "learner.logprob_chunk_tokens=256": {"logprob_chunk_tokens": 256},
     }
-    if config.learner.adapter is None and not config.precision.is_quantised:
-        changes = {"learner.adapter={}": {"adapter": AdapterConfig()}, **changes}
+    if learner.gpus:
+        changes["learner.offload_moments=true"] = {"offload_moments": True}
+    else:
+        changes["learner.moments=bfloat16"] = {"moments": "bfloat16"}
+    if learner.adapter is None and not config.precision.is_quantised:
+        changes["learner.adapter={}"] = {"adapter": AdapterConfig()}
     return changes

@@ -1,6 +1,7 @@
 """How much memory do the learner and an engine need, by part, and how large is one published version? In bytes."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,7 @@ LOGIT_BYTES = 16
 """Of one logit in `rl.learner.logprobs`: scaled logits, logprobs and two intermediates of the entropy, all float32."""
 NORM_BYTES = 8
 """Kept for the backward pass by each number that a norm of transformers reads: a float32 copy, and around it."""
+LAYER = re.compile(r"\blayers\.(\d+)\.")
 PAGE_TOKENS = {"cpu": 128, "gpu": 16}
 """vLLM's pages of the cache are a multiple of so many tokens long."""
 PROCESS_BYTES = GIB
@@ -53,6 +55,7 @@ def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
     logits = learner.logprob_chunk_tokens * shapes.vocab_size * LOGIT_BYTES
     head = shapes.num(*(EMBEDDINGS if shapes.is_tied else HEADS)) if learner.adapter is None else 0
     tokens = min(learner.tokens_per_micro_batch, tokens_per_step(config))
+    activations = activation_bytes(shapes, size, recomputed=learner.activation_checkpointing)
     on_card = config.learner.gpus > 0
     parts = [
         Part("master weights", FLOAT32 * num, "float32"),
@@ -61,8 +64,10 @@ def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
         Part("reference policy", FLOAT32 * num if second else 0, "float32; an adapter's base needs no second copy"),
         Part("rounded weights", rounded, f"{number_format.arithmetic}, of each policy during a pass"),
         Part("gradients", FLOAT32 * trained, "float32, of what is trained"),
-        Part("AdamW moments", 2 * FLOAT32 * trained, "float32, two of what is trained"),
-        Part("activations", tokens * activation_bytes(shapes, size), f"estimated, {tokens:,} tokens of a micro-batch"),
+        Part(
+            "AdamW moments", 0 if learner.offload_moments else moment_bytes(shapes, config), f"two in {learner.moments}"
+        ),
+        Part("activations", tokens * activations, f"estimated, {tokens:,} tokens of a micro-batch"),
         Part("logits", logits, f"{learner.logprob_chunk_tokens:,} tokens x vocabulary x {LOGIT_BYTES} bytes"),
         Part("gradient of the head", 2 * size * head, f"{number_format.arithmetic}, of one chunk and their sum"),
         Part("process", CONTEXT_BYTES if on_card else PROCESS_BYTES, "CUDA context" if on_card else "libraries"),
@@ -70,30 +75,46 @@ def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
     return [part for part in parts if part.num_bytes]
 
 
+def moment_bytes(shapes: PolicyShapes, config: ExperimentConfig) -> int:
+    """Of AdamW's two moments, on the card or, with `learner.offload_moments`, on the host."""
+    return 2 * BYTES[config.learner.moments] * shapes.num_trained(config.learner)
+
+
 def tokens_per_step(config: ExperimentConfig) -> int:
     """Tokens of a step's rollouts if each is as long as it may be."""
     return config.train.num_prompts * config.train.group_size * config.policy.max_tokens
 
 
-def activation_bytes(shapes: PolicyShapes, size: int) -> float:
-    """Estimated bytes that the layers keep of one token for the backward pass, without activation checkpointing.
+def activation_bytes(shapes: PolicyShapes, size: int, recomputed: bool = False) -> float:
+    """Estimated bytes that the layers keep of one token for the backward pass.
 
     Each matrix keeps its input and its output, each norm float32 copies, and transformers' Mamba-2 scan in PyTorch
     what `_scan_numbers` counts. Fitted to the tensors that autograd saves for eight kinds of layers: within a quarter
-    of them, but 40 % too much for float32 experts of two matrices.
+    of them, but 40 % too much for float32 experts of two matrices. Layers that are `recomputed` (activation
+    checkpointing) keep only their input, and one of them at a time all else.
     """
-    numbers = norms = scan = 0.0
+    layers: dict[str, float] = {}
     for name, shape in shapes.tensors.items():
-        if is_expert(name):
-            numbers += math.prod(shape[:-2]) * sum(shape[-2:]) * shapes.expert_share
-        elif name.endswith(ROUTERS) or (is_matrix(name, shape) and not name.endswith(HEADS)):
-            numbers += sum(shape)
-        elif len(shape) == 1 and "norm" in name:
-            # A norm of each head has the width of one head, and reads what the projection beside it gives.
-            norms += shapes.tensors.get(name.replace("_norm.", "_proj."), shape)[0]
-        elif len(shape) == 1 and name.endswith(".A_log"):
-            scan += _scan_numbers(shapes, num_heads=shape[0])
-    return numbers * size + norms * NORM_BYTES + scan * FLOAT32
+        found = LAYER.search(name)
+        layer = found[1] if found else ""
+        layers[layer] = layers.get(layer, 0.0) + _kept_bytes(shapes, name, shape, size)
+    if recomputed:
+        return (len(layers) - 1) * shapes.width * size + max(layers.values())
+    return sum(layers.values())
+
+
+def _kept_bytes(shapes: PolicyShapes, name: str, shape: Shape, size: int) -> float:
+    """What is kept of one token because of this tensor."""
+    if is_expert(name):
+        return size * math.prod(shape[:-2]) * sum(shape[-2:]) * shapes.expert_share
+    if name.endswith(ROUTERS) or (is_matrix(name, shape) and not name.endswith(HEADS)):
+        return size * sum(shape)
+    if len(shape) == 1 and "norm" in name:
+        # A norm of each head has the width of one head, and reads what the projection beside it gives.
+        return NORM_BYTES * shapes.tensors.get(name.replace("_norm.", "_proj."), shape)[0]
+    if len(shape) == 1 and name.endswith(".A_log"):
+        return FLOAT32 * _scan_numbers(shapes, num_heads=shape[0])
+    return 0.0
 
 
 def _scan_numbers(shapes: PolicyShapes, num_heads: int) -> int:

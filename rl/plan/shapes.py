@@ -83,6 +83,11 @@ class PolicyShapes:
         return next((shape[0] for name, shape in self.tensors.items() if name.endswith(EMBEDDINGS)), 0)
 
     @property
+    def width(self) -> int:
+        """Of the residual stream."""
+        return next((shape[1] for name, shape in self.tensors.items() if name.endswith(EMBEDDINGS)), 0)
+
+    @property
     def num_active_experts(self) -> int:
         """Routed experts that each layer sends a token to.
 

@@ -70,7 +70,9 @@ def step_bytes(shapes: PolicyShapes, config: ExperimentConfig, num_in_flight: in
 
 
 def train_flops(shapes: PolicyShapes, config: ExperimentConfig) -> float:
-    """Of one token: 2 a weight forward, 2 backward to the inputs, 2 to the weights that train; 2 of a reference."""
+    """Of one token: 2 a weight forward, 2 backward to the inputs, 2 to the weights that train; 2 to compute layers
+    again; 2 of a reference."""
     passes = 4 if config.learner.adapter is not None else 6
+    passes += 2 if config.learner.activation_checkpointing else 0
     passes += 2 if any(algorithm.needs_reference for algorithm in config.algorithms) else 0
     return passes * shapes.num_active_weights
