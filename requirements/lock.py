@@ -13,13 +13,17 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+EXACT = {("gpu", "torch")}
+"""Lists and names for which pip must not take a build with a local version: `torch==2.13.0` also means 2.13.0+cpu."""
 
 
 def main() -> None:
     for kind in sys.argv[1:] or ["cpu", "gpu"]:
         versions = {name: version for name, version in resolve(HERE / f"{kind}.in").items() if keeps(name, kind)}
         lines = [f"# Written by requirements/lock.py from {kind}.in and data.in; installed with --no-deps."]
-        lines += [f"{name}=={version}" for name, version in sorted(versions.items())]
+        lines += [
+            f"{name}{'===' if (kind, name) in EXACT else '=='}{version}" for name, version in sorted(versions.items())
+        ]
         lines += [line for line in (HERE / "data.in").read_text().splitlines() if not line.startswith("#")]
         (HERE / f"{kind}.txt").write_text("\n".join(lines) + "\n")
         print(f"{kind}: {len(versions)} distributions")

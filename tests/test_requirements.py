@@ -15,7 +15,7 @@ def normalised(name: str) -> str:
 
 def pinned(path: Path) -> dict[str, str]:
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    return {normalised(name): version for name, version in (line.split("==") for line in lines)}
+    return {normalised(name): version for name, version in (re.split("={2,3}", line) for line in lines)}
 
 
 def left_out(repo: Path) -> set[str]:
