@@ -63,7 +63,7 @@ def train(
     from rl.checks import check
     from rl.train import train as run
 
-    config = load_config(yaml, overrides or [])
+    config = load_config(yaml, overrides or [], download=True)
     if dry_run:
         check(config)
         typer.echo(f"{yaml}: nothing is wrong with it")

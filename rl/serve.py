@@ -12,7 +12,7 @@ from rl.chat.chat import Chat, load_chat
 from rl.chat.format import ChatError
 from rl.config.checkpoint_files import CheckpointFileError, read_config
 from rl.config.errors import ConfigError
-from rl.config.hub import cached_snapshot, download_command, is_hub_id
+from rl.config.hub import cached_snapshot, download_command, downloaded_snapshot, is_hub_id
 from rl.config.rollout import RolloutConfig
 from rl.config.served import Served
 from rl.engine.endpoint.server import Endpoint, run_endpoint
@@ -61,7 +61,7 @@ def _served_folder(source: Path) -> Iterator[Path]:
         yield source
         return
     if is_hub_id(source):
-        if (snapshot := cached_snapshot(str(source))) is None:
+        if (snapshot := cached_snapshot(str(source)) or downloaded_snapshot(str(source))) is None:
             raise ConfigError(f"{source} is not in the cache of the hub; get it with: {download_command(str(source))}")
         yield snapshot
         return

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""Files of a checkpoint; others hold the same weights in other formats."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -28,9 +30,22 @@ def cached_snapshot(name: str) -> Path | None:
         return None
 
 
+def downloaded_snapshot(name: str) -> Path | None:
+    """The folder of this model in the cache, after a download; None, with a message, where it cannot be downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    print(f"downloading {name} from the Hugging Face hub")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        print(f"{name} cannot be downloaded: {str(error).partition(chr(10))[0]}")
+        return None
+
+
 def download_command(name: str) -> str:
     """The command that puts the model into the cache, without weights in other formats."""
-    return f"hf download {name} --include '*.safetensors' '*.json' '*.jinja' '*.txt' '*.model'"
+    return f"hf download {name} --include {' '.join(repr(pattern) for pattern in PATTERNS)}"
 
 
 def _cache_folder(name: str) -> Path:

@@ -55,8 +55,8 @@ class PolicyConfig(Section):
     """The policy to train: a Hugging Face checkpoint, or a tiny hybrid that the run builds."""
 
     path: Path | None = None
-    """Folder of a Hugging Face checkpoint, or the id of a model on the hub that is in the local cache (`hf download`).
-    Set either this or `build`."""
+    """Folder of a Hugging Face checkpoint, or the id of a model on the hub: its newest snapshot in the local cache, or
+    downloaded by `rl train`. Set either this or `build`."""
     build: TinyHybrid | None = None
     """Sizes of a tiny hybrid to build; `build: {}` uses the defaults."""
     chat: Annotated[str, NameOf(CHAT_NAMES)] = AUTO

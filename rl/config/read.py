@@ -19,7 +19,7 @@ from rl.config.checkpoint_defaults import with_checkpoint_defaults
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.explain import type_text
-from rl.config.hub import cached_snapshot, download_command, is_hub_id
+from rl.config.hub import cached_snapshot, download_command, downloaded_snapshot, is_hub_id
 from rl.config.keys import all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.section import Aside
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
@@ -31,18 +31,19 @@ REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
 
 
 def load_config(
-    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Tree] | None = None
+    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Tree] | None = None, *, download: bool = False
 ) -> ExperimentConfig:
     """The validated configuration of an experiment file with `key=value` overrides on top.
 
     A pretrained checkpoint has other defaults than a tiny policy (`rl.config.checkpoint_defaults`). `unread` holds
-    defaults for top-level sections that the caller does not use. Raises `ConfigError`, which lists every
-    problem. `check_references` checks that environments, the policy's folder and data exist.
+    defaults for top-level sections that the caller does not use. With `download`, a model of the hub that is not in
+    the local cache is downloaded. Raises `ConfigError`, which lists every problem. `check_references` checks that
+    environments, the policy's folder and data exist.
     """
     source = read_with_base(Path(path))
     apply_overrides(source, overrides)
     source.tree = {**(unread or {}), **source.tree}
-    tree, chosen = with_checkpoint_defaults(_with_snapshot(_resolve(source)))
+    tree, chosen = with_checkpoint_defaults(_with_snapshot(_resolve(source), download))
     config = _validate(tree, source.places, str(path))
     config._chosen = Aside(chosen)
     return config
@@ -138,13 +139,16 @@ def _resolve(source: Source) -> Tree:
     return resolved
 
 
-def _with_snapshot(tree: Tree) -> Tree:
+def _with_snapshot(tree: Tree, download: bool) -> Tree:
     """The tree with the folder of the cache in place of a hub id in `policy.path`."""
     policy = tree.get("policy")
     if not isinstance(policy, Mapping):
         return tree
     path = policy.get("path")
-    if not isinstance(path, str) or not is_hub_id(Path(path)) or (folder := cached_snapshot(path)) is None:
+    if not isinstance(path, str) or not is_hub_id(Path(path)):
+        return tree
+    folder = cached_snapshot(path) or (downloaded_snapshot(path) if download else None)
+    if folder is None:
         return tree
     return {**tree, "policy": {**policy, "path": str(folder)}}
 
