@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rl.engine.arguments import engine_arguments
 from rl.engine.vllm_core import longest_silence_s
@@ -60,3 +61,12 @@ def test_a_lane_may_be_silent_as_long_as_all_others_may_take_the_threads_before_
         rollout={"max_in_flight": 65, "num_env_threads": 16, "reset_timeout_s": 10, "step_timeout_s": 20}
     ).rollout
     assert longest_silence_s(rollout) == 5 * 30
+
+
+def test_only_an_engine_that_is_alone_on_a_gpu_during_updates_sleeps() -> None:
+    assert on_gpu(gpus_per_worker=0.5, sleep=True)["enable_sleep_mode"] is True
+    assert "enable_sleep_mode" not in on_gpu(gpus_per_worker=0.5)
+    with pytest.raises(ValidationError, match="gpus_per_worker is 0"):
+        make_config(rollout={"sleep": True})
+    with pytest.raises(ValidationError, match=r"train\.max_staleness is 1"):
+        make_config(rollout={"sleep": True, "gpus_per_worker": 0.5}, train={"num_steps": 2, "max_staleness": 1})

@@ -55,6 +55,9 @@ class ScriptedCore:
                 del self.left[request_id]
         return outputs
 
+    def rest(self) -> None:
+        self.batches.append(())
+
     def load(self, source: WeightSource) -> str:
         if source.hash == "damaged":
             raise EngineError("damaged")
@@ -74,10 +77,10 @@ def start() -> Iterator[Start]:
     engines = []
 
     def start(
-        lockstep_steps: int = 0, lane_timeout_s: float = 5.0, num_seats: int = 100
+        lockstep_steps: int = 0, lane_timeout_s: float = 5.0, num_seats: int = 100, rests: bool = False
     ) -> tuple[ThreadedEngine, ScriptedCore]:
         core = ScriptedCore()
-        engines.append(ThreadedEngine(lambda: core, lockstep_steps, num_seats, lane_timeout_s))
+        engines.append(ThreadedEngine(lambda: core, lockstep_steps, num_seats, lane_timeout_s, rests=rests))
         return engines[-1], core
 
     yield start
@@ -127,6 +130,24 @@ async def test_no_more_lanes_are_in_than_there_are_seats_and_all_get_one(start: 
     await asyncio.gather(*(rollout(number, lane) for number, lane in enumerate(engine.open_lanes(20))))
     assert most_in == 3
     assert max(map(len, core.batches)) <= 3
+
+
+async def test_an_engine_rests_only_while_no_lane_is_open(start: Start) -> None:
+    """A rest is an empty batch in the core's record."""
+    engine, core = start(lockstep_steps=2, rests=True)
+    await wait_until(lambda: core.batches == [()])
+    first, second = engine.open_lanes(2)
+    await sample_turn(first, (2,), PARAMS)
+    first.close()
+    await sample_turn(second, (1,), PARAMS)
+    await asyncio.sleep(0.05)  # the second lane's environment takes its time
+    assert core.batches.count(()) == 1
+    second.close()
+    await wait_until(lambda: core.batches.count(()) == 2)
+    await engine.load_weights(WeightSource(1, "place", "hash"))
+    await wait_until(lambda: core.batches.count(()) == 3)
+    await asyncio.sleep(0.05)
+    assert core.batches.count(()) == 3  # once for each time that it became idle
 
 
 async def test_a_lane_that_waits_for_a_seat_hears_of_the_engines_end(start: Start) -> None:

@@ -187,6 +187,15 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _engines_that_sleep_are_idle(self) -> "ExperimentConfig":
+        if self.rollout.sleep and self.train.max_staleness:
+            raise ValueError(
+                f"rollout.sleep needs engines that play nothing during an update, but train.max_staleness is"
+                f" {self.train.max_staleness}: set it to 0, or share the card by rollout.gpu_memory_share"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cluster_holds_the_run(self) -> "ExperimentConfig":
         needed, _ = self.reserved
         if self.ray.local_cpus is not None and self.ray.local_cpus < needed:

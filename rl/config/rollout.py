@@ -21,6 +21,9 @@ class RolloutConfig(Section):
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of a card's memory that an engine uses for weights and caches; null uses 0.9 of the share of the card that
     its worker reserves."""
+    sleep: bool = False
+    """Free the engine's memory on its card while nothing is played, so that a learner on the same card can use it for
+    its update (vLLM's sleep mode; weights wait in the CPU's memory). Only for synchronous runs on GPUs."""
     max_in_flight: Positive = 64
     """Rollouts that one worker plays at the same time. Further rollouts wait for a seat: their environments are not
     open yet and their deadlines do not run."""
@@ -53,6 +56,12 @@ class RolloutConfig(Section):
     """Engine steps between the end of a reply and the admission of the rollout's next request, however fast the
     environment is. This makes synchronous runs reproducible bit by bit. 0 admits requests immediately, as asynchronous
     runs always do."""
+
+    @model_validator(mode="after")
+    def _sleep_needs_a_gpu(self) -> "RolloutConfig":
+        if self.sleep and not self.gpus_per_worker:
+            raise ValueError("sleep frees memory of a GPU, but gpus_per_worker is 0: remove it, or set gpus_per_worker")
+        return self
 
     @model_validator(mode="after")
     def _several_gpus_are_whole(self) -> "RolloutConfig":

@@ -59,6 +59,8 @@ def _on_gpu(rollout: RolloutConfig) -> Arguments:
     if rollout.gpus_per_worker > 1:
         # The actor holds all its cards, so vLLM's own processes serve them; it would ask Ray for more actors.
         arguments |= {"tensor_parallel_size": int(rollout.gpus_per_worker), "distributed_executor_backend": "mp"}
+    if rollout.sleep:
+        arguments["enable_sleep_mode"] = True
     if rollout.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
     return arguments

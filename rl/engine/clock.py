@@ -66,6 +66,11 @@ class Clock:
                 self._idle.add(place)
                 self._seated.add(place)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no place is open."""
+        return not self._waiting and all(place.state == "closed" for place in self._seated)
+
     def ask(self, place: Place) -> None:
         """Record that the place has a request. Raises `ValueError` if it is closed or already has one."""
         if place.state != "idle":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from rl.engine.clock import Clock, Place
 from rl.engine.core import Core, StepOutput
+from rl.engine.lane import ThreadedLane
 from rl.engine.protocol import EngineError, SampledReply, SamplingParams
 from rl.engine.request import ReplyTimeoutError, Request, fail
 from rl.weights.source import WeightSource
@@ -24,27 +25,10 @@ _log = logging.getLogger(__name__)
 class _Work:
     """What the thread does next, outside the lock."""
 
+    rest: bool = False
     load: "tuple[WeightSource, Future[str]] | None" = None
     withdrawn: list[str] = field(default_factory=list)
     admitted: list[Request] = field(default_factory=list)
-
-
-class ThreadedLane:
-    """A `rl.engine.protocol.Lane`."""
-
-    def __init__(self, engine: "ThreadedEngine", place: Place) -> None:
-        self._engine = engine
-        self._place = place
-
-    async def seated(self) -> None:
-        await self._engine.seated(self._place)
-
-    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> SampledReply:
-        """Sample one reply; cancelling the coroutine withdraws the request. Raises `EngineError`."""
-        return await self._engine.sample(self._place, prompt_ids, params)
-
-    def close(self) -> None:
-        self._engine.close_lane(self._place)
 
 
 class ThreadedEngine:
@@ -61,10 +45,11 @@ class ThreadedEngine:
         num_seats: int,
         lane_timeout_s: float,
         version: int = 0,
+        rests: bool = False,
     ) -> None:
         """`num_seats` lanes may send requests at the same time. `lane_timeout_s` bounds each wait for the lanes that
         the next step needs; see `rl.engine.clock`. `version` is the version of the core's first policy; below 0 nothing
-        can be sampled.
+        can be sampled. With `rests`, the core rests while no lane is open.
 
         Returns when the core is up; raises what `make_core` raises.
         """
@@ -81,6 +66,7 @@ class ThreadedEngine:
         self._is_stopping = False
         self._num_requests = 0
         self._version = version
+        self._rests, self._is_resting = rests, False
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
@@ -213,6 +199,8 @@ class ThreadedEngine:
                 if admitted or (self._running and not is_held_up):
                     self._waiting_since = None
                     return _Work(admitted=admitted)
+                if self._rests and not self._is_resting and not self._running and self._clock.is_empty:
+                    return _Work(rest=True)
                 self._wait(is_held_up)
             return None
 
@@ -240,6 +228,10 @@ class ThreadedEngine:
         )
 
     def _do(self, work: _Work) -> None:
+        self._is_resting = work.rest  # whatever else is done wakes the core
+        if work.rest:
+            self._core.rest()
+            return
         if work.load is not None:
             self._load(*work.load)
             return

@@ -47,6 +47,7 @@ class VllmEngine(ThreadedEngine):
                 config.rollout.max_in_flight,
                 lane_timeout_s,
                 version,
+                config.rollout.sleep,
             )
         except Exception as error:
             raise EngineError(f"vLLM cannot serve {policy_path}: {type(error).__name__}: {error}") from error
@@ -94,6 +95,7 @@ class VllmCore:
 
         from rl.engine.budget_processor import as_argument
 
+        self._wake()
         sampling = vllm.SamplingParams(
             max_tokens=min(params.max_reply_tokens, self._max_tokens - len(prompt_ids)),
             temperature=params.temperature,
@@ -124,6 +126,7 @@ class VllmCore:
 
     def load(self, source: WeightSource) -> str:
         """vLLM's own sequence of calls. The transfer verifies the weights before it touches the model."""
+        self._wake()
         update = {"source": source, "transport": self._config.weights, "precision": self._config.precision}
         self._llm.collective_rpc("start_weight_update")
         try:
@@ -138,6 +141,14 @@ class VllmCore:
                 f"the cards of the engine loaded different weights as version {source.version}: {digests}"
             )
         return digests.pop()
+
+    def rest(self) -> None:
+        """Weights go to the CPU's memory, caches are dropped (vLLM's sleep mode, level 1)."""
+        self._llm.sleep(level=1)
+
+    def _wake(self) -> None:
+        if self._llm.is_sleeping():
+            self._llm.wake_up()
 
     def shutdown(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory

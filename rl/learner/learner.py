@@ -97,6 +97,8 @@ class Learner:
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
                 self._balancer.forget()
+                if self._config.rollout.sleep:
+                    torch.cuda.empty_cache()  # the engine, which wakes now, needs it back
         self._policy_version += 1
         return Update(
             policy_version=self._policy_version,
