@@ -14,6 +14,7 @@ from rl.config.environments import read_budget
 from rl.config.errors import ConfigError
 from rl.config.explain import explain
 from rl.config.read import load_config
+from rl.run_log import told
 from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -190,10 +191,10 @@ def main() -> int:
     try:
         app()
     except ConfigError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         return 2
     except CanaryStop as error:
-        typer.echo(f"stopped by a canary: {error}", err=True)
+        typer.echo(f"stopped by a canary: {told(error)}", err=True)
         return 3
     except StopRequested as stop:
         typer.echo(f"stopped by {stop}; continue with --resume", err=True)
@@ -201,7 +202,7 @@ def main() -> int:
     except Exception as error:
         if not is_ours(error):
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         return 1
     return 0
 

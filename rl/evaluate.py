@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from envs.sandbox import require_level
@@ -22,12 +21,15 @@ from rl.policy_checks import check_policy
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
+from rl.run_log import run_log
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.files import storing, write_atomically
 from rl.runs.folder import RunFolder
 from rl.runs.newest import newest_policy
+from rl.runs.progress import ProgressLine
 from rl.runs.report import write_report
 from rl.runs.saved_rollouts import write_rollouts
+from rl.runs.versions import start_line
 from rl.stop import handled_signals
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
@@ -48,25 +50,13 @@ def evaluate_policy(
     if not (policy / "config.json").is_file():
         raise ConfigError(f"--policy: {policy} is not the folder of a Hugging Face checkpoint (no config.json)")
     check_policy(policy, config)
+    tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks, split)
+    asked = {str(budget): [dataclasses.replace(task, budget=budget) for task in tasks] for budget in budgets}
     run = RunFolder(config.run_dir)
-    with cluster(config) as joined, handled_signals():
-        pool = WorkerPool(config, policy, joined.node)
-        try:
-            pool.wait_until_ready()
-            if config.precision.is_quantised:
-                serve_quantised(config, policy, pool, joined.node)
-            collector = Collector(
-                config, pool, TaskStream(config.environments, config.seed, config.train.num_prompts), Ledger()
-            )
-            tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks, split)
-            asked = {str(budget): [dataclasses.replace(task, budget=budget) for task in tasks] for budget in budgets}
-            played = play_all(collector, run, asked or {"own": tasks})
-            for note in pool.notes():
-                Console().print(note, markup=False, soft_wrap=True)
-        except ActorDied as error:
-            raise ClusterError(f"an engine or the learner failed to start: {error}") from error
-        finally:
-            pool.shutdown()
+    with storing(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+    with run_log(run.path, "driver", start_line()):
+        played = play_with_engines(config, policy, run, asked or {"own": tasks})
     metrics = {budget: evaluation_metrics(groups) for budget, groups in played.items()}
     if split == "heldout":
         write_atomically(run.evaluation_file, json.dumps({"policy": str(policy), "budgets": metrics}, indent=2) + "\n")
@@ -83,6 +73,27 @@ def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"environments": plain})
 
 
+def play_with_engines(
+    config: ExperimentConfig, policy: Path, run: RunFolder, asked: Mapping[str, Sequence[Task]]
+) -> dict[str, list[Group]]:
+    """The groups of all tasks by name, played by engines that are started for it."""
+    with cluster(config) as joined, handled_signals():
+        pool = WorkerPool(config, policy, joined.node)
+        try:
+            pool.wait_until_ready()
+            if config.precision.is_quantised:
+                serve_quantised(config, policy, pool, joined.node)
+            stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
+            played = play_all(Collector(config, pool, stream, Ledger()), run, asked)
+            for note in pool.notes():
+                Console().print(note, markup=False, soft_wrap=True)
+            return played
+        except ActorDied as error:
+            raise ClusterError(f"an engine or the learner failed to start: {error}") from error
+        finally:
+            pool.shutdown()
+
+
 def play_all(collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[Task]]) -> dict[str, list[Group]]:
     """The groups of all tasks by name; rollouts are written while they are played."""
     played: dict[str, list[Group]] = {name: [] for name in asked}
@@ -90,14 +101,13 @@ def play_all(collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w", encoding="utf-8")
-    with file, Progress(transient=True) as progress:
-        bar = progress.add_task("evaluating", total=sum(map(len, asked.values())))
+    with file, ProgressLine("evaluated", sum(map(len, asked.values())), transient=True) as progress:
         for name, tasks in asked.items():
             for groups in collector.evaluate(tasks):
                 with storing(path):
                     write_rollouts(file, 0, "evaluation", groups)
                 played[name] += groups
-                progress.advance(bar, len(groups))
+                progress.update(sum(map(len, played.values())))
     return played
 
 

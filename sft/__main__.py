@@ -15,6 +15,7 @@ from envs.errors import is_ours
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
+from rl.run_log import told
 from rl.stop import StopRequested
 
 ANY_LENGTH = 2**31
@@ -79,7 +80,7 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         sys.exit(2)
     except StopRequested as stop:
         typer.echo(f"stopped by {stop}; the same command continues from the last step", err=True)
@@ -87,7 +88,7 @@ def main() -> None:
     except Exception as error:
         if not is_ours(error):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {told(error)}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""How is the progress of the supervised stage reported? Lines of `metrics.jsonl`, and a progress bar.
+"""How is the progress of the supervised stage reported? Lines of `metrics.jsonl`, and a progress bar."""
 
-If the terminal cannot redraw a line, one line is printed after every tenth of the steps.
-"""
-
+import contextlib
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from envs.json_lines import read_lines
+from rl.runs.progress import ProgressLine
 
 
 class StepMetrics(TrainerCallback):
@@ -21,17 +20,10 @@ class StepMetrics(TrainerCallback):
     A measurement of the held-out rows is a line of its own: step, heldout_loss (nats a token) and seconds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, console: Console | None = None) -> None:
         self._path = path
-        self._progress = Progress(
-            TextColumn("supervised"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[last]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            refresh_per_second=2,  # drawing takes time from training
-        )
+        self._console = console
+        self._open = contextlib.ExitStack()
         self._num_tokens = 0
         self._loss = self._heldout = ""
 
@@ -39,11 +31,10 @@ class StepMetrics(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         before = [line for line in read_lines(self._path) if line["step"] <= state.global_step]  # of a stopped stage
-        self._file = self._path.open("w", encoding="utf-8")
+        self._file = self._open.enter_context(self._path.open("w", encoding="utf-8"))
         self._file.writelines(json.dumps(line) + "\n" for line in before)
-        self._first_step = state.global_step
-        self._task = self._progress.add_task("sft", total=state.max_steps, completed=state.global_step, last="")
-        self._progress.start()
+        line = ProgressLine("supervised step", state.max_steps, state.global_step, console=self._console)
+        self._progress = self._open.enter_context(line)
         self._start = self._last = time.monotonic()
 
     def on_log(
@@ -72,12 +63,7 @@ class StepMetrics(TrainerCallback):
         self._write(line)
         rate = num_tokens / (now - self._start)
         self._loss = f"loss {logs['loss']:.3f}"
-        last = f"{self._loss}{self._heldout}  {rate:,.0f} tokens/s"
-        self._progress.update(self._task, completed=state.global_step, last=last)
-        if not self._can_redraw and state.global_step % max(1, state.max_steps // 10) == 0:
-            seconds_a_step = (now - self._start) / (state.global_step - self._first_step)
-            left_s = (state.max_steps - state.global_step) * seconds_a_step
-            print(f"supervised step {state.global_step}/{state.max_steps}  {last}  {left_s:.0f} s left", flush=True)
+        self._progress.update(state.global_step, f"{self._loss}{self._heldout}  {rate:,.0f} tokens/s")
         self._num_tokens, self._last = num_tokens, now
 
     def _write_heldout(self, state: TrainerState, loss: float) -> None:
@@ -85,21 +71,12 @@ class StepMetrics(TrainerCallback):
         self._write({"step": state.global_step, "heldout_loss": loss, "seconds": round(now - self._last, 4)})
         self._last = now
         self._heldout = f"  held out {loss:.3f}"
-        self._progress.update(self._task, last=f"{self._loss}{self._heldout}")
-        if not self._can_redraw:
-            print(f"supervised step {state.global_step}/{state.max_steps}{self._heldout}", flush=True)
+        self._progress.remark(f"{self._loss}{self._heldout}", self._heldout.strip())
 
     def _write(self, line: Mapping[str, float]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    @property
-    def _can_redraw(self) -> bool:
-        console = self._progress.console
-        return console.is_terminal and not console.is_dumb_terminal
-
     def close(self) -> None:
         """End the progress line and the file, also after an error."""
-        self._progress.stop()
-        if hasattr(self, "_file"):
-            self._file.close()
+        self._open.close()

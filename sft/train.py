@@ -4,6 +4,7 @@ Rows come tokenised from `rl.chat.chat`, so that training sees the ids that roll
 rows of similar length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.policy_checks import rate_warning
 from rl.precision.folded import FoldedWeights
+from rl.run_log import run_log
+from rl.runs.files import storing
+from rl.runs.versions import start_line
 from rl.stop import handled_signals
 from sft.checkpoints import Checkpoints, discard, prepare
 from sft.data import Row, token_rows, tokenizer_texts, training_conversations, training_order
@@ -31,6 +35,8 @@ from sft.heldout import Measurements, Trainer, split_rows
 from sft.precision import FoldedSteps
 from sft.progress import StepMetrics
 from sft.rows import Conversation
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: ExperimentConfig) -> Path:
@@ -41,6 +47,13 @@ def run(config: ExperimentConfig) -> Path:
     `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`, and `rl.stop.StopRequested` when a signal
     stopped training.
     """
+    with storing(config.run_dir):
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+    with run_log(config.run_dir, "supervised", start_line()):
+        return _run(config)
+
+
+def _run(config: ExperimentConfig) -> Path:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, int(config.learner.cpus)))
     conversations = training_conversations(config)
@@ -73,14 +86,14 @@ def _train(
     assert sft is not None
     rows, heldout = split_rows(rows, sft.heldout_share, config.seed)
     if heldout:
-        Console().print(f"{len(heldout):,} conversations are held out")
+        _say(f"{len(heldout):,} conversations are held out")
     model = load_policy(checkpoint or policy)
     folded = FoldedWeights(model, config.precision)
-    Console().print(folded.describe())
+    _say(folded.describe())
     if warning := rate_warning(policy, "sft.learning_rate", sft.learning_rate):
-        Console().print(warning)
+        _say(warning)
     if checkpoint is not None:
-        Console().print(f"continuing the stopped stage from {checkpoint.name}")
+        _say(f"continuing the stopped stage from {checkpoint.name}")
     order, num_micro_batches = training_order(rows, sft.num_steps, sft.batch_size, config.seed)
     metrics, checkpoints = StepMetrics(folder / "metrics.jsonl"), Checkpoints(sft.num_steps)
     trainer = Trainer(
@@ -150,7 +163,12 @@ def _describe(rows: Sequence[Row], num_too_long: int) -> None:
     text = f"{len(rows):,} conversations, {num_tokens:,} tokens, {num_loss_tokens:,} of them trained"
     if num_too_long:
         text += f"; {num_too_long:,} longer than policy.max_tokens skipped"
+    _say(text)
+
+
+def _say(text: str) -> None:
     Console().print(text)
+    logger.info("%s", text)
 
 
 def _clear(folder: Path) -> None:

@@ -188,8 +188,8 @@ def test_the_progress_line_shows_no_loss_before_there_is_one(tmp_path: Path) -> 
 
     from sft.progress import StepMetrics
 
-    metrics = StepMetrics(tmp_path / "metrics.jsonl")
-    metrics._progress.live.console = console = Console(file=(tmp_path / "out").open("w"), force_terminal=True)
+    console = Console(file=(tmp_path / "out").open("w"), force_terminal=True, _environ={"TERM": "xterm"})
+    metrics = StepMetrics(tmp_path / "metrics.jsonl", console)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     metrics.on_train_begin(arguments, TrainerState(max_steps=5), TrainerControl())
     metrics.close()
@@ -206,9 +206,8 @@ def test_a_terminal_that_cannot_redraw_gets_lines(tmp_path: Path, monkeypatch: p
     from sft.progress import StepMetrics
 
     monkeypatch.setenv("TERM", "dumb")
-    metrics = StepMetrics(tmp_path / "metrics.jsonl")
     with (tmp_path / "out").open("w") as out:
-        metrics._progress.live.console = Console(file=out, force_terminal=True)
+        metrics = StepMetrics(tmp_path / "metrics.jsonl", Console(file=out, force_terminal=True))
         arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         metrics.on_train_begin(arguments, TrainerState(max_steps=5), TrainerControl())
         logs = {"loss": 2.5, "grad_norm": 1.0, "learning_rate": 0.1, "num_tokens": 10.0}

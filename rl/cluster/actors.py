@@ -23,6 +23,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """One thread per process: tiny models run several times slower with two (measured)."""
+LOGGING = {"VLLM_CONFIGURE_LOGGING": "0"}
+"""vLLM's warnings reach the root logger, and so the run's log, instead of handlers of its own."""
 
 
 class DeadlinePassed(ClusterError):
@@ -110,6 +112,6 @@ def start_actor(
     remote: Any = ray.remote(actor_class)  # type: ignore[call-overload]
     strategy = NodeAffinitySchedulingStrategy(node, soft=False) if node else "DEFAULT"
     options = remote.options(
-        num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy, runtime_env={"env_vars": THREADS}
+        num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy, runtime_env={"env_vars": {**THREADS, **LOGGING}}
     )
     return Actor(options.remote(*args, **kwargs))

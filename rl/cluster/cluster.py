@@ -18,6 +18,8 @@ from rl.cluster.places import room
 from rl.cluster.watch import watched
 from rl.config.experiment import ExperimentConfig
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Joined:
@@ -85,7 +87,7 @@ def _node_for_all(config: ExperimentConfig) -> str | None:
 
 def _init(address: str, **settings: Any) -> None:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # Ray raises what its parts raise, from ConnectionError to bare Exception
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         if address == "local":
@@ -94,6 +96,8 @@ def _init(address: str, **settings: Any) -> None:
             f"something answers at {address!r}, and it cannot be joined as a Ray cluster: {reason}; use the head's Ray"
             " version and its RAY_AUTH_MODE, or ray.address=local"
         ) from error
+    session = getattr(context, "address_info", {}).get("session_dir", "on the cluster's nodes")
+    logger.info("Ray's files, which hold what actors print: %s", session)
 
 
 def _check_size(cpus: float, gpus: float, total: Mapping[str, float]) -> None:

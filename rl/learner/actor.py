@@ -1,5 +1,6 @@
 """What does the learner's actor do? It holds the learner in its process and publishes the weights."""
 
+import logging
 import shutil
 import signal
 from pathlib import Path
@@ -8,8 +9,10 @@ from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Update
 from rl.learner.samples import JoinedSamples
+from rl.run_log import join_run_log
 from rl.weights.source import WeightSource
 
+logger = logging.getLogger(__name__)
 CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
 
 
@@ -19,12 +22,14 @@ class LearnerProcess:
     def __init__(self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None) -> None:
         """Load the policy, or go on from the learner's part of a checkpoint."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C
+        join_run_log(config.run_dir, "learner")
         self._notes = Notes()
         from rl.learner.learner import Learner
 
         self._learner = Learner(policy_path, config)
         if checkpoint is not None:
             self._learner.load_state(checkpoint)
+        logger.info("the learner holds %s, policy version %d", policy_path, self._learner.policy_version)
         self._policy_path = policy_path
         self._config = config
         self._publisher = config.weights.publisher()

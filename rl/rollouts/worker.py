@@ -1,6 +1,7 @@
 """What does a worker do? It is the Ray actor that holds one engine and plays many rollouts at once."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING
 from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
+from rl.run_log import join_run_log
 from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
     from rl.engine.protocol import Lane
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class RolloutWorker:
     """Plays groups; loads new weights while rollouts are in flight."""
 
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
+        join_run_log(config.run_dir, "worker")
         self._notes = Notes()
         from envs.sandbox import require_level
         from rl.chat.chat import load_chat
@@ -47,6 +52,7 @@ class RolloutWorker:
         self._config = config
         self._chat = load_chat(policy_path, config.policy.chat)
         self._engine = VllmEngine(policy_path, config, config.rollout.lockstep_steps if synchronous else 0)
+        logger.info("the engine serves %s", policy_path)
         self._runner = EnvRunner(config.rollout.num_env_threads)
         require_level(config.rollout.sandbox_level)
 

@@ -1,11 +1,9 @@
 """How is a run displayed on the terminal? As a live panel; in logs and Ray jobs as one line per step."""
 
 import logging
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,10 +14,13 @@ from rich.text import Text
 
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Outcome
+from rl.runs.progress import drawn
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 NUM_MEAN = 20  # steps of the moving mean
 SPARK_WIDTH = 24
+
+logger = logging.getLogger(__name__)
 
 
 class Display:
@@ -43,38 +44,22 @@ class Display:
             console=self._console,
         )
         self._task = self._progress.add_task("train", total=config.train.num_steps)
-        self._streams = (sys.stdout, sys.stderr)
-        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
+        self._drawn = drawn(self._live)
 
     def __enter__(self) -> "Display":
-        if self._console.is_interactive:  # neither a file nor a terminal that cannot move its cursor (TERM=dumb)
-            self._live.start()
-            self._redirect_logging()
+        self._drawn.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._live.is_started:
-            self._live.stop()
-        for handler, stream in self._redirected:
-            handler.setStream(stream)
-
-    def _redirect_logging(self) -> None:
-        """Show the logs of libraries above the panel: their handlers keep the streams from when they were created."""
-        loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
-        handlers = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
-        for handler in handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream in self._streams:
-                self._redirected.append((handler, handler.stream))
-                handler.setStream(sys.stderr)  # the panel's, while it is shown
+        self._drawn.__exit__(kind, error, traceback)
 
     def stage(self, name: str) -> None:
         """Show what the run is doing: starting, training, ..."""
         self._stage, self._phase = name, ""
-        if not self._live.is_started:
-            self._say(name)
+        self._say(name, in_panel=True)
 
     def phase(self, name: str) -> None:
         """Show the current part of a step, on a terminal only."""
@@ -90,8 +75,7 @@ class Display:
             if (reward := metrics.get(f"reward/{env_id}")) is not None:
                 self._rewards[env_id].append(reward)
         self._progress.update(self._task, completed=step)
-        if not self._live.is_started:
-            self._say(step_line(step, self._config, metrics))
+        self._say(step_line(step, self._config, metrics), in_panel=True)
 
     def evaluation(self, label: str, metrics: Mapping[str, float]) -> None:
         """Show the metrics of an evaluation, by the names of `rl.runs.evaluation`."""
@@ -106,8 +90,11 @@ class Display:
         """Print a line that stays above the panel."""
         self._say(text)
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def _say(self, text: str, *, in_panel: bool = False) -> None:
+        """Log and print a line, unless the panel shows it."""
+        logger.info("%s", text)
+        if not (in_panel and self._live.is_started):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Panel:
         status = self._stage + (f": {self._phase}" if self._phase else "")

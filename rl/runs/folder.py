@@ -7,6 +7,7 @@ rollouts/         one file of JSON lines per saved step
 tokens.json       the text of every token by its id
 tracking_id       the id by which W&B, MLflow and trackio know the run again
 checkpoints/      see rl.runs.checkpoint
+run.log           log of all processes; when it is large, the older part is run.log.1 (rl.run_log)
 sft/              checkpoint and metrics of the supervised stage
 figures/, report.html
 
@@ -27,10 +28,11 @@ from typing import Literal
 from envs.json_lines import JsonObject, read_lines
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import dump_config, load_config
+from rl.run_log import run_log
 from rl.runs.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
 from rl.runs.files import keep_lines, storing, write_atomically
 from rl.runs.resume import differences, remarks
-from rl.runs.versions import add_versions
+from rl.runs.versions import add_versions, start_line
 
 logger = logging.getLogger(__name__)
 Kind = Literal["train", "evaluation"]
@@ -76,22 +78,26 @@ class RunFolder:
                 raise RunFolderError(f"run_dir: {path} is a file; choose another run_dir")
             path.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            folder = cls(path)
+            folder, said = cls(path), list[str]()
             if resume:
-                folder = cls(path, folder._checked_newest(config))
+                newest, said = folder._checked_newest(config)
+                folder = cls(path, newest)
             elif folder.config_file.exists() and folder._holds_results():
                 raise RunFolderError(
                     f"run_dir: {path} already holds a run; continue it with --resume, choose another run_dir=..., or"
                     " delete the folder"
                 )
-            write_atomically(folder.config_file, dump_config(config))
-            add_versions(folder.versions_file, config)
-            for place in (folder.rollouts, folder.checkpoints):
-                with storing(place):
-                    place.mkdir(exist_ok=True)
-            if resume:
-                folder.drop_after(folder.newest.step if folder.newest else 0, config.train.num_steps)
-            yield folder
+            with run_log(path, "driver", start_line()):  # not before: an error above concerns another run
+                for remark in said:
+                    logger.warning(remark)
+                write_atomically(folder.config_file, dump_config(config))
+                add_versions(folder.versions_file, config)
+                for place in (folder.rollouts, folder.checkpoints):
+                    with storing(place):
+                        place.mkdir(exist_ok=True)
+                if resume:
+                    folder.drop_after(folder.newest.step if folder.newest else 0, config.train.num_steps)
+                yield folder
 
     @property
     def holds_run(self) -> bool:
@@ -142,8 +148,8 @@ class RunFolder:
         has_metrics = self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
         return has_metrics or self.sft.exists() or bool(checkpoint_folders(self.checkpoints))
 
-    def _checked_newest(self, config: ExperimentConfig) -> Checkpoint | None:
-        """The checkpoint to go on from, when the run may go on from it with this configuration."""
+    def _checked_newest(self, config: ExperimentConfig) -> tuple[Checkpoint | None, list[str]]:
+        """The checkpoint to go on from, when the run may go on from it with this configuration, and warnings."""
         if not self.config_file.exists():
             raise RunFolderError(f"run_dir: {self.path} holds no run to resume; omit --resume to begin a run")
         saved, newest = load_config(self.config_file), latest_checkpoint(self.checkpoints)
@@ -154,9 +160,7 @@ class RunFolder:
                 f"run_dir: the run in {self.path} was started with another configuration\n{listed}\n"
                 "    fix: set these keys back to resume, or choose another run_dir=... for a new run"
             )
-        for remark in remarks(saved, config, self.metrics_file, newest):
-            logger.warning(remark)
-        return newest
+        return newest, remarks(saved, config, self.metrics_file, newest)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ import functools
 import importlib.metadata
 import json
 import platform
+import shlex
 import socket
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,6 +61,13 @@ def versions(config: ExperimentConfig) -> JsonObject:
         "packages": _packages(),
         "environments": {env_id: environment_version(env_id) for env_id in config.environments},
     }
+
+
+def start_line() -> str:
+    """This process's command and versions in one line."""
+    packages = " ".join(f"{name}=={version}" for name, version in _packages().items())
+    code = f"Python {platform.python_version()}, {platform.platform()}, commit {_git_commit()}"
+    return f"started on {socket.gethostname()}: {shlex.join(sys.orig_argv)}; {code}; {packages}"
 
 
 @functools.cache
