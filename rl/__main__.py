@@ -1,4 +1,4 @@
-"""The commands: `python -m rl init | plan | train | evaluate | export | serve | compare | report | inspect | ...`."""
+"""The commands: `python -m rl init | plan | doctor | train | evaluate | export | serve | compare | report | ...`."""
 
 import os
 import sys
@@ -51,6 +51,21 @@ def plan(
 
     if not show_plan(load_config(yaml, overrides or []), gpu):
         raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    yaml: Annotated[Path | None, typer.Argument(help="Experiment YAML; without it, only the machine.")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check this machine and, with a YAML, whether the experiment runs on it: one short step, engine and learner.
+
+    Exit codes: 0 nothing failed, 1 something failed, 2 wrong configuration.
+    """
+    from rl.doctor.command import doctor as examine
+
+    raise typer.Exit(examine(load_config(yaml, overrides or []) if yaml else None, as_json=as_json))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What is checked before a run starts anything? `rl train --dry-run` does this and no more."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from envs.sandbox import require_level
@@ -13,15 +14,32 @@ from rl.preflight import check_sinks, preflight
 
 def check(config: ExperimentConfig) -> None:
     """All that `train` checks before it starts anything. Raises `ConfigError` and `ClusterError`."""
-    # First: pre-flight runs environments in this process, and the supervised stage inherits the level.
-    require_level(config.rollout.sandbox_level)
-    preflight(config)
-    check_sinks(config)
-    check_cluster(config)
+    for check_one in CHECKS.values():
+        check_one(config)
+    if config.policy.path is not None:
+        print_choices(config, config.policy.path)
+
+
+def _check_checkpoint(config: ExperimentConfig) -> None:
     if config.policy.path is not None:
         check_policy(config.policy.path, config)
+
+
+def _check_room(config: ExperimentConfig) -> None:
+    if config.policy.path is not None:
         check_room(config, config.policy.path)
-        print_choices(config, config.policy.path)
+
+
+CHECKS: Mapping[str, Callable[[ExperimentConfig], None]] = {
+    # First: pre-flight runs environments in this process, and the supervised stage inherits the level.
+    "sandbox level": lambda config: require_level(config.rollout.sandbox_level),
+    "environments": preflight,
+    "sinks": check_sinks,
+    "cluster": check_cluster,
+    "checkpoint": _check_checkpoint,
+    "room for weights": _check_room,
+}
+"""By what they look at, in their order."""
 
 
 def print_choices(config: ExperimentConfig, policy_path: Path) -> None:

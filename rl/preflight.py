@@ -34,7 +34,7 @@ def check_sinks(config: ExperimentConfig) -> None:
     """Check that the packages of the sinks are installed. Raises `ConfigError` that names each missing one."""
     problems = []
     for sink in config.tracking:
-        if sink.package and not _is_installed(sink.package):
+        if sink.package and not is_installed(sink.package):
             wrong = f"the sink {sink.sink} needs the package {sink.package}, which is not installed"
             fix = f"install the pinned one with: make trackers; or: pip install {sink.package}; or remove the sink"
             problems.append(Problem(config.place("tracking"), "tracking", wrong, fix))
@@ -42,8 +42,11 @@ def check_sinks(config: ExperimentConfig) -> None:
         raise ConfigError(problems)
 
 
-def _is_installed(package: str) -> bool:
-    """Without importing it. A folder of that name, which trackers like to leave in the working directory, is none."""
+def is_installed(package: str) -> bool:
+    """Whether a package is installed, without importing it.
+
+    A folder of that name, which trackers like to leave in the working directory, is none.
+    """
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 

@@ -152,16 +152,23 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     """
     check(config)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():
-        policy_path = supervised_stage(config, folder)
-        with (
-            Display(config) as display,
-            Tracker(folder, config) as tracker,
-            cluster(config) as joined,
-            handled_signals(),
-            started_parts(config, folder, policy_path, tracker, display, joined) as parts,
-        ):
+        with started(config, folder) as parts:
             train_with(parts)
         return write_report(folder.path)
+
+
+@contextlib.contextmanager
+def started(config: ExperimentConfig, folder: RunFolder) -> Iterator[Parts]:
+    """Run the supervised stage, then start all parts of the loop; always stop them."""
+    policy_path = supervised_stage(config, folder)
+    with (
+        Display(config) as display,
+        Tracker(folder, config) as tracker,
+        cluster(config) as joined,
+        handled_signals(),
+        started_parts(config, folder, policy_path, tracker, display, joined) as parts,
+    ):
+        yield parts
 
 
 def train_with(parts: Parts) -> None:

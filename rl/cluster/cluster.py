@@ -51,9 +51,22 @@ def cluster(config: ExperimentConfig) -> Iterator[Joined]:
         _init(address)
     try:
         node = _node_for_all(config)
-        where = f"joined the Ray cluster at {address}" if address else "started Ray on this machine"
         with watched(ray.get_runtime_context().gcs_address):
-            yield Joined(f"{where}: {room()}", node)
+            yield Joined(_words(address), node)
+    finally:
+        ray.shutdown()
+
+
+def try_cluster(asked: str) -> str:
+    """Join or start the cluster that `ray.address` means, and leave it; its words. Raises `ClusterError`."""
+    address = cluster_address(asked)
+    if address is None:
+        check_local_start()
+        _init("local", num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+    else:
+        _init(address)
+    try:
+        return _words(address)
     finally:
         ray.shutdown()
 
@@ -75,6 +88,11 @@ def check_cluster(config: ExperimentConfig) -> None:
         _node_for_all(config)
     finally:
         ray.shutdown()
+
+
+def _words(address: str | None) -> str:
+    where = f"joined the Ray cluster at {address}" if address else "started Ray on this machine"
+    return f"{where}: {room()}"
 
 
 def _node_for_all(config: ExperimentConfig) -> str | None:
