@@ -1,6 +1,6 @@
 # make demo: install and run the main job.   make test: install and run all tests.   make check: format, lint, types,
 # layers and fast tests.   make adapters: what environments from elsewhere need.   make trackers: W&B, MLflow and
-# trackio.   make lock: new pinned lists.   make clean: remove the environment.
+# trackio.   make docs: the documents as a site.   make lock: new pinned lists.   make clean: remove the environment.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check adapters trackers lock clean install
+.PHONY: demo test check adapters trackers docs lock clean install
 install: $(VENV)/installed-$(LIST)
 
 $(VENV)/installed-$(LIST): requirements/$(LIST).txt pyproject.toml
@@ -38,6 +38,15 @@ trackers: $(VENV)/trackers
 # Optional: where a package cannot be installed, the tests of its sink are skipped.
 $(VENV)/trackers: requirements/trackers.txt | install
 	-$(PIP) -r requirements/trackers.txt && touch $@
+
+# A link that leads nowhere, and any other warning, fails.
+docs: $(VENV)/docs
+	$(RUN) -m rl explain --markdown > docs/keys.md
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . build/site
+	@echo "open build/site/docs/index.html"
+
+$(VENV)/docs: requirements/docs.txt | install
+	$(PIP) -r requirements/docs.txt && touch $@
 
 # The slow tests start engines and clusters of their own, so they run one after the other.
 test: install adapters trackers

@@ -13,6 +13,7 @@ from envs.errors import is_ours
 from rl.config.environments import read_budget
 from rl.config.errors import ConfigError
 from rl.config.explain import explain
+from rl.config.keys_page import keys_page
 from rl.config.read import load_config
 from rl.run_log import told
 from rl.stop import StopRequested
@@ -194,9 +195,10 @@ def inspect(
 @app.command(name="explain")
 def explain_command(
     key: Annotated[str, typer.Argument(help="Configuration key, such as train.num_steps.")] = "",
+    markdown: Annotated[bool, typer.Option(help="Print all keys as one page of Markdown.")] = False,
 ) -> None:
     """Print the meaning, unit, default and range of a configuration key."""
-    typer.echo(explain(key))
+    typer.echo(keys_page() if markdown else explain(key), nl=not markdown)
 
 
 def main() -> int:

@@ -65,6 +65,7 @@ def test_both_lists_have_the_same_vllm_release_and_pin_everything(kind: str, rep
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
-def test_trackers_change_no_package_of_the_main_list(kind: str, repo: Path) -> None:
+@pytest.mark.parametrize("optional", ["trackers", "docs"])
+def test_optional_lists_change_no_package_of_the_main_list(optional: str, kind: str, repo: Path) -> None:
     requirements = repo / "requirements"
-    assert not pinned(requirements / "trackers.txt").keys() & pinned(requirements / f"{kind}.txt").keys()
+    assert not pinned(requirements / f"{optional}.txt").keys() & pinned(requirements / f"{kind}.txt").keys()

@@ -86,7 +86,24 @@ def _constraint_words(constraint: object) -> str:
     return f"matching {pattern}" if pattern else ""
 
 
-def _default_words(field: FieldInfo) -> str:
+def unit_of(name: str) -> str:
+    """The unit of a key, from the ending of its name; empty for a number without one."""
+    return next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), "")
+
+
+def default_lines(key: Key) -> list[str]:
+    """The default of a key, and after it those of other kinds of policies, with their sources."""
+    assert key.field is not None
+    lines = [default_words(key.field)]
+    if other := CHECKPOINT_DEFAULTS.get(key.name):
+        lines.append(f"{other.value} for a pretrained checkpoint ({other.source})")
+    if key.name == "learner.learning_rate":
+        lines.append(f"{ADAPTER_RATE.value} for an adapter of one ({ADAPTER_RATE.source})")
+    return lines
+
+
+def default_words(field: FieldInfo) -> str:
+    """The default of a field as it may be written in YAML, or in words."""
     default = field.get_default(call_default_factory=True)
     if default is PydanticUndefined:
         return "none; it must be given"
@@ -100,15 +117,11 @@ def _default_words(field: FieldInfo) -> str:
 
 def _explain_value(key: Key) -> str:
     assert key.field is not None
-    lines = [key.name, f"  {_one_line(key.field.description or '')}", f"  type:    {type_text(key.field)}"]
-    unit = next((unit for suffix, unit in UNITS.items() if key.name.endswith(suffix)), None)
-    if unit:
+    lines = [key.name, f"  {one_line(key.field.description or '')}", f"  type:    {type_text(key.field)}"]
+    if unit := unit_of(key.name):
         lines.append(f"  unit:    {unit}")
-    lines.append(f"  default: {_default_words(key.field)}")
-    if other := CHECKPOINT_DEFAULTS.get(key.name):
-        lines.append(f"           {other.value} for a pretrained checkpoint ({other.source})")
-    if key.name == "learner.learning_rate":
-        lines.append(f"           {ADAPTER_RATE.value} for an adapter of one ({ADAPTER_RATE.source})")
+    first, *others = default_lines(key)
+    lines += [f"  default: {first}", *(f"           {other}" for other in others)]
     below = [f"{key.name}.{name.name}" for name in children(key)]
     if below:
         lines.append(f"  below:   {', '.join(below)} (`python -m rl explain {below[0]}`)")
@@ -118,25 +131,32 @@ def _explain_value(key: Key) -> str:
 def _explain_section(key: Key) -> str:
     lines = [key.name or "the whole configuration"]
     if kind := one_of(key.field):
-        lines += [f"  {kind.key}: {name:<12} {_one_line(one.__doc__ or '')}" for name, one in kind.kinds.items()]
+        lines += [f"  {kind.key}: {name:<12} {one_line(one.__doc__ or '')}" for name, one in kind.kinds.items()]
     else:
-        lines.append(f"  {_one_line(key.sections[0].__doc__ or '')}")
+        lines.append(f"  {one_line(key.sections[0].__doc__ or '')}")
     if key.field is not None and key.field.description:
-        lines.append(f"  {_one_line(key.field.description)}")
+        lines.append(f"  {one_line(key.field.description)}")
     if key.field is not None and key.is_list:
         lines.append(f"  type:    {type_text(key.field)}")
     if key.field is not None:
-        lines.append(f"  default: {_default_words(key.field)}")
+        lines.append(f"  default: {default_words(key.field)}")
     width = max(len(name) for name in key.fields)
     for below in children(key):
         assert below.field is not None
-        text = _one_line(below.field.description or (below.sections[0].__doc__ if below.sections else "") or "")
+        text = one_line(below.field.description or (below.sections[0].__doc__ if below.sections else "") or "")
         text = textwrap.shorten(text.split(". ")[0].rstrip("."), TEXT_WIDTH, placeholder=" ...")
-        owners = [name for name, one in kind.kinds.items() if below.name in one.model_fields] if kind else []
-        owned = f" ({', '.join(owners)} only)" if kind and len(owners) < len(kind.kinds) else ""
-        lines.append(f"  {below.name:<{width}}  {text}{owned} [{_default_words(below.field)}]")
+        owners = owning_kinds(kind, below.name)
+        owned = f" ({', '.join(owners)} only)" if owners else ""
+        lines.append(f"  {below.name:<{width}}  {text}{owned} [{default_words(below.field)}]")
     return "\n".join(lines)
 
 
-def _one_line(text: str) -> str:
+def owning_kinds(kind: OneOf | None, name: str) -> list[str]:
+    """The kinds of a section that have this key, if not all have it."""
+    owners = [kind_name for kind_name, one in kind.kinds.items() if name in one.model_fields] if kind else []
+    return owners if kind and len(owners) < len(kind.kinds) else []
+
+
+def one_line(text: str) -> str:
+    """A docstring without its line breaks."""
     return " ".join(text.split())
