@@ -18,6 +18,7 @@ from typing import Any
 from envs.errors import named, place_of
 from envs.event_loop import settle
 from envs.results import ResultError, check_attributes
+from envs.scored import is_undecorated
 from envs.text_env import TextEnv
 from envs.tool_class import ToolClassEnv, is_tool_class
 
@@ -102,6 +103,8 @@ def factory_of(env_id: str) -> tuple[Callable[[], Any], str]:
         found = point.load()
     except Exception as error:
         raise EnvironmentPluginError(f"{what} cannot be imported: {named(error)}") from error
+    if is_undecorated(found):
+        raise EnvironmentPluginError(f"{what} is a plain function; decorate it with @scored(rows=...) of envs.scored")
     is_plain = is_tool_class(found) and not issubclass(found, TextEnv)
     return (functools.partial(ToolClassEnv, found) if is_plain else found), what
 

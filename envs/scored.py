@@ -39,7 +39,7 @@ def scored(
 
     The score function may be asynchronous. Give `rows` or `draw`; `draw(rng, **options)` must depend on nothing else.
     """
-    if (rows is None) == (draw is None) or (inspect.isfunction(rows) and not draw and takes_a_reply(rows)):
+    if (rows is None) == (draw is None) or (not draw and is_undecorated(rows)):
         raise TypeError("give either rows or draw: @scored(rows=...) or @scored(draw=...)")
 
     def make(score: Callable[[Reply, Row], Any]) -> type[TextEnv]:
@@ -63,9 +63,9 @@ def scored(
     return make
 
 
-def takes_a_reply(function: Callable[..., Any]) -> bool:
-    """Whether this is the score function itself, decorated without brackets."""
-    return list(inspect.signature(function).parameters)[:1] == ["reply"]
+def is_undecorated(function: object) -> bool:
+    """Whether this is a score function itself: not decorated, or decorated without brackets."""
+    return inspect.isfunction(function) and list(inspect.signature(function).parameters)[:1] == ["reply"]
 
 
 def loader_of(rows: Sequence[Row] | Callable[..., Sequence[Row]]) -> Callable[..., Sequence[Row]]:

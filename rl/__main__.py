@@ -77,14 +77,15 @@ def train(
     dry_run: Annotated[bool, typer.Option(help="Check all that is checked before a run; start none.")] = False,
 ) -> None:
     """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
-    from rl.checks import check
-    from rl.train import train as run
-
     config = load_config(yaml, overrides or [], download=True)
     if dry_run:
+        from rl.checks import check
+
         check(config)
         typer.echo(f"{yaml}: nothing is wrong with it")
         return
+    from rl.train import train as run  # takes seconds to import: mistakes in the YAML come first
+
     report = run(config, resume=resume)
     typer.echo(f"report: {report}")
     typer.echo(f"policy: python -m rl export {report.parent} FOLDER writes it for transformers and vLLM")

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from envs.sandbox import require_level
+from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster
+from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.plan.memory import published_bytes
 from rl.plan.policy import checkpoint_shapes
@@ -13,9 +15,12 @@ from rl.preflight import check_sinks, preflight
 
 
 def check(config: ExperimentConfig) -> None:
-    """All that `train` checks before it starts anything. Raises `ConfigError` and `ClusterError`."""
-    for check_one in CHECKS.values():
-        check_one(config)
+    """All that `train` checks before it starts anything. Raises `ConfigError`."""
+    try:
+        for check_one in CHECKS.values():
+            check_one(config)
+    except ClusterError as error:  # nothing has begun yet: the keys do not suit the machine
+        raise ConfigError(str(error)) from None
     if config.policy.path is not None:
         print_choices(config, config.policy.path)
 

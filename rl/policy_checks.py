@@ -41,6 +41,7 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
         model = read_config(policy)
         found += _model_problems(policy, model, config)
         found += _weight_problems(policy, model, chat)
+        found += _adapter_problems(policy, config)
     except CheckpointFileError as error:
         found.append(("policy.path", str(error), AGAIN))
     if found:
@@ -94,3 +95,15 @@ def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) 
     if chat is not None and (rows := shapes[embeddings][0]) < chat.num_tokens:
         wrong = f"{policy}: the tokenizer has {chat.num_tokens} tokens, but the embeddings have only {rows} rows"
         yield "policy.path", wrong, "give the tokenizer that the weights were trained with, or resize the embeddings"
+
+
+def _adapter_problems(policy: Path, config: ExperimentConfig) -> Iterable[tuple[str, str, str]]:
+    """Key, fault and remedy if no layer can have the adapter, as far as the names of the weights tell it."""
+    if config.learner.adapter is None:
+        return
+    matrices = (name for name, shape in tensor_shapes(policy).items() if len(shape) == 2)
+    layers = {name.removesuffix(".weight").rpartition(".")[2] for name in matrices}
+    targets = config.learner.adapter.targets
+    if layers and not any(re.fullmatch(target, layer) for target in targets for layer in layers):
+        wrong = f"{', '.join(targets)} match no layer of {policy}"
+        yield "learner.adapter.targets", wrong, f"choose among its layers: {', '.join(sorted(layers))}"

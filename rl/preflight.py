@@ -1,7 +1,9 @@
 """Can this experiment run? Pre-flight checks find errors before processes are started or GPUs are reserved."""
 
 import importlib.util
+from collections.abc import Sequence
 
+from envs.messages import Message, ToolSpec
 from envs.session import Deadlines, EnvFailure, Session
 from rl.chat.chat import Chat, fitting_chats, load_chat
 from rl.chat.format import ChatError, ChatFormat
@@ -24,7 +26,7 @@ def preflight(config: ExperimentConfig) -> None:
     problems = _thinking_problems(config) if chat and not chat.has_thinking else []
     for env_id in config.environments:
         problems += _curriculum_problems(config, env_id)
-        problems += _opening_problems(config, env_id, has_tools=chat is None or chat.has_tools)
+        problems += _opening_problems(config, env_id, chat)
     problems += _column_problems(config)
     if problems:
         raise ConfigError(problems)
@@ -97,15 +99,15 @@ def _curriculum_problems(config: ExperimentConfig, env_id: str) -> list[Problem]
     return []
 
 
-def _opening_problems(config: ExperimentConfig, env_id: str, *, has_tools: bool) -> list[Problem]:
-    """Open a task of each split in a new environment, as a worker does."""
+def _opening_problems(config: ExperimentConfig, env_id: str, chat: Chat | ChatFormat | None) -> list[Problem]:
+    """Open a task of each split in a new environment, as a worker does, and begin its dialogue."""
     key, options = f"environments.{env_id}", config.environments[env_id].options
     deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
     problems = []
     for split in ("train", "heldout"):
         with Session.installed(env_id, deadlines) as session:
             try:
-                session.reset(0, {**options, "split": split})
+                opening, _ = session.reset(0, {**options, "split": split})
             except EnvFailure as failure:
                 fix = f"change the options, or find the cause with: python -m envs check {env_id}"
                 if failure.outcome == "env_timeout":
@@ -114,11 +116,31 @@ def _opening_problems(config: ExperimentConfig, env_id: str, *, has_tools: bool)
                 wrong = f"{env_id} cannot open a {split} task with {options}: {failure}"
                 problems.append(Problem(place, f"{key}.options", wrong, fix))
                 continue
-            if split == "train" and session.env.tools and not has_tools:
+            if session.env.tools and chat is not None and not chat.has_tools:
                 wrong = f"{env_id} has tools, which the policy's chat format cannot express"
                 fix = f"{_ways_to_have_tools(config)}, or remove the environment"
-                problems.append(Problem(config.place("environments", env_id), key, wrong, fix))
+                return [Problem(config.place("environments", env_id), key, wrong, fix)]
+            if isinstance(chat, Chat) and (wrong := _prompt_problems(config, env_id, chat, opening, session.env.tools)):
+                return wrong
     return problems
+
+
+def _prompt_problems(
+    config: ExperimentConfig, env_id: str, chat: Chat, opening: Sequence[Message], tools: Sequence[ToolSpec]
+) -> list[Problem]:
+    """What is wrong with the prompt of a task: the chat cannot express it, or it leaves no room for a reply."""
+    key, longest = f"environments.{env_id}", config.policy.max_tokens
+    budgets = config.environments[env_id].budget
+    try:
+        num_tokens = len(chat.begin(opening, tools, next(iter(budgets)) if chat.has_thinking else "off").prompt_ids)
+    except ChatError as error:
+        fix = "change the environment's prompts or tools, or train a policy with another chat template"
+        return [Problem(config.place("environments", env_id), key, f"a task of {env_id} cannot be told: {error}", fix)]
+    if num_tokens < longest:
+        return []
+    wrong = f"a prompt of {env_id} has {num_tokens} tokens, and {longest} must hold prompts and replies together"
+    fix = "raise policy.max_tokens, or make the prompts shorter"
+    return [Problem(config.place("policy", "max_tokens"), "policy.max_tokens", wrong, fix)]
 
 
 def _ways_to_have_tools(config: ExperimentConfig) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.runs.folder import RunFolder
 from rl.stop import POLL_S, end_with_parent, raise_if_requested
@@ -31,6 +32,8 @@ def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
                 process.terminate()
                 raise
         raise_if_requested()  # Ctrl-C also reaches the stage, which may end before this process checks for the signal
+        if process.returncode == 2:
+            raise ConfigError("the supervised stage cannot train these rows; see the error above")
         if process.returncode != 0:
             raise StageError(f"the supervised stage ended with exit code {process.returncode}; see its output above")
     return folder.sft

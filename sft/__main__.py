@@ -61,7 +61,9 @@ def load_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """
     unread = {"train": {"num_steps": 1}, "learner": {"tokens_per_micro_batch": ANY_LENGTH}}
     config = load_config(yaml, overrides, {**unread, "environments": {"none": {}}})
-    if config.sft is None or config.sft.data is None:
+    if config.sft is None:
+        raise ConfigError(f"{yaml} has no `sft` section: add one, such as `sft: {{num_steps: 300}}`")
+    if config.sft.data is None:
         return load_config(yaml, overrides, unread)
     return config
 

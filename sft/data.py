@@ -39,8 +39,7 @@ class Row:
 
 def training_conversations(config: ExperimentConfig) -> list[Conversation]:
     """The conversations of `sft.data`, or gold conversations. Raises `SftDataError` and `envs.gold.GoldError`."""
-    if config.sft is None:
-        raise SftDataError("the experiment has no `sft` section: add one, such as `sft: {num_steps: 300}`")
+    assert config.sft is not None
     if config.sft.data is None:
         require_level(config.rollout.sandbox_level)  # gold replies may run code
         return gold_conversations(config)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.messages import Message, ToolSpec
+from rl.config.errors import ConfigError
 from rl.data_types import Budget
 from sft.messages import BadRow, MessageReader, from_json, read_tools
 
@@ -21,7 +22,7 @@ FORMS: Mapping[tuple[str, ...], str] = {
 """By the keys that tell it: an example of each form."""
 
 
-class SftDataError(ValueError):
+class SftDataError(ConfigError):
     """Conversations that cannot be trained on. Says which file and row, or which environment and seed."""
 
 

@@ -12,11 +12,13 @@ from typing import Any
 from envs.messages import valid
 from rl.config.supervised import hub_name
 from sft.messages import BadRow
-from sft.rows import Conversation, SftDataError, read_row
+from sft.rows import FORMS, Conversation, SftDataError, read_row
 
 Rows = Iterator[tuple[str, Any]]
 """Source and value of each row; the value of a line that cannot be read is a `BadRow`."""
 FILES_OF_A_FOLDER = (".jsonl", ".jsonl.gz", ".parquet")
+TABLES = (".csv", ".tsv", ".xlsx")
+"""Endings of files that people have, and that hold no conversations."""
 SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"})
 """Words in the names of files that tell a split."""
 
@@ -41,7 +43,7 @@ def read_conversations(
     if num_bad:
         raise SftDataError(f"{num_bad} of {len(conversations) + num_bad} rows are bad; first: {first}")
     if not conversations:
-        raise SftDataError(f"{data} holds no conversations")
+        raise SftDataError(f"{data} holds no conversations: write one a line, such as {FORMS[('messages',)]}")
     return conversations
 
 
@@ -74,6 +76,8 @@ def _split_words(name: str) -> frozenset[str]:
 
 
 def _file_rows(path: Path) -> Rows:
+    if path.suffix in TABLES:
+        raise SftDataError(f"{path}: {path.suffix} files are not read; write JSONL, a JSON list or Parquet")
     try:
         if path.suffix == ".parquet":
             yield from _parquet_rows(path)
@@ -102,7 +106,7 @@ def _parsed(text: bytes) -> Any:
     except UnicodeDecodeError as error:
         return BadRow(f"not UTF-8: {error}; convert the file")
     except (ValueError, RecursionError) as error:
-        return BadRow(f"not JSON: {error}")
+        return BadRow(f"not JSON: {error}; write a row as one JSON object on a line")
 
 
 def _parquet_rows(path: Path) -> Rows:

@@ -53,24 +53,3 @@ def test_a_first_experiment_for_a_checkpoint_is_valid_on_any_machine(num_gpus: i
     config = ExperimentConfig.model_validate(tree)
     assert config.reserved[1] == num_gpus
     assert config.precision.name == "bf16"
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("environments={math/Arithmatic-v0: {}}", "write math/Arithmetic-v0"),
-        ("environments.math/Arithmetic-v0.options={level: 99}", "cannot open a train task"),
-        ("sft.data=rows.jsonl", "there is no file or folder rows.jsonl"),
-        ("policy.chat=template", "a policy that is built has no chat template of its own"),
-        ("policy.chat=chatml", "one of template, nemotron, auto"),
-        ("learner.learning_rat=1", "did you mean learner.learning_rate"),
-        ("rollout.max_reply_tokens=512", "must be smaller than policy.max_tokens"),
-    ],
-)
-def test_what_is_wrong_ends_a_dry_run_with_exit_code_2_and_a_remedy(
-    override: str, words: str, yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "train", yaml, "--dry-run", override) == 2
-    told = capsys.readouterr().err
-    assert words in told and "fix: " in told
-    assert list(yaml.parent.iterdir()) == [yaml]

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from rl.config.errors import ConfigError
 from sft.__main__ import app, load_stage
-from sft.rows import SftDataError
 
 ASK = {"role": "user", "content": "hi"}
 ROWS = [
@@ -74,7 +73,7 @@ def test_gold_conversations_are_shown_and_a_missing_section_is_told(tmp_path: Pa
     yaml.write_text(f"run_dir: {tmp_path}/run\nseed: 0\npolicy: {{build: {{}}}}\n{gold}")
     text = shown(yaml, "-n", "2")
     assert text.count("--- math/Arithmetic-v0, seed ") == text.count("⟦") == 2
-    with pytest.raises(SftDataError, match="no `sft` section"):
+    with pytest.raises(ConfigError, match="no `sft` section"):
         shown(yaml, "sft=null", "policy.build=null", f"policy.path={tmp_path}")
 
 

@@ -8,13 +8,14 @@ from envs.messages import Reply
 from envs.scored import scored
 from rewards.numbers import number_correct
 
+ASKED = "Answer in one short sentence."
 MAX_WORDS = 20
 
 
 def questions(file: str = "experiments/own_reward/questions.jsonl") -> list[dict[str, str]]:
     """Rows with `prompt` and `gold`, from lines with `question` and `answer`."""
     lines = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    return [{"prompt": line["question"], "gold": line["answer"]} for line in lines]
+    return [{"prompt": f"{line['question']} {ASKED}", "gold": line["answer"]} for line in lines]
 
 
 @scored(rows=questions)

@@ -195,6 +195,10 @@ def _end_ids(policy_folder: Path) -> list[int]:
 def _load_tokenizer(policy_folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer  # takes seconds to import
 
+    if policy_folder.is_dir() and not list(policy_folder.glob("tokenizer*")):
+        raise ChatError(
+            f"{policy_folder}: cannot load the tokenizer: there is no tokenizer.json, copy it into the folder"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(policy_folder), local_files_only=True)
     except Exception as error:  # tokenizers raises bare exceptions for a file that it cannot read

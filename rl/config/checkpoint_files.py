@@ -9,10 +9,30 @@ from typing import Any
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that safetensors itself accepts."""
+LFS_POINTER = b"version https://git-lfs"
+"""How the file begins that `git clone` leaves in place of a large one if Git LFS is not installed."""
 
 
 class CheckpointFileError(ValueError):
     """A file of a checkpoint is missing, damaged or cut off. The text names the file."""
+
+
+def folder_fault(path: Path) -> tuple[str, str] | None:
+    """Why this is not the folder of a checkpoint, and how to mend it; None if it is one, as far as is visible."""
+    fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
+    original = "give the folder of the original checkpoint, with config.json and *.safetensors"
+    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").is_file() and list(path.glob("*.gguf"))):
+        return f"{path} is in the format GGUF, which holds quantised weights for inference", original
+    if path.is_file():
+        return f"{path} is a file, not a folder", f"give the folder that it is in: {path.parent}"
+    if not path.is_dir():
+        return f"there is no folder {path}", fix
+    if (path / "config.json").is_file():
+        return None
+    if (path / "adapter_config.json").is_file():
+        merge = "merge it first: peft's merge_and_unload(), then save_pretrained() of model and tokenizer"
+        return f"{path} holds only an adapter (LoRA), without the weights of its base", merge
+    return f"{path} has no config.json", fix
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -64,6 +84,11 @@ def _header_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """By the format of safetensors: the header's length in 8 bytes, the header as JSON, the tensors' bytes."""
     try:
         with file.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CheckpointFileError(
+                    f"{file} is a pointer of Git LFS, not the weights; get them with: git lfs pull"
+                )
+            stream.seek(0)
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > MAX_HEADER_BYTES:
                 raise ValueError(f"its header would take {length:,} bytes")
@@ -72,5 +97,7 @@ def _header_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         if (size := file.stat().st_size) != end:
             raise ValueError(f"it has {size:,} bytes in place of {end:,}")
         return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    except CheckpointFileError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointFileError(f"{file} is damaged or cut off: {error}") from None

@@ -16,11 +16,12 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 
 from rl.config.checkpoint_defaults import with_checkpoint_defaults
+from rl.config.checkpoint_files import folder_fault
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.explain import type_text
 from rl.config.hub import cached_snapshot, download_command, downloaded_snapshot, is_hub_id
-from rl.config.keys import all_keys, find_key, keys_below, kinds_with, nearest
+from rl.config.keys import ANY_NAME, all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.section import Aside
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
 from rl.config.supervised import hub_name
@@ -73,10 +74,9 @@ def check_references(config: ExperimentConfig) -> None:
 def policy_problem(config: ExperimentConfig) -> Problem | None:
     """What is wrong if there is no folder of the policy."""
     path = config.policy.path
-    if path is None or (path / "config.json").is_file():
+    if path is None or (fault := folder_fault(path)) is None:
         return None
-    wrong = f"{path} has no config.json" if path.is_dir() else f"there is no folder {path}"
-    fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
+    wrong, fix = fault
     if is_hub_id(path):
         wrong += f", and no model {path} in the cache of the Hugging Face hub"
         fix = f"download it with: {download_command(str(path))}; or {fix}"
@@ -104,6 +104,9 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
             fix = "use one of the environment's options, or remove the key"
             return Problem(place, f"{key}.options", str(failure.error), fix)
         fix = "fix the package that provides it, or remove the environment"
+        module, cause = env_id.partition(":")[0], failure.error.__cause__ if failure.error else None
+        if isinstance(cause, ModuleNotFoundError) and f"{module}.".startswith(f"{cause.name}."):
+            fix = f"run the command in the folder that holds {module.split('.')[0]}.py, or install its package"
         return Problem(place, key, str(failure), fix)
     return None
 
@@ -220,11 +223,11 @@ def _in_words(detail: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
     if kind in ("unknown_kind", "unknown_name"):
         names = str(detail["ctx"].get("kinds") or detail["ctx"].get("names")).split(", ")
         given = value.get(str(detail["ctx"].get("key")), "") if isinstance(value, Mapping) else value
-        near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.7)
         meant = f"did you mean {near[0]}? " if near else ""
         return f"{_shown(value)} is not valid; the key takes: {meaning}", f"{meant}see {explain}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        below = ", ".join(keys_below(path))
+        below = ", ".join("such as ID: {}" if name == ANY_NAME else name for name in keys_below(path))
         return f"{_shown(value)} is not a section of keys", f"write keys below it ({below}), or remove it"
     return f"{_shown(value)} is not valid; the key takes: {meaning}", f"give a valid value; see {explain}"
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from envs.json_lines import JsonObject, read_lines
+from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import dump_config, load_config
 from rl.run_log import run_log
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 Kind = Literal["train", "evaluation"]
 
 
-class RunFolderError(ValueError):
+class RunFolderError(ConfigError):
     """The run folder cannot be used to begin or resume this run."""
 
 
