@@ -299,7 +299,7 @@ ROWS: dict[str, tuple[str, list[str], list[str]]] = {
     "a reply first": (
         '{"messages": [{"role": "assistant", "content": "x"}]}',
         [],
-        ["must begin with a user's or system message and end with the assistant's"],
+        ["must begin with a user's or system message, not the assistant's"],
     ),
     "an image": (
         '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "x"}]}',
