@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from envs.json_lines import read_lines
 from rl.runs.progress import ProgressLine
+from rl.runs.sinks.opened import OpenSinks
+from rl.runs.sinks.sink import SUPERVISED
 
 
 class StepMetrics(TrainerCallback):
-    """Writes step, loss, tokens, seconds and tokens_per_s; tokens are those of this step, padding not counted.
+    """Writes step, time, loss, tokens, seconds and tokens_per_s; tokens are those of this step, padding not counted.
 
     A measurement of the held-out rows is a line of its own: step, heldout_loss (nats a token) and seconds.
     """
 
-    def __init__(self, path: Path, console: Console | None = None) -> None:
+    def __init__(self, path: Path, open_sinks: Callable[[], OpenSinks], console: Console | None = None) -> None:
+        """`open_sinks` is called when the lines of a stopped stage are in the file again."""
         self._path = path
+        self._open_sinks = open_sinks
         self._console = console
         self._open = contextlib.ExitStack()
         self._num_tokens = 0
@@ -33,6 +37,8 @@ class StepMetrics(TrainerCallback):
         before = [line for line in read_lines(self._path) if line["step"] <= state.global_step]  # of a stopped stage
         self._file = self._open.enter_context(self._path.open("w", encoding="utf-8"))
         self._file.writelines(json.dumps(line) + "\n" for line in before)
+        self._file.flush()
+        self._sinks = self._open.enter_context(contextlib.closing(self._open_sinks()))
         line = ProgressLine("supervised step", state.max_steps, state.global_step, console=self._console)
         self._progress = self._open.enter_context(line)
         self._start = self._last = time.monotonic()
@@ -73,9 +79,11 @@ class StepMetrics(TrainerCallback):
         self._heldout = f"  held out {loss:.3f}"
         self._progress.remark(f"{self._loss}{self._heldout}", self._heldout.strip())
 
-    def _write(self, line: Mapping[str, float]) -> None:
+    def _write(self, metrics: Mapping[str, float]) -> None:
+        line = {**metrics, "time": time.time()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        self._sinks.write({"kind": SUPERVISED, **line})
 
     def close(self) -> None:
         """End the progress line and the file, also after an error."""

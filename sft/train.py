@@ -27,6 +27,7 @@ from rl.policy_checks import rate_warning
 from rl.precision.folded import FoldedWeights
 from rl.run_log import run_log
 from rl.runs.files import storing
+from rl.runs.sinks.opened import OpenSinks
 from rl.runs.versions import start_line
 from rl.stop import handled_signals
 from sft.checkpoints import Checkpoints, discard, prepare
@@ -95,7 +96,9 @@ def _train(
     if checkpoint is not None:
         _say(f"continuing the stopped stage from {checkpoint.name}")
     order, num_micro_batches = training_order(rows, sft.num_steps, sft.batch_size, config.seed)
-    metrics, checkpoints = StepMetrics(folder / "metrics.jsonl"), Checkpoints(sft.num_steps)
+    sinks = [sink for sink in config.tracking if not sink.is_record]  # the record is that of reinforcement learning
+    metrics = StepMetrics(folder / "metrics.jsonl", lambda: OpenSinks(sinks, config.run_dir, []))
+    checkpoints = Checkpoints(sft.num_steps)
     trainer = Trainer(
         folded=folded,
         heldout=heldout,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -25,6 +26,7 @@ from rl.learner.policy import IncompleteCheckpointError, load_policy
 from rl.policies import train_tokenizer
 from rl.precision.formats.float32 import Float32
 from rl.precision.formats.nvfp4 import Nvfp4
+from rl.runs.sinks.opened import OpenSinks, supervised_lines
 from tests.test_chat import CHATML
 from tests.test_sft import SIZES
 
@@ -84,6 +86,9 @@ def test_a_policy_without_experts_is_trained(tmp_path: Path, kind: str, chat: st
     old, new = load_file(before / "model.safetensors"), load_file(folder / "model.safetensors")
     assert not any(torch.equal(old[name], new[name]) for name in names)
     assert load_chat(folder, chat).stop_ids == load_chat(before, chat).stop_ids
+    drawn = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in drawn.Tensors("supervised/loss")] == [1, 2, 3, 4]
+    assert [line["kind"] for line in supervised_lines(tmp_path / "run")] == ["supervised"] * 4
 
 
 @pytest.mark.slow
@@ -189,7 +194,7 @@ def test_the_progress_line_shows_no_loss_before_there_is_one(tmp_path: Path) -> 
     from sft.progress import StepMetrics
 
     console = Console(file=(tmp_path / "out").open("w"), force_terminal=True, _environ={"TERM": "xterm"})
-    metrics = StepMetrics(tmp_path / "metrics.jsonl", console)
+    metrics = StepMetrics(tmp_path / "metrics.jsonl", lambda: OpenSinks([], tmp_path, []), console)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     metrics.on_train_begin(arguments, TrainerState(max_steps=5), TrainerControl())
     metrics.close()
@@ -207,7 +212,9 @@ def test_a_terminal_that_cannot_redraw_gets_lines(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setenv("TERM", "dumb")
     with (tmp_path / "out").open("w") as out:
-        metrics = StepMetrics(tmp_path / "metrics.jsonl", Console(file=out, force_terminal=True))
+        metrics = StepMetrics(
+            tmp_path / "metrics.jsonl", lambda: OpenSinks([], tmp_path, []), Console(file=out, force_terminal=True)
+        )
         arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         metrics.on_train_begin(arguments, TrainerState(max_steps=5), TrainerControl())
         logs = {"loss": 2.5, "grad_norm": 1.0, "learning_rate": 0.1, "num_tokens": 10.0}

@@ -43,7 +43,8 @@ SUPERVISED = """
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from pathlib import Path
 from sft.progress import StepMetrics
-metrics = StepMetrics(Path("metrics.jsonl"))
+from rl.runs.sinks.opened import OpenSinks
+metrics = StepMetrics(Path("metrics.jsonl"), lambda: OpenSinks([], Path("."), []))
 arguments = TrainingArguments(output_dir=".", use_cpu=True)
 metrics.on_train_begin(arguments, TrainerState(max_steps=20), TrainerControl())
 noise("early")

@@ -19,13 +19,17 @@ from rl.config.experiment import ExperimentConfig
 from rl.runs.folder import RunFolder
 from rl.runs.sampled_rollouts import MAX_CHARACTERS, MAX_ROLLOUTS
 from rl.runs.sinks import SINKS
+from rl.runs.sinks.opened import supervised_lines
 from rl.runs.sinks.sink import Line, Row, Sink, scalars
 from rl.runs.tracker import Tracker
 from tests.makers import ARITHMETIC, STORE, group_of, make_group, make_rollout, make_run_config, save_empty_checkpoint
+from tests.saved import write
 
 
 def start(config: ExperimentConfig) -> None:
-    """The first start: killed after step 4, with a checkpoint of step 2."""
+    """The first start, after a supervised stage: killed after step 4, with a checkpoint of step 2."""
+    (config.run_dir / "sft").mkdir(parents=True)
+    write(config.run_dir / "sft" / "metrics.jsonl", [{"step": step, "time": 9.0, "loss": 1 / step} for step in (1, 2)])
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         tracker.save_rollouts(0, "evaluation", [group_of(make_rollout(0.25))])
         tracker.track_evaluation(0, "before", {"reward": 0.25})
@@ -35,13 +39,13 @@ def start(config: ExperimentConfig) -> None:
                 save_empty_checkpoint(run, 2)
 
 
-def resume(config: ExperimentConfig) -> list[dict[str, Any]]:
-    """The second start goes on from step 2 to step 6. Gives the lines of the record."""
+def resume(config: ExperimentConfig) -> list[Line]:
+    """The second start goes on from step 2 to step 6. Gives the lines of the supervised stage and of the record."""
     with RunFolder.open(config, resume=True) as run, Tracker(run, config) as tracker:
         for step in (3, 4, 5, 6):
             write_step(tracker, step)
         tracker.track_evaluation(6, "after", {"reward": 0.75})
-    return list(read_lines(run.metrics_file))
+    return [*supervised_lines(run.path), *read_lines(run.metrics_file)]
 
 
 def write_step(tracker: Tracker, step: int) -> None:
@@ -50,7 +54,7 @@ def write_step(tracker: Tracker, step: int) -> None:
     tracker.note(step, f"canary {step}")
 
 
-def series_of(lines: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
+def series_of(lines: Sequence[Line]) -> dict[tuple[str, int], float]:
     return {(name, line["step"]): value for line in lines for name, value in scalars(line).items()}
 
 
@@ -182,8 +186,10 @@ def test_wandb_offline_holds_the_record_once_and_tables_over_a_resume(
     for record in records:
         if record.HasField("history"):
             row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-            step = row.get("evaluation/step", row.get("step"))
-            names = [name for name in row if name.startswith(("reward", "update", "evaluation/reward"))]
+            step = row.get("supervised/step", row.get("evaluation/step", row.get("step")))
+            names = [
+                name for name in row if name.startswith(("reward", "update", "evaluation/reward", "supervised/loss"))
+            ]
             found += [((name, step), row[name]) for name in names]
             tables += [(name, row[name]) for name in row if name.startswith("rollouts/") and name.endswith("/step")]
     assert dict(found) == series_of(lines) and len(found) == len(dict(found))
@@ -219,11 +225,21 @@ def test_wandb_online_gets_the_lines_that_it_lacks(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = make_run_config(tmp_path / "run", tracking=["wandb"])
     start(config)
-    wandb.init.return_value.summary = {"step": 1, "evaluation/step": 0, "rollouts/train/step": 4}  # the rest was lost
+    wandb.init.return_value.summary = {  # the rest was lost
+        "supervised/step": 1, "step": 1, "evaluation/step": 0, "rollouts/train/step": 4
+    }  # fmt: skip
     before = len(rows)
     resume(config)
     later = [(name, row[name]) for row in rows[before:] for name in row if name.endswith("step")]
-    steps = [("step", 2), ("step", 3), ("step", 4), ("rollouts/train/step", 5), ("step", 5), ("rollouts/train/step", 6)]
+    steps = [
+        ("supervised/step", 2),
+        ("step", 2),
+        ("step", 3),
+        ("step", 4),
+        ("rollouts/train/step", 5),
+        ("step", 5),
+        ("rollouts/train/step", 6),
+    ]
     assert later == [*steps, ("step", 6), ("evaluation/step", 6)]
     (first, second) = wandb.init.call_args_list
     assert first.kwargs["id"] == second.kwargs["id"] and first.kwargs["resume"] == second.kwargs["resume"] == "allow"

@@ -1,9 +1,7 @@
 """What does the tracker write during a run? Metrics and notes to every sink, rollouts to files and a few to sinks."""
 
-import contextlib
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from envs.json_lines import read_lines
@@ -13,9 +11,7 @@ from rl.runs.files import storing, sync
 from rl.runs.folder import Kind, RunFolder
 from rl.runs.sampled_rollouts import sampled_rows
 from rl.runs.saved_rollouts import write_rollouts
-from rl.runs.sinks.sink import Sink
-
-logger = logging.getLogger(__name__)
+from rl.runs.sinks.opened import OpenSinks
 
 
 class Tracker:
@@ -33,9 +29,8 @@ class Tracker:
             run.rollouts.mkdir(parents=True, exist_ok=True)
         lines = list(read_lines(run.metrics_file))
         self._evaluations = {(line["label"], line["step"]) for line in lines if line.get("kind") == "evaluation"}
-        # Copies: the configuration is sent to other processes, and open files of a sink cannot be.
-        self._sinks = [sink.model_copy() for sink in config.tracking]
-        self._each("opened", lambda sink: sink.open(run.path, lines))
+        with storing(run.metrics_file):
+            self._sinks = OpenSinks(config.tracking, run.path, lines)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -43,7 +38,8 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._each("closed", lambda sink: sink.close())
+        with storing(self._run.metrics_file):
+            self._sinks.close()
 
     def track(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a training step."""
@@ -79,28 +75,8 @@ class Tracker:
             write_rollouts(file, step, kind, groups)
             sync(file)
 
-        def show(sink: Sink) -> None:
-            if sink.takes_rollouts and (rows := sampled_rows(step, groups)):
-                sink.write_rollouts(step, kind, rows)
-
-        self._each("written", show)
+        self._sinks.write_rollouts(step, kind, lambda: sampled_rows(step, groups))
 
     def _write(self, line: Mapping[str, object]) -> None:
-        self._each("written", lambda sink: sink.write(line))
-
-    def _each(self, done: str, what: Callable[[Sink], None]) -> None:
-        """Do it with every sink that has not failed yet."""
-        for sink in list(self._sinks):
-            try:
-                what(sink)
-            except Exception as error:
-                if sink.is_record:
-                    with storing(self._run.metrics_file):
-                        raise
-                self._sinks.remove(sink)
-                with contextlib.suppress(Exception):
-                    sink.close()
-                logger.warning(
-                    "tracking: the sink %s cannot be %s and gets no further lines: %s: %s",
-                    *(sink.sink, done, type(error).__name__, error),
-                )
+        with storing(self._run.metrics_file):
+            self._sinks.write(line)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import PrivateAttr, field_validator
 
 from rl.runs.sinks.run_files import configuration, tracking_id
-from rl.runs.sinks.sink import Line, Row, Sink, lacks, scalars, series
+from rl.runs.sinks.sink import SUPERVISED, Line, Row, Sink, lacks, scalars, series
 
 LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 """Seconds a request and repetitions, unless the environment sets others. MLflow's own let a server that hangs stop a
@@ -65,7 +65,7 @@ class MLflow(Sink):
         self._run_id = run.info.run_id
         self._log_configuration(configuration(run_dir), run.data.params)
         tags = run.data.tags
-        self._newest = {kind: int(tags.get(NEWEST_TAG + kind, -1)) for kind in ("train", "evaluation")}
+        self._newest = {kind: int(tags.get(NEWEST_TAG + kind, -1)) for kind in ("train", "evaluation", SUPERVISED)}
         self._notes = [_note(line) for line in lines if line["kind"] == "note"]
         for line in lines:
             if line["kind"] != "note":

@@ -21,5 +21,7 @@ def tracking_id(run_dir: Path) -> str:
 
 
 def configuration(run_dir: Path) -> dict[str, Any]:
-    """The tree of RUN/config.yaml, the resolved configuration of this start of the run."""
+    """The tree of RUN/config.yaml, the resolved configuration of this start of the run; empty without one."""
+    if not (run_dir / "config.yaml").is_file():  # a supervised stage alone
+        return {}
     return yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))

@@ -17,7 +17,9 @@ from rl.config.section import Section
 
 Line = JsonObject
 """A line of `metrics.jsonl`: `kind` (train, evaluation or note), `step`, `time` (seconds since 1970), the `label` of an
-evaluation (before, step or after), and the metrics by name, or the `text` of a note."""
+evaluation (before, step or after), and the metrics by name, or the `text` of a note. Lines of the supervised stage have
+the kind `supervised` and steps of their own."""
+SUPERVISED = "supervised"
 Row = Mapping[str, str | float | None]
 """A rollout as a row of a table, by the columns of `rl.runs.sampled_rollouts`."""
 
@@ -53,8 +55,8 @@ NOT_METRICS = ("kind", "step", "time", "label")
 
 
 def scalars(line: Line) -> dict[str, float]:
-    """The numeric values of a line by name; names of an evaluation begin with `evaluation/`."""
-    prefix = "evaluation/" if line["kind"] == "evaluation" else ""
+    """The numeric values of a line by name; names of an evaluation begin with `evaluation/`, and so on."""
+    prefix = "" if series(line) == "train" else f"{series(line)}/"
     return {
         prefix + name: value
         for name, value in line.items()
@@ -63,8 +65,8 @@ def scalars(line: Line) -> dict[str, float]:
 
 
 def series(line: Line) -> str:
-    """What the line belongs to: `evaluation`, or `train`, where notes belong too."""
-    return "evaluation" if line["kind"] == "evaluation" else "train"
+    """What the line belongs to: `evaluation`, `supervised`, or `train`, where notes belong too."""
+    return line["kind"] if line["kind"] in ("evaluation", SUPERVISED) else "train"
 
 
 def lacks(newest: Mapping[str, int], line: Line) -> bool:

@@ -10,7 +10,7 @@ from pydantic import PrivateAttr
 
 from envs.json_lines import JsonObject
 from rl.runs.sinks.run_files import configuration, tracking_id
-from rl.runs.sinks.sink import Line, Row, Sink, lacks, scalars
+from rl.runs.sinks.sink import SUPERVISED, Line, Row, Sink, lacks, scalars
 
 
 class Trackio(Sink):
@@ -77,14 +77,15 @@ class Trackio(Sink):
         if self._run._is_local:
             return _newest_by_kind(SQLiteStorage.get_logs(self.project, self._run.name, run_id=self._run.id))
         newest = self._run._next_step - 1  # a server only tells the newest of all
-        return dict.fromkeys(("train", "evaluation", "rollouts/train", "rollouts/evaluation"), newest)
+        return dict.fromkeys(("train", "evaluation", SUPERVISED, "rollouts/train", "rollouts/evaluation"), newest)
 
 
 def _newest_by_kind(rows: Iterable[JsonObject]) -> dict[str, int]:
     newest: dict[str, int] = {}
     for row in rows:
         first = next(iter(row))
-        kind = first if first.startswith("rollouts/") else "evaluation" if first.startswith("evaluation/") else "train"
+        begin = first.partition("/")[0]
+        kind = first if begin == "rollouts" else begin if begin in ("evaluation", SUPERVISED) else "train"
         newest[kind] = max(newest.get(kind, -1), row["step"])
     return newest
 

@@ -13,9 +13,9 @@ from pydantic import PrivateAttr
 
 from rl.runs.files import remove
 from rl.runs.sinks.run_files import configuration, tracking_id
-from rl.runs.sinks.sink import Line, Row, Sink, lacks, scalars, series
+from rl.runs.sinks.sink import SUPERVISED, Line, Row, Sink, lacks, scalars, series
 
-KINDS = ("train", "evaluation", "rollouts/train", "rollouts/evaluation")
+KINDS = ("train", "evaluation", SUPERVISED, "rollouts/train", "rollouts/evaluation")
 FINISH_TIMEOUT_S = 60.0
 """Time for uploading at the end. What is not uploaded then stays in RUN/wandb, for `wandb sync`."""
 
