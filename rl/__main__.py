@@ -95,7 +95,9 @@ def train(
 def evaluate(
     yaml: Yaml,
     overrides: Overrides = None,
-    policy: Annotated[Path | None, typer.Option(help="Policy folder; default: the run's newest checkpoint.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Folder of a policy or an adapter; default: the newest checkpoint.")
+    ] = None,
     budgets: Annotated[
         str, typer.Option(help="Thinking budgets with which to play every task, such as off,32,64,unlimited.")
     ] = "",
@@ -123,12 +125,13 @@ def export(
     source: Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],
     push: Annotated[str, typer.Option(help="Also upload it to the Hugging Face hub, as user/name.")] = "",
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write the adapter alone, in peft's format.")] = False,
 ) -> None:
     """Write a policy as a folder that transformers and vLLM load: weights as they were served, template, model card."""
     from rl.export import export_policy
     from rl.export import push as push_to_hub
 
-    typer.echo(f"policy: {export_policy(source, out)}")
+    typer.echo(f"policy: {export_policy(source, out, only_adapter=adapter)}")
     if push:
         typer.echo(f"pushed: {push_to_hub(out, push)}")
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from envs.sandbox import require_level
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster
+from rl.cluster.shared_memory import NUM_VERSIONS
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
-from rl.plan.memory import published_bytes
+from rl.plan.memory import FLOAT32, published_bytes
 from rl.plan.policy import checkpoint_shapes
 from rl.policy_checks import check_policy, rate_warning
 from rl.preflight import check_sinks, preflight
@@ -60,4 +61,9 @@ def print_choices(config: ExperimentConfig, policy_path: Path) -> None:
 
 def check_room(config: ExperimentConfig, policy_path: Path) -> None:
     """Raise `ClusterError` if there is no room to publish the policy's weights."""
-    config.weights.check_room(published_bytes(checkpoint_shapes(policy_path), config.precision))
+    shapes, learner = checkpoint_shapes(policy_path), config.learner
+    version = published_bytes(shapes, config.precision)
+    if learner.adapter is not None and learner.adapter.publish == "adapter":  # its base once
+        config.weights.check_room(version + NUM_VERSIONS * FLOAT32 * shapes.num_adapter_weights(learner))
+    else:
+        config.weights.check_room(NUM_VERSIONS * version)

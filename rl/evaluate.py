@@ -1,8 +1,11 @@
 """How is a policy evaluated? `python -m rl evaluate` plays tasks with a policy folder or a run's newest checkpoint."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,9 +18,12 @@ from rl.cluster.address import ClusterError
 from rl.cluster.cluster import cluster
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError
+from rl.config.saved_policy import base_of, is_adapter
 from rl.data_types import Budget, Group, Task
+from rl.learner.actor import CHAT_FILES
 from rl.learner.group import LearnerGroup
 from rl.policy_checks import check_policy
+from rl.precision.formats.bf16 import Bf16
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
@@ -47,16 +53,15 @@ def evaluate_policy(
     config = without_curricula(config)
     preflight(config)
     policy = policy or newest_policy(config)
-    if not (policy / "config.json").is_file():
+    if not (policy / "config.json").is_file() and not is_adapter(policy):
         raise ConfigError(f"--policy: {policy} is not the folder of a Hugging Face checkpoint (no config.json)")
-    check_policy(policy, config)
     tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks, split)
     asked = {str(budget): [dataclasses.replace(task, budget=budget) for task in tasks] for budget in budgets}
     run = RunFolder(config.run_dir)
     with storing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
-    with run_log(run.path, "driver", start_line()):
-        played = play_with_engines(config, policy, run, asked or {"own": tasks})
+    with run_log(run.path, "driver", start_line()), whole_policy(policy, config) as (served, config):
+        played = play_with_engines(config, served, run, asked or {"own": tasks})
     metrics = {budget: evaluation_metrics(groups) for budget, groups in played.items()}
     if split == "heldout":
         write_atomically(run.evaluation_file, json.dumps({"policy": str(policy), "budgets": metrics}, indent=2) + "\n")
@@ -65,6 +70,33 @@ def evaluate_policy(
     if budgets and split == "heldout":
         Console().print(f"report: {write_report(run.path)}", soft_wrap=True)
     return metrics
+
+
+@contextlib.contextmanager
+def whole_policy(policy: Path, config: ExperimentConfig) -> Iterator[tuple[Path, ExperimentConfig]]:
+    """The folder of whole weights that engines serve, checked, and the experiment to evaluate it: without an adapter.
+
+    An adapter is merged into its base, in a folder that exists as long as the context. Merged weights are served as
+    they are, also beside a quantised base. Raises `ConfigError`.
+    """
+    config = config.model_copy(update={"learner": config.learner.model_copy(update={"adapter": None})})
+    with contextlib.ExitStack() as stack:
+        if is_adapter(policy):
+            from rl.learner.served import write_served
+
+            config.run_dir.mkdir(
+                parents=True, exist_ok=True
+            )  # the engines' node reads it too, unlike the system's /tmp
+            merged = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="merged_", dir=config.run_dir)))
+            for pattern in CHAT_FILES:
+                for file in (*base_of(policy).path.glob(pattern), *policy.glob(pattern)):
+                    shutil.copy(file, merged)
+            write_served(policy, merged, config.precision)
+            policy = merged
+            if config.precision.is_quantised:
+                config = config.model_copy(update={"precision": Bf16()})
+        check_policy(policy, config)
+        yield policy, config
 
 
 def without_curricula(config: ExperimentConfig) -> ExperimentConfig:

@@ -4,37 +4,35 @@ The checkpoints of a run hold float32 master weights, from which training goes o
 computed with: the values that a quantised format stands for, in the dtype of their forward passes.
 """
 
-import json
 import shutil
 from pathlib import Path
 
-import torch
-from huggingface_hub import HfApi, save_torch_state_dict
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import GenerationConfig
 
 from rl.chat.chat import Chat, load_chat
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
+from rl.config.saved_policy import is_adapter, policy_in
 from rl.config.served import Served
 from rl.learner.actor import CHAT_FILES
-from rl.learner.policy import load_policy
-from rl.precision.folded import FoldedWeights
+from rl.learner.served import write_served
 from rl.runs.files import remove, storing
 from rl.runs.history import History, Line, read_history
 from rl.runs.newest import newest_policy
-from rl.weights.names import checkpoint_tensors, restored_tensors
 
 
 class ExportError(ValueError):
     """There is nothing to export, it cannot be written where it should, or it cannot be pushed."""
 
 
-def export_policy(source: Path, out: Path) -> Path:
+def export_policy(source: Path, out: Path, *, only_adapter: bool = False) -> Path:
     """Write the policy of a run folder, or of one of its checkpoints, to the new folder `out`.
 
     It holds the weights, the tokenizer with a chat template, defaults for generation, and a model card with the scores
-    of the run. `out` appears at once and complete. Raises `ExportError`, `ConfigError` and `StorageError`.
+    of the run. An adapter is merged into its base, or with `only_adapter` written alone, in peft's format. `out`
+    appears at once and complete. Raises `ExportError`, `ConfigError` and `StorageError`.
     """
     run_dir, policy = _policy_of(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -44,9 +42,14 @@ def export_policy(source: Path, out: Path) -> Path:
     remove(partial)
     with storing(out):
         partial.mkdir(parents=True)
-        _write_weights(policy, partial, config)
+        if only_adapter:
+            _write_adapter(policy, partial)
+        else:
+            write_served(policy, partial, config.precision)
         _write_chat(load_chat(policy, config.policy.chat), policy, partial, config)
-        (partial / "README.md").write_text(model_card(read_history(run_dir), config), encoding="utf-8")
+        (partial / "README.md").write_text(
+            model_card(read_history(run_dir), config, only_adapter=only_adapter), encoding="utf-8"
+        )
         remove(out)
         partial.rename(out)
     return out
@@ -72,26 +75,19 @@ def _policy_of(source: Path) -> tuple[Path, Path]:
         config = load_config(source / "config.yaml")
         return source, newest_policy(config.model_copy(update={"run_dir": source}))
     run_dir = source.parent.parent
-    if (source / "learner" / "model").is_dir() and (run_dir / "config.yaml").is_file():
-        return run_dir, source / "learner" / "model"
+    policy = policy_in(source / "learner")
+    if policy.is_dir() and (run_dir / "config.yaml").is_file():
+        return run_dir, policy
     raise ExportError(
         f"{source} is neither a run folder (with config.yaml) nor one of its checkpoints (checkpoints/step_*)"
     )
 
 
-def _write_weights(policy: Path, out: Path, config: ExperimentConfig) -> None:
-    number_format = config.precision
-    model = load_policy(policy)
-    folded = FoldedWeights(model, number_format)
-    published = checkpoint_tensors(model, number_format.arithmetic, folded.quantised)
-    dtype = getattr(torch, number_format.arithmetic)
-    tensors = dict(restored_tensors(published, number_format, dtype))
-    # Views of stacked experts become tensors of their own: safetensors stores no part of a storage.
-    save_torch_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, out, max_shard_size="5GB")
-    described = json.loads((policy / "config.json").read_text(encoding="utf-8"))
-    described.pop("torch_dtype", None)
-    described["dtype"] = number_format.arithmetic
-    (out / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+def _write_adapter(policy: Path, out: Path) -> None:
+    if not is_adapter(policy):
+        raise ExportError(f"{policy} is a whole policy: this run trained no adapter; leave --adapter out")
+    for file in policy.iterdir():
+        shutil.copy(file, out / file.name)
 
 
 def _write_chat(chat: Chat, policy: Path, out: Path, config: ExperimentConfig) -> None:
@@ -111,17 +107,19 @@ def _write_chat(chat: Chat, policy: Path, out: Path, config: ExperimentConfig) -
     Served.of(config).write(out)
 
 
-def model_card(history: History, config: ExperimentConfig) -> str:
+def model_card(history: History, config: ExperimentConfig, *, only_adapter: bool = False) -> str:
     """What the policy is and how it scores, as the README of a model repository."""
     base = config.policy.path.name if config.policy.path else "a policy of random weights"
-    head = ["---", "library_name: transformers", "tags: [reinforcement-learning, polygym]", "---", ""]
+    library = "peft" if only_adapter else "transformers"
+    head = ["---", f"library_name: {library}", "tags: [reinforcement-learning, polygym]", "---", ""]
     algorithm = config.loss.model_dump()["algorithm"]
     steps = history.steps[-1]["step"] if history.steps else 0
+    weights = f"A low-rank adapter of {base}" if only_adapter else "Weights as the engines of the run served them"
     said = [
         f"# {history.run.path.resolve().name}",
         "",
         f"Trained with polygym from {base}: {steps:,} steps of {algorithm} on"
-        f" {', '.join(config.environments)}. Weights as the engines of the run served them: {config.precision.name},"
+        f" {', '.join(config.environments)}. {weights}: {config.precision.name},"
         f" computed in {config.precision.arithmetic}.",
         "",
     ]

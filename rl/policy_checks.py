@@ -11,10 +11,12 @@ from typing import Any
 
 from rl.chat.chat import Chat, load_chat
 from rl.chat.format import ChatError
+from rl.config.adapted import NO_LINEAR_LAYERS, adapted_shapes, is_expert
 from rl.config.checkpoint_defaults import PRETRAINED_WEIGHTS
 from rl.config.checkpoint_files import CheckpointFileError, num_parameters, read_config, tensor_shapes
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
+from rl.config.learner import AdapterConfig
 
 LEFT_OUT = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
 """Keys of config.json that the learner does not compute, unless they are null or 1."""
@@ -41,7 +43,10 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
         model = read_config(policy)
         found += _model_problems(policy, model, config)
         found += _weight_problems(policy, model, chat)
-        found += _adapter_problems(policy, config)
+        adapters = {"learner": config.learner.adapter, "sft": config.sft.adapter if config.sft else None}
+        for section, adapter in adapters.items():
+            if adapter is not None:
+                found += _adapter_problems(policy, adapter, f"{section}.adapter.targets")
     except CheckpointFileError as error:
         found.append(("policy.path", str(error), AGAIN))
     if found:
@@ -76,6 +81,22 @@ def _model_problems(policy: Path, model: Mapping[str, Any], config: ExperimentCo
         yield "policy.max_tokens", wrong, f"set it to {context} or less, and rollout.max_reply_tokens below that"
 
 
+def _adapter_problems(policy: Path, adapter: AdapterConfig, key: str) -> Iterable[tuple[str, str, str]]:
+    """Key, fault and remedy if the adapter's targets fit no layer of the checkpoint that can have one."""
+    layers = adapted_shapes(policy, adapter)
+    named = ", ".join(adapter.targets)
+    if others := [name for name in layers if name.rpartition(".")[2] in NO_LINEAR_LAYERS]:
+        fix = "name linear layers between them, such as [qkvo]_proj"
+        yield key, f"{named} match {others[0]}; embeddings, heads and convolutions cannot have an adapter", fix
+    elif layers and all(map(is_expert, layers)):
+        wrong = f"{named} match only experts, which are stacked in one tensor and cannot have an adapter"
+        yield key, wrong, "add layers outside of the experts, such as [qkvo]_proj, or train all weights"
+    elif not layers and (shapes := tensor_shapes(policy)):
+        kinds = {name.split(".")[-2] for name in shapes if name.endswith(".weight") and len(shapes[name]) == 2}
+        fix = f"choose among its linear layers: {', '.join(sorted(kinds.difference(NO_LINEAR_LAYERS)))}"
+        yield key, f"{named} match no layer of {policy}", fix
+
+
 def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) -> Iterable[tuple[str, str, str]]:
     """Key, fault and remedy of each thing that is missing among the weights. Raises `CheckpointFileError`."""
     shapes = tensor_shapes(policy)
@@ -95,15 +116,3 @@ def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) 
     if chat is not None and (rows := shapes[embeddings][0]) < chat.num_tokens:
         wrong = f"{policy}: the tokenizer has {chat.num_tokens} tokens, but the embeddings have only {rows} rows"
         yield "policy.path", wrong, "give the tokenizer that the weights were trained with, or resize the embeddings"
-
-
-def _adapter_problems(policy: Path, config: ExperimentConfig) -> Iterable[tuple[str, str, str]]:
-    """Key, fault and remedy if no layer can have the adapter, as far as the names of the weights tell it."""
-    if config.learner.adapter is None:
-        return
-    matrices = (name for name, shape in tensor_shapes(policy).items() if len(shape) == 2)
-    layers = {name.removesuffix(".weight").rpartition(".")[2] for name in matrices}
-    targets = config.learner.adapter.targets
-    if layers and not any(re.fullmatch(target, layer) for target in targets for layer in layers):
-        wrong = f"{', '.join(targets)} match no layer of {policy}"
-        yield "learner.adapter.targets", wrong, f"choose among its layers: {', '.join(sorted(layers))}"

@@ -3,15 +3,19 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.sft_trainer import SFTTrainer
 
+from rl.learner.adapter import save_matrices
 from rl.precision.folded import FoldedWeights
+from rl.weights.merged import adapted_layers
 from sft.data import IGNORED_LABEL, Row
+from sft.precision import ADAPTER
 from sft.rows import SftDataError
 
 
@@ -64,6 +68,15 @@ class Trainer(SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             num_items = self._tokens_per_row * len(inputs["labels"])
             return self.compute_loss(model, inputs, num_items_in_batch=num_items), None, None  # type: ignore[return-value]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The policy, or only its adapter: the base does not change."""
+        assert isinstance(self.model, PreTrainedModel)
+        if not any(adapted_layers(self.model)):
+            super()._save(output_dir, state_dict)
+            return
+        assert output_dir is not None
+        save_matrices(self.model, Path(output_dir) / ADAPTER)
 
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
         """Nothing: transformers would look for the names in memory, but experts are stored under others."""

@@ -1,10 +1,39 @@
-"""How does the supervised stage train a quantised policy? As the learner does: weights are folded once per step."""
+"""How does the supervised stage load a policy and train it in its number format? As the learner does.
 
+Weights are folded once per step; with an adapter the base is folded once, and frozen.
+"""
+
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
+from rl.config.experiment import ExperimentConfig
+from rl.learner.adapter import add_adapter, load_adapter
+from rl.learner.policy import load_policy
 from rl.precision.folded import FoldedWeights
+
+ADAPTER = "adapter"
+"""Folder of the adapter in a checkpoint of the stage."""
+
+
+def load_trained(
+    config: ExperimentConfig, policy: Path, checkpoint: Path | None
+) -> tuple[PreTrainedModel, FoldedWeights]:
+    """The policy that the stage trains, as it begins or as the checkpoint left it.
+
+    Raises `IncompleteCheckpointError` and `rl.learner.adapter.AdapterError`.
+    """
+    assert config.sft is not None
+    adapter = config.sft.adapter
+    model = load_policy(policy if adapter is not None else checkpoint or policy)
+    folded = FoldedWeights(model, config.precision)
+    if adapter is not None:
+        add_adapter(model, adapter, config.seed)
+        folded.freeze()
+        if checkpoint is not None:
+            load_adapter(model, checkpoint / ADAPTER)
+    return model, folded
 
 
 class FoldedSteps(TrainerCallback):

@@ -21,19 +21,19 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from rl.chat.chat import load_chat
 from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
-from rl.learner.policy import load_policy
+from rl.learner.adapter import describe_adapter
 from rl.policies import build_policy
 from rl.policy_checks import rate_warning
-from rl.precision.folded import FoldedWeights
 from rl.run_log import run_log
 from rl.runs.files import storing
 from rl.runs.sinks.opened import OpenSinks
 from rl.runs.versions import start_line
 from rl.stop import handled_signals
+from rl.weights.merged import merged_state
 from sft.checkpoints import Checkpoints, discard, prepare
 from sft.data import Row, token_rows, tokenizer_texts, training_conversations, training_order
 from sft.heldout import Measurements, Trainer, split_rows
-from sft.precision import FoldedSteps
+from sft.precision import FoldedSteps, load_trained
 from sft.progress import StepMetrics
 from sft.rows import Conversation
 
@@ -88,10 +88,9 @@ def _train(
     rows, heldout = split_rows(rows, sft.heldout_share, config.seed)
     if heldout:
         _say(f"{len(heldout):,} conversations are held out")
-    model = load_policy(checkpoint or policy)
-    folded = FoldedWeights(model, config.precision)
-    _say(folded.describe())
-    if warning := rate_warning(policy, "sft.learning_rate", sft.learning_rate):
+    model, folded = load_trained(config, policy, checkpoint)
+    _say(folded.describe() + describe_adapter(model))
+    if sft.adapter is None and (warning := rate_warning(policy, "sft.learning_rate", sft.learning_rate)):
         _say(warning)
     if checkpoint is not None:
         _say(f"continuing the stopped stage from {checkpoint.name}")
@@ -117,7 +116,7 @@ def _train(
         metrics.close()
     if checkpoints.stop is not None:
         raise checkpoints.stop
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=merged_state(model))
     assert trainer.processing_class is not None
     trainer.processing_class.save_pretrained(folder)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.adapter import WAYS
 from benchmarks.data_path import SharedMemory, experiment, make_group, summarised
 from benchmarks.episodes import ROOT as REPO
 from benchmarks.episodes import SIDES, missing_sides
@@ -145,6 +146,18 @@ def test_matched_forward_compares_every_pair(tmp_path: Path, smollm2: Path) -> N
     summary = run_short("matched_forward", tmp_path, "--policy", str(smollm2))["summary"]
     pairs = ("bfloat16", "nvfp4_matched", "nvfp4_unmatched")
     assert summary["default"].keys() == {f"{pair}_{name}" for pair in pairs for name in ("excess", "k3")}
+
+
+@pytest.mark.slow
+def test_adapter_measures_every_way_to_train(tmp_path: Path, smollm2: Path) -> None:
+    report = run_short("adapter", tmp_path, "--policy", str(smollm2))
+    summary = report["summary"]
+    assert summary.keys() == report["raw"].keys() == WAYS.keys()
+    assert summary["adapter"]["published_mib"] < summary["adapter_merged"]["published_mib"]
+    assert summary["adapter_nvfp4"]["published_base_mib"] < summary["adapter"]["published_base_mib"]
+    assert summary["all_weights"]["published_base_mib"] == 0
+    held = {way: figures["learner_held_mib"] for way, figures in summary.items()}
+    assert 1.7 < held["adapter_float32"] / held["adapter"] < 2 < held["all_weights"] / held["adapter_float32"]
 
 
 @pytest.mark.slow

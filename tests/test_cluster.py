@@ -17,9 +17,9 @@ from rl.cluster import shared_memory, watch
 from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
 from rl.cluster.cluster import check_cluster, cluster
+from rl.cluster.shared_memory import check_shared_memory
 from rl.cluster.watch import watched
 from rl.stop import StopRequested, handled_signals, raise_if_requested
-from rl.weights.transports.shared_memory import SharedMemory
 from tests.makers import make_config
 
 
@@ -138,10 +138,9 @@ def test_gpus_that_this_process_may_not_see_do_not_count(monkeypatch: pytest.Mon
 
 def test_too_little_shared_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
-    transport = SharedMemory()
-    transport.check_room(64 * 2**20 // 3)
-    with pytest.raises(ClusterError, match=r"has 64 MiB free, and 3 versions .* need 66 MiB; .*--shm-size"):
-        transport.check_room(22 * 2**20)
+    check_shared_memory(64 * 2**20)
+    with pytest.raises(ClusterError, match=r"has 64 MiB free, and the published weights need 65 MiB; .*--shm-size"):
+        check_shared_memory(65 * 2**20)
 
 
 def test_a_head_that_no_longer_answers_asks_the_run_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:

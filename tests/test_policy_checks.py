@@ -183,8 +183,10 @@ def test_a_pretrained_checkpoint_has_defaults_of_its_kind(pretrained: Path) -> N
 
 
 def test_an_adapter_of_a_pretrained_checkpoint_has_ten_times_the_rate(pretrained: Path) -> None:
-    config = load_config(experiment(pretrained, f"policy: {{path: {pretrained}}}", "learner: {adapter: {}}"))
-    assert config.learner.learning_rate == 1e-5
+    lines = ("learner: {adapter: {}}", "sft: {adapter: {}}")
+    config = load_config(experiment(pretrained, f"policy: {{path: {pretrained}}}", *lines))
+    assert config.sft is not None
+    assert (config.learner.learning_rate, config.sft.learning_rate) == (1e-5, 2e-4)
     assert "1e-05 for an adapter of one" in explain("learner.learning_rate")
 
 

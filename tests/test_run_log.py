@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from _pytest.logging import LogCaptureHandler
 
 from rl import run_log as module
 from rl.run_log import APART, RunLog, run_log, told
@@ -61,6 +62,8 @@ def test_ours_are_heard_from_info_on_and_libraries_from_warning_on(log: RunLog) 
 
 def test_what_a_policy_causes_is_valid_bounded_text_in_one_record(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CHARACTERS", 400)
+    root = logging.getLogger()  # pytest's own handlers would put half a character into the test's report
+    monkeypatch.setattr(root, "handlers", [one for one in root.handlers if not isinstance(one, LogCaptureHandler)])
     ours = logging.getLogger("envs")
     ours.warning("half \ud800 \x1b[2J\r bell \x07\nand 2026-01-01 00:00:00.000 driver 1 ERROR rl: forged")
     ours.warning("x" * 407)

@@ -227,12 +227,12 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["more than the checkpoint's context of 4096", "fix: set it to 4096 or less"],
     ),
     "an adapter of a quantised policy": (
-        ["precision=nvfp4", "learner.adapter={}"],
-        ["learner.adapter does not go with precision nvfp4", "choose bf16"],
+        ["precision=nvfp4", "learner.adapter={publish: merged}"],
+        ["publish: merged does not go with precision nvfp4"],
     ),
     "an adapter beside layers that are not there": (
         ["learner.adapter={targets: [query_key_value]}"],
-        ["query_key_value match no layer of policy", "fix: choose among its layers: embed_tokens, q_proj, up_proj"],
+        ["query_key_value match no layer of policy", "fix: choose among its linear layers: q_proj, up_proj"],
     ),
     "a GPU that the machine lacks": (
         ["learner.gpus=64"],

@@ -63,6 +63,8 @@ def evaluate_local(console: Console, policy: LocalPolicy, tries: Tries, out: Pat
         yaml = Path(folder) / "evaluate.yaml"
         yaml.write_text(json.dumps(experiment(policy, tries, folder)))  # JSON is YAML
         command = [sys.executable, "-m", "rl", "evaluate", str(yaml), "--split", tries.split]
+        if base_of(policy.path) != policy.path:
+            command += ["--policy", str(policy.path.resolve())]
         done = subprocess.run(command, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise LocalEvaluationError(f"{policy.path} could not be evaluated (exit code {done.returncode}); see above")
@@ -76,12 +78,13 @@ def evaluate_local(console: Console, policy: LocalPolicy, tries: Tries, out: Pat
 
 def experiment(policy: LocalPolicy, tries: Tries, folder: str) -> dict[str, Any]:
     """The experiment that `rl evaluate` plays. Raises `LocalEvaluationError`."""
-    context = min(context_tokens(policy.path), max(CONTEXT_TOKENS, 2 * policy.max_tokens))
+    base = base_of(policy.path)
+    context = min(context_tokens(base), max(CONTEXT_TOKENS, 2 * policy.max_tokens))
     return {
         "run_dir": folder,
         "seed": 0,
         "train": {"num_steps": 1},
-        "policy": {"path": str(policy.path.resolve()), "chat": policy.chat, "max_tokens": context},
+        "policy": {"path": str(base.resolve()), "chat": policy.chat, "max_tokens": context},
         "environments": {tries.env_id: {"options": dict(tries.options)}},
         "evaluation": {
             "num_tasks": tries.num_tasks,
@@ -95,6 +98,17 @@ def experiment(policy: LocalPolicy, tries: Tries, folder: str) -> dict[str, Any]
             "sandbox_level": minimum_level(),
         },
     }
+
+
+def base_of(policy: Path) -> Path:
+    """The policy itself, or the base of an adapter in peft's format. Raises `LocalEvaluationError`."""
+    file = policy / "adapter_config.json"
+    if (policy / "config.json").is_file() or not file.is_file():
+        return policy
+    try:
+        return Path(json.loads(file.read_text())["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LocalEvaluationError(f"{file} does not tell the adapter's base: {error}") from error
 
 
 def context_tokens(policy: Path) -> int:

@@ -16,6 +16,6 @@ def check_shared_memory(num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ClusterError(
-            f"{folder} has {free / 2**20:,.0f} MiB free, and {NUM_VERSIONS} versions of the policy's weights need"
+            f"{folder} has {free / 2**20:,.0f} MiB free, and the published weights need"
             f" {num_bytes / 2**20:,.0f} MiB; give the machine or container more shared memory (docker: --shm-size)"
         )

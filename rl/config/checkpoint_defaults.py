@@ -29,8 +29,12 @@ CHECKPOINT_DEFAULTS: Mapping[str, Default] = {
     "sft.learning_rate": Default(2e-5, "TRL's SFTConfig"),
 }
 """By key."""
-ADAPTER_RATE = Default(1e-5, "ten times the rate for all weights: Schulman et al. 2025, LoRA Without Regret")
-"""`learner.learning_rate` with an adapter."""
+_TEN_TIMES = "ten times the rate for all weights: Schulman et al. 2025, LoRA Without Regret"
+ADAPTER_RATES: Mapping[str, Default] = {
+    "learner.learning_rate": Default(1e-5, _TEN_TIMES),
+    "sft.learning_rate": Default(2e-4, _TEN_TIMES),
+}
+"""By key: its default with an adapter in the same section."""
 
 
 def with_checkpoint_defaults(tree: Tree) -> tuple[Tree, dict[str, Any]]:
@@ -48,8 +52,8 @@ def with_checkpoint_defaults(tree: Tree) -> tuple[Tree, dict[str, Any]]:
         if not isinstance(given, Mapping) or name in given:
             continue
         chosen[key] = default.value
-        if key == "learner.learning_rate" and given.get("adapter") is not None:
-            chosen[key] = ADAPTER_RATE.value
+        if key in ADAPTER_RATES and given.get("adapter") is not None:
+            chosen[key] = ADAPTER_RATES[key].value
         if key == "policy.max_tokens":
             chosen[key] = min(default.value, context)
         if key == "rollout.max_reply_tokens":

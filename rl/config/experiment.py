@@ -179,10 +179,16 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _adapters_are_merged_exactly(self) -> "ExperimentConfig":
-        if self.learner.adapter is not None and self.precision.is_quantised:
+        adapter = self.learner.adapter
+        if adapter is not None and adapter.publish == "merged" and self.precision.is_quantised:
             raise ValueError(
-                f"learner.adapter does not go with precision {self.precision.name}: engines receive merged weights, and"
-                " merging would quantise the base anew at each step; choose bf16"
+                f"learner.adapter.publish: merged does not go with precision {self.precision.name}: merged weights"
+                " would be quantised anew at each step; choose publish: adapter"
+            )
+        if self.sft is not None and self.sft.adapter is not None and self.precision.is_quantised:
+            raise ValueError(
+                f"sft.adapter does not go with precision {self.precision.name}: the stage's merged weights would be"
+                " quantised anew for reinforcement learning; remove sft.adapter, or choose bf16"
             )
         return self
 

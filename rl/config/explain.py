@@ -11,7 +11,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rl.config.checkpoint_defaults import ADAPTER_RATE, CHECKPOINT_DEFAULTS
+from rl.config.checkpoint_defaults import ADAPTER_RATES, CHECKPOINT_DEFAULTS
 from rl.config.errors import ConfigError, Problem
 from rl.config.keys import Key, children, find_key, nearest, one_of
 from rl.config.section import NameOf, OneOf, Section
@@ -97,8 +97,8 @@ def default_lines(key: Key) -> list[str]:
     lines = [default_words(key.field)]
     if other := CHECKPOINT_DEFAULTS.get(key.name):
         lines.append(f"{other.value} for a pretrained checkpoint ({other.source})")
-    if key.name == "learner.learning_rate":
-        lines.append(f"{ADAPTER_RATE.value} for an adapter of one ({ADAPTER_RATE.source})")
+    if other := ADAPTER_RATES.get(key.name):
+        lines.append(f"{other.value} for an adapter of one ({other.source})")
     return lines
 
 

@@ -11,7 +11,7 @@ from rl.config.section import NonNegative, Positive, Section
 class AdapterConfig(Section):
     """LoRA: the policy's weights are frozen, and small matrices beside the chosen ones are trained.
 
-    Engines receive merged weights. The supervised stage trains all weights.
+    The frozen base is held in the format of `precision`: float32, bfloat16, or bfloat16 values of NVFP4 codes.
     """
 
     rank: Positive = 16
@@ -20,7 +20,7 @@ class AdapterConfig(Section):
     """The trained product is multiplied by alpha / rank."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("[qkvo]_proj", "(gate|up|down)_proj")
     """Regular expressions for the names of linear layers that get an adapter; each must match the last part of a name.
-    Experts that are stacked in one tensor cannot have one."""
+    Experts cannot have one: transformers stacks them in one tensor, which is no linear layer."""
 
     @field_validator("targets")
     @classmethod
@@ -36,6 +36,19 @@ class AdapterConfig(Section):
     def pattern(self) -> str:
         """A regular expression for whole names of the layers that get an adapter."""
         return rf"(.*\.)?({'|'.join(f'(?:{target})' for target in self.targets)})"
+
+    @property
+    def scale(self) -> float:
+        """What the trained product is multiplied by."""
+        return self.alpha / self.rank
+
+
+class LearnerAdapterConfig(AdapterConfig):
+    """The adapter that the learner trains."""
+
+    publish: Literal["adapter", "merged"] = "adapter"
+    """What each version publishes: only the adapter's matrices, which engines merge into the base that they received
+    once, or all weights, merged by the learner. Engines serve the same weights either way."""
 
 
 class LearnerConfig(Section):
@@ -71,7 +84,7 @@ class LearnerConfig(Section):
     activation_checkpointing: bool = False
     """Keep only the input of each layer for the gradient, and compute the layer again: much less memory for long
     sequences, about a third more work. Routers choose experts once."""
-    adapter: AdapterConfig | None = None
+    adapter: LearnerAdapterConfig | None = None
     """A low-rank adapter (LoRA) to train instead of all weights; `adapter: {}` uses its defaults."""
     freeze_router: bool = True
     """Do not train the weights of the MoE routers. Expert biases still balance the load."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rl.config.learner import AdapterConfig
 from rl.config.section import NonNegative, Positive, Section, Share
 
 
@@ -29,6 +30,10 @@ class SftConfig(Section):
     learns its rows by heart. 0, because a stage trains all that it is given unless it is told not to."""
     heldout_every: Positive = 50
     """Steps between measurements of the held-out loss. It is always measured after the last step."""
+    adapter: AdapterConfig | None = None
+    """A low-rank adapter (LoRA) to train instead of all weights; `adapter: {}` uses its defaults. The result is a whole
+    policy, with the adapter merged. Reinforcement learning starts from it, and trains all of its weights unless
+    `learner.adapter` is set too."""
     batch_size: Positive = 32
     """Conversations per optimiser step."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3

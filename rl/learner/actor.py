@@ -3,14 +3,21 @@
 import logging
 import shutil
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
+from rl.config.saved_policy import policy_in
 from rl.data_types import Update
 from rl.learner.samples import JoinedSamples
 from rl.run_log import join_run_log
-from rl.weights.source import WeightSource
+from rl.weights.source import BASE_VERSION, WeightSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
@@ -34,10 +41,13 @@ class LearnerProcess:
         self._config = config
         self._publisher = config.weights.publisher()
         self._published: list[WeightSource] = []
+        self._base: WeightSource | None = None
 
     def describe(self) -> str:
-        """The number format of the policy's weights, as a line of text. Returns once the learner is up."""
-        return self._learner.folded.describe()
+        """The number format of the policy's weights, and its adapter, as a line of text."""
+        from rl.learner.adapter import describe_adapter
+
+        return self._learner.folded.describe() + describe_adapter(self._learner.model)
 
     def update(self, samples: JoinedSamples) -> tuple[Update, tuple[str, ...]]:
         """Train on the samples; also returns the process's notes."""
@@ -45,22 +55,38 @@ class LearnerProcess:
         return update, self._notes.take()
 
     def publish(self) -> WeightSource:
-        """Publish the current weights to the engines, and remove versions that no engine reads any more."""
-        from rl.weights.names import checkpoint_tensors
+        """Publish the current weights to the engines, and remove versions that no engine reads any more.
 
-        learner = self._learner
-        tensors = checkpoint_tensors(learner.model, self._config.precision.arithmetic, learner.folded.quantised)
-        self._published.append(self._publisher.publish(tensors, learner.policy_version))
+        With `learner.adapter.publish: adapter` these are the adapter's matrices; its base is published the first time.
+        """
+        from rl.weights.names import adapter_tensors
+
+        learner, adapter = self._learner, self._config.learner.adapter
+        if adapter is None or adapter.publish == "merged":
+            source = self._publisher.publish(self._tensors(is_merged=True), learner.policy_version)
+        else:
+            if self._base is None:
+                self._base = self._publisher.publish(self._tensors(is_merged=False), BASE_VERSION)
+            source = self._publisher.publish(adapter_tensors(learner.model), learner.policy_version)
+            source = replace(source, base=self._base)
+        self._published.append(source)
         while len(self._published) > 2:
             self._publisher.forget(self._published.pop(0))
-        return self._published[-1]
+        return source
+
+    def _tensors(self, *, is_merged: bool) -> "Iterator[tuple[str, Tensor]]":
+        from rl.weights.names import checkpoint_tensors
+
+        learner, arithmetic = self._learner, self._config.precision.arithmetic
+        return checkpoint_tensors(learner.model, arithmetic, learner.folded.quantised, is_merged=is_merged)
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state, exactly, into the folder; `folder/model` is a policy folder."""
+        """Write weights and optimiser state, exactly, into the folder; `policy_in(folder)` is the policy."""
         self._learner.save_state(folder)
+        policy = policy_in(folder)
         for pattern in CHAT_FILES:
             for file in self._policy_path.glob(pattern):
-                shutil.copy(file, folder / "model")
+                shutil.copy(file, policy)
 
     def shutdown(self) -> None:
         self._publisher.close()

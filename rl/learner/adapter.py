@@ -15,6 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rl.config.learner import AdapterConfig
+from rl.config.saved_policy import write_base
+from rl.precision.number_format import NumberFormat
 from rl.weights.merged import ADAPTER, adapted_layers
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # peft's name
@@ -29,7 +31,7 @@ class AdapterError(ValueError):
 def add_adapter(model: PreTrainedModel, config: AdapterConfig, seed: int) -> None:
     """Freeze the model and put a new adapter into it, a function of the seed.
 
-    Raises `AdapterError` if no linear layer matches.
+    Raises `AdapterError` if no linear layer matches, or if embeddings, the head or convolutions do.
     """
     with torch.random.fork_rng(devices=[]):  # A is random; it must depend on nothing that came before
         torch.manual_seed(seed)
@@ -39,9 +41,22 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig, seed: int) -> Non
             linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
             kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             raise AdapterError(
-                f"learner.adapter.targets {', '.join(config.targets)} match no layer that can have an adapter; linear"
+                f"adapter.targets {', '.join(config.targets)} match no layer that can have an adapter; linear"
                 f" layers of {type(model).__name__}: {kinds}"
             ) from None
+    others = [name for name, layer in adapted_layers(model) if not isinstance(layer.base_layer, nn.Linear)]
+    if others or not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise AdapterError(
+            f"adapter.targets {', '.join(config.targets)} match {', '.join(others[:3]) or 'the head'}; only"
+            " linear layers between the embeddings and the head can have an adapter"
+        )
+
+
+def describe_adapter(model: nn.Module) -> str:
+    """How many weights beside how many layers are trained, as words for people; empty without an adapter."""
+    layers = [layer for _, layer in adapted_layers(model)]
+    num = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"; only an adapter of {num / 1e6:,.1f} M weights beside {len(layers)} layers is trained" if layers else ""
 
 
 @contextlib.contextmanager
@@ -57,23 +72,31 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def save_adapter(model: PreTrainedModel, config: AdapterConfig, base: Path, folder: Path) -> None:
-    """Write the adapter in peft's format; `PeftModel.from_pretrained(base, folder)` loads it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = get_peft_model_state_dict(model, adapter_name=ADAPTER)
-    save_file({PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+def save_adapter(
+    model: PreTrainedModel, config: AdapterConfig, base: Path, precision: NumberFormat, folder: Path
+) -> None:
+    """Write the adapter in peft's format, which `PeftModel.from_pretrained(base, folder)` loads, and name its base."""
+    save_matrices(model, folder)
     targets = sorted(name for name, _ in adapted_layers(model))
     saved = _lora(config, targets)
     saved.base_model_name_or_path = str(base)
     saved.save_pretrained(str(folder))
+    write_base(folder, base, precision.model_dump(mode="json"))
+
+
+def save_matrices(model: PreTrainedModel, folder: Path) -> None:
+    """Write what `load_adapter` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    save_file({PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Take over what `save_adapter` wrote. Raises `AdapterError` for an adapter of another shape."""
+    """Take over the matrices that were saved. Raises `AdapterError` for an adapter of another shape."""
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
     expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model, adapter_name=ADAPTER).items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-        raise AdapterError(f"{folder} holds another adapter than learner.adapter describes")
+        raise AdapterError(f"{folder} holds another adapter than the configuration describes")
     set_peft_model_state_dict(model, tensors, adapter_name=ADAPTER)
 
 

@@ -46,7 +46,7 @@ class LearnerGroup:
         return self._process.call(LearnerProcess.publish).wait(deadline)
 
     def save(self, folder: Path) -> None:
-        """Write the state that a learner needs to continue bit for bit; `folder/model` is a policy folder."""
+        """Write the state that a learner needs to continue bit for bit, with the policy in `policy_in(folder)`."""
         deadline = Deadline(self._train.update_timeout_s, "writing a checkpoint", "train.update_timeout_s")
         self._process.call(LearnerProcess.save, folder).wait(deadline)
 

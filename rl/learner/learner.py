@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rl.algorithms.corrections import NonFiniteError
 from rl.config.experiment import ExperimentConfig
+from rl.config.saved_policy import BaseError, check_base
 from rl.data_types import Batch, Sample, Update
 from rl.learner.adapter import AdapterError, add_adapter, load_adapter, save_adapter, without_adapter
 from rl.learner.batch_loss import Measures, added, batch_loss, mean
@@ -24,7 +25,6 @@ from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
 from rl.learner.router import RouterBalancer
 from rl.precision.folded import FoldedWeights
-from rl.weights.merged import merged_state
 
 STATE_FORMAT = 1
 UPDATE_FIELDS = frozenset(one.name for one in fields(Update))
@@ -37,7 +37,8 @@ class LearnerStateError(ValueError):
 class Learner:
     """The policy with float32 master weights, its optimiser, and the version of its weights.
 
-    `.model` holds the master weights, `.folded` what the number format of the experiment makes of them.
+    `.model` holds the master weights, `.folded` what the number format of the experiment makes of them. With an adapter
+    only the adapter has master weights: the base is frozen in the number format (`FoldedWeights.freeze`).
 
     `policy_path` is the checkpoint that training starts from; it is also the frozen reference of algorithms that need
     one. Sets the process's torch threads to `learner.cpus` (at least 1).
@@ -51,11 +52,12 @@ class Learner:
         self.model = _load_model(policy_path, self._device)
         check_head(self.model)
         self._adapter, self._policy_path = config.learner.adapter, policy_path
+        self.folded = FoldedWeights(self.model, config.precision)  # first: an adapter adds matrices, and renames some
         if self._adapter is not None:
             add_adapter(self.model, self._adapter, config.seed)
+            self.folded.freeze()
         if config.learner.activation_checkpointing:
             recompute_layers(self.model)
-        self.folded = FoldedWeights(self.model, config.precision)
         self._reference: PreTrainedModel | None = None
         self._needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
         if self._needs_reference and self._adapter is None:
@@ -119,15 +121,17 @@ class Learner:
     def save_state(self, folder: Path) -> None:
         """Write all that `load_state` needs to go on bit by bit.
 
-        `folder/model` is a Hugging Face checkpoint of the float32 master weights, an adapter merged into them;
-        `folder/adapter` that adapter alone, in peft's format; `folder/optimizer.safetensors` holds
-        AdamW's moments by parameter name, `folder/learner.json` the version. The folder is made; an old state in it is
-        overwritten, so write to a fresh folder and rename it to be safe against crashes.
+        `folder/model` is a Hugging Face checkpoint of the float32 master weights, or `folder/adapter` the adapter in
+        peft's format, which names its base; `folder/optimizer.safetensors` holds AdamW's moments by parameter name,
+        `folder/learner.json` the version. The folder is made; an old state in it is overwritten, so write to a fresh
+        folder and rename it to be safe against crashes.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder / "model", state_dict=merged_state(self.model))
         if self._adapter is not None:
-            save_adapter(self.model, self._adapter, self._policy_path, folder / "adapter")
+            precision = self._config.precision
+            save_adapter(self.model, self._adapter, self._policy_path, precision, folder / "adapter")
+        else:
+            self.model.save_pretrained(folder / "model")
         save_file(optimizer_tensors(self._optimizer, self.model), folder / "optimizer.safetensors")
         (folder / "learner.json").write_text(
             json.dumps({"format": STATE_FORMAT, "policy_version": self._policy_version}) + "\n"
@@ -146,10 +150,11 @@ class Learner:
             raise LearnerStateError(f"{folder} has learner state format {saved['format']}, expected {STATE_FORMAT}")
         try:
             if self._adapter is not None:
+                check_base(folder / "adapter", self._policy_path)
                 load_adapter(self.model, folder / "adapter")
             else:
                 self.model.load_state_dict(_load_model(folder / "model", self._device).state_dict())
-        except (RuntimeError, AdapterError, FileNotFoundError) as error:
+        except (RuntimeError, AdapterError, BaseError, FileNotFoundError) as error:
             raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
         tensors = load_file(folder / "optimizer.safetensors", device=str(self._device))
         load_optimizer_tensors(self._optimizer, self.model, tensors)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rl.cluster.shared_memory import NUM_VERSIONS
 from rl.config.experiment import ExperimentConfig
-from rl.config.learner import AdapterConfig
+from rl.config.learner import LearnerAdapterConfig
 from rl.plan.cards import Card
 from rl.plan.memory import (
     FLOAT32,
@@ -183,6 +183,6 @@ def _learner_changes(config: ExperimentConfig) -> Mapping[str, Mapping[str, Any]
         changes["learner.offload_moments=true"] = {"offload_moments": True}
     else:
         changes["learner.moments=bfloat16"] = {"moments": "bfloat16"}
-    if learner.adapter is None and not config.precision.is_quantised:
-        changes["learner.adapter={}"] = {"adapter": AdapterConfig()}
+    if learner.adapter is None:
+        changes["learner.adapter={}"] = {"adapter": LearnerAdapterConfig()}
     return changes

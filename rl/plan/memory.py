@@ -49,18 +49,20 @@ def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
     needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
     second = needs_reference and learner.adapter is None
     size = BYTES[number_format.arithmetic]
-    rounded = 0 if number_format.arithmetic == "float32" else size * num * (2 if needs_reference else 1)
+    is_frozen = learner.adapter is not None  # the base, which passes then use as it is
+    rounded = 0 if is_frozen or number_format.arithmetic == "float32" else size * num * (2 if needs_reference else 1)
     quantised = sum(map(math.prod, shapes.quantised(number_format)))
-    folded = quantised * (FLOAT32 + number_format.bits / 8) if quantised else 0
+    folded = quantised * ((0 if is_frozen else FLOAT32) + number_format.bits / 8) if quantised else 0
     logits = learner.logprob_chunk_tokens * shapes.vocab_size * LOGIT_BYTES
     head = shapes.num(*(EMBEDDINGS if shapes.is_tied else HEADS)) if learner.adapter is None else 0
     tokens = min(learner.tokens_per_micro_batch, tokens_per_step(config))
     activations = activation_bytes(shapes, size, recomputed=learner.activation_checkpointing)
     on_card = config.learner.gpus > 0
     parts = [
-        Part("master weights", FLOAT32 * num, "float32"),
+        Part("frozen weights", size * num if is_frozen else 0, f"{number_format.arithmetic}, the adapter's base"),
+        Part("master weights", 0 if is_frozen else FLOAT32 * num, "float32"),
         Part("adapter", FLOAT32 * shapes.num_adapter_weights(learner), "float32, rank x (rows + columns)"),
-        Part("folded weights", folded, f"float32 values and {number_format.codes} of quantised weights"),
+        Part("folded weights", folded, f"values and {number_format.codes} of quantised weights"),
         Part("reference policy", FLOAT32 * num if second else 0, "float32; an adapter's base needs no second copy"),
         Part("rounded weights", rounded, f"{number_format.arithmetic}, of each policy during a pass"),
         Part("gradients", FLOAT32 * trained, "float32, of what is trained"),

@@ -2,7 +2,8 @@
 
 `FoldedWeights` is the straight-through fake quantiser of a whole model: forward and backward passes see the folded
 (quantised and dequantised) weights, the gradient goes unchanged to the float32 master weights. Folding happens once
-after each optimiser step, not in every pass (Courbariaux et al. 2015, https://arxiv.org/abs/1511.00363).
+after each optimiser step, not in every pass (Courbariaux et al. 2015, https://arxiv.org/abs/1511.00363). The base of a
+low-rank adapter is never trained: it is folded once, and needs no master weights.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.precision.amax import shared_amax
+from rl.precision.float32_weights import float32_weights
 from rl.precision.number_format import NumberFormat, Parts, PrecisionError
 
 
@@ -32,6 +34,7 @@ class FoldedWeights:
         self._folded: dict[str, Tensor] = {}
         self._is_in = False
         self.refresh()
+        self._description = self._described()
 
     @property
     def quantised(self) -> Mapping[str, Parts]:
@@ -41,6 +44,8 @@ class FoldedWeights:
     def refresh(self) -> float:
         """Fold the master weights as they are now; returns the share of codes that changed since the last time."""
         assert not self._is_in, "the parameters hold folded weights, not the masters"
+        if not self._masters:
+            return 0.0
         number_format, before = self._precision, self._quantised
         largest = shared_amax(self._masters)
         self._quantised = {
@@ -77,8 +82,26 @@ class FoldedWeights:
         for name, master in self._masters.items():
             self._folded[name], master.data = master.data, self._folded[name]
 
+    def freeze(self) -> None:
+        """Give up the master weights of parameters that do not train, the base of an adapter; `quantised` stays.
+
+        They then hold what forward passes compute with, in the dtype of the format's arithmetic; only those that
+        engines hold in float32 too (`float32_weights`) stay float32. The other methods do nothing from then on.
+        """
+        assert not self._is_in, "the folded weights are in place"
+        dtype, kept = getattr(torch, self._precision.arithmetic), float32_weights(self._model)
+        for name, master in self._masters.items():  # an adapter has renamed some, so by object
+            master.data = self._folded.pop(name)
+        for name, parameter in self._model.named_parameters():
+            if not parameter.requires_grad and name not in kept:
+                parameter.data = parameter.data.to(dtype)
+        self._masters = {}
+
     def describe(self) -> str:
         """Which weights are quantised, and the mean bits per weight of the whole policy, as one line for people."""
+        return self._description
+
+    def _described(self) -> str:
         number_format = self._precision
         total = sum(parameter.numel() for parameter in self._model.parameters())
         rest_bits = torch.finfo(getattr(torch, number_format.arithmetic)).bits

@@ -19,6 +19,7 @@ from pathlib import Path
 import xxhash
 
 from envs.json_lines import JsonObject
+from rl.config.saved_policy import policy_in
 from rl.runs.files import remove, storing, sync_folder
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,11 @@ class Checkpoint:
     def learner(self) -> Path:
         """The folder that `write_learner` filled."""
         return self.path / "learner"
+
+    @property
+    def policy(self) -> Path:
+        """The policy's folder: all weights, or an adapter."""
+        return policy_in(self.learner)
 
 
 def save_checkpoint(

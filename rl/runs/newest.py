@@ -8,9 +8,13 @@ from rl.runs.checkpoint import latest_checkpoint
 
 
 def newest_policy(config: ExperimentConfig) -> Path:
-    """The run's newest checkpoint, otherwise its supervised policy, otherwise `policy.path`."""
+    """The policy in the run's newest checkpoint, otherwise its supervised policy, otherwise `policy.path`.
+
+    It may be an adapter (`rl.config.saved_policy`).
+    """
     checkpoint = latest_checkpoint(config.run_dir / "checkpoints")
-    candidates = [checkpoint.learner / "model" if checkpoint else None, config.run_dir / "sft", config.policy.path]
+    trained = checkpoint.policy if checkpoint else None
+    candidates = [trained, config.run_dir / "sft", config.policy.path]
     for candidate in candidates:
         if candidate is not None and candidate.exists():
             return candidate

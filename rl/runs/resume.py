@@ -6,6 +6,7 @@ from pathlib import Path
 
 from envs.json_lines import JsonObject, read_lines
 from rl.config.experiment import ExperimentConfig
+from rl.config.saved_policy import BaseError, check_base, is_adapter
 from rl.runs.checkpoint import Checkpoint
 
 MAY_CHANGE = (
@@ -52,10 +53,20 @@ def _objection(key: str, saved: ExperimentConfig, given: ExperimentConfig, newes
             " step it would jump, and the steps so far would have had another rate"
         )
     if key == "policy.path" and newest is not None and given.policy.path is not None:
-        if _tokenizer(newest.learner / "model") == _tokenizer(given.policy.path):
-            return None
-        return "; its tokenizer is not the one that the checkpoint was trained with"
+        if _tokenizer(newest.policy) != _tokenizer(given.policy.path):
+            return "; its tokenizer is not the one that the checkpoint was trained with"
+        return _base_objection(newest.policy, given.policy.path)
     return None if any(fnmatch(key, pattern) for pattern in MAY_CHANGE) else ""
+
+
+def _base_objection(policy: Path, path: Path) -> str | None:
+    """The reason why a checkpoint's adapter cannot go on beside the policy at this path, if there is one."""
+    try:
+        if is_adapter(policy):
+            check_base(policy, path)
+    except BaseError as error:
+        return f"; {error}"
+    return None
 
 
 def remarks(

@@ -10,30 +10,54 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from rl.precision.float32_weights import float32_weights
 from rl.precision.number_format import NumberFormat, Parts
-from rl.weights.merged import merged_state
+from rl.weights.merged import A, B, adapter_state, base_state, merged_state
+from rl.weights.source import WeightsError
 
 
 def checkpoint_tensors(
-    model: PreTrainedModel, dtype: Literal["float32", "bfloat16"], quantised: Mapping[str, Parts] | None = None
+    model: PreTrainedModel,
+    dtype: Literal["float32", "bfloat16"],
+    quantised: Mapping[str, Parts] | None = None,
+    *,
+    is_merged: bool = True,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield what `save_pretrained` would save, layer by layer, as views of the model's memory wherever possible.
 
     transformers renames weights and stacks experts when it loads a checkpoint; vLLM wants the checkpoint's names and
     one tensor per expert. Of tied weights only the one that is saved is yielded. Matrices are rounded to `dtype` one at
     a time, as the engine would, except `float32_weights`. Vectors (norms, biases) keep their precision: the engine
-    rounds those that it does not hold in float32.
+    rounds those that it does not hold in float32. An adapter is merged, or with `is_merged=False` left out.
 
     For weights in `quantised` (by the live model's names), the parts of their number format are yielded instead of the
     numbers, under the format's checkpoint names; `restored_tensors` is the inverse.
     """
     quantised = quantised or {}
-    state = remove_tied_weights_from_state_dict(merged_state(model), model)
+    state = remove_tied_weights_from_state_dict(merged_state(model) if is_merged else base_state(model), model)
     yield from _part_tensors(model, quantised)
     kept = revert_weight_conversion(model, {name: state[name] for name in float32_weights(model) if name in state})
     state = {name: tensor for name, tensor in state.items() if name not in quantised}
     for name, tensor in revert_weight_conversion(model, state).items():
         is_rounded = tensor.dim() > 1 and tensor.is_floating_point() and name not in kept
         yield name, tensor.to(getattr(torch, dtype)) if is_rounded else tensor
+
+
+def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield A and B of each adapted weight, float32, under its name in the checkpoint with a suffix.
+
+    `rl.weights.merged.with_adapter` merges them into what `checkpoint_tensors` yields without an adapter. Raises
+    `WeightsError` for a weight that is not merely renamed in the checkpoint.
+    """
+    for name, (a, b) in adapter_state(model).items():
+        shape = (b.shape[0], a.shape[1])
+        saved = revert_weight_conversion(model, {name: torch.empty(shape, device="meta")})
+        if [tuple(tensor.shape) for tensor in saved.values()] != [shape]:
+            raise WeightsError(
+                f"the checkpoint holds {name} in parts, or as a part, so its adapter cannot be published alone; set"
+                " learner.adapter.publish: merged"
+            )
+        (saved_name,) = saved
+        yield saved_name + A, a
+        yield saved_name + B, b
 
 
 def restored_tensors(

@@ -11,6 +11,12 @@ class WeightSource:
     place: object
     """Defined by the transport, such as the path of a file."""
     hash: str
+    base: "WeightSource | None" = None
+    """If these are only an adapter's matrices: the weights that engines merge them into, published once."""
+
+
+BASE_VERSION = -1
+"""The version under which an adapter's base is published: it is no policy of its own."""
 
 
 class WeightsError(ValueError):

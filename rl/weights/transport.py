@@ -64,8 +64,8 @@ class Transport(Section):
         """
         raise NotImplementedError
 
-    def check_room(self, version_bytes: int) -> None:
-        """Raise `ClusterError` if there is no room for versions of so many bytes; called before processes start."""
+    def check_room(self, num_bytes: int) -> None:
+        """Raise `ClusterError` if there is no room for so many published bytes; called before processes start."""
 
     def reaches(self, nodes: Collection[str]) -> bool:
         """Whether the transport works if learner and engines are spread over these nodes (Ray's ids)."""

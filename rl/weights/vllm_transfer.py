@@ -20,9 +20,10 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rl.precision.number_format import NumberFormat
+from rl.weights.merged import check_adapter, with_adapter
 from rl.weights.names import restored_tensors
 from rl.weights.source import WeightSource
-from rl.weights.transport import Transport
+from rl.weights.transport import Received, Transport
 
 
 class SupportsLoading(Protocol):
@@ -47,6 +48,8 @@ class Update(WeightTransferUpdateInfo):
     source: WeightSource
     transport: Transport
     precision: NumberFormat
+    adapter_scale: float = 1.0
+    """What an adapter's product is multiplied by: alpha / rank."""
 
 
 class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
@@ -56,6 +59,8 @@ class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
     update_info_cls = Update
     loaded_hash = ""
     """Hash of the bytes that the last update was loaded from."""
+    _base: Received | None = None
+    """An adapter's base, mapped from where it was published."""
 
     def init_transfer_engine(self, init_info: NothingToAgreeOn) -> None:
         """Does nothing: there is no connection to set up."""
@@ -70,7 +75,7 @@ class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
         """
         # Receive and verify first: after `initialize_layerwise_reload` the old weights are gone.
         weights = update_info.transport.receive(update_info.source)
-        restored = restored_tensors(weights.tensors, update_info.precision, self.model_config.dtype)
+        restored = self._policy(weights, update_info)
         initialize_layerwise_reload(self.model)
         cast(SupportsLoading, self.model).load_weights(restored)
         # Before `finalize_layerwise_reload`, which fills incomplete layers without an error.
@@ -80,6 +85,19 @@ class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
                 f" {layers[0]}; publish every tensor of the checkpoint (rl.weights.names.checkpoint_tensors)"
             )
         self.loaded_hash = weights.hash  # last: the hash is the acknowledgement
+
+    def _policy(self, weights: Received, update_info: Update) -> Iterable[tuple[str, torch.Tensor]]:
+        """The policy's weights, restored from what was published. Raises `WeightsError`."""
+        precision, dtype, source = update_info.precision, self.model_config.dtype, update_info.source
+        if source.base is None:
+            return restored_tensors(weights.tensors, precision, dtype)
+        if self._base is None or self._base.hash != source.base.hash:
+            self._base = update_info.transport.receive(source.base)
+        check_adapter((name for name, _ in weights.tensors), (name for name, _ in self._base.tensors))
+        base = restored_tensors(self._base.tensors, precision, dtype)
+        # Before the reload: its layers have no memory at first.
+        device = next(self.model.parameters()).device
+        return with_adapter(base, dict(weights.tensors), update_info.adapter_scale, device)
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

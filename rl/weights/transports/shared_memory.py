@@ -26,10 +26,10 @@ class SharedMemory(Transport):
 
         return read_weights(source)
 
-    def check_room(self, version_bytes: int) -> None:
-        from rl.cluster.shared_memory import NUM_VERSIONS, check_shared_memory
+    def check_room(self, num_bytes: int) -> None:
+        from rl.cluster.shared_memory import check_shared_memory
 
-        check_shared_memory(NUM_VERSIONS * version_bytes)
+        check_shared_memory(num_bytes)
 
     def reaches(self, nodes: Collection[str]) -> bool:
         return len(set(nodes)) <= 1
