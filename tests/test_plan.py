@@ -67,7 +67,7 @@ def test_small_policies_share_a_card_and_large_ones_are_told_what_helps() -> Non
     enough = "the card or the policy: these keys are not enough"
     assert enough not in ways
     larger = shapes_of(PUBLISHED["Qwen3-14B"]())
-    _, ways = next(make_plan(larger, long_config(**HALVES), H100, None).problems())
+    _, ways = next(make_plan(larger, long_config(**HALVES), CARDS["rtx-4090"], None).problems())
     assert enough in ways
 
 

@@ -73,7 +73,14 @@ def test_a_quantised_policy_also_has_folded_weights() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "learner_keys"),
-    [("float32", {}), ("float32", {"adapter": {"rank": 4}}), ("bf16", {"moments": "bfloat16"}), ("nvfp4", {})],
+    [
+        ("float32", {}),
+        ("float32", {"adapter": {"rank": 4}}),
+        ("bf16", {"moments": "bfloat16"}),
+        ("bf16", {"adapter": {"rank": 4}}),
+        ("nvfp4", {}),
+        ("nvfp4", {"adapter": {"rank": 4}}),
+    ],
 )
 def test_a_real_learner_has_parts_of_these_sizes(precision: str, learner_keys: dict[str, Any], tmp_path: Path) -> None:
     folder = write_policy("qwen3", tmp_path)
@@ -83,7 +90,7 @@ def test_a_real_learner_has_parts_of_these_sizes(precision: str, learner_keys: d
     learner.update([make_sample([1, 2, 3, 4, 5], advantage=1.0)])
     parts = parts_of(policy_shapes(config), config)
     weights = sum(parameter.nbytes for parameter in learner.model.parameters())
-    assert weights == parts["master weights"] + parts.get("adapter", 0)
+    assert weights == sum(parts.get(name, 0) for name in ("master weights", "frozen weights", "adapter"))
     moments = [
         state for states in learner._optimizer.state.values() for state in (states["exp_avg"], states["exp_avg_sq"])
     ]
