@@ -85,6 +85,18 @@ def test_a_model_is_downloaded_once_and_without_other_formats(
     assert [path for path in hub if "/resolve/" in path] == asked  # now it is in the cache
 
 
+def test_an_interrupted_download_is_gone_on_with(hub: list[str]) -> None:
+    folder = downloaded_snapshot("someone/model")
+    assert folder is not None and cached_snapshot("someone/model") == folder
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    assert cached_snapshot("someone/model") is None
+    index.unlink()
+    (folder / "model.safetensors").unlink()
+    assert cached_snapshot("someone/model") is None
+    assert downloaded_snapshot("someone/model") == folder == cached_snapshot("someone/model")
+
+
 def test_what_cannot_be_downloaded_is_told(hub: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert downloaded_snapshot("someone/else") is None
     assert "someone/else cannot be downloaded: " in capsys.readouterr().out

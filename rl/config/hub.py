@@ -1,5 +1,6 @@
 """Which folder does the id of a model on the Hugging Face hub mean? The newest snapshot in the local cache."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ def is_hub_id(path: Path) -> bool:
 
 
 def cached_snapshot(name: str) -> Path | None:
-    """The folder of this model in the cache; None if it is not there. Nothing is downloaded.
+    """The folder of this model in the cache; None if it is not there, or not all of it. Nothing is downloaded.
 
     The folder's name is the commit, so a run that saves the path starts from the same weights again.
     """
@@ -25,9 +26,10 @@ def cached_snapshot(name: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        folder = Path(snapshot_download(name, allow_patterns=list(PATTERNS), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    return folder if _is_whole(folder) else None
 
 
 def downloaded_snapshot(name: str) -> Path | None:
@@ -46,6 +48,14 @@ def downloaded_snapshot(name: str) -> Path | None:
 def download_command(name: str) -> str:
     """The command that puts the model into the cache, without weights in other formats."""
     return f"hf download {name} --include {' '.join(repr(pattern) for pattern in PATTERNS)}"
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether a download of weights was not interrupted."""
+    index = snapshot / "model.safetensors.index.json"
+    files = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ()
+    has_weights = any(snapshot.glob("*.safetensors")) or any(snapshot.glob("*.bin"))
+    return (snapshot / "config.json").is_file() and has_weights and all((snapshot / file).is_file() for file in files)
 
 
 def _cache_folder(name: str) -> Path:
