@@ -194,7 +194,7 @@ def test_five_steps_lower_the_loss_and_leave_a_checkpoint_that_loads(tmp_path):
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (config.run_dir / "policy", folder))
     assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
     assert load_chat(folder, "nemotron").stop_ids == load_chat(config.run_dir / "policy", "nemotron").stop_ids
-    assert sorted(path.name for path in config.run_dir.iterdir()) == ["policy", "sft"]
+    assert sorted(path.name for path in config.run_dir.iterdir()) == ["policy", "run.log", "sft", "tensorboard"]
 
 
 @pytest.mark.slow
