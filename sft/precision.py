@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from rl.config.experiment import ExperimentConfig
 from rl.learner.adapter import add_adapter, load_adapter
 from rl.learner.policy import load_policy
+from rl.learner.recompute import recompute_layers
 from rl.precision.folded import FoldedWeights
 
 ADAPTER = "adapter"
@@ -33,6 +34,8 @@ def load_trained(
         folded.freeze()
         if checkpoint is not None:
             load_adapter(model, checkpoint / ADAPTER)
+    if config.learner.activation_checkpointing:
+        recompute_layers(model)
     return model, folded
 
 

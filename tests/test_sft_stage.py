@@ -121,6 +121,18 @@ def run_stage(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, stop_at
 
 
 @pytest.mark.slow
+def test_activation_checkpointing_trains_the_very_same_policy(tmp_path: Path) -> None:
+    from sft.train import run
+
+    weights = []
+    for on in (False, True):
+        config = stage(tmp_path / str(on), {"build": SIZES})
+        learner = config.learner.model_copy(update={"activation_checkpointing": on})
+        weights.append((run(config.model_copy(update={"learner": learner})) / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [Float32(), Nvfp4()], ids=["float32", "nvfp4"])
 def test_a_stage_that_was_stopped_goes_on_to_the_very_same_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Section

@@ -83,7 +83,7 @@ class LearnerConfig(Section):
     """Tokens whose logits over the vocabulary are in memory at the same time."""
     activation_checkpointing: bool = False
     """Keep only the input of each layer for the gradient, and compute the layer again: much less memory for long
-    sequences, about a third more work. Routers choose experts once."""
+    sequences, about a third more work. Routers choose experts once. Also in the supervised stage."""
     adapter: LearnerAdapterConfig | None = None
     """A low-rank adapter (LoRA) to train instead of all weights; `adapter: {}` uses its defaults."""
     freeze_router: bool = True
