@@ -93,7 +93,7 @@ def play(
     from envs.commands.evaluate import Endpoint
     from envs.commands.play import play_environment
 
-    endpoint = Endpoint(url, model, temperature=1.0, max_tokens=1024, timeout_s=300.0, at_once=1) if model else None
+    endpoint = Endpoint(url, model, temperature=None, max_tokens=1024, timeout_s=300.0, at_once=1) if model else None
     play_environment(console, env_id, read_options(options), seed, gold=gold, endpoint=endpoint)
 
 

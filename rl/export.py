@@ -85,7 +85,7 @@ def _policy_of(source: Path) -> tuple[Path, Path]:
 
 def _write_adapter(policy: Path, out: Path) -> None:
     if not is_adapter(policy):
-        raise ExportError(f"{policy} is a whole policy: this run trained no adapter; leave --adapter out")
+        raise ExportError(f"{policy} is a whole policy: the run trained no adapter, or has no checkpoint yet")
     for file in policy.iterdir():
         shutil.copy(file, out / file.name)
 

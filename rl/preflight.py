@@ -148,4 +148,4 @@ def _ways_to_have_tools(config: ExperimentConfig) -> str:
     path = config.policy.path
     if path is not None and (fitting := [name for name, chat in fitting_chats(path).items() if chat.has_tools]):
         return f"the tokenizer of {path} also fits chat: {' or '.join(fitting)}"
-    return "use a policy whose chat template writes tool calls in a style of rl.chat.calls (docs: chat formats)"
+    return "use a policy whose chat template writes tool calls in a style of rl.chat.calls (docs/your_checkpoint.md)"

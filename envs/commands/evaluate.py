@@ -34,7 +34,8 @@ class Endpoint:
 
     url: str
     model: str
-    temperature: float
+    temperature: float | None
+    """None leaves sampling to the endpoint's defaults."""
     max_tokens: int
     timeout_s: float
     at_once: int
@@ -106,9 +107,10 @@ def ask(client: httpx.Client, endpoint: Endpoint, tools: Sequence[ToolSpec], mes
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": openai_messages(messages),
-        "temperature": endpoint.temperature,
         "max_tokens": endpoint.max_tokens,
     }
+    if endpoint.temperature is not None:
+        body["temperature"] = endpoint.temperature
     if tools:
         body["tools"] = openai_tools(tools)
     headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}

