@@ -21,6 +21,7 @@ from envs.rollout_file import read_rollouts
 from envs.sandbox import minimum_level
 from envs.session import Session
 
+STDERR = 2
 CONTEXT_TOKENS = 4096
 """Longest conversation, unless the checkpoint allows less or long replies need more."""
 
@@ -65,7 +66,7 @@ def evaluate_local(console: Console, policy: LocalPolicy, tries: Tries, out: Pat
         command = [sys.executable, "-m", "rl", "evaluate", str(yaml), "--split", tries.split]
         if base_of(policy.path) != policy.path:
             command += ["--policy", str(policy.path.resolve())]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, stdout=STDERR)  # its progress; the summary is printed here
         if done.returncode:
             raise LocalEvaluationError(f"{policy.path} could not be evaluated (exit code {done.returncode}); see above")
         saved = read_rollouts(Path(folder) / "evaluation" / "rollouts.jsonl")
