@@ -134,7 +134,7 @@ async def test_no_more_lanes_are_in_than_there_are_seats_and_all_get_one(start: 
 
 async def test_an_engine_rests_only_while_no_lane_is_open(start: Start) -> None:
     """A rest is an empty batch in the core's record."""
-    engine, core = start(lockstep_steps=2, rests=True)
+    engine, core = start(rests=True)
     await wait_until(lambda: core.batches == [()])
     first, second = engine.open_lanes(2)
     await sample_turn(first, (2,), PARAMS)
