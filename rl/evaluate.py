@@ -84,9 +84,7 @@ def whole_policy(policy: Path, config: ExperimentConfig) -> Iterator[tuple[Path,
         if is_adapter(policy):
             from rl.learner.served import write_served
 
-            config.run_dir.mkdir(
-                parents=True, exist_ok=True
-            )  # the engines' node reads it too, unlike the system's /tmp
+            config.run_dir.mkdir(parents=True, exist_ok=True)  # read on the engines' node too, unlike the system's /tmp
             merged = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="merged_", dir=config.run_dir)))
             for pattern in CHAT_FILES:
                 for file in (*base_of(policy).path.glob(pattern), *policy.glob(pattern)):

@@ -146,6 +146,16 @@ def test_a_stream_adds_up_to_the_same_reply(endpoint: Endpoint) -> None:
     assert parts[-1].choices[0].finish_reason == "tool_calls"
 
 
+def test_a_budget_of_nothing_switches_thinking_off_in_streams_and_in_every_choice(endpoint: Endpoint) -> None:
+    messages = [{"role": "user", "content": TAUGHT[0].content}]
+    off: dict[str, Any] = {"extra_body": {"thinking_token_budget": 0}, "max_tokens": 8}
+    choices = ask(endpoint, messages, n=2, temperature=1.0, **off).choices
+    assert [choice.message.reasoning for choice in choices] == [None, None]
+    deltas = [part.choices[0].delta for part in ask(endpoint, messages, stream=True, **off)]
+    assert not any(getattr(delta, "reasoning", None) for delta in deltas)
+    assert "".join(delta.content or "" for delta in deltas) == ask(endpoint, messages, **off).choices[0].message.content
+
+
 def test_tokens_are_those_that_the_engine_samples_in_training(endpoint: Endpoint) -> None:
     """With every budget: those of the engine of a run, from the same prompt and seed."""
     from rl.engine.vllm_core import VllmEngine

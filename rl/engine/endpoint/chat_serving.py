@@ -62,6 +62,8 @@ class PolicyChat(OpenAIServingChat):
         if limit := dialogue.thinking_limit(self._enforcement, min(asked, room)):
             request.vllm_xargs = {**(request.vllm_xargs or {}), **as_argument(limit)}  # type: ignore[dict-item]
         request.thinking_token_budget = None  # vLLM's own rule is another one
+        # Parsers of streams and further choices are made of the request later: it must still tell whether it thinks.
+        request.chat_template_kwargs = {**(request.chat_template_kwargs or {}), "enable_thinking": budget != "off"}
         request.stop_token_ids = [*(request.stop_token_ids or ()), *self._chat.stop_ids]
         return list(dialogue.prompt_ids)
 
