@@ -83,15 +83,17 @@ def _model_problems(policy: Path, model: Mapping[str, Any], config: ExperimentCo
 
 def _adapter_problems(policy: Path, adapter: AdapterConfig, key: str) -> Iterable[tuple[str, str, str]]:
     """Key, fault and remedy if the adapter's targets fit no layer of the checkpoint that can have one."""
-    layers = adapted_shapes(policy, adapter)
+    layers, shapes = adapted_shapes(policy, adapter), tensor_shapes(policy)
+    if adapter.experts and shapes and not any(map(is_expert, shapes)):
+        yield key.replace("targets", "experts"), f"{policy} has no routed experts", "remove it"
     named = ", ".join(adapter.targets)
     if others := [name for name in layers if name.rpartition(".")[2] in NO_LINEAR_LAYERS]:
         fix = "name linear layers between them, such as [qkvo]_proj"
         yield key, f"{named} match {others[0]}; embeddings, heads and convolutions cannot have an adapter", fix
-    elif layers and all(map(is_expert, layers)):
-        wrong = f"{named} match only experts, which are stacked in one tensor and cannot have an adapter"
-        yield key, wrong, "add layers outside of the experts, such as [qkvo]_proj, or train all weights"
-    elif not layers and (shapes := tensor_shapes(policy)):
+    elif layers and all(map(is_expert, layers)) and not adapter.experts:
+        wrong = f"{named} match only routed experts, which are stacked in one tensor"
+        yield key, wrong, "set adapter.experts: true, or add layers outside of the experts, such as [qkvo]_proj"
+    elif not layers and shapes and not adapter.experts:
         kinds = {name.split(".")[-2] for name in shapes if name.endswith(".weight") and len(shapes[name]) == 2}
         fix = f"choose among its linear layers: {', '.join(sorted(kinds.difference(NO_LINEAR_LAYERS)))}"
         yield key, f"{named} match no layer of {policy}", fix

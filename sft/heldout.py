@@ -13,7 +13,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from rl.learner.adapter import save_matrices
 from rl.precision.folded import FoldedWeights
-from rl.weights.merged import adapted_layers
+from rl.weights.merged import adapted_weights
 from sft.data import IGNORED_LABEL, Row
 from sft.precision import ADAPTER
 from sft.rows import SftDataError
@@ -72,7 +72,7 @@ class Trainer(SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The policy, or only its adapter: the base does not change."""
         assert isinstance(self.model, PreTrainedModel)
-        if not any(adapted_layers(self.model)):
+        if not any(adapted_weights(self.model)):
             super()._save(output_dir, state_dict)
             return
         assert output_dir is not None

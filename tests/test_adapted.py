@@ -40,10 +40,17 @@ def test_an_adapter_needs_room_for_its_base_once(policy: Path, monkeypatch: pyte
     assert asked == [3 * whole, 3 * whole, whole + 3 * 4 * 2 * (2 * (8 + 4))]
 
 
+def test_experts_of_a_policy_without_any_are_refused(policy: Path) -> None:
+    write(policy, SHAPES)
+    told = problems(policy, learner={"adapter": {"targets": ("up_proj",), "experts": True}})
+    assert "learner.adapter.experts" in told and "has no routed experts" in told
+
+
 def test_targets_that_cannot_have_an_adapter_are_refused(policy: Path) -> None:
     write(policy, {**SHAPES, **EXPERTS})
     check_policy(policy, make_config(**adapter_of("up_proj", "down_proj")))
-    assert "match only experts, which are stacked" in problems(policy, **adapter_of("down_proj"))
+    assert "match only routed experts, which are stacked" in problems(policy, **adapter_of("down_proj"))
+    check_policy(policy, make_config(learner={"adapter": {"targets": ("down_proj",), "experts": True}}))
     told = problems(policy, **adapter_of("qkv"))
     assert (
         "learner.adapter.targets" in told

@@ -16,7 +16,7 @@ from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.precision.float32_weights import float32_weights
 from rl.precision.folded import FoldedWeights
-from rl.weights.merged import adapted_layers, base_state, merged, merged_state
+from rl.weights.merged import adapted_weights, base_state, merged, merged_state
 from tests.families import write_policy
 from tests.test_adapter_training import config_of, samples_of
 
@@ -83,6 +83,6 @@ def test_merging_adds_the_product_in_float32(policy: Path) -> None:
     learner = Learner(policy, config_of(policy, precision="bf16"))
     learner.update(samples_of(policy))
     state = merged_state(learner.model)
-    for name, layer in adapted_layers(learner.model):
+    for name, layer in adapted_weights(learner.model):
         by_peft = layer.base_layer.weight + layer.get_delta_weight("default")
-        assert torch.equal(state[f"{name}.weight"], by_peft)
+        assert torch.equal(state[name], by_peft)

@@ -72,15 +72,23 @@ def test_an_adapter_that_fits_another_base_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision"),
-    [("qwen3", "float32"), ("llama", "float32"), ("hybrid", "float32"), ("qwen3", "bf16"), ("qwen3", "nvfp4")],
+    ("kind", "precision", "experts"),
+    [
+        ("qwen3", "float32", False),
+        ("llama", "float32", False),
+        ("hybrid", "float32", False),
+        ("hybrid", "float32", True),
+        ("qwen3", "bf16", False),
+        ("qwen3", "nvfp4", False),
+    ],
 )
 def test_learner_and_engine_agree_before_and_after_updates(
-    policies: dict[str, Path], kind: str, precision: str
+    policies: dict[str, Path], kind: str, precision: str, experts: bool
 ) -> None:
     from rl.engine.vllm_core import VllmEngine
 
-    config = config_of(policies[kind], precision=precision, rollout={"max_in_flight": 12, "kv_cache_gib": 0.25})
+    adapter, rollout = {"rank": 4, "alpha": 8, "experts": experts}, {"max_in_flight": 12, "kv_cache_gib": 0.25}
+    config = config_of(policies[kind], adapter, precision=precision, rollout=rollout)
     dtype, limit = getattr(torch, config.precision.arithmetic), LIMITS[precision]
     engine = VllmEngine(policies[kind], config, lockstep_steps=2)
     try:

@@ -20,11 +20,14 @@ from tests.test_learner import make_sample, on_policy
 pytestmark = pytest.mark.slow
 
 
-def config_of(policy: Path, adapter: dict[str, Any] | None = None, **sections: Any) -> ExperimentConfig:
+def config_of(
+    policy: Path, adapter: dict[str, Any] | None = None, more: dict[str, Any] | None = None, **sections: Any
+) -> ExperimentConfig:
     learner = {
         "learning_rate": 1e-2,
         "warmup_steps": 0,
         "adapter": {"rank": 4, "alpha": 8} if adapter is None else adapter,
+        **(more or {}),
     }
     return make_config(policy={"path": policy, "max_tokens": 256}, learner=learner, **sections)
 

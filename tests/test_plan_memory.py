@@ -72,18 +72,21 @@ def test_a_quantised_policy_also_has_folded_weights() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "learner_keys"),
+    ("kind", "precision", "learner_keys"),
     [
-        ("float32", {}),
-        ("float32", {"adapter": {"rank": 4}}),
-        ("bf16", {"moments": "bfloat16"}),
-        ("bf16", {"adapter": {"rank": 4}}),
-        ("nvfp4", {}),
-        ("nvfp4", {"adapter": {"rank": 4}}),
+        ("qwen3", "float32", {}),
+        ("qwen3", "float32", {"adapter": {"rank": 4}}),
+        ("qwen3", "bf16", {"moments": "bfloat16"}),
+        ("qwen3", "bf16", {"adapter": {"rank": 4}}),
+        ("qwen3", "nvfp4", {}),
+        ("qwen3", "nvfp4", {"adapter": {"rank": 4}}),
+        ("qwen3_moe", "bf16", {"adapter": {"rank": 4, "experts": True}}),
     ],
 )
-def test_a_real_learner_has_parts_of_these_sizes(precision: str, learner_keys: dict[str, Any], tmp_path: Path) -> None:
-    folder = write_policy("qwen3", tmp_path)
+def test_a_real_learner_has_parts_of_these_sizes(
+    kind: str, precision: str, learner_keys: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write_policy(kind, tmp_path)
     policy = {"path": folder, "max_tokens": 256}
     config = make_config(precision=precision, policy=policy, learner={"warmup_steps": 0, **learner_keys})
     learner = Learner(folder, config)

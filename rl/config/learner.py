@@ -20,7 +20,9 @@ class AdapterConfig(Section):
     """The trained product is multiplied by alpha / rank."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("[qkvo]_proj", "(gate|up|down)_proj")
     """Regular expressions for the names of linear layers that get an adapter; each must match the last part of a name.
-    Experts cannot have one: transformers stacks them in one tensor, which is no linear layer."""
+    Routed experts are not among them; see `experts`."""
+    experts: bool = False
+    """Give the matrices of each routed expert an adapter too, of the same rank."""
 
     @field_validator("targets")
     @classmethod

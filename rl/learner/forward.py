@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from rl.data_types import Batch
 from rl.learner.logprobs import token_logprobs
 from rl.precision.float32_weights import float32_weights
+from rl.weights.merged import merged_experts
 
 
 class UnsupportedHeadError(ValueError):
@@ -44,6 +45,7 @@ def policy_logprobs(
     assert isinstance(head, nn.Linear)
     kept = float32_weights(decoder)
     parameters = {name: p if name in kept else p.to(dtype) for name, p in decoder.named_parameters()}
+    parameters |= merged_experts(decoder, dtype)
     output = functional_call(
         decoder,
         parameters,

@@ -16,7 +16,14 @@ from rl.algorithms.corrections import NonFiniteError
 from rl.config.experiment import ExperimentConfig
 from rl.config.saved_policy import BaseError, check_base
 from rl.data_types import Batch, Sample, Update
-from rl.learner.adapter import AdapterError, add_adapter, load_adapter, save_adapter, without_adapter
+from rl.learner.adapter import (
+    AdapterError,
+    add_adapter,
+    load_adapter,
+    merge_experts_in_passes,
+    save_adapter,
+    without_adapter,
+)
 from rl.learner.batch_loss import Measures, added, batch_loss, mean
 from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import check_head, policy_logprobs
@@ -55,6 +62,7 @@ class Learner:
         self.folded = FoldedWeights(self.model, config.precision)  # first: an adapter adds matrices, and renames some
         if self._adapter is not None:
             add_adapter(self.model, self._adapter, config.seed)
+            merge_experts_in_passes(self.model)
             self.folded.freeze()
         if config.learner.activation_checkpointing:
             recompute_layers(self.model)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from peft import PeftModel
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from rl.config.saved_policy import base_of, is_adapter
+from rl.learner.adapter import read_adapter
 from rl.learner.policy import load_policy
 from rl.precision.folded import FoldedWeights
 from rl.precision.formats import AnyFormat
@@ -45,7 +45,6 @@ def load_adapted(adapter: Path, base: Path, number_format: NumberFormat) -> PreT
     """The base with a saved adapter beside it, as the learner holds them."""
     model = load_policy(base)
     folded = FoldedWeights(model, number_format)
-    # It puts the adapter into the model itself. Trainable, because only the base is to be frozen.
-    PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    read_adapter(model, adapter)
     folded.freeze()
     return model

@@ -51,6 +51,8 @@ def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
     size = BYTES[number_format.arithmetic]
     is_frozen = learner.adapter is not None  # the base, which passes then use as it is
     rounded = 0 if is_frozen or number_format.arithmetic == "float32" else size * num * (2 if needs_reference else 1)
+    if learner.adapter is not None and learner.adapter.experts:  # merged in each pass
+        rounded = size * shapes.num_expert_weights
     quantised = sum(map(math.prod, shapes.quantised(number_format)))
     folded = quantised * ((0 if is_frozen else FLOAT32) + number_format.bits / 8) if quantised else 0
     logits = learner.logprob_chunk_tokens * shapes.vocab_size * LOGIT_BYTES

@@ -23,6 +23,8 @@ CACHED = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
 """Matrices whose outputs attention caches for each token."""
 FUSED = (".qkv_proj.weight", ".query_key_value.weight", ".c_attn.weight", ".Wqkv.weight")
 """Matrices that also give queries, so that config.json must tell how much is cached."""
+EXPERT_GATES = ("gate_proj.weight", ".w1.weight")
+"""Matrices of experts that transformers stacks with another one, which has the same columns."""
 NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 NUM_ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
 NUM_LAYERS = ("num_hidden_layers", "n_layer")
@@ -163,7 +165,7 @@ class PolicyShapes:
         return self.num_weights - (frozen if learner.freeze_router else 0)
 
     def num_adapter_weights(self, learner: LearnerConfig) -> int:
-        """Weights of the adapter's matrices; each adds rank x (rows + columns)."""
+        """Weights of the adapter's matrices; each adds rank x (rows + columns), for each expert of a stack."""
         if learner.adapter is None:
             return 0
         pattern = re.compile(learner.adapter.pattern)
@@ -172,7 +174,17 @@ class PolicyShapes:
             for name, shape in self.tensors.items()
             if len(shape) == 2 and not is_expert(name) and pattern.fullmatch(name.removesuffix(".weight"))
         ]
-        return learner.adapter.rank * sum(map(sum, layers))
+        experts = self._expert_sides() if learner.adapter.experts else 0
+        return learner.adapter.rank * (sum(map(sum, layers)) + experts)
+
+    def _expert_sides(self) -> int:
+        """Sum over the experts' matrices of rows + columns; gate and up projection are one matrix in memory."""
+        sides = 0
+        for name, shape in self.tensors.items():
+            if is_expert(name) and is_matrix(name, shape):
+                *num, rows, columns = shape
+                sides += math.prod(num) * (rows + (0 if name.endswith(EXPERT_GATES) else columns))
+        return sides
 
     def quantised(self, number_format: NumberFormat) -> Iterator[Shape]:
         """Shapes of the weights that the format quantises, as `rl.precision.folded` chooses them."""

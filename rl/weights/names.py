@@ -45,9 +45,13 @@ def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]
     """Yield A and B of each adapted weight, float32, under its name in the checkpoint with a suffix.
 
     `rl.weights.merged.with_adapter` merges them into what `checkpoint_tensors` yields without an adapter. Raises
-    `WeightsError` for a weight that is not merely renamed in the checkpoint.
+    `WeightsError` for a weight that is not merely renamed in the checkpoint. Experts that are stacked in the model are
+    told apart by their numbers: each has its own matrices, and parts of one expert share its A.
     """
     for name, (a, b) in adapter_state(model).items():
+        if b.dim() == 3:
+            yield from _expert_matrices(model, name, a, b)
+            continue
         shape = (b.shape[0], a.shape[1])
         saved = revert_weight_conversion(model, {name: torch.empty(shape, device="meta")})
         if [tuple(tensor.shape) for tensor in saved.values()] != [shape]:
@@ -58,6 +62,16 @@ def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]
         (saved_name,) = saved
         yield saved_name + A, a
         yield saved_name + B, b
+
+
+def _expert_matrices(
+    model: PreTrainedModel, name: str, a: torch.Tensor, b: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    numbers = torch.arange(len(b))[:, None, None].expand(b.shape)
+    of_expert = revert_weight_conversion(model, {name: numbers})
+    for saved_name, part in revert_weight_conversion(model, {name: b}).items():
+        yield saved_name + A, a[int(of_expert[saved_name][0, 0])]
+        yield saved_name + B, part
 
 
 def restored_tensors(
