@@ -129,7 +129,8 @@ class Batch:
     advantages_BT: "torch.Tensor"
     """float32"""
     env_ids: tuple[str, ...]
-    """The environment of each row; it determines the row's algorithm."""
+    """The environment of each row; it determines the row's algorithm. Empty for a batch of padding, which is not
+    trained on (`rl.learner.batching`)."""
     num_loss_tokens: int
     """Number of loss tokens in the whole step (all micro-batches, all learners): the denominator of the loss."""
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from rl.algorithms.algorithm import Algorithm, Measure, TokenView
 from rl.algorithms.corrections import check_finite, k3, total
 from rl.data_types import Batch
+from rl.ranks import Ranks
 
 Measures = Mapping[str, Measure]
 
@@ -27,8 +28,12 @@ def batch_loss(
     `mismatch_stale`, exp|delta logp| between learner and engine over loss tokens that `trained_version` sampled and
     over those that an older one did; `mismatch_kl`, k3 of KL(engine || learner); `entropy`, nats.
 
+    A batch of padding (`rl.learner.batching`) has loss 0, with gradients of 0, and no measures.
+
     Raises `NonFiniteError` when a logprob under the loss mask is NaN or infinite.
     """
+    if not batch.env_ids:
+        return 0.0 * logprobs_BT.sum(), {}
     mask_BT, engine_BT = batch.loss_mask_BT, batch.columns["logprob"]
     check_finite(logprobs_BT, mask_BT, "learner")
     check_finite(engine_BT, mask_BT, "engine")
@@ -65,6 +70,21 @@ def added(measures: Measures, more: Measures) -> dict[str, Measure]:
     nothing = Measure(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
     pairs = {name: (measures.get(name, nothing), more.get(name, nothing)) for name in names}
     return {name: Measure(a.total + b.total, a.weight + b.weight) for name, (a, b) in pairs.items()}
+
+
+def summed_over(ranks: Ranks, measures: Measures) -> Measures:
+    """The measures of all ranks together, added up in the ranks' order, so that all have the same sums."""
+    if ranks.num == 1:
+        return measures
+    told = {name: (measure.total.item(), measure.weight.item()) for name, measure in measures.items()}
+    together: Measures = {}
+    for own in ranks.gather(told):
+        together = added(together, {name: Measure(_double(a), _double(b)) for name, (a, b) in own.items()})
+    return together
+
+
+def _double(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def mean(measures: Measures, name: str) -> float | None:

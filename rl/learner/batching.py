@@ -5,25 +5,45 @@ divided by the number of loss tokens in the whole step, so the cut does not chan
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from rl.data_types import Batch, Sample
+from rl.ranks import ALONE, Ranks
+from rl.tokens import Tokens
 
 
 class SampleTooLongError(ValueError):
     """A row does not fit into a micro-batch."""
 
 
-def make_batches(samples: Sequence[Sample], tokens_per_micro_batch: int, pad_id: int) -> list[Batch]:
-    """Cut a step's rows into micro-batches with rows x longest row <= `tokens_per_micro_batch`.
+def make_batches(
+    samples: Sequence[Sample], tokens_per_micro_batch: int, pad_id: int, ranks: Ranks = ALONE
+) -> list[Batch]:
+    """Cut a step's rows into micro-batches with rows x longest row <= `tokens_per_micro_batch`; those of this rank.
 
     The longest rows come first (memory runs out at once or never); equally long rows keep their order, so equal samples
-    give equal batches. Raises `SampleTooLongError` for a row that is longer than a micro-batch.
+    give equal batches. Micro-batches are dealt to the ranks in turn, so the cut does not depend on their number. Each
+    rank must make as many passes as the others, so the last round is filled up with `filler`s. Raises
+    `SampleTooLongError` for a row that is longer than a micro-batch.
     """
     num_loss_tokens = sum(int(np.count_nonzero(sample.tokens.sampled)) for sample in samples)
-    batches: list[Batch] = []
+    cuts = _cut(samples, tokens_per_micro_batch)
+    own = [_pad(rows, pad_id, num_loss_tokens) for rows in cuts[ranks.rank :: ranks.num]]
+    num_passes = -(-len(cuts) // ranks.num)
+    return own + [_filler(pad_id, num_loss_tokens)] * (num_passes - len(own))
+
+
+def _filler(pad_id: int, num_loss_tokens: int) -> Batch:
+    """A micro-batch of padding, for a rank that has fewer than others. It belongs to no environment."""
+    tokens = Tokens.make([pad_id] * 2, [False, True], {})
+    return replace(_pad([Sample("", tokens, 0.0)], pad_id, num_loss_tokens), env_ids=())
+
+
+def _cut(samples: Sequence[Sample], tokens_per_micro_batch: int) -> list[list[Sample]]:
+    cuts: list[list[Sample]] = []
     rows: list[Sample] = []
     for sample in sorted(samples, key=lambda sample: -len(sample.tokens)):
         if len(sample.tokens) > tokens_per_micro_batch:
@@ -32,12 +52,10 @@ def make_batches(samples: Sequence[Sample], tokens_per_micro_batch: int, pad_id:
                 f" {tokens_per_micro_batch}: raise it, or lower policy.max_tokens"
             )
         if rows and (len(rows) + 1) * len(rows[0].tokens) > tokens_per_micro_batch:
-            batches.append(_pad(rows, pad_id, num_loss_tokens))
+            cuts.append(rows)
             rows = []
         rows.append(sample)
-    if rows:
-        batches.append(_pad(rows, pad_id, num_loss_tokens))
-    return batches
+    return [*cuts, rows] if rows else cuts
 
 
 def _pad(rows: Sequence[Sample], pad_id: int, num_loss_tokens: int) -> Batch:

@@ -1,14 +1,15 @@
-"""How does the learner update the policy from a step's samples? One optimiser update, in one process, without Ray."""
+"""How does the learner update the policy from a step's samples? One optimiser update, by one process or by several
+ranks together, without Ray.
+"""
 
-import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,21 +25,28 @@ from rl.learner.adapter import (
     save_adapter,
     without_adapter,
 )
-from rl.learner.batch_loss import Measures, added, batch_loss, mean
+from rl.learner.batch_loss import Measures, added, batch_loss, mean, summed_over
 from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import check_head, policy_logprobs
-from rl.learner.optimizer import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from rl.learner.optimizer import clip_gradients, learning_rate, make_optimizer
 from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
 from rl.learner.router import RouterBalancer
+from rl.learner.sharding import after_an_error, shard_policy
+from rl.learner.state import (
+    LearnerStateError,
+    load_weights_and_moments,
+    read_version,
+    save_moments,
+    save_weights,
+    write_version,
+)
 from rl.precision.folded import FoldedWeights
+from rl.ranks import ALONE, Ranks
 
-STATE_FORMAT = 1
 UPDATE_FIELDS = frozenset(one.name for one in fields(Update))
-
-
-class LearnerStateError(ValueError):
-    """A saved state does not fit this learner."""
+Score = Callable[[Batch], tuple[Tensor, Tensor]]
+"""Logprobs and entropies of a batch under a policy, as `rl.learner.forward.policy_logprobs` returns them."""
 
 
 class Learner:
@@ -49,28 +57,29 @@ class Learner:
 
     `policy_path` is the checkpoint that training starts from; it is also the frozen reference of algorithms that need
     one. Sets the process's torch threads to `learner.cpus` (at least 1).
+
+    With several ranks each holds a slice of the policy (`rl.learner.sharding`) and computes its share of the
+    micro-batches; with an adapter each holds the whole frozen base. All ranks must call the same methods with the same
+    arguments, and get the same results; if one raises, all raise.
     """
 
-    def __init__(self, policy_path: Path, config: ExperimentConfig) -> None:
+    def __init__(self, policy_path: Path, config: ExperimentConfig, ranks: Ranks = ALONE) -> None:
         torch.set_num_threads(max(1, int(config.learner.cpus)))
-        self._config = config
+        self._config, self._ranks = config, ranks
         self._device = torch.device("cuda" if config.learner.gpus > 0 else "cpu")
-        self._dtype = getattr(torch, config.precision.arithmetic)
-        self.model = _load_model(policy_path, self._device)
-        check_head(self.model)
         self._adapter, self._policy_path = config.learner.adapter, policy_path
-        self.folded = FoldedWeights(self.model, config.precision)  # first: an adapter adds matrices, and renames some
+        self.model, self._score = self._placed(policy_path)
+        # Before the adapter, which adds matrices and renames some.
+        self.folded = FoldedWeights(self.model, config.precision, ranks)
         if self._adapter is not None:
             add_adapter(self.model, self._adapter, config.seed)
             merge_experts_in_passes(self.model)
             self.folded.freeze()
-        if config.learner.activation_checkpointing:
-            recompute_layers(self.model)
-        self._reference: PreTrainedModel | None = None
+        self._reference: Score | None = None
         self._needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
         if self._needs_reference and self._adapter is None:
-            self._reference = _load_model(policy_path, self._device).requires_grad_(False)
-            FoldedWeights(self._reference, config.precision).put_in()
+            reference, self._reference = self._placed(policy_path)
+            FoldedWeights(reference.requires_grad_(False), config.precision, ranks).put_in()
         bias_rate = config.learner.expert_bias_rate if self._adapter is None else 0.0  # the base stays what it is
         self._balancer = RouterBalancer(self.model, bias_rate, config.learner.freeze_router)
         self._optimizer = make_optimizer(self.model, config)
@@ -92,7 +101,7 @@ class Learner:
         """
         start = time.perf_counter()
         pad_id = self.model.config.pad_token_id or 0
-        batches = make_batches(samples, self._config.learner.tokens_per_micro_batch, pad_id)
+        batches = make_batches(samples, self._config.learner.tokens_per_micro_batch, pad_id, self._ranks)
         num_loss_tokens = batches[0].num_loss_tokens if batches else 0
         rate = learning_rate(self._policy_version, self._config)
         measures: Measures = {}
@@ -103,7 +112,12 @@ class Learner:
                     measures = self._accumulate_gradients(batches)
                 grad_norm = self._optimizer_step(rate)
                 codes_changed = self.folded.refresh()
+                for load in self._balancer.loads():
+                    self._ranks.sum(load)
                 self._balancer.update()
+            except Exception:
+                after_an_error(self._score)
+                raise
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
                 self._balancer.forget()
@@ -130,74 +144,75 @@ class Learner:
         """Write all that `load_state` needs to go on bit by bit.
 
         `folder/model` is a Hugging Face checkpoint of the float32 master weights, or `folder/adapter` the adapter in
-        peft's format, which names its base; `folder/optimizer.safetensors` holds AdamW's moments by parameter name,
-        `folder/learner.json` the version. The folder is made; an old state in it is overwritten, so write to a fresh
-        folder and rename it to be safe against crashes.
+        peft's format, which names its base; `folder/learner.json` holds the version. AdamW's moments are in
+        `folder/optimizer.safetensors`, or, with the weights' slices, in `folder/state` (`rl.learner.state`). The folder
+        is made; an old state in it is overwritten, so write to a fresh folder and rename it to be safe against crashes.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if self._adapter is not None:
+        if self._adapter is None:
+            save_weights(self.model, folder / "model", self._ranks)
+        elif self._ranks.is_first:
             precision = self._config.precision
             save_adapter(self.model, self._adapter, self._policy_path, precision, folder / "adapter")
-        else:
-            self.model.save_pretrained(folder / "model")
-        save_file(optimizer_tensors(self._optimizer, self.model), folder / "optimizer.safetensors")
-        (folder / "learner.json").write_text(
-            json.dumps({"format": STATE_FORMAT, "policy_version": self._policy_version}) + "\n"
-        )
+        save_moments(self.model, self._optimizer, folder, self._ranks)
+        write_version(folder, self._policy_version, self._ranks)
 
     def load_state(self, folder: Path) -> None:
-        """Take over weights, optimiser and version from `save_state`. `.model` stays the same object.
+        """Take over weights, optimiser and version from `save_state`, written by any number of ranks. `.model` stays
+        the same object.
 
         Raises `LearnerStateError` when the folder holds no state, or one of another format or another policy.
         """
-        try:
-            saved = json.loads((folder / "learner.json").read_text())
-        except FileNotFoundError as error:
-            raise LearnerStateError(f"{folder} holds no learner state: {error.filename} is missing") from error
-        if saved["format"] != STATE_FORMAT:
-            raise LearnerStateError(f"{folder} has learner state format {saved['format']}, expected {STATE_FORMAT}")
-        try:
-            if self._adapter is not None:
+        version = read_version(folder)
+        if self._adapter is not None:
+            try:
                 check_base(folder / "adapter", self._policy_path)
                 load_adapter(self.model, folder / "adapter")
-            else:
-                self.model.load_state_dict(_load_model(folder / "model", self._device).state_dict())
-        except (RuntimeError, AdapterError, BaseError, FileNotFoundError) as error:
-            raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
-        tensors = load_file(folder / "optimizer.safetensors", device=str(self._device))
-        load_optimizer_tensors(self._optimizer, self.model, tensors)
-        self._policy_version = saved["policy_version"]
+            except (AdapterError, BaseError, FileNotFoundError) as error:
+                raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
+        load_weights_and_moments(self.model, self._optimizer, folder, with_weights=self._adapter is None)
+        self._policy_version = version
         self.folded.refresh()
+
+    def _placed(self, policy_path: Path) -> tuple[PreTrainedModel, Score]:
+        """The policy on this rank's device, whole or in slices, and how its logprobs are computed."""
+        model, config = load_policy(policy_path), self._config
+        check_head(model)
+        if config.learner.activation_checkpointing:
+            recompute_layers(model)
+        dtype = getattr(torch, config.precision.arithmetic)
+        temperature, chunk_tokens = config.rollout.temperature, config.learner.logprob_chunk_tokens
+        if self._ranks.num > 1 and self._adapter is None:
+            return model, shard_policy(model, self._ranks, self._device, dtype, temperature, chunk_tokens)
+        model.to(self._device)  # type: ignore[arg-type]
+        return model, partial(policy_logprobs, model, dtype=dtype, temperature=temperature, chunk_tokens=chunk_tokens)
 
     def _accumulate_gradients(self, batches: Sequence[Batch]) -> Measures:
         total: Measures = {}
         for batch in (to_device(batch, self._device) for batch in batches):
-            self._balancer.token_mask_BT = batch.attention_mask_BT
-            logprobs_BT, entropy_BT = self._logprobs(self.model, batch)
+            is_filler = not batch.env_ids
+            self._balancer.token_mask_BT = None if is_filler else batch.attention_mask_BT
+            logprobs_BT, entropy_BT = self._score(batch)
             self._balancer.token_mask_BT = None  # routers that are called again for the gradient must not count again
             reference_BT = self._reference_logprobs(batch) if self._needs_reference else None
-            algorithm_of, version = self._config.algorithm_of, self._policy_version
-            loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)
+            with self._ranks.together():
+                algorithm_of, version = self._config.algorithm_of, self._policy_version
+                loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)
             loss.backward()
             total = added(total, measures)
-        return total
+        return summed_over(self._ranks, total)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         """Under the checkpoint that training began from: a second model, or this one without its adapter."""
         if self._reference is not None:
-            return self._logprobs(self._reference, batch)[0]
+            return self._reference(batch)[0]
         with without_adapter(self.model):
-            return self._logprobs(self.model, batch)[0]
-
-    def _logprobs(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        return policy_logprobs(
-            model, batch, self._dtype, self._config.rollout.temperature, self._config.learner.logprob_chunk_tokens
-        )
+            return self._score(batch)[0]
 
     def _optimizer_step(self, rate: float) -> float:
         """Clip, check, step. Returns the gradient's norm before clipping."""
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.learner.max_grad_norm).item()
+        grad_norm = clip_gradients(self.model, self._config.learner.max_grad_norm, self._ranks)
         if not math.isfinite(grad_norm):
             raise NonFiniteError(
                 f"the gradient's norm is {grad_norm} at policy version {self._policy_version}. Nothing was trained."
@@ -207,7 +222,3 @@ class Learner:
             group["lr"] = rate
         self._optimizer.step()
         return grad_norm
-
-
-def _load_model(path: Path, device: torch.device) -> PreTrainedModel:
-    return load_policy(path).to(device)  # type: ignore[arg-type]

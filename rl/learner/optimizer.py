@@ -1,13 +1,15 @@
 """How does the optimiser update weights? AdamW, its learning-rate schedule, and its state by parameter name."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rl.config.experiment import ExperimentConfig
 from rl.learner.stored_moments import MOMENTS, StoredMomentsAdamW
+from rl.ranks import Ranks, local
 
 STATE = ("step", *MOMENTS)
 
@@ -36,9 +38,12 @@ def make_optimizer(model: nn.Module, config: ExperimentConfig) -> torch.optim.Op
     """AdamW over all parameters that train; weight decay on matrices, not on norms, biases and Mamba's A, D, dt."""
     learner = config.learner
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sharded = [p for p in trained if isinstance(p, DTensor)]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": learner.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in same if (p.ndim >= 2) == is_matrix], "weight_decay": learner.weight_decay * is_matrix}
+        for same in (sharded, [p for p in trained if not isinstance(p, DTensor)])  # one kernel cannot take both
+        for is_matrix in (True, False)
+        if same
     ]
     rate, betas = learner.learning_rate, (learner.beta1, learner.beta2)
     if learner.moments == "float32" and not learner.offload_moments:
@@ -49,14 +54,61 @@ def make_optimizer(model: nn.Module, config: ExperimentConfig) -> torch.optim.Op
     )
 
 
+def clip_gradients(model: nn.Module, max_norm: float, ranks: Ranks) -> float:
+    """Scale the gradients down to this L2 norm if theirs is larger. Returns their norm before.
+
+    With several ranks it is summed in float64, and the gradients of parameters that each rank holds whole are summed
+    over the ranks first.
+    """
+    if ranks.num == 1:
+        return nn.utils.clip_grad_norm_(model.parameters(), max_norm).item()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    slices = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    if whole:
+        joined = ranks.sum(torch.cat([gradient.flatten() for gradient in whole]))
+        for gradient, values in zip(whole, joined.split([gradient.numel() for gradient in whole]), strict=True):
+            gradient.copy_(values.view_as(gradient))
+    squares = ranks.sum(_squares(slices, gradients[0].device)) + _squares(whole, gradients[0].device)
+    norm = squares.sqrt().item()
+    if norm > max_norm:
+        for gradient in (*slices, *whole):
+            gradient.mul_(max_norm / (norm + 1e-6))
+    return norm
+
+
+def _squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    return sum((tensor.double().square().sum() for tensor in tensors), zero)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """AdamW's state as `<parameter name>.<moment>`; parameters that were never updated have none."""
     return {
-        f"{name}.{moment}": optimizer.state[parameter][moment]
+        f"{name}.{moment}": _as_held(optimizer.state[parameter][moment], parameter)
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
         for moment in STATE
     }
+
+
+def new_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """As `optimizer_tensors`, with zeros, and for all parameters that train."""
+    dtype = optimizer.dtype if isinstance(optimizer, StoredMomentsAdamW) else torch.float32
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    moments = {
+        f"{name}.{moment}": torch.zeros_like(p, dtype=dtype) for name, p in trained.items() for moment in MOMENTS
+    }
+    return moments | {f"{name}.{STATE[0]}": torch.zeros((), device=p.device) for name, p in trained.items()}
+
+
+def _as_held(state: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A moment as the parameter is held; those in bfloat16 or in the CPU's memory are kept as plain slices."""
+    if not isinstance(parameter, DTensor) or isinstance(state, DTensor) or not state.dim():
+        return state
+    return DTensor.from_local(
+        state, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+    )
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -66,4 +118,4 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     for name, parameter in model.named_parameters():
         if f"{name}.{STATE[0]}" in tensors:
             state = {moment: tensors[f"{name}.{moment}"] for moment in STATE}
-            optimizer.state[parameter] = state | {moment: kept(state[moment]) for moment in MOMENTS if kept}
+            optimizer.state[parameter] = state | {moment: kept(local(state[moment])) for moment in MOMENTS if kept}

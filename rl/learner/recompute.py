@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
@@ -41,6 +42,8 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., 
         weights: dict[str, Tensor] = dict(layer.named_parameters())
 
         def compute(*inputs: Any) -> Any:
+            if isinstance(layer, FSDPModule):  # the layer has the same weights again, because FSDP makes them whole
+                return forward(*inputs, **more)
             layer.forward = forward
             try:
                 return functional_call(layer, weights, inputs, more)

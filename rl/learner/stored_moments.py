@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from rl.ranks import local
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -32,13 +34,13 @@ class StoredMomentsAdamW(torch.optim.Optimizer):
         seed: int,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8})
-        self._dtype, self._offload, self._seed = dtype, offload, seed
+        self.dtype, self._offload, self._seed = dtype, offload, seed
 
     def kept(self, moment: Tensor) -> Tensor:
         """A moment as it is kept between two updates."""
         if not self._offload:
-            return moment.to(self._dtype)
-        kept = moment.to("cpu", self._dtype)
+            return moment.to(self.dtype)
+        kept = moment.to("cpu", self.dtype)
         return kept.pin_memory() if moment.is_cuda else kept
 
     @overload
@@ -53,28 +55,29 @@ class StoredMomentsAdamW(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                values, gradient = local(parameter), local(parameter.grad)
                 state = self.state[parameter]
                 if not state:
-                    state |= {name: self.kept(torch.zeros_like(parameter)) for name in MOMENTS}
+                    state |= {name: self.kept(torch.zeros_like(values)) for name in MOMENTS}
                     state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 moments = [state[name].to(parameter.device, torch.float32, copy=True) for name in MOMENTS]
-                update(parameter, moments, state["step"], group)
+                update(values, gradient, moments, state["step"], group)
                 generator = generator or self._generator(parameter.device, int(state["step"]))
                 for name, moment in zip(MOMENTS, moments, strict=True):
-                    state[name].copy_(rounded(moment, generator) if self._dtype == torch.bfloat16 else moment)
+                    state[name].copy_(rounded(moment, generator) if self.dtype == torch.bfloat16 else moment)
         return None
 
     def _generator(self, device: torch.device, num_updates: int) -> torch.Generator:
         return torch.Generator(device).manual_seed((self._seed << 32) + num_updates)
 
 
-def update(parameter: Tensor, moments: list[Tensor], step: Tensor, group: dict[str, Any]) -> None:
+def update(values: Tensor, gradient: Tensor, moments: list[Tensor], step: Tensor, group: dict[str, Any]) -> None:
     """One step of AdamW, in place."""
     mean, square = moments
     beta1, beta2 = group["betas"]
     adamw(
-        [parameter],
-        [parameter.grad] if parameter.grad is not None else [],
+        [values],
+        [gradient],
         [mean],
         [square],
         [],

@@ -12,22 +12,26 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rl.precision.amax import shared_amax
 from rl.precision.float32_weights import float32_weights
 from rl.precision.number_format import NumberFormat, Parts, PrecisionError
+from rl.ranks import ALONE, Ranks, local
 
 
 class FoldedWeights:
     """The quantised weights of a model whose parameters are the float32 master weights.
 
-    With a format that does not quantise, there are none and all methods do nothing. Raises `PrecisionError` if a weight
+    With a format that does not quantise, there are none and all methods do nothing. Of a model that is spread over
+    ranks, each rank folds its slices, with the scales of whole matrices. Raises `PrecisionError` if a weight or a slice
     does not fit the format, or if nothing is left to quantise.
     """
 
-    def __init__(self, model: nn.Module, precision: NumberFormat) -> None:
+    def __init__(self, model: nn.Module, precision: NumberFormat, ranks: Ranks = ALONE) -> None:
         self._precision = precision
         self._model = model
+        self._ranks = ranks
         names = quantised_names(model, precision) if precision.is_quantised else ()
         self._masters = {name: model.get_parameter(name) for name in names}
         self._quantised: dict[str, Parts] = {}
@@ -38,7 +42,8 @@ class FoldedWeights:
 
     @property
     def quantised(self) -> Mapping[str, Parts]:
-        """By parameter name: what the master weights were quantised to when they were last folded."""
+        """By parameter name: what the master weights, or this rank's slices, were quantised to when they were last
+        folded."""
         return self._quantised
 
     def refresh(self) -> float:
@@ -47,13 +52,19 @@ class FoldedWeights:
         if not self._masters:
             return 0.0
         number_format, before = self._precision, self._quantised
-        largest = shared_amax(self._masters)
-        self._quantised = {
-            name: number_format.quantise(master, largest[name]) for name, master in self._masters.items()
-        }
+        slices = {name: local(master) for name, master in self._masters.items()}
+        largest = shared_amax(slices, self._ranks)
+        self._quantised = {name: number_format.quantise(values, largest[name]) for name, values in slices.items()}
         self._folded = {name: number_format.dequantise(parts, torch.float32) for name, parts in self._quantised.items()}
+        if not before:
+            return 0.0
         num_changed = sum(number_format.num_changed(old, self._quantised[name]) for name, old in before.items())
-        return num_changed / max(1, sum(self._masters[name].numel() for name in before))
+        changed = self._ranks.sum(torch.tensor(float(num_changed), dtype=torch.float64, device=self._device))
+        return changed.item() / sum(master.numel() for master in self._masters.values())
+
+    @property
+    def _device(self) -> torch.device:
+        return local(next(iter(self._masters.values()))).device
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -80,7 +91,13 @@ class FoldedWeights:
     def _swap(self) -> None:
         self._is_in = not self._is_in
         for name, master in self._masters.items():
-            self._folded[name], master.data = master.data, self._folded[name]
+            if isinstance(master, DTensor):  # FSDP reads the slice's own memory, whatever `master.data` is
+                values = local(master)
+                kept = values.clone()
+                values.copy_(self._folded[name])
+                self._folded[name] = kept
+            else:
+                self._folded[name], master.data = master.data, self._folded[name]
 
     def freeze(self) -> None:
         """Give up the master weights of parameters that do not train, the base of an adapter; `quantised` stays.
@@ -125,7 +142,9 @@ def quantised_names(model: nn.Module, precision: NumberFormat) -> tuple[str, ...
     names = [name for name in _matrices(model) if not precision.keeps(name)]
     for name in names:
         try:
-            precision.check_shape(model.get_parameter(name))
+            weight = model.get_parameter(name)
+            precision.check_shape(weight)
+            precision.check_shape(local(weight))
         except PrecisionError as error:
             raise PrecisionError(f"{name}: {error}") from None
     if not names:

@@ -1,17 +1,22 @@
 """Which names and shapes do the weights of a live transformers model have in a checkpoint?"""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from rl.precision.float32_weights import float32_weights
 from rl.precision.number_format import NumberFormat, Parts
+from rl.ranks import whole
 from rl.weights.merged import A, B, adapter_state, base_state, merged_state
 from rl.weights.source import WeightsError
+
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def checkpoint_tensors(
@@ -29,16 +34,57 @@ def checkpoint_tensors(
     rounds those that it does not hold in float32. An adapter is merged, or with `is_merged=False` left out.
 
     For weights in `quantised` (by the live model's names), the parts of their number format are yielded instead of the
-    numbers, under the format's checkpoint names; `restored_tensors` is the inverse.
+    numbers, under the format's checkpoint names; `restored_tensors` is the inverse. Of a policy that is spread over
+    ranks, one layer at a time is made whole, and all ranks must take all tensors.
     """
+    for part in checkpoint_parts(model, dtype, quantised, is_merged=is_merged):
+        yield from part.items()
+
+
+def checkpoint_parts(
+    model: PreTrainedModel,
+    dtype: Literal["float32", "bfloat16"],
+    quantised: Mapping[str, Parts] | None = None,
+    *,
+    is_merged: bool = True,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """What `checkpoint_tensors` yields, a layer at a time; what belongs to no layer comes first."""
     quantised = quantised or {}
     state = remove_tied_weights_from_state_dict(merged_state(model) if is_merged else base_state(model), model)
-    yield from _part_tensors(model, quantised)
-    kept = revert_weight_conversion(model, {name: state[name] for name in float32_weights(model) if name in state})
-    state = {name: tensor for name, tensor in state.items() if name not in quantised}
-    for name, tensor in revert_weight_conversion(model, state).items():
-        is_rounded = tensor.dim() > 1 and tensor.is_floating_point() and name not in kept
-        yield name, tensor.to(getattr(torch, dtype)) if is_rounded else tensor
+    in_float32 = float32_weights(model)
+    for names in _layers(state):
+        codes = {name: _whole_parts(quantised[name], state[name]) for name in names if name in quantised}
+        part = dict(_part_tensors(model, codes))
+        numbers = {name: whole(state[name]) for name in names if name not in quantised}
+        kept = revert_weight_conversion(model, {name: numbers[name] for name in in_float32 if name in numbers})
+        for name, tensor in revert_weight_conversion(model, numbers).items():
+            is_rounded = tensor.dim() > 1 and tensor.is_floating_point() and name not in kept
+            part[name] = tensor.to(getattr(torch, dtype)) if is_rounded else tensor
+        yield part
+
+
+def _layers(names: Iterable[str]) -> Iterator[list[str]]:
+    """The names of each layer, in the layers' order."""
+    layers: dict[int, list[str]] = {}
+    for name in names:
+        found = LAYER.search(name)
+        layers.setdefault(int(found[1]) if found else -1, []).append(name)
+    return (layers[number] for number in sorted(layers))
+
+
+def _whole_parts(parts: Parts, weight: torch.Tensor) -> Parts:
+    """Each part of a quantised weight made whole. A part has the weight's first axis, or is one number."""
+    if not isinstance(weight, DTensor):
+        return parts
+    return {suffix: _gathered(part, weight) if part.dim() else part for suffix, part in parts.items()}
+
+
+def _gathered(part: torch.Tensor, weight: DTensor) -> torch.Tensor:
+    shape = torch.Size((weight.shape[0], *part.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    values = part.view(torch.uint8) if part.dtype.itemsize == 1 else part  # process groups do not know 8-bit floats
+    spread = DTensor.from_local(values, weight.device_mesh, weight.placements, shape=shape, stride=stride)
+    return whole(spread).view(part.dtype)
 
 
 def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

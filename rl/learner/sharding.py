@@ -1,0 +1,93 @@
+"""How is the policy spread over the ranks of a learner?
+
+FSDP2 (`torch.distributed.fsdp.fully_shard`, https://arxiv.org/abs/2304.11277): each rank holds a slice of every weight,
+gradient and moment, and weights are whole only while a layer computes. The numbers are those of one process: weights
+are rounded where `rl.learner.forward` rounds them, routers and Mamba's A stay float32, and gradients are summed in
+float32, because the loss is already divided by the whole step's tokens.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from rl.data_types import Batch
+from rl.learner.logprobs import token_logprobs
+from rl.precision.float32_weights import float32_weights
+from rl.ranks import Ranks
+
+
+class ShardedPolicy(nn.Module):
+    """Decoder and head as one module, because FSDP makes weights whole only inside the forward pass of a module."""
+
+    def __init__(self, model: PreTrainedModel, temperature: float, chunk_tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        self._temperature, self._chunk_tokens = temperature, chunk_tokens
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As `rl.learner.forward.policy_logprobs`."""
+        output = self.model.base_model(
+            input_ids=batch.token_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+        )
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return token_logprobs(
+            output.last_hidden_state,
+            head.weight,
+            batch.token_ids_BT,
+            batch.loss_mask_BT,
+            self._temperature,
+            self._chunk_tokens,
+        )
+
+
+def shard_policy(
+    model: PreTrainedModel, ranks: Ranks, device: torch.device, dtype: torch.dtype, temperature: float, chunk: int
+) -> ShardedPolicy:
+    """Spread the model's parameters over the ranks, in place, and compute in `dtype`. The names stay.
+
+    Parameters become `DTensor`s, but for those of `replicated`, which each rank holds whole.
+    """
+    policy = ShardedPolicy(model, temperature, chunk)
+    names = float32_weights(model)
+    modules = dict(model.named_modules())
+    owners = {name: modules[name.rpartition(".")[0]] for name in names}
+    # A router is a module of float32 weights only. Mamba's A is one of several weights of its module: not sharded.
+    routers = [owner for name, owner in owners.items() if name.endswith(".weight")]
+    bare = {model.get_parameter(name) for name in names if not name.endswith(".weight")}
+    rounded = None if dtype == torch.float32 else dtype
+    for router in routers:
+        fully_shard(router, mesh=ranks.mesh, mp_policy=_sums(None), reshard_after_forward=False)
+    layers = getattr(model.base_model, "layers", ())
+    for module in (*layers, policy):
+        fully_shard(module, mesh=ranks.mesh, mp_policy=_sums(rounded), ignored_params=bare)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide
+    for parameter in bare:
+        parameter.data = parameter.data.to(device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return policy
+
+
+def replicated(model: nn.Module) -> list[nn.Parameter]:
+    """Trained parameters that each rank holds whole; their gradients must be summed over the ranks."""
+    return [p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+
+
+def after_an_error(policy: object) -> None:
+    """Make a sharded policy usable again after a pass that was not completed."""
+    if isinstance(policy, FSDPModule):
+        with contextlib.suppress(AttributeError):  # no pass has begun yet, so there is nothing to reset
+            policy.reset_iter_state()
+
+
+def _sums(dtype: torch.dtype | None) -> MixedPrecisionPolicy:
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -1,0 +1,156 @@
+"""How is a learner's state saved, and taken over again by any number of ranks?
+
+Format 1 is written by a learner of one process: a Hugging Face folder of float32 weights and AdamW's moments as
+safetensors. Format 2 is written by several ranks (`torch.distributed.checkpoint`): each writes its slices to `state/`,
+and the Hugging Face folder is written layer by layer, so that no rank holds the whole policy. Both are read by one rank
+and by several.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from rl.learner.optimizer import load_optimizer_tensors, new_optimizer_tensors, optimizer_tensors
+from rl.learner.policy import load_policy
+from rl.ranks import Ranks
+from rl.weights.names import checkpoint_parts
+
+FORMAT, SHARDED_FORMAT = 1, 2
+SLICES = "state"
+"""Folder of format 2 with the slices of all ranks."""
+MOMENTS_FILE = "optimizer.safetensors"
+"""Of format 1."""
+
+
+class LearnerStateError(ValueError):
+    """A saved state does not fit this learner."""
+
+
+def write_version(folder: Path, policy_version: int, ranks: Ranks) -> None:
+    """Write `learner.json`, which tells the format and the version of a state."""
+    form = FORMAT if ranks.num == 1 else SHARDED_FORMAT
+    if ranks.is_first:
+        (folder / "learner.json").write_text(json.dumps({"format": form, "policy_version": policy_version}) + "\n")
+
+
+def read_version(folder: Path) -> int:
+    """The policy version of a saved state. Raises `LearnerStateError` if there is none, or in an unknown format."""
+    try:
+        saved = json.loads((folder / "learner.json").read_text())
+    except FileNotFoundError as error:
+        raise LearnerStateError(f"{folder} holds no learner state: {error.filename} is missing") from error
+    if saved["format"] not in (FORMAT, SHARDED_FORMAT):
+        raise LearnerStateError(
+            f"{folder} has learner state format {saved['format']}, expected {FORMAT} or {SHARDED_FORMAT}"
+        )
+    return int(saved["policy_version"])
+
+
+def save_weights(model: PreTrainedModel, folder: Path, ranks: Ranks) -> None:
+    """Write the float32 weights as a Hugging Face folder, which transformers loads as it is."""
+    if ranks.num == 1:
+        model.save_pretrained(folder)
+        return
+    _write_layers(model, checkpoint_parts(model, "float32"), folder, ranks)
+
+
+def save_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks) -> None:
+    """Write AdamW's moments; several ranks write their slices of the weights with them."""
+    moments = optimizer_tensors(optimizer, model)
+    if ranks.num == 1:
+        save_file(moments, folder / MOMENTS_FILE)
+    else:
+        save({**_weights(model), **_named("optimizer", moments)}, checkpoint_id=folder / SLICES)
+
+
+def load_weights_and_moments(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, *, with_weights: bool
+) -> None:
+    """Take over what was saved in either format; each rank keeps its slices. Raises `LearnerStateError`."""
+    try:
+        if (folder / SLICES).is_dir():
+            _load_slices(model, optimizer, folder / SLICES, with_weights=with_weights)
+        else:
+            if with_weights:
+                _load_whole(model, folder / "model")
+            _load_whole_moments(model, optimizer, folder / MOMENTS_FILE)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
+
+
+def _load_slices(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, *, with_weights: bool) -> None:
+    reader = FileSystemReader(folder)
+    saved = set(reader.read_metadata().state_dict_metadata)
+    weights = _weights(model) if with_weights else {}
+    if with_weights:
+        _check_names({name for name in saved if name.startswith("weights.")}, weights)
+    moments = new_optimizer_tensors(optimizer, model)
+    moments = {name: tensor for name, tensor in moments.items() if f"optimizer.{name}" in saved}
+    load({**weights, **_named("optimizer", moments)}, storage_reader=reader)
+    load_optimizer_tensors(optimizer, model, moments)
+
+
+@torch.no_grad()
+def _load_whole(model: PreTrainedModel, folder: Path) -> None:
+    saved, held = load_policy(folder).state_dict(), model.state_dict()
+    _check_names(saved, held)
+    for name, tensor in held.items():
+        tensor.copy_(_sliced(saved[name], tensor))
+
+
+def _load_whole_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, file: Path) -> None:
+    parameters = dict(model.named_parameters())
+    saved = load_file(file)
+    moments = {name: _sliced(tensor, parameters[name.rpartition(".")[0]]) for name, tensor in saved.items()}
+    load_optimizer_tensors(optimizer, model, moments)
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    return _named("weights", model.state_dict())
+
+
+def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{kind}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _check_names(saved: Iterable[str], held: Iterable[str]) -> None:
+    if names := set(saved) ^ set(held):
+        name = min(names)
+        raise LearnerStateError(f"{name} is {'missing' if name in set(held) else 'unknown'}")
+
+
+def _sliced(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as `like` is held: in slices of the ranks, or whole, on its device."""
+    whole = whole.to(like.device)
+    if not isinstance(like, DTensor) or not whole.dim():
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _write_layers(model: PreTrainedModel, parts: Iterable[Mapping[str, Tensor]], folder: Path, ranks: Ranks) -> None:
+    """One file a layer; the first rank writes them, and all take part in gathering."""
+    weight_map: dict[str, str] = {}
+    num_bytes = 0
+    if ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(parts):
+        if ranks.is_first:
+            file = f"model-{number:05d}.safetensors"
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in part.items()}
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, file)
+            num_bytes += sum(tensor.nbytes for tensor in tensors.values())
+    if ranks.is_first:
+        index: dict[str, Any] = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        model.config.save_pretrained(folder)
