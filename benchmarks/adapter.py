@@ -102,7 +102,8 @@ def measure(config: ExperimentConfig, size: Size) -> dict[str, list[float]]:
 
     policy = config.policy.path
     assert policy is not None
-    process = LearnerProcess(config, policy, None)
+    process = LearnerProcess(config, policy)
+    process.start()
     samples = JoinedSamples.join(random_samples(size))
     process.update(samples)  # not counted: memory is allocated
     updates = [process.update(samples)[0] for _ in range(size.num_repeats)]

@@ -4,7 +4,6 @@ They sum, compare and gather over a process group. A learner of one process has 
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +22,9 @@ T = TypeVar("T")
 
 class PeerFailed(RuntimeError):
     """Another rank met an error, so this one stopped too."""
+
+    is_echo = True
+    """`rl.cluster.actors.wait_together` prefers the error itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +86,16 @@ ALONE = Ranks()
 """The ranks of a learner of one process."""
 
 
-def join_ranks(rank: int, num: int, address: str, device: torch.device, timeout_s: float, interface: str = "") -> Ranks:
+def join_ranks(rank: int, num: int, address: str, device: torch.device, timeout_s: float) -> Ranks:
     """Join the process group of `num` ranks. `address` is host:port on the machine of rank 0; all ranks give the same.
 
-    `interface` names the network device to use, if the machines have several. Returns when all have joined; a rank
-    that waits for another one longer than `timeout_s` seconds raises `torch.distributed.DistError`.
+    Returns when all have joined; a rank that waits for another one longer than `timeout_s` seconds raises
+    `torch.distributed.DistError`. The variables GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network device.
     """
     if num == 1:
         return ALONE
     from torch.distributed.device_mesh import init_device_mesh
 
-    if interface:
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=f"tcp://{address}",

@@ -34,7 +34,8 @@ def finished_run(run_dir: Path, policy: Path, precision: str) -> tuple[Any, Lear
     """A run with a checkpoint after one update, and its learner."""
     config = config_of(policy, precision=precision).model_copy(update={"run_dir": run_dir})
     write_run(config, 1)
-    process = LearnerProcess(config, policy, None)
+    process = LearnerProcess(config, policy)
+    process.start()
     process._learner.update(samples_of(policy))
     save_checkpoint(run_dir / "checkpoints", 1, process.save, {})
     process.shutdown()

@@ -40,7 +40,8 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def started(config: "ExperimentConfig", policy: Path) -> Iterator[LearnerProcess]:
-    process = LearnerProcess(config, policy, None)
+    process = LearnerProcess(config, policy)
+    process.start()
     yield process
     process.shutdown()
 

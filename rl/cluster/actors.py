@@ -6,8 +6,8 @@ readers and type checkers can follow the arguments into the process. However an 
 
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
@@ -21,6 +21,7 @@ from rl.stop import POLL_S, raise_if_requested
 A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """One thread per process: tiny models run several times slower with two (measured)."""
 LOGGING = {"VLLM_CONFIGURE_LOGGING": "0"}
@@ -57,6 +58,10 @@ class Pending(Generic[R]):
     def __init__(self, reference: Any) -> None:
         self._reference = reference
 
+    def as_argument(self) -> R:
+        """Stands for the result as an argument of another call, which begins when the result is there."""
+        return self._reference  # type: ignore[no-any-return]
+
     def is_done(self) -> bool:
         """Whether the call has ended, with a result or an error."""
         return bool(ray.wait([self._reference], timeout=0)[0])
@@ -79,6 +84,43 @@ class Pending(Generic[R]):
                 raise ActorDied(f"{type(error).__name__}: {error}") from error
 
 
+def wait_together(pending: Sequence[Pending[Any]], deadline: Deadline, grace_s: float = 5.0) -> None:
+    """Wait for calls that work together.
+
+    Raises what `Pending.wait` raises as soon as one call fails: the others may wait for it for ever. They get
+    `grace_s` seconds to fail too, because the first to tell is seldom the cause. An actor's death comes first, then an
+    error that is no echo of another one (`rl.ranks.PeerFailed`).
+    """
+    left = {one._reference: one for one in pending}
+    errors: list[Exception] = []
+    while left and not errors:
+        done, _ = ray.wait(list(left), timeout=min(POLL_S, deadline.left_s))
+        for reference in done or (list(left)[:1] if not deadline.left_s else ()):
+            errors += _error_of(left.pop(reference), deadline)
+        raise_if_requested()
+    if not errors:
+        return
+    grace = replace(deadline, seconds=grace_s, started=time.monotonic())
+    errors += [error for one in left.values() for error in _error_of(one, grace)]
+    raise min(errors, key=_distance_from_the_cause)
+
+
+def _error_of(pending: Pending[Any], deadline: Deadline) -> list[Exception]:
+    try:
+        pending.wait(deadline)
+    except Exception as error:
+        return [error]
+    return []
+
+
+def _distance_from_the_cause(error: Exception) -> int:
+    if isinstance(error, ActorDied):
+        return 0
+    if isinstance(error, DeadlinePassed):  # of the grace: this one has only waited for the others
+        return 3
+    return 2 if getattr(error, "is_echo", False) else 1
+
+
 class Actor(Generic[A]):
     """A process that holds one object of the class `A`."""
 
@@ -97,9 +139,21 @@ class Actor(Generic[A]):
 
     def stop(self, shutdown: Callable[[A], Any], timeout_s: float = 10.0) -> None:
         """Let the object clean up, then end its process."""
-        with contextlib.suppress(RayError):
-            ray.get(getattr(self._handle, shutdown.__name__).remote(), timeout=timeout_s)
-        ray.kill(self._handle)
+        stop_together([self], shutdown, timeout_s)
+
+
+def stop_together(actors: Sequence[Actor[A]], shutdown: Callable[[A], Any], timeout_s: float = 10.0) -> None:
+    """Let the objects clean up, all at the same time, then end their processes."""
+    calls = [getattr(actor._handle, shutdown.__name__).remote() for actor in actors]
+    with contextlib.suppress(RayError):
+        ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+    for actor in actors:
+        ray.kill(actor._handle)
+
+
+def shared(value: T) -> T:
+    """An argument for several calls: it is stored once, and each node copies it once."""
+    return ray.put(value)  # type: ignore[return-value]
 
 
 def start_actor(

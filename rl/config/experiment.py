@@ -100,6 +100,9 @@ class RayConfig(Section):
     """CPUs of a cluster that is started here; null uses what the learner and the workers reserve."""
     object_store_mib: Annotated[int, Field(ge=80)] = 128
     """Size of the object store of a cluster that is started here."""
+    network_interface: str | None = None
+    """Network device over which the learner's ranks exchange data, such as `eth0`; null uses the one that has the
+    address of the Ray node."""
 
 
 class ExperimentConfig(Section):
@@ -173,8 +176,8 @@ class ExperimentConfig(Section):
         """CPUs and GPUs that the learner and the workers reserve."""
         learner, rollout = self.learner, self.rollout
         return (
-            learner.cpus + rollout.num_workers * rollout.cpus_per_worker,
-            learner.gpus + rollout.num_workers * rollout.gpus_per_worker,
+            learner.num_ranks * learner.cpus + rollout.num_workers * rollout.cpus_per_worker,
+            learner.num_ranks * learner.gpus + rollout.num_workers * rollout.gpus_per_worker,
         )
 
     @model_validator(mode="after")
@@ -206,8 +209,8 @@ class ExperimentConfig(Section):
         needed, _ = self.reserved
         if self.ray.local_cpus is not None and self.ray.local_cpus < needed:
             raise ValueError(
-                f"ray.local_cpus ({self.ray.local_cpus}) is less than the sum of learner.cpus and the workers'"
-                f" cpus_per_worker ({needed:g})"
+                f"ray.local_cpus ({self.ray.local_cpus}) is less than the sum of the ranks' learner.cpus and the"
+                f" workers' cpus_per_worker ({needed:g})"
             )
         return self
 

@@ -56,10 +56,13 @@ class LearnerAdapterConfig(AdapterConfig):
 class LearnerConfig(Section):
     """The learner: the process that updates the policy."""
 
+    num_ranks: Positive = 1
+    """Processes that train the policy together. Each holds a slice of it (FSDP2), or with an adapter the whole frozen
+    base, and computes its share of a step's micro-batches; the gradient is that of one process."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
-    """Ray CPUs that the learner reserves."""
+    """Ray CPUs that each rank reserves."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """Ray GPUs that the learner reserves. It computes on one device."""
+    """Ray GPUs that each rank reserves. A rank computes on one device."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegative = 5

@@ -1,4 +1,4 @@
-"""What does the learner's actor do? It holds the learner in its process and publishes the weights."""
+"""What does an actor of the learner do? It holds one rank of the learner in its process and publishes the weights."""
 
 import logging
 import shutil
@@ -13,6 +13,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.saved_policy import policy_in
 from rl.data_types import Update
 from rl.learner.samples import JoinedSamples
+from rl.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from rl.run_log import join_run_log
 from rl.weights.source import BASE_VERSION, WeightSource
 
@@ -24,24 +25,44 @@ CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "genera
 
 
 class LearnerProcess:
-    """The process of one learner; `rl.learner.group.LearnerGroup` starts and calls it."""
+    """The process of one rank of the learner; `rl.learner.group.LearnerGroup` starts and calls it."""
 
-    def __init__(self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None) -> None:
-        """Load the policy, or go on from the learner's part of a checkpoint."""
+    def __init__(self, config: ExperimentConfig, policy_path: Path, rank: int = 0) -> None:
+        """Call `start` before anything else, but for `meeting_point`."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C
-        join_run_log(config.run_dir, "learner")
+        join_run_log(config.run_dir, "learner" if config.learner.num_ranks == 1 else f"learner rank {rank}")
         self._notes = Notes()
+        self._config, self._policy_path, self._rank = config, policy_path, rank
+
+    def meeting_point(self) -> str:
+        """An address on this rank's machine where all ranks can meet."""
+        from rl.cluster.network import meeting_point
+
+        return meeting_point()
+
+    def start(self, address: str | None = None, checkpoint: Path | None = None) -> None:
+        """Meet the other ranks at this address, and load the policy, or the learner's part of a checkpoint."""
         from rl.learner.learner import Learner
 
-        self._learner = Learner(policy_path, config)
+        self._ranks = ALONE if address is None else self._join(address)
+        self._learner = Learner(self._policy_path, self._config, self._ranks)
         if checkpoint is not None:
             self._learner.load_state(checkpoint)
-        logger.info("the learner holds %s, policy version %d", policy_path, self._learner.policy_version)
-        self._policy_path = policy_path
-        self._config = config
-        self._publisher = config.weights.publisher()
+        logger.info("the learner holds %s, policy version %d", self._policy_path, self._learner.policy_version)
+        self._publisher = self._config.weights.publisher()
         self._published: list[WeightSource] = []
         self._base: WeightSource | None = None
+
+    def _join(self, address: str) -> Ranks:
+        import torch
+
+        from rl.cluster.network import choose_network_interface
+
+        choose_network_interface(self._config.ray.network_interface)
+        learner, train = self._config.learner, self._config.train
+        device = torch.device("cuda" if learner.gpus > 0 else "cpu")
+        timeout_s = max(train.start_timeout_s, train.update_timeout_s, train.publish_timeout_s)
+        return join_ranks(self._rank, learner.num_ranks, address, device, timeout_s)
 
     def describe(self) -> str:
         """The number format of the policy's weights, and its adapter, as a line of text."""
@@ -55,7 +76,8 @@ class LearnerProcess:
         return update, self._notes.take()
 
     def publish(self) -> WeightSource:
-        """Publish the current weights to the engines, and remove versions that no engine reads any more.
+        """Publish the current weights to the engines, and remove versions that no engine reads any more. Only the first
+        rank does; the others must `gather` at the same time.
 
         With `learner.adapter.publish: adapter` these are the adapter's matrices; its base is published the first time.
         """
@@ -74,6 +96,12 @@ class LearnerProcess:
             self._publisher.forget(self._published.pop(0))
         return source
 
+    def gather(self) -> None:
+        """Help the first rank to make the weights whole that it publishes."""
+        if self._config.learner.adapter is None:  # of an adapter and its base each rank has the whole
+            for _ in self._tensors(is_merged=True):
+                pass
+
     def _tensors(self, *, is_merged: bool) -> "Iterator[tuple[str, Tensor]]":
         from rl.weights.names import checkpoint_tensors
 
@@ -83,6 +111,8 @@ class LearnerProcess:
     def save(self, folder: Path) -> None:
         """Write weights and optimiser state, exactly, into the folder; `policy_in(folder)` is the policy."""
         self._learner.save_state(folder)
+        if not self._ranks.is_first:
+            return
         policy = policy_in(folder)
         for pattern in CHAT_FILES:
             for file in self._policy_path.glob(pattern):
@@ -91,3 +121,4 @@ class LearnerProcess:
     def shutdown(self) -> None:
         self._publisher.close()
         self._published.clear()
+        leave_ranks()

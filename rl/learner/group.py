@@ -1,14 +1,23 @@
-"""How does the loop call the learner? `LearnerGroup` hides the processes that update the policy: today one process."""
+"""How does the loop call the learner? `LearnerGroup` hides the processes, its ranks, that update the policy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
-from rl.cluster.actors import Deadline, start_actor
+from rl.cluster.actors import Actor, Deadline, shared, start_actor, stop_together, wait_together
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
 from rl.learner.actor import LearnerProcess
 from rl.learner.samples import JoinedSamples
 from rl.weights.source import WeightSource
+
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+class RanksDiffer(RuntimeError):
+    """Ranks that train one policy came to different results, so their weights are not one policy any more."""
 
 
 class LearnerGroup:
@@ -25,30 +34,50 @@ class LearnerGroup:
         """
         learner = config.learner
         self._train = config.train
-        self._process = start_actor(LearnerProcess, learner.cpus, learner.gpus, node, config, policy_path, checkpoint)
+        self._ranks: list[Actor[LearnerProcess]] = [
+            start_actor(LearnerProcess, learner.cpus, learner.gpus, node, config, policy_path, rank)
+            for rank in range(learner.num_ranks)
+        ]
+        first = self._ranks[0].call(LearnerProcess.meeting_point) if learner.num_ranks > 1 else None
+        address = first.as_argument() if first else None
+        self._started = [rank.call(LearnerProcess.start, address, checkpoint) for rank in self._ranks]
         self._notes: list[str] = []
 
     def describe(self) -> str:
         """The number format of the policy's weights, as a line of text. Returns once the learner is up."""
         deadline = Deadline(self._train.start_timeout_s, "starting the learner", "train.start_timeout_s")
-        return self._process.call(LearnerProcess.describe).wait(deadline)
+        wait_together(self._started, deadline)
+        return self._together(deadline, LearnerProcess.describe)[0]
 
     def update(self, samples: Sequence[Sample]) -> Update:
-        """Train on all samples of a step. Raises `NonFiniteError`; nothing was trained then."""
+        """Train on all samples of a step. Raises `NonFiniteError`; nothing was trained then. Raises `RanksDiffer`."""
         deadline = Deadline(self._train.update_timeout_s, "an update", "train.update_timeout_s")
-        update, notes = self._process.call(LearnerProcess.update, JoinedSamples.join(samples)).wait(deadline)
-        self._notes += [f"learner: {note}" for note in notes]
+        joined = shared(JoinedSamples.join(samples))  # one copy a node, which its ranks read in place
+        results = self._together(deadline, LearnerProcess.update, joined)
+        for rank, (_, notes) in enumerate(results):
+            name = "learner" if len(results) == 1 else f"learner rank {rank}"
+            self._notes += [f"{name}: {note}" for note in notes]
+        update = results[0][0]
+        for rank, (other, _) in enumerate(results):
+            if replace(other, seconds=update.seconds) != update:
+                raise RanksDiffer(
+                    f"rank {rank} of the learner computed {other} where rank 0 computed {update}. Go on from the last"
+                    " checkpoint with --resume"
+                )
         return update
 
     def publish(self) -> WeightSource:
         """Publish the current weights to the engines. The previous version stays readable."""
         deadline = Deadline(self._train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
-        return self._process.call(LearnerProcess.publish).wait(deadline)
+        first, *others = self._ranks
+        published = first.call(LearnerProcess.publish)
+        wait_together([published, *(rank.call(LearnerProcess.gather) for rank in others)], deadline)
+        return published.wait(deadline)
 
     def save(self, folder: Path) -> None:
         """Write the state that a learner needs to continue bit for bit, with the policy in `policy_in(folder)`."""
         deadline = Deadline(self._train.update_timeout_s, "writing a checkpoint", "train.update_timeout_s")
-        self._process.call(LearnerProcess.save, folder).wait(deadline)
+        self._together(deadline, LearnerProcess.save, folder)
 
     def notes(self) -> list[str]:
         """Notes of the processes since the last call."""
@@ -56,4 +85,12 @@ class LearnerGroup:
         return said
 
     def shutdown(self) -> None:
-        self._process.stop(LearnerProcess.shutdown)
+        stop_together(self._ranks, LearnerProcess.shutdown)
+
+    def _together(
+        self, deadline: Deadline, method: Callable[Concatenate[LearnerProcess, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]:
+        """Call this method of all ranks; the results in their order."""
+        calls = [rank.call(method, *args, **kwargs) for rank in self._ranks]
+        wait_together(calls, deadline)
+        return [call.wait(deadline) for call in calls]
