@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from envs.commands.options import read_options
-from envs.errors import is_ours
+from envs.exit_codes import run_command
 from envs.sandbox import LEVEL_VARIABLE, Level, require_level
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -183,15 +183,8 @@ def doctor() -> None:
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 failed, 2 wrong usage. A bug shows its traceback."""
-    try:
-        app()
-    except Exception as error:
-        if not is_ours(error):
-            raise
-        typer.echo(f"error: {error}", err=True)
-        return 1
-    return 0
+    """Run a command and return its exit code (`envs.exit_codes`)."""
+    return run_command(app)
 
 
 if __name__ == "__main__":

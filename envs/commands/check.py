@@ -10,12 +10,15 @@ from rich.console import Console
 
 from envs.check import CHECKS, check_environment
 from envs.commands.output import write_text
+from envs.registry import find
 
 MARKS = {"passed": "[green]passed [/green]", "failed": "[red]failed [/red]", "skipped": "[yellow]skipped[/yellow]"}
 
 
 def print_checks(console: Console, env_id: str, options: dict[str, Any], num_seeds: int, report: Path | None) -> bool:
     """Run every check, print failures with their fixes, and return whether all checks passed."""
+    if ":" not in env_id:
+        find(env_id)
     with console.status(f"{len(CHECKS)} checks, {num_seeds} seeds"):
         results = check_environment(env_id, options, num_seeds)
     told: dict[str, str] = {}

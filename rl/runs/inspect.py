@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from envs.errors import InputError
 from envs.json_lines import JsonObject
 from envs.rollout_file import read_rollouts
 from rl.data_types import Outcome
@@ -17,7 +18,7 @@ from rl.runs.saved_rollouts import rollout_from
 ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
 
-class NothingToShowError(ValueError):
+class NothingToShowError(InputError):
     """No saved rollout matches the filters."""
 
 
