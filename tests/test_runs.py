@@ -293,11 +293,11 @@ def test_rollouts_are_shown_with_everything_a_reader_asks(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ({"env_id": "x/Y-v0"}, f"no saved train rollout matches; there are: {ARITHMETIC} ok"),
+        ({"env_id": "x/Y-v0"}, f"no saved train rollout matches; there are: {ARITHMETIC} ok: "),
         ({"step": 9}, "step 9 has no saved train rollouts; steps: 1 to 2"),
         ({"outcome": "okay"}, "outcome 'okay' is not one of ok, truncated"),
         ({"kind": "test"}, "not one of train, evaluation"),
-        ({"min_reward": 2.0}, "no saved train rollout matches"),
+        ({"min_reward": 2.0}, " with rewards 0 to 1"),
     ],
 )
 def test_asking_for_rollouts_that_are_not_there_says_what_there_is(
