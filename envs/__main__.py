@@ -85,7 +85,9 @@ def play(
     env_id: Id,
     options: Options = None,
     seed: Seed = 0,
-    gold: Annotated[bool, typer.Option("--gold", help="Play the gold replies.")] = False,
+    gold: Annotated[
+        bool, typer.Option("--gold", help="Play the gold replies: perfect ones that the environment gives.")
+    ] = False,
     model: Annotated[str, typer.Option(help="Let this model of an endpoint play (key: OPENAI_API_KEY).")] = "",
     url: Url = "http://localhost:8000/v1",
 ) -> None:

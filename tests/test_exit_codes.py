@@ -116,7 +116,7 @@ def test_no_command_is_left_out() -> None:
         (EnvFailure("me", "wrong", error=EnvironmentOptionError("wrong")), 2, "error: me: wrong\n"),
         (EnvFailure("me", "KeyError", phase="step", error=KeyError("x")), 1, "error: me: step raised KeyError\n"),
         (ClusterError("an engine died"), 1, "error: an engine died\n"),
-        (CanaryStop("NaN"), 3, "stopped by a canary: NaN\n"),
+        (CanaryStop("NaN"), 3, "stopped by a canary, a threshold of the section canaries: NaN\n"),
         (StopRequested("SIGTERM", 143), 143, "stopped: SIGTERM\nthe same command continues"),
     ],
 )

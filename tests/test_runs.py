@@ -207,8 +207,9 @@ def test_without_a_terminal_each_step_is_one_line() -> None:
     out = io.StringIO()
     show(Console(file=out, width=40))
     lines = out.getvalue().splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert lines[0] == "training"
+    assert lines.pop(1).startswith("mismatch is 1 if")  # once, before the first step
     assert lines[1].startswith(f"step 1/10  reward 1.000 ({ARITHMETIC} 1.000)  2 sampled tok/s  25 trained tok/s")
     assert "mismatch 1.0010" in lines[1] and "outcomes ok 1 env_error 1" in lines[1]
     assert lines[2:] == [f"evaluation before: reward {ARITHMETIC} 0.250", "step 1: mismatch [1.2] is high"]

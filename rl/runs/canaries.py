@@ -11,7 +11,7 @@ class CanaryStop(RuntimeError):
     """A canary's threshold was exceeded; continuing would train the wrong thing."""
 
     exit_code = 3
-    headline = "stopped by a canary"
+    headline = "stopped by a canary, a threshold of the section canaries"
 
 
 def check_groups(config: CanaryConfig, groups: Sequence[Group]) -> list[str]:

@@ -33,7 +33,7 @@ def print_comparison(run_dirs: Sequence[Path], page: Path | None = None, console
     names = [history.run.path.resolve().name for history in histories]
     rows = configuration_differences(histories)
     _print_rows(console, "configuration: keys that differ", "key", names, rows)
-    _print_rows(console, "scores on held-out tasks, and speed", "", names, results(histories))
+    _print_rows(console, "scores on held-out tasks (never trained), and speed", "", names, results(histories))
     console.print(LEGEND, style="dim")
     if page is not None:
         with storing(page):
