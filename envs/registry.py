@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
-from envs.errors import named, place_of
+from envs.errors import InputError, named, place_of
 from envs.event_loop import settle
 from envs.results import ResultError, check_attributes
 from envs.scored import is_undecorated
@@ -25,11 +25,11 @@ from envs.tool_class import ToolClassEnv, is_tool_class
 GROUP = "polygym.envs"
 
 
-class UnknownEnvironmentError(ValueError):
+class UnknownEnvironmentError(InputError):
     """No installed package announces this environment."""
 
 
-class EnvironmentPluginError(ValueError):
+class EnvironmentPluginError(InputError):
     """A package announces an environment that cannot be used: a duplicate id, a failed import, not an environment."""
 
 

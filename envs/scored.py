@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from envs.errors import InputError
 from envs.messages import Message, Reply
 from envs.text_env import EnvironmentOptionError, Split, TextEnv, draw_in_split, in_split, read_score
 
@@ -25,7 +26,7 @@ Row = Mapping[str, Any]
 Score = float | Mapping[str, float]
 
 
-class RowError(ValueError):
+class RowError(InputError):
     """A row that cannot be played."""
 
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import gymnasium
 import numpy as np
 
+from envs.errors import InputError
 from envs.messages import Message, Reply, ToolSpec, valid_text
 from envs.spaces import Conversation, Replies
 
@@ -30,7 +31,7 @@ Level = TypeVar("Level")
 HELDOUT_IN = 5  # one key in five is held out
 
 
-class EnvironmentOptionError(ValueError):
+class EnvironmentOptionError(InputError):
     """An option that the environment does not have, or a value it cannot take."""
 
 

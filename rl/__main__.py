@@ -9,14 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
-from envs.errors import is_ours
+from envs.exit_codes import run_command
 from rl.config.environments import read_budget
-from rl.config.errors import ConfigError
 from rl.config.explain import explain
 from rl.config.keys_page import keys_page
 from rl.config.read import load_config
-from rl.run_log import told
-from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Yaml = Annotated[Path, typer.Argument(help="Experiment YAML.")]
@@ -174,6 +171,8 @@ def compare(
     """Print how runs differ: configuration keys, scores on held-out tasks, speed."""
     from rl.runs.compare import print_comparison
 
+    if len(runs) < 2:
+        raise typer.BadParameter("give two run folders or more")
     print_comparison(runs, page)
 
 
@@ -206,26 +205,8 @@ def explain_command(
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 failed, 2 wrong configuration, 3 stopped by a canary, 128 + n stopped by signal n."""
-    from rl.runs.canaries import CanaryStop
-
-    try:
-        app()
-    except ConfigError as error:
-        typer.echo(f"error: {told(error)}", err=True)
-        return 2
-    except CanaryStop as error:
-        typer.echo(f"stopped by a canary: {told(error)}", err=True)
-        return 3
-    except StopRequested as stop:
-        typer.echo(f"stopped by {stop}; continue with --resume", err=True)
-        return stop.exit_code
-    except Exception as error:
-        if not is_ours(error):
-            raise
-        typer.echo(f"error: {told(error)}", err=True)
-        return 1
-    return 0
+    """Run a command and return its exit code (`envs.exit_codes`)."""
+    return run_command(app)
 
 
 if __name__ == "__main__":

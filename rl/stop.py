@@ -18,9 +18,12 @@ POLL_S = 0.2
 class StopRequested(BaseException):
     """The run should stop. A BaseException, so that no `except Exception` swallows it."""
 
+    headline = "stopped"
+
     def __init__(self, what: str, exit_code: int) -> None:
         """`what` made the run stop: a signal's name, or a cause in words."""
         super().__init__(what)
+        self.add_note("the same command continues from the last step; `rl train` needs --resume")
         self.exit_code = exit_code
 
 

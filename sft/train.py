@@ -33,6 +33,7 @@ from rl.weights.merged import merged_state
 from sft.checkpoints import Checkpoints, discard, prepare
 from sft.data import Row, token_rows, tokenizer_texts, training_conversations, training_order
 from sft.heldout import Measurements, Trainer, split_rows
+from sft.plain_thinking import plain_thinking
 from sft.precision import FoldedSteps, load_trained
 from sft.progress import StepMetrics
 from sft.rows import Conversation
@@ -60,6 +61,8 @@ def _run(config: ExperimentConfig) -> Path:
     conversations = training_conversations(config)
     policy = config.policy.path or _build(config, conversations)
     chat = load_chat(policy, config.policy.chat)
+    if warning := plain_thinking(conversations, chat, config.policy.path):
+        _say(warning)
     rows, num_too_long = token_rows(conversations, chat, config)
     _describe(rows, num_too_long)
     target, partial = config.run_dir / "sft", config.run_dir / "sft.partial"

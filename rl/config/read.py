@@ -61,14 +61,19 @@ def check_references(config: ExperimentConfig) -> None:
     This imports and creates the environments. Raises `ConfigError`, which lists everything that is missing.
     """
     problems = [problem for env_id in config.environments if (problem := _environment_problem(config, env_id))]
-    if problem := policy_problem(config):
-        problems.append(problem)
+    problems += stage_problems(config)
+    if problems:
+        raise ConfigError(problems)
+
+
+def stage_problems(config: ExperimentConfig) -> list[Problem]:
+    """What is missing of the files that the supervised stage reads: the policy's folder and the data."""
+    problems = [problem] if (problem := policy_problem(config)) else []
     data = config.sft.data if config.sft is not None else None
     if data is not None and not data.exists() and hub_name(data) is None:
         fix = "give a file, a folder or a data set of the hub, or remove the key to train on gold conversations"
         problems.append(Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {data}", fix))
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 def policy_problem(config: ExperimentConfig) -> Problem | None:

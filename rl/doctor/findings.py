@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from envs.errors import is_ours, named, place_of
+from envs.errors import InputError, is_ours, named, place_of, told
 from envs.messages import valid_text
 from rl.config.errors import ConfigError
-from rl.run_log import told
 
 INSTALL = "make install"
 Status = Literal["ok", "warning", "failed"]
@@ -62,7 +61,7 @@ def failures(check: str, error: BaseException) -> list[Finding]:
         problems = [(str(one).removesuffix(f"\n    fix: {one.fix}"), one.fix) for one in error.problems]
         return [Finding(check, "failed", shortened(wrong), fix, True) for wrong, fix in problems]
     if is_ours(error):
-        return [Finding(check, "failed", shortened(told(error)), is_configuration=isinstance(error, ConfigError))]
+        return [Finding(check, "failed", shortened(told(error)), is_configuration=isinstance(error, InputError))]
     fix = INSTALL if isinstance(error, ImportError) else "this error was not foreseen: report it"
     return [Finding(check, "failed", f"{named(error)}{place_of(error)}", fix)]
 

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from envs.errors import InputError
 
-class IncompleteCheckpointError(ValueError):
+
+class IncompleteCheckpointError(InputError):
     """A checkpoint lacks weights of the policy."""
 
 
