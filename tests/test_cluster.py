@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray._private import services
 
 from rl.cluster import address as address_module
 from rl.cluster import cluster as cluster_module
 from rl.cluster import shared_memory, watch
 from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
-from rl.cluster.cluster import check_cluster, cluster
+from rl.cluster.cluster import check_cluster, cluster, in_own_sessions
 from rl.cluster.shared_memory import check_shared_memory
 from rl.cluster.watch import watched
 from rl.stop import StopRequested, handled_signals, raise_if_requested
@@ -156,6 +158,17 @@ def test_a_head_that_no_longer_answers_asks_the_run_to_stop(monkeypatch: pytest.
                 time.sleep(0.02)
                 raise_if_requested()
     assert stopped.value.exit_code == 1
+
+
+def test_signals_to_our_process_group_do_not_reach_ray_s_processes() -> None:
+    command = [sys.executable, "-c", "input()"]
+    with in_own_sessions():
+        apart = services.start_ray_process(command, "a test", fate_share=True, pipe_stdin=True).process
+    beside = services.start_ray_process(command, "a test", fate_share=True, pipe_stdin=True).process
+    assert (os.getpgid(apart.pid), os.getsid(apart.pid)) == (apart.pid, apart.pid)
+    assert os.getpgid(beside.pid) == os.getpgrp()
+    for process in (apart, beside):
+        process.communicate(b"\n")
 
 
 class Waits:
