@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from rl.config.checkpoint_defaults import with_checkpoint_defaults
 from rl.config.checkpoint_files import folder_fault
+from rl.config.environments import environment_fix
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.explain import type_text
@@ -58,7 +59,8 @@ def dump_config(config: ExperimentConfig) -> str:
 def check_references(config: ExperimentConfig) -> None:
     """Check that the environments, their options, the policy's folder and the supervised data exist.
 
-    This imports and creates the environments. Raises `ConfigError`, which lists everything that is missing.
+    This imports and creates the environments, and lets them read their data. Raises `ConfigError`, which lists
+    everything that is missing.
     """
     problems = [problem for env_id in config.environments if (problem := _environment_problem(config, env_id))]
     if problem := policy_problem(config):
@@ -85,11 +87,13 @@ def policy_problem(config: ExperimentConfig) -> Problem | None:
 
 def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | None:
     # Imported here because a configuration can be read without any environment installed.
+    from envs.loading import load_data
     from envs.registry import UnknownEnvironmentError, environment_ids
     from envs.session import Deadlines, EnvFailure, Session
     from envs.text_env import EnvironmentOptionError
 
     key, place = f"environments.{env_id}", config.place("environments", env_id)
+    load_data(env_id, config.environments[env_id].options)
     try:
         with Session.installed(env_id, Deadlines(reset_s=config.rollout.reset_timeout_s)) as session:
             session.read_options(config.environments[env_id].options)
@@ -103,7 +107,7 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
             place = config.place("environments", env_id, "options")
             fix = "use one of the environment's options, or remove the key"
             return Problem(place, f"{key}.options", str(failure.error), fix)
-        fix = "fix the package that provides it, or remove the environment"
+        fix = environment_fix(env_id, failure)
         module, cause = env_id.partition(":")[0], failure.error.__cause__ if failure.error else None
         if isinstance(cause, ModuleNotFoundError) and f"{module}.".startswith(f"{cause.name}."):
             fix = f"run the command in the folder that holds {module.split('.')[0]}.py, or install its package"
