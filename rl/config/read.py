@@ -7,7 +7,7 @@ Each error is one `Problem`; one `ConfigError` reports all of them.
 import difflib
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rl.config.environments import environment_fix
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.explain import type_text
-from rl.config.hub import cached_snapshot, download_command, downloaded_snapshot, is_hub_id
+from rl.config.hub import cached_snapshot, download_command, is_hub_id
 from rl.config.keys import ANY_NAME, all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.section import Aside
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
@@ -32,20 +32,23 @@ REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
 """Matches `${section.key}`, but not relative references or resolvers such as `${oc.env:HOME}`."""
 
 
+Fetch = Callable[[str], Path | None]
+
+
 def load_config(
-    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Tree] | None = None, *, download: bool = False
+    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Tree] | None = None, *, fetch: Fetch | None = None
 ) -> ExperimentConfig:
     """The validated configuration of an experiment file with `key=value` overrides on top.
 
     A pretrained checkpoint has other defaults than a tiny policy (`rl.config.checkpoint_defaults`). `unread` holds
-    defaults for top-level sections that the caller does not use. With `download`, a model of the hub that is not in
-    the local cache is downloaded. Raises `ConfigError`, which lists every problem. `check_references` checks that
-    environments, the policy's folder and data exist.
+    defaults for top-level sections that the caller does not use. `fetch` gets the folder of a model of the hub that is
+    not in the local cache (`rl.config.hub`). Raises `ConfigError`, which lists every problem. `check_references` checks
+    that environments, the policy's folder and data exist.
     """
     source = read_with_base(Path(path))
     apply_overrides(source, overrides)
     source.tree = {**(unread or {}), **source.tree}
-    tree, chosen = with_checkpoint_defaults(_with_snapshot(_resolve(source), download))
+    tree, chosen = with_checkpoint_defaults(_with_snapshot(_resolve(source), fetch))
     config = _validate(tree, source.places, str(path))
     config._chosen = Aside(chosen)
     return config
@@ -73,15 +76,15 @@ def check_references(config: ExperimentConfig) -> None:
         raise ConfigError(problems)
 
 
-def policy_problem(config: ExperimentConfig) -> Problem | None:
-    """What is wrong if there is no folder of the policy."""
+def policy_problem(config: ExperimentConfig, command: Callable[[str], str] = download_command) -> Problem | None:
+    """What is wrong if there is no folder of the policy; `command` downloads what is needed of a model of the hub."""
     path = config.policy.path
     if path is None or (fault := folder_fault(path)) is None:
         return None
     wrong, fix = fault
     if is_hub_id(path):
         wrong += f", and no model {path} in the cache of the Hugging Face hub"
-        fix = f"download it with: {download_command(str(path))}; or {fix}"
+        fix = f"download it with: {command(str(path))}; or {fix}"
     return Problem(config.place("policy", "path"), "policy.path", wrong, fix)
 
 
@@ -146,7 +149,7 @@ def _resolve(source: Source) -> Tree:
     return resolved
 
 
-def _with_snapshot(tree: Tree, download: bool) -> Tree:
+def _with_snapshot(tree: Tree, fetch: Fetch | None) -> Tree:
     """The tree with the folder of the cache in place of a hub id in `policy.path`."""
     policy = tree.get("policy")
     if not isinstance(policy, Mapping):
@@ -154,7 +157,7 @@ def _with_snapshot(tree: Tree, download: bool) -> Tree:
     path = policy.get("path")
     if not isinstance(path, str) or not is_hub_id(Path(path)):
         return tree
-    folder = cached_snapshot(path) or (downloaded_snapshot(path) if download else None)
+    folder = cached_snapshot(path) or (fetch(path) if fetch else None)
     if folder is None:
         return tree
     return {**tree, "policy": {**policy, "path": str(folder)}}
