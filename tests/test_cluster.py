@@ -19,6 +19,7 @@ from rl.cluster import shared_memory, watch
 from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
 from rl.cluster.cluster import check_cluster, cluster, in_own_sessions
+from rl.cluster.places import num_cores
 from rl.cluster.shared_memory import check_shared_memory
 from rl.cluster.watch import watched
 from rl.stop import StopRequested, handled_signals, raise_if_requested
@@ -180,7 +181,8 @@ class Waits:
 def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> None:
     config = make_config(ray={"address": "local", "local_cpus": 2})
     with cluster(config) as joined:
-        assert joined.words == "started Ray on this machine: 1 node, 2 of 2 CPUs free"
+        here = f"started Ray on this machine ({num_cores():g} cores)"
+        assert joined.words == f"{here}: 1 node, 2 of Ray's 2 CPU slots free"
         first = start_actor(Waits, 1.5, 0.0, None)
         assert first.call(Waits.pid).wait(Deadline(60, "starting", "key")) > 0
         with pytest.raises(ClusterError) as caught:
@@ -190,7 +192,7 @@ def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> No
     assert message.startswith(
         "starting the engines took longer than 3 s; train.start_timeout_s sets the deadline. 1 of"
     )
-    assert "the run's 2 actors have no place yet" in message and "0.5 of 2 CPUs free" in message
+    assert "the run's 2 actors have no place yet" in message and "0.5 of Ray's 2 CPU slots free" in message
 
 
 def test_ray_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch, listening: str) -> None:

@@ -16,7 +16,7 @@ from ray._private import services
 
 from rl.cluster.address import ClusterError, check_local_start, cluster_address, num_local_gpus
 from rl.cluster.placement import PlacementError, shared_node
-from rl.cluster.places import room
+from rl.cluster.places import num_cores, room
 from rl.cluster.watch import watched
 from rl.config.experiment import ExperimentConfig
 
@@ -93,7 +93,9 @@ def check_cluster(config: ExperimentConfig) -> None:
 
 
 def _words(address: str | None) -> str:
-    where = f"joined the Ray cluster at {address}" if address else "started Ray on this machine"
+    where = (
+        f"joined the Ray cluster at {address}" if address else f"started Ray on this machine ({num_cores():g} cores)"
+    )
     return f"{where}: {room()}"
 
 
