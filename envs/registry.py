@@ -88,6 +88,12 @@ def make(env_id: str) -> TextEnv:
     return env
 
 
+def is_built_in(env_id: str) -> bool:
+    """Whether the environment's code is polygym's own."""
+    targets = [env_id] if ":" in env_id else [point.value for point, _ in announced().get(env_id, [])]
+    return bool(targets) and all(target.startswith("envs.") for target in targets)
+
+
 @functools.cache
 def factory_of(env_id: str) -> tuple[Callable[[], Any], str]:
     """The factory of this environment, and its name in errors. Cached, since every rollout makes an environment.

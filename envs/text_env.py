@@ -85,6 +85,13 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
         """
         raise NotImplementedError(f"{type(self).__name__} does not score groups")
 
+    @classmethod
+    def load_data(cls, options: Mapping[str, Any]) -> None:
+        """Read what tasks share, such as rows. `options` may be wrong: then `reset` says it.
+
+        Called in each process before its first task (`envs.loading`); no deadline of a rollout covers it.
+        """
+
     def read_options(self, options: Mapping[str, Any] | None) -> tuple[Split, dict[str, Any]]:
         """The split and the environment's own options with defaults filled in.
 

@@ -12,8 +12,10 @@ import typer
 from envs.exit_codes import run_command
 from rl.config.environments import read_budget
 from rl.config.explain import explain
+from rl.config.hub import config_snapshot, downloaded_snapshot
 from rl.config.keys_page import keys_page
 from rl.config.read import load_config
+from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Yaml = Annotated[Path, typer.Argument(help="Experiment YAML.")]
@@ -47,7 +49,7 @@ def plan(
     """Print what an experiment needs, by part, and whether it fits the card. Exit code 1: it does not fit."""
     from rl.plan.show import show_plan
 
-    if not show_plan(load_config(yaml, overrides or []), gpu):
+    if not show_plan(load_config(yaml, overrides or [], fetch=config_snapshot), gpu):
         raise typer.Exit(1)
 
 
@@ -74,7 +76,7 @@ def train(
     dry_run: Annotated[bool, typer.Option(help="Check all that is checked before a run; start none.")] = False,
 ) -> None:
     """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
-    config = load_config(yaml, overrides or [], download=True)
+    config = load_config(yaml, overrides or [], fetch=downloaded_snapshot)
     if dry_run:
         from rl.checks import check
 
@@ -83,7 +85,11 @@ def train(
         return
     from rl.train import train as run  # takes seconds to import: mistakes in the YAML come first
 
-    report = run(config, resume=resume)
+    try:
+        report = run(config, resume=resume)
+    except StopRequested as stop:
+        typer.echo(f"stopped by {stop}; continue with --resume", err=True)
+        raise typer.Exit(stop.exit_code) from None
     typer.echo(f"report: {report}")
     typer.echo(f"policy: python -m rl export {report.parent} FOLDER writes it for transformers and vLLM")
 

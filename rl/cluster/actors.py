@@ -84,6 +84,7 @@ class Actor(Generic[A]):
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._is_up = handle.__ray_ready__.remote()
 
     @overload
     def call(
@@ -96,9 +97,10 @@ class Actor(Generic[A]):
         return Pending(getattr(self._handle, method.__name__).remote(*args, **kwargs))
 
     def stop(self, shutdown: Callable[[A], Any], timeout_s: float = 10.0) -> None:
-        """Let the object clean up, then end its process."""
+        """Let the object clean up, if it is there already, then end its process."""
         with contextlib.suppress(RayError):
-            ray.get(getattr(self._handle, shutdown.__name__).remote(), timeout=timeout_s)
+            if ray.wait([self._is_up], timeout=0)[0]:  # else the call would wait for the end of the constructor
+                ray.get(getattr(self._handle, shutdown.__name__).remote(), timeout=timeout_s)
         ray.kill(self._handle)
 
 

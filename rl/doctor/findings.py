@@ -8,6 +8,7 @@ from typing import Literal
 from envs.errors import InputError, is_ours, named, place_of, told
 from envs.messages import valid_text
 from rl.config.errors import ConfigError
+from rl.stop import StopRequested
 
 INSTALL = "make install"
 Status = Literal["ok", "warning", "failed"]
@@ -30,7 +31,8 @@ class Finding:
 class Check:
     name: str
     find: Callable[[], Iterable[Finding]]
-    timeout_s: float = 60.0
+    timeout_s: float | None = 60.0
+    """None for a check that keeps a deadline itself; it needs no thread, so it can clean up when the command stops."""
 
 
 def findings_of(check: Check) -> list[Finding]:
@@ -44,14 +46,21 @@ def findings_of(check: Check) -> list[Finding]:
     def find() -> None:
         try:
             found.extend(check.find())
+        except StopRequested:
+            raise
         except BaseException as error:  # of environments too, which may raise anything
             errors.append(error)
 
-    thread = threading.Thread(target=find, name=f"check of {check.name}", daemon=True)
-    thread.start()
-    thread.join(check.timeout_s)
-    if thread.is_alive():
-        return [Finding(check.name, "failed", f"no answer within {check.timeout_s:g} s", "find out what hangs here")]
+    if check.timeout_s is None:
+        find()
+    else:
+        thread = threading.Thread(target=find, name=f"check of {check.name}", daemon=True)
+        thread.start()
+        thread.join(check.timeout_s)
+        if thread.is_alive():
+            return [
+                Finding(check.name, "failed", f"no answer within {check.timeout_s:g} s", "find out what hangs here")
+            ]
     return found + [finding for error in errors for finding in failures(check.name, error)]
 
 
