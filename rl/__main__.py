@@ -15,6 +15,7 @@ from rl.config.errors import ConfigError
 from rl.config.explain import explain
 from rl.config.keys_page import keys_page
 from rl.config.read import load_config
+from rl.library_output import quieten_libraries
 from rl.run_log import told
 from rl.stop import StopRequested
 
@@ -207,6 +208,7 @@ def explain_command(
 
 def main() -> int:
     """Exit codes: 0 done, 1 failed, 2 wrong configuration, 3 stopped by a canary, 128 + n stopped by signal n."""
+    quieten_libraries()
     from rl.runs.canaries import CanaryStop
 
     try:

@@ -15,6 +15,7 @@ from envs.errors import is_ours
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
+from rl.library_output import quieten_libraries
 from rl.run_log import told
 from rl.stop import StopRequested
 
@@ -79,6 +80,7 @@ def smollm2(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) ->
 
 def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 wrong configuration, 128 + n stopped by signal n."""
+    quieten_libraries()
     try:
         app()
     except ConfigError as error:
