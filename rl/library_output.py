@@ -10,6 +10,7 @@ VARIABLES = {
     "TQDM_DISABLE": "1",  # bars of loading and saving; a download at a terminal still shows its own
     "TORCH_LOGS": "-torch._library",  # CPUs have no Triton; this leaves errors
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # memory is bound to a NUMA node; warnings of operations go through Python
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # it tells of every table that it creates
     "PYTHONWARNINGS": ",".join(
         (
             "ignore::FutureWarning:vllm.triton_utils.dispatcher",  # vLLM reads all attributes of torch, old ones too
