@@ -15,6 +15,7 @@ from rl.config.explain import explain
 from rl.config.hub import config_snapshot, downloaded_snapshot
 from rl.config.keys_page import keys_page
 from rl.config.read import load_config
+from rl.library_output import quieten_libraries
 from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -212,6 +213,7 @@ def explain_command(
 
 def main() -> int:
     """Run a command and return its exit code (`envs.exit_codes`)."""
+    quieten_libraries()
     return run_command(app)
 
 

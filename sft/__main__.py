@@ -15,6 +15,7 @@ from envs.exit_codes import run_command
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config, stage_problems
+from rl.library_output import quieten_libraries
 
 ANY_LENGTH = 2**31
 """More tokens than any `policy.max_tokens`, which the learner of reinforcement learning must hold."""
@@ -85,6 +86,7 @@ def smollm2(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) ->
 
 def main() -> int:
     """Run a command and return its exit code (`envs.exit_codes`)."""
+    quieten_libraries()
     return run_command(app)
 
 

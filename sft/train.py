@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback
-from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -56,7 +55,6 @@ def run(config: ExperimentConfig) -> Path:
 
 
 def _run(config: ExperimentConfig) -> Path:
-    transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, int(config.learner.cpus)))
     conversations = training_conversations(config)
     policy = config.policy.path or _build(config, conversations)

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl.cluster.address import ClusterError
 from rl.cluster.places import unplaced
+from rl.library_output import VARIABLES
 from rl.stop import POLL_S, raise_if_requested
 
 A = TypeVar("A")
@@ -23,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """One thread per process: tiny models run several times slower with two (measured)."""
-LOGGING = {"VLLM_CONFIGURE_LOGGING": "0"}
+LOGGING = {**VARIABLES, "VLLM_CONFIGURE_LOGGING": "0"}
 """vLLM's warnings reach the root logger, and so the run's log, instead of handlers of its own."""
 
 
