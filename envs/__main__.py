@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from envs.commands.options import read_options
-from envs.errors import is_ours
+from envs.exit_codes import run_command
 from envs.sandbox import LEVEL_VARIABLE, Level, require_level
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -85,7 +85,9 @@ def play(
     env_id: Id,
     options: Options = None,
     seed: Seed = 0,
-    gold: Annotated[bool, typer.Option("--gold", help="Play the gold replies.")] = False,
+    gold: Annotated[
+        bool, typer.Option("--gold", help="Play the gold replies: perfect ones that the environment gives.")
+    ] = False,
     model: Annotated[str, typer.Option(help="Let this model of an endpoint play (key: OPENAI_API_KEY).")] = "",
     url: Url = "http://localhost:8000/v1",
 ) -> None:
@@ -183,15 +185,8 @@ def doctor() -> None:
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 failed, 2 wrong usage. A bug shows its traceback."""
-    try:
-        app()
-    except Exception as error:
-        if not is_ours(error):
-            raise
-        typer.echo(f"error: {error}", err=True)
-        return 1
-    return 0
+    """Run a command and return its exit code (`envs.exit_codes`)."""
+    return run_command(app)
 
 
 if __name__ == "__main__":

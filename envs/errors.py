@@ -12,6 +12,8 @@ import gymnasium
 
 from envs.messages import valid_text
 
+FAILED = 1
+"""Exit code of a command whose work failed."""
 OURS = frozenset({"rl", "sft", "envs", "rewards"})
 MAX_ERROR_CHARACTERS = 2000
 """Maximum length of an exception's text in an error string or a message; further characters are counted."""
@@ -31,6 +33,17 @@ NOT_THE_AUTHORS = (
     "<",
 )
 """Paths of code that the author of an environment did not write: the machinery, Python's library, packages."""
+
+
+class InputError(ValueError):
+    """What a user gave is wrong or missing: an argument, a configuration, a file, an id. Nothing was begun."""
+
+    exit_code = 2
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that ended with this error of ours (`envs.exit_codes`)."""
+    return getattr(error, "exit_code", FAILED)
 
 
 def is_ours(error: BaseException) -> bool:
@@ -54,6 +67,11 @@ def named(error: BaseException) -> str:
     """`KeyError: 'answer'`: type and text. Never raises."""
     kind, text = cut(type(error).__name__, MAX_NAME_CHARACTERS), error_text(error)
     return f"{kind}: {text}" if text else kind
+
+
+def told(error: BaseException) -> str:
+    """The error's text and its notes, such as the file that tells more."""
+    return "\n".join((str(error), *getattr(error, "__notes__", ())))
 
 
 def shown(value: object, most: int = 200) -> str:

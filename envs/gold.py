@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from envs.errors import InputError
 from envs.messages import Message
 from envs.player import gold, play_turns
 from envs.session import EnvFailure, Session
 from envs.text_env import TextEnv
 
 
-class GoldError(ValueError):
+class GoldError(InputError):
     """The environment has no gold replies, or they do not end the episode, or the environment failed."""
 
 

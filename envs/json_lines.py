@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from envs.errors import InputError
+
 JsonObject = Mapping[str, Any]
 """The content of one line."""
 
 
-class JsonLineError(ValueError):
+class JsonLineError(InputError):
     """A line is not a JSON object, or lacks a required key."""
 
 

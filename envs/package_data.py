@@ -3,8 +3,10 @@
 import importlib.util
 from pathlib import Path
 
+from envs.errors import InputError
 
-class DataPackageError(RuntimeError):
+
+class DataPackageError(InputError):
     """A package that an environment reads its rows from is not installed, or its files are not as expected."""
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
-from envs.errors import named, place_of
+from envs.errors import InputError, named, place_of
 from envs.event_loop import settle
 from envs.results import ResultError, check_attributes
 from envs.scored import is_undecorated
@@ -25,11 +25,11 @@ from envs.tool_class import ToolClassEnv, is_tool_class
 GROUP = "polygym.envs"
 
 
-class UnknownEnvironmentError(ValueError):
+class UnknownEnvironmentError(InputError):
     """No installed package announces this environment."""
 
 
-class EnvironmentPluginError(ValueError):
+class EnvironmentPluginError(InputError):
     """A package announces an environment that cannot be used: a duplicate id, a failed import, not an environment."""
 
 
@@ -86,6 +86,12 @@ def make(env_id: str) -> TextEnv:
             raise
         raise EnvironmentPluginError(f"{what}: {error}") from error
     return env
+
+
+def is_built_in(env_id: str) -> bool:
+    """Whether the environment's code is polygym's own."""
+    targets = [env_id] if ":" in env_id else [point.value for point, _ in announced().get(env_id, [])]
+    return bool(targets) and all(target.startswith("envs.") for target in targets)
 
 
 @functools.cache

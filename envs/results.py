@@ -36,6 +36,10 @@ class ResultError(ValueError):
     """An environment returned or declares something that the contract does not allow."""
 
 
+class RangeError(ResultError):
+    """The total of an episode is outside of its declared range, or not finite."""
+
+
 def is_full_reward(reward: float, reward_range: tuple[float, float]) -> bool:
     """Whether the reward is the top of the range, which accuracy, pass rates and pass@k count."""
     top = reward_range[1]
@@ -43,10 +47,10 @@ def is_full_reward(reward: float, reward_range: tuple[float, float]) -> bool:
 
 
 def check_total(total: float, reward_range: tuple[float, float]) -> None:
-    """Raises `ResultError` for the total of an episode that the environment's declaration excludes."""
+    """Raises `RangeError` for the total of an episode that the environment's declaration excludes."""
     low, high = reward_range
     if not math.isfinite(total) or not low - TOLERANCE <= total <= high + TOLERANCE:
-        raise ResultError(f"reward {total} is outside of its declared range [{low}, {high}]")
+        raise RangeError(f"reward {total} is outside of its declared range [{low}, {high}]")
 
 
 def check_attributes(env: TextEnv) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from envs.errors import InputError
 from envs.json_lines import read_lines
 from envs.messages import Message, ToolCall, valid
 
 
-class RolloutFileError(ValueError):
+class RolloutFileError(InputError):
     """A file contains no rollouts, or a line is not a rollout."""
 
 

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from envs.errors import InputError
 from envs.messages import Message, Reply
 from envs.text_env import EnvironmentOptionError, Split, TextEnv, draw_in_split, in_split, read_score
 
@@ -25,7 +26,7 @@ Row = Mapping[str, Any]
 Score = float | Mapping[str, float]
 
 
-class RowError(ValueError):
+class RowError(InputError):
     """A row that cannot be played."""
 
 
@@ -88,11 +89,15 @@ class RowTable:
         self._lock = threading.Lock()
         self._load = functools.lru_cache(maxsize=8)(lambda options: self._read(load, dict(options)))
 
-    def of_split(self, split: Split, options: Mapping[str, Any]) -> list[Row]:
-        """Raises `RowError` for a row that cannot be played, `EnvironmentOptionError` for an empty split."""
+    def load(self, options: Mapping[str, Any]) -> dict[Split, list[Row]]:
+        """The rows by split. Raises `RowError` for a row that cannot be played."""
         hashable = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in options.items())
         with self._lock:
-            rows = self._load(hashable)[split]
+            return self._load(hashable)
+
+    def of_split(self, split: Split, options: Mapping[str, Any]) -> list[Row]:
+        """Raises `RowError` for a row that cannot be played, `EnvironmentOptionError` for an empty split."""
+        rows = self.load(options)[split]
         if not rows:
             raise EnvironmentOptionError(f"no row is in split {split!r}: give more rows, or each a 'split'")
         return rows
@@ -132,6 +137,11 @@ class ScoredEnv(TextEnv):
     _score: ClassVar[staticmethod]
     _rows: ClassVar[RowTable | None]
     _draw: ClassVar[staticmethod | None]
+
+    @classmethod
+    def load_data(cls, options: Mapping[str, Any]) -> None:
+        if cls._rows is not None:
+            cls._rows.load({name: options.get(name, value) for name, value in cls.OPTIONS.items() if name != "row"})
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

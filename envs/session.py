@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from envs.errors import error_text, is_ours, named, place_of
+from envs.errors import FAILED, error_text, exit_code, is_ours, named, place_of
 from envs.event_loop import DeadlineError, call_within
 from envs.messages import Message, Reply
 from envs.options_text import options_text
@@ -52,6 +52,7 @@ class EnvFailure(RuntimeError):
         self.error = error
         """The exception of its code; None if it returned a wrong result or took too long."""
         self.outcome = "env_timeout" if timed_out else "env_error"
+        self.exit_code = exit_code(error) if error is not None else FAILED
 
 
 class Opened:

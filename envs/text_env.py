@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import gymnasium
 import numpy as np
 
+from envs.errors import InputError
 from envs.messages import Message, Reply, ToolSpec, valid_text
 from envs.spaces import Conversation, Replies
 
@@ -30,7 +31,7 @@ Level = TypeVar("Level")
 HELDOUT_IN = 5  # one key in five is held out
 
 
-class EnvironmentOptionError(ValueError):
+class EnvironmentOptionError(InputError):
     """An option that the environment does not have, or a value it cannot take."""
 
 
@@ -83,6 +84,13 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
         each member that counts. Returns a number or reward parts per member, in order. May be `async`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not score groups")
+
+    @classmethod
+    def load_data(cls, options: Mapping[str, Any]) -> None:
+        """Read what tasks share, such as rows. `options` may be wrong: then `reset` says it.
+
+        Called in each process before its first task (`envs.loading`); no deadline of a rollout covers it.
+        """
 
     def read_options(self, options: Mapping[str, Any] | None) -> tuple[Split, dict[str, Any]]:
         """The split and the environment's own options with defaults filled in.

@@ -9,13 +9,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
-from envs.errors import is_ours
+from envs.exit_codes import run_command
 from rl.config.environments import read_budget
-from rl.config.errors import ConfigError
 from rl.config.explain import explain
+from rl.config.hub import config_snapshot, downloaded_snapshot
 from rl.config.keys_page import keys_page
 from rl.config.read import load_config
-from rl.run_log import told
+from rl.library_output import quieten_libraries
 from rl.stop import StopRequested
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -50,7 +50,7 @@ def plan(
     """Print what an experiment needs, by part, and whether it fits the card. Exit code 1: it does not fit."""
     from rl.plan.show import show_plan
 
-    if not show_plan(load_config(yaml, overrides or []), gpu):
+    if not show_plan(load_config(yaml, overrides or [], fetch=config_snapshot), gpu):
         raise typer.Exit(1)
 
 
@@ -77,7 +77,7 @@ def train(
     dry_run: Annotated[bool, typer.Option(help="Check all that is checked before a run; start none.")] = False,
 ) -> None:
     """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
-    config = load_config(yaml, overrides or [], download=True)
+    config = load_config(yaml, overrides or [], fetch=downloaded_snapshot)
     if dry_run:
         from rl.checks import check
 
@@ -86,7 +86,11 @@ def train(
         return
     from rl.train import train as run  # takes seconds to import: mistakes in the YAML come first
 
-    report = run(config, resume=resume)
+    try:
+        report = run(config, resume=resume)
+    except StopRequested as stop:
+        typer.echo(f"stopped by {stop}; continue with --resume", err=True)
+        raise typer.Exit(stop.exit_code) from None
     typer.echo(f"report: {report}")
     typer.echo(f"policy: python -m rl export {report.parent} FOLDER writes it for transformers and vLLM")
 
@@ -174,6 +178,8 @@ def compare(
     """Print how runs differ: configuration keys, scores on held-out tasks, speed."""
     from rl.runs.compare import print_comparison
 
+    if len(runs) < 2:
+        raise typer.BadParameter("give two run folders or more")
     print_comparison(runs, page)
 
 
@@ -206,26 +212,9 @@ def explain_command(
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 failed, 2 wrong configuration, 3 stopped by a canary, 128 + n stopped by signal n."""
-    from rl.runs.canaries import CanaryStop
-
-    try:
-        app()
-    except ConfigError as error:
-        typer.echo(f"error: {told(error)}", err=True)
-        return 2
-    except CanaryStop as error:
-        typer.echo(f"stopped by a canary: {told(error)}", err=True)
-        return 3
-    except StopRequested as stop:
-        typer.echo(f"stopped by {stop}; continue with --resume", err=True)
-        return stop.exit_code
-    except Exception as error:
-        if not is_ours(error):
-            raise
-        typer.echo(f"error: {told(error)}", err=True)
-        return 1
-    return 0
+    """Run a command and return its exit code (`envs.exit_codes`)."""
+    quieten_libraries()
+    return run_command(app)
 
 
 if __name__ == "__main__":

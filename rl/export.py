@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import GenerationConfig
 
+from envs.errors import InputError
 from rl.chat.chat import Chat, load_chat
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
@@ -23,7 +24,7 @@ from rl.runs.history import History, Line, read_history
 from rl.runs.newest import newest_policy
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
     """There is nothing to export, it cannot be written where it should, or it cannot be pushed."""
 
 

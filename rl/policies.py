@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envs.errors import InputError
 from rl.chat.format import ChatFormat
 from rl.config.policy import TinyHybrid
 
@@ -25,7 +26,7 @@ MAX_POSITIONS = 8192
 LAYER_TYPES = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
 
 
-class PolicyError(ValueError):
+class PolicyError(InputError):
     """A policy cannot be built or converted."""
 
 

@@ -8,6 +8,7 @@ from envs.session import Deadlines, EnvFailure, Session
 from rl.chat.chat import Chat, fitting_chats, load_chat
 from rl.chat.format import ChatError, ChatFormat
 from rl.chat.formats import new_format
+from rl.config.environments import environment_fix
 from rl.config.errors import Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError, check_references
@@ -111,7 +112,7 @@ def _opening_problems(config: ExperimentConfig, env_id: str, chat: Chat | ChatFo
             except EnvFailure as failure:
                 fix = f"change the options, or find the cause with: python -m envs check {env_id}"
                 if failure.outcome == "env_timeout":
-                    fix = "raise rollout.reset_timeout_s, or load expensive data once per process, not in each reset"
+                    fix = environment_fix(env_id, failure)
                 place = config.place("environments", env_id, "options")
                 wrong = f"{env_id} cannot open a {split} task with {options}: {failure}"
                 problems.append(Problem(place, f"{key}.options", wrong, fix))

@@ -141,8 +141,3 @@ def run_log(folder: Path, process: str, header: str) -> Iterator[None]:
 def join_run_log(folder: Path, process: str) -> None:
     """Log this process to the folder's run.log until it ends."""
     RunLog(folder, process).install()
-
-
-def told(error: BaseException) -> str:
-    """The error's text, and the file that tells more if there is one."""
-    return "\n".join((str(error), *getattr(error, "__notes__", ())))

@@ -1,13 +1,13 @@
 """How does a run stop on Ctrl-C and SIGTERM? At the next safe point, with a checkpoint and the signal's exit code.
 
-The handler only records the signal: an exception from a handler would surface inside any C code that is running. Code
-that waits polls for the record with `raise_if_requested`.
+The handler of a run only records the signal: an exception from a handler would surface inside any C code that is
+running. Code that waits polls for the record with `raise_if_requested`.
 """
 
 import contextlib
 import ctypes
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1
@@ -18,9 +18,12 @@ POLL_S = 0.2
 class StopRequested(BaseException):
     """The run should stop. A BaseException, so that no `except Exception` swallows it."""
 
+    headline = "stopped"
+
     def __init__(self, what: str, exit_code: int) -> None:
         """`what` made the run stop: a signal's name, or a cause in words."""
         super().__init__(what)
+        self.add_note("the same command continues from the last step; `rl train` needs --resume")
         self.exit_code = exit_code
 
 
@@ -31,10 +34,19 @@ class _Note:
     is_deferred = False
 
 
-@contextlib.contextmanager
-def handled_signals() -> Iterator[None]:
+def handled_signals() -> contextlib.AbstractContextManager[None]:
     """Record SIGINT and SIGTERM inside this block. Nest it inside code that installs its own handlers, such as Ray."""
-    previous = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
+    return _handled(_note)
+
+
+def raised_signals() -> contextlib.AbstractContextManager[None]:
+    """Raise `StopRequested` at once on SIGINT and SIGTERM, for commands without a state that must stay consistent."""
+    return _handled(_raise)
+
+
+@contextlib.contextmanager
+def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -44,6 +56,10 @@ def handled_signals() -> Iterator[None]:
 
 def _note(number: int, frame: FrameType | None) -> None:
     _Note.received = StopRequested(signal.Signals(number).name, 128 + number)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise StopRequested(signal.Signals(number).name, 128 + number)
 
 
 def request_stop(what: str) -> None:

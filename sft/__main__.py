@@ -11,12 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import typer
 from rich.console import Console
 
-from envs.errors import is_ours
+from envs.exit_codes import run_command
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
-from rl.config.read import load_config
-from rl.run_log import told
-from rl.stop import StopRequested
+from rl.config.read import load_config, stage_problems
+from rl.library_output import quieten_libraries
 
 ANY_LENGTH = 2**31
 """More tokens than any `policy.max_tokens`, which the learner of reinforcement learning must hold."""
@@ -33,7 +32,7 @@ def train(
 
     The YAML needs no `train` section, and with `sft.data` no `environments` either.
     """
-    config = load_stage(yaml, overrides or [])
+    config = checked_stage(yaml, overrides or [])
     from sft.train import run  # takes ten seconds to import: mistakes in the YAML come first
 
     typer.echo(f"checkpoint: {run(config)}")
@@ -46,7 +45,7 @@ def show(
     num: Annotated[int, typer.Option("-n", "--num", min=1, help="Number of rows.")] = 3,
 ) -> None:
     """Print the first rows as the stage would train them, with the trained tokens marked. Trains nothing."""
-    config = load_stage(yaml, overrides or [])
+    config = checked_stage(yaml, overrides or [])
     from sft.show import shown_rows  # takes seconds to import
 
     in_colour = Console().color_system is not None
@@ -64,7 +63,15 @@ def load_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
     if config.sft is None:
         raise ConfigError(f"{yaml} has no `sft` section: add one, such as `sft: {{num_steps: 300}}`")
     if config.sft.data is None:
-        return load_config(yaml, overrides, unread)
+        config = load_config(yaml, overrides, unread)
+    return config
+
+
+def checked_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """The same, if its policy and data are there. Raises `ConfigError`."""
+    config = load_stage(yaml, overrides)
+    if problems := stage_problems(config):
+        raise ConfigError(problems)
     return config
 
 
@@ -77,21 +84,11 @@ def smollm2(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) ->
     typer.echo(f"policy: {folder}")
 
 
-def main() -> None:
-    """Exit codes: 0 done, 1 failed, 2 wrong configuration, 128 + n stopped by signal n."""
-    try:
-        app()
-    except ConfigError as error:
-        typer.echo(f"error: {told(error)}", err=True)
-        sys.exit(2)
-    except StopRequested as stop:
-        typer.echo(f"stopped by {stop}; the same command continues from the last step", err=True)
-        sys.exit(stop.exit_code)
-    except Exception as error:
-        if not is_ours(error):
-            raise
-        sys.exit(f"error: {told(error)}")
+def main() -> int:
+    """Run a command and return its exit code (`envs.exit_codes`)."""
+    quieten_libraries()
+    return run_command(app)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
 from rl.policies import train_tokenizer
 from sft.data import IGNORED_LABEL, Row, token_row, tokenizer_texts, training_conversations
+from sft.plain_thinking import plain_thinking
 from sft.rows import Conversation
 
 LEFT, RIGHT = "⟦", "⟧"
@@ -18,6 +19,7 @@ LEFT, RIGHT = "⟦", "⟧"
 
 def shown_rows(config: ExperimentConfig, num: int, *, in_colour: bool) -> Iterator[str]:
     """The first `num` rows of the data, as the stage would train them, each after a line with its source and tokens.
+    Before them a warning, if think tags would be trained as plain text.
 
     Trained tokens are bold and green, or between `LEFT` and `RIGHT`. A policy that is to be built needs only its
     tokenizer, which is trained as the stage would train it. Raises `sft.rows.SftDataError`, `envs.gold.GoldError` and
@@ -25,6 +27,8 @@ def shown_rows(config: ExperimentConfig, num: int, *, in_colour: bool) -> Iterat
     """
     conversations = training_conversations(config)
     chat = _chat(config, conversations)
+    if warning := plain_thinking(conversations, chat, config.policy.path):
+        yield f"{warning}\n"
     for conversation in conversations[:num]:
         row = token_row(conversation, chat, config)
         num_trained = sum(label != IGNORED_LABEL for label in row.labels)

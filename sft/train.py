@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback
-from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -33,6 +32,7 @@ from rl.weights.merged import merged_state
 from sft.checkpoints import Checkpoints, discard, prepare
 from sft.data import Row, token_rows, tokenizer_texts, training_conversations, training_order
 from sft.heldout import Measurements, Trainer, split_rows
+from sft.plain_thinking import plain_thinking
 from sft.precision import FoldedSteps, load_trained
 from sft.progress import StepMetrics
 from sft.rows import Conversation
@@ -55,11 +55,12 @@ def run(config: ExperimentConfig) -> Path:
 
 
 def _run(config: ExperimentConfig) -> Path:
-    transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, int(config.learner.cpus)))
     conversations = training_conversations(config)
     policy = config.policy.path or _build(config, conversations)
     chat = load_chat(policy, config.policy.chat)
+    if warning := plain_thinking(conversations, chat, config.policy.path):
+        _say(warning)
     rows, num_too_long = token_rows(conversations, chat, config)
     _describe(rows, num_too_long)
     target, partial = config.run_dir / "sft", config.run_dir / "sft.partial"

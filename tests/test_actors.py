@@ -71,12 +71,14 @@ def test_an_actor_is_placed_on_the_node_that_all_actors_share(monkeypatch: pytes
     asked: dict[str, Any] = {}
 
     class Remote:
+        __ray_ready__ = property(lambda self: self)
+
         def options(self, **options: Any) -> "Remote":
             asked.update(options)
             return self
 
-        def remote(self, *args: Any) -> str:
-            return "a handle"
+        def remote(self, *args: Any) -> "Remote":
+            return self
 
     monkeypatch.setattr(actors_module.ray, "remote", lambda actor_class: Remote())
     start_actor(dict, 0.5, 0.0, "ab" * 28)

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray._private import services
 
 from rl.cluster import address as address_module
 from rl.cluster import cluster as cluster_module
 from rl.cluster import shared_memory, watch
 from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
-from rl.cluster.cluster import check_cluster, cluster
+from rl.cluster.cluster import check_cluster, cluster, in_own_sessions
+from rl.cluster.places import num_cores
 from rl.cluster.shared_memory import check_shared_memory
 from rl.cluster.watch import watched
 from rl.stop import StopRequested, handled_signals, raise_if_requested
@@ -158,6 +161,17 @@ def test_a_head_that_no_longer_answers_asks_the_run_to_stop(monkeypatch: pytest.
     assert stopped.value.exit_code == 1
 
 
+def test_signals_to_our_process_group_do_not_reach_ray_s_processes() -> None:
+    command = [sys.executable, "-c", "input()"]
+    with in_own_sessions():
+        apart = services.start_ray_process(command, "a test", fate_share=True, pipe_stdin=True).process
+    beside = services.start_ray_process(command, "a test", fate_share=True, pipe_stdin=True).process
+    assert (os.getpgid(apart.pid), os.getsid(apart.pid)) == (apart.pid, apart.pid)
+    assert os.getpgid(beside.pid) == os.getpgrp()
+    for process in (apart, beside):
+        process.communicate(b"\n")
+
+
 class Waits:
     def pid(self) -> int:
         return os.getpid()
@@ -167,7 +181,8 @@ class Waits:
 def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> None:
     config = make_config(ray={"address": "local", "local_cpus": 2})
     with cluster(config) as joined:
-        assert joined.words == "started Ray on this machine: 1 node, 2 of 2 CPUs free"
+        here = f"started Ray on this machine ({num_cores():g} cores)"
+        assert joined.words == f"{here}: 1 node, 2 of Ray's 2 CPU slots free"
         first = start_actor(Waits, 1.5, 0.0, None)
         assert first.call(Waits.pid).wait(Deadline(60, "starting", "key")) > 0
         with pytest.raises(ClusterError) as caught:
@@ -177,7 +192,7 @@ def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> No
     assert message.startswith(
         "starting the engines took longer than 3 s; train.start_timeout_s sets the deadline. 1 of"
     )
-    assert "the run's 2 actors have no place yet" in message and "0.5 of 2 CPUs free" in message
+    assert "the run's 2 actors have no place yet" in message and "0.5 of Ray's 2 CPU slots free" in message
 
 
 def test_ray_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch, listening: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from rl.cluster.actors import Deadline
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
 from rl.rollouts.collector import Collector
 from rl.rollouts.worker import GroupSpec
@@ -131,3 +132,14 @@ def test_an_evaluation_is_played_in_rounds_that_the_engines_can_sample_at_once()
     collector = Collector(config, FakePool(), stream, Ledger())  # pyright: ignore[reportArgumentType]
     rounds = list(collector.evaluate([stream.task(number) for number in range(7)]))
     assert [ordinals(groups) for groups in rounds] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("given", "temperature"), [({}, 0.7), ({"temperature": None}, 0.7), ({"temperature": 1.0}, 1.0)]
+)
+def test_evaluations_sample_at_the_temperature_of_training_unless_they_have_their_own(
+    given: dict[str, float | None], temperature: float
+) -> None:
+    config = make_config(rollout={"temperature": 0.7}, evaluation=given)
+    assert config.model_dump()["evaluation"]["temperature"] == temperature  # as a run saves it, and resumes
+    assert ExperimentConfig.model_validate(config.model_dump()) == config

@@ -55,3 +55,16 @@ def test_the_comparison_is_printed_and_written_as_a_page(tmp_path: Path) -> None
     print_comparison(two_runs(tmp_path), page, console)
     text = page.read_text()
     assert all(word in text for word in ("first", "second", "learner.learning_rate", "difference", "+0.100 ± 0.050"))
+
+
+def test_no_id_is_broken_apart_in_a_narrow_terminal(tmp_path: Path) -> None:
+    runs = [run.rename(run.with_name(f"{run.name}_of_the_long_runs_with_a_long_name")) for run in two_runs(tmp_path)]
+    for width in (60, 80, 200):
+        out = io.StringIO()
+        print_comparison(runs, console=Console(width=width, file=out))
+        text = out.getvalue()
+        assert all(
+            word in text for word in ("learner.learning_rate", f"{ARITHMETIC} after", *(run.name for run in runs))
+        )
+        assert ("┃" in text) == (width == 200)
+    assert "mismatch: how far the learner's" in text

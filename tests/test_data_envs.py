@@ -1,5 +1,6 @@
 """Environments over installed data and over the sandbox: their gold passes, and what is wrong fails."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,14 @@ from envs import package_data
 from envs.code.human_eval import human_eval, load_rows
 from envs.code.programs import programs
 from envs.code.repair import Repair
+from envs.loading import load_data
 from envs.math.competition import competition, latex
+from envs.math.gsm_templates import read_templates
 from envs.math.multiple_choice import multiple_choice
 from envs.messages import Message, Reply, ToolCall
-from envs.registry import make
+from envs.registry import factory_of, make
 from envs.sandbox import run_tests
+from envs.text_env import EnvironmentOptionError
 from envs.tool_class import ToolClassEnv
 from envs.tool_use.function_calls import function_calls, json_schema, read_source
 from envs.tool_use.python_tool import Python
@@ -140,6 +144,29 @@ def test_every_data_package_is_installed_and_asks_something() -> None:
     for env_id in ("math/Competition-v0", "code/HumanEval-v0", "math/GradeSchool-v0"):
         messages, _ = make(env_id).reset(seed=0)
         assert messages[-1].role == "user" and messages[-1].content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "env_id", ["math/Competition-v0", "code/HumanEval-v0", "math/GradeSchool-v0", "tools/FunctionCalls-v0"]
+)
+def test_no_file_is_read_in_a_reset(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_templates.cache_clear()
+    factory, _ = factory_of(env_id)
+    if rows := getattr(factory, "_rows", None):
+        rows._load.cache_clear()
+    load_data(env_id, {})
+    for method in ("read_text", "read_bytes", "open"):
+        monkeypatch.setattr(Path, method, lambda path, *given: pytest.fail(f"{path} is read"))
+    for split in ("train", "heldout"):
+        make(env_id).reset(seed=0, options={"split": split})
+
+
+def test_what_cannot_be_loaded_is_left_to_reset() -> None:
+    load_data("math/GradeSchool-v0", {"source": "nowhere"})
+    load_data("math/Nothing-v0", {})
+    with pytest.raises(EnvironmentOptionError, match="source must be one or a list of"):
+        make("math/GradeSchool-v0").reset(seed=0, options={"source": "nowhere"})
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ def test_every_command_on_an_experiment_can_be_read(document: Path) -> None:
         (load_stage if command.startswith("sft") else load_config)(ROOT / yaml, overrides)
 
 
+@pytest.mark.parametrize("file", ["phone_book.py", "train.yaml"])
+def test_the_guide_to_tools_shows_the_files_of_its_experiment(file: str) -> None:
+    shown = re.findall(r"```\w+\n(.*?)```", (ROOT / "docs" / "tools.md").read_text(), re.DOTALL)
+    assert (ROOT / "experiments" / "own_tools" / file).read_text() in shown
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("myst_parser", reason="make docs installs it")

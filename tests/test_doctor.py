@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from envs.sandbox import SandboxError
+from rl.cluster import places
 from rl.cluster.address import ClusterError
 from rl.config.errors import ConfigError, Problem
 from rl.config.read import dump_config, load_config
@@ -168,7 +169,7 @@ def test_a_disk_without_room_or_rights_fails(tmp_path: Path, monkeypatch: Patch)
 def test_little_memory_is_a_warning(monkeypatch: Patch) -> None:
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GIB))
     limits = {"memory.max": str(8 * GIB), "memory.current": str(5 * GIB)}
-    monkeypatch.setattr(machine, "_cgroup", lambda name: limits.get(name, ""))
+    monkeypatch.setattr(machine, "cgroup", lambda name: limits.get(name, ""))
     (finding,) = machine.memory_findings()
     assert (finding.status, finding.found) == ("warning", "3.0 GiB free; a tiny policy needs about 4 GiB")
     limits["memory.max"] = "max"
@@ -181,11 +182,11 @@ def test_little_memory_is_a_warning(monkeypatch: Patch) -> None:
 
 def test_cores_are_those_of_the_container(monkeypatch: Patch) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(machine, "_cgroup", lambda name: "150000 100000")
-    assert machine.num_cores() == 1.5
+    monkeypatch.setattr(places, "cgroup", lambda name: "150000 100000")
+    assert places.num_cores() == 1.5
     (finding,) = machine.core_findings(make_config(rollout={"num_workers": 2}))
     assert (finding.status, finding.found) == ("warning", "1.5 CPU cores for this process, and the run reserves 3")
-    monkeypatch.setattr(machine, "_cgroup", lambda name: "max 100000")
+    monkeypatch.setattr(places, "cgroup", lambda name: "max 100000")
     assert [one.status for one in machine.core_findings(make_config())] == ["ok"]
 
 

@@ -3,11 +3,15 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rl.config.experiment import ExperimentConfig
@@ -68,3 +72,30 @@ def test_a_tiny_qwen_is_recognised_and_trained_and_an_engine_that_cannot_start_i
     assert kept is not None and (Path(kept[1]) / "run" / "run.log").is_file()
     shutil.rmtree(kept[1])
     assert findings["learner step"]["found"] == "not tried, because of what failed before"
+
+
+def test_a_doctor_that_is_stopped_takes_its_step_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While engines load, for whose end nobody waits. Ray's own agents may notice later that their node is gone."""
+    path = write(make_config(tmp_path / "run", **BUILT, **SMALL), tmp_path)
+    folder = Path(tempfile.mkdtemp(prefix="d", dir="/tmp"))  # short, because sockets of Ray are in it
+    monkeypatch.setenv("TMPDIR", str(folder))
+    process = subprocess.Popen([sys.executable, "-m", "rl", "doctor", str(path)], stdout=subprocess.DEVNULL)
+    family: list[psutil.Process] = []
+    deadline = time.monotonic() + 240
+    while not any("RolloutWorker" in name_of(one) for one in family) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+    family = [one for one in family if "Agent" not in name_of(one) and "/agent" not in name_of(one)]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert psutil.wait_procs(family, timeout=5)[1] == []
+    assert list(folder.glob("polygym-doctor-*")) == []
+    shutil.rmtree(folder)
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

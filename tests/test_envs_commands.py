@@ -183,7 +183,7 @@ def test_a_bug_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, caps
 def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b'\xff{"task": 1}\n')
     done = envs("profile", str(tmp_path / "file"))
-    assert done.returncode == 1 and "file, line 1 is not JSON" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "file, line 1 is not JSON" in done.stderr and "Traceback" not in done.stderr
     for wrong in (tmp_path / "file" / "below.json", Path("/proc/nowhere.json")):
         done = envs("check", "math/Arithmetic-v0", "--seeds", "1", "--report", str(wrong))
         assert done.returncode == 1 and f"{wrong} cannot be written" in done.stderr and "Traceback" not in done.stderr
@@ -196,7 +196,7 @@ def test_the_choice_of_a_row_is_told_apart_from_an_environments_own_options() ->
 
 def test_errors_are_one_line() -> None:
     done = envs("info", "math/Aritmetic-v0")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "did you mean math/Arithmetic-v0" in done.stderr
     assert "Traceback" not in done.stderr
     assert envs("info", "math/Arithmetic-v0", "level").returncode == 2

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from envs.check import check_environment
-from envs.math.gsm_templates import load_templates
 from rl.config.read import load_config
 from rl.preflight import preflight
 
@@ -20,7 +19,6 @@ YAMLS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml") if path.n
 @pytest.mark.slow
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_experiment_loads_is_short_and_can_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_templates()  # once a process and within no deadline: a busy machine takes longer than a reset may
     config = load_config(path)
     assert len(path.read_text().splitlines()) <= 40
     if config.policy.path is not None:  # a pretrained checkpoint that a command of the experiment's README makes

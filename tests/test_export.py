@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +129,14 @@ def test_the_weights_are_those_that_engines_were_given(precision: str, hybrid: P
     assert {exported[name].dtype for name in served} <= {torch.float32, getattr(torch, arithmetic)}
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert str(loaded.dtype) == f"torch.{arithmetic}"
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_folder_and_no_bars_of_libraries(hybrid: Path, tmp_path: Path) -> None:
+    finished_run(tmp_path / "run", hybrid)
+    command = [sys.executable, "-m", "rl", "export", str(tmp_path / "run"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"policy: {tmp_path / 'out'}\n", "")
 
 
 @pytest.mark.slow

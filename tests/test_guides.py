@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from envs.gold import gold_conversation
@@ -108,6 +109,29 @@ def test_the_guide_to_tools_trains_a_qwen_with_budgets_after_a_supervised_stage(
     assert forced == {128}  # random reasoning hardly ever ends by itself
     assert not any(rollout.budget_violation for rollout in rollouts)
     check_export(run_dir, monkeypatch)
+
+
+def test_the_guide_to_own_tools_builds_a_policy_that_learns_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    sizes = ("sft.num_steps=2", "sft.num_conversations=64", "train.num_steps=1")
+    command("rl", "train", "experiments/own_tools/train.yaml", f"run_dir={run_dir}", *SMALL, *sizes)
+    (step,) = lines_of(run_dir, "train")
+    assert step["update/mismatch"] < 1.0001 and step["masked_rows"] == 0
+    check_export(run_dir, monkeypatch)
+
+
+def test_the_guide_to_adapters_trains_one_on_cpus_and_exports_both_forms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, run_dir = write_policy("llama", tmp_path / "policy"), tmp_path / "run"
+    (step,) = trained("smollm2_math", policy, run_dir, "train.num_steps=1", "learner.adapter={}")
+    assert step["update/mismatch"] < 1.05 and step["masked_rows"] == 0
+    check_export(run_dir, monkeypatch)
+    assert run(monkeypatch, "export", run_dir, tmp_path / "adapter", "--adapter") == 0
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy), str(tmp_path / "adapter"))
+    assert model.peft_config["default"].r == 16  # type: ignore[union-attr]
 
 
 def test_the_guide_to_own_rows_trains_them_and_measures_those_held_out(tmp_path: Path) -> None:

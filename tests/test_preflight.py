@@ -1,17 +1,23 @@
 """What is found before a run starts: environments that cannot open a task, hang, or declare something wrong."""
 
+import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from envs.messages import Message, Reply
+from envs.session import EnvFailure
 from envs.text_env import TextEnv
+from rl.config.environments import environment_fix
 from rl.config.errors import ConfigError
 from rl.config.read import load_config
 from rl.preflight import preflight
+from rl.rollouts.worker import RolloutWorker
 
 YAML = """
 run_dir: {folder}/run
@@ -59,6 +65,20 @@ class Hangs(Opens):
         time.sleep(30)
 
 
+class ReadsItsData(Opens):
+    data = ""
+
+    @classmethod
+    def load_data(cls, options: Mapping[str, Any]) -> None:
+        time.sleep(0.6)  # longer than the deadline of a reset
+        cls.data = options["level"]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if self.data != options["level"]:
+            time.sleep(30)
+        return (Message("user", self.data),), {}
+
+
 class HangsWhenItIsMade(Opens):
     is_free = threading.Event()
     num_made = num_closed = 0
@@ -101,6 +121,38 @@ def test_an_environment_that_opens_passes_and_is_closed(tmp_path: Path) -> None:
     path.write_text(YAML.format(folder=tmp_path, name="Opens"))
     preflight(load_config(path))
     assert Opens.num_made == Opens.num_closed > 0
+
+
+@pytest.mark.slow
+def test_data_is_read_before_the_deadline_of_the_first_reset(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    path = tmp_path / "experiment.yaml"
+    path.write_text(YAML.format(folder=tmp_path, name="ReadsItsData"))
+    preflight(load_config(path))
+    assert ReadsItsData.data == "hard"
+
+
+def test_a_worker_reads_the_data_of_its_environments_when_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rl.engine.vllm_core", SimpleNamespace(VllmEngine=lambda *given: None))  # type: ignore[arg-type]
+    monkeypatch.setattr("rl.chat.chat.load_chat", lambda *given: None)
+    for name in ("join_run_log", "Notes"):
+        monkeypatch.setattr(f"rl.rollouts.worker.{name}", lambda *given: None)
+    read = []
+    monkeypatch.setattr(Opens, "load_data", lambda options: read.append(options))
+    path = tmp_path / "experiment.yaml"
+    path.write_text(YAML.format(folder=tmp_path, name="Opens"))
+    RolloutWorker(load_config(path), tmp_path)
+    assert read == [{"level": "hard"}]
+
+
+def test_nobody_is_told_to_change_the_code_of_a_built_in_environment() -> None:
+    slow, broken = EnvFailure("x", "too slow", timed_out=True), EnvFailure("x", "broken")
+    assert environment_fix("math/GradeSchool-v0", slow) == "raise rollout.reset_timeout_s, or end other programs"
+    assert environment_fix("math/GradeSchool-v0", broken).startswith("find the cause with: python -m envs check math/G")
+    assert "read data in load_data" in environment_fix("prices:prices", slow)
+    assert environment_fix("prices:prices", broken).startswith("fix the package that provides it")
 
 
 def test_a_reset_that_raises_names_the_option_and_the_line_and_is_closed(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from _pytest.logging import LogCaptureHandler
 
+from envs.errors import told
 from rl import run_log as module
-from rl.run_log import APART, RunLog, run_log, told
+from rl.run_log import APART, RunLog, run_log
 from rl.runs.folder import RunFolder, RunFolderError
 from tests.makers import make_run_config, save_empty_checkpoint
 

@@ -207,8 +207,9 @@ def test_without_a_terminal_each_step_is_one_line() -> None:
     out = io.StringIO()
     show(Console(file=out, width=40))
     lines = out.getvalue().splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert lines[0] == "training"
+    assert lines.pop(1).startswith("mismatch is 1 if")  # once, before the first step
     assert lines[1].startswith(f"step 1/10  reward 1.000 ({ARITHMETIC} 1.000)  2 sampled tok/s  25 trained tok/s")
     assert "mismatch 1.0010" in lines[1] and "outcomes ok 1 env_error 1" in lines[1]
     assert lines[2:] == [f"evaluation before: reward {ARITHMETIC} 0.250", "step 1: mismatch [1.2] is high"]
@@ -293,11 +294,11 @@ def test_rollouts_are_shown_with_everything_a_reader_asks(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ({"env_id": "x/Y-v0"}, f"no saved train rollout matches; there are: {ARITHMETIC} ok"),
+        ({"env_id": "x/Y-v0"}, f"no saved train rollout matches; there are: {ARITHMETIC} ok: "),
         ({"step": 9}, "step 9 has no saved train rollouts; steps: 1 to 2"),
         ({"outcome": "okay"}, "outcome 'okay' is not one of ok, truncated"),
         ({"kind": "test"}, "not one of train, evaluation"),
-        ({"min_reward": 2.0}, "no saved train rollout matches"),
+        ({"min_reward": 2.0}, " with rewards 0 to 1"),
     ],
 )
 def test_asking_for_rollouts_that_are_not_there_says_what_there_is(

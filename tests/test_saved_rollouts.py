@@ -21,6 +21,7 @@ from envs.commands.replay import replay, replay_file
 from envs.messages import Message, Reply, ToolCall
 from envs.rollout_file import RolloutFileError, message_from, message_object, read_rollouts
 from envs.scored import scored
+from envs.session import EnvFailure
 from envs.text_env import TextEnv
 from tests.makers import make_run_config, write_run
 from tests.saved import saved, write
@@ -250,10 +251,11 @@ def test_failures_of_the_endpoint_are_no_rewards(serve: Callable[[Answer], Endpo
             QUIET, serve(answer), "math/Arithmetic-v0", {}, split="train", num_tasks=1, num_tries=1, out=None
         )
         assert (rollout["reward"], rollout["outcome"]) == (None, "infra_error")
-    (rollout,) = evaluate(
-        QUIET, serve(shopper), "math/Arithmetic-v0", {"level": 9}, split="train", num_tasks=1, num_tries=1, out=None
-    )
-    assert rollout["outcome"] == "env_error" and "level must be" in rollout["error"]
+    with pytest.raises(EnvFailure, match="level must be") as refused:  # before anything is played
+        evaluate(
+            QUIET, serve(shopper), "math/Arithmetic-v0", {"level": 9}, split="train", num_tasks=1, num_tries=1, out=None
+        )
+    assert refused.value.exit_code == 2
 
 
 class Longest(Paid):

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import httpx
 import psutil
@@ -67,9 +67,9 @@ def teach(folder: Path, chat: Chat) -> None:
     model.save_pretrained(folder)
 
 
-def start(folder: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
+def start(folder: Path, port: int, *options: str, output: IO[bytes] | None = None) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "rl", "serve", str(folder), "--port", str(port), "--name", "mine"]
-    process = subprocess.Popen([*command, "--kv-cache-gib", "0.25", *options])
+    process = subprocess.Popen([*command, "--kv-cache-gib", "0.25", *options], stdout=output, stderr=output)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -82,12 +82,12 @@ def start(folder: Path, port: int, *options: str) -> "subprocess.Popen[bytes]":
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: str, kill: bool = False) -> Iterator[OpenAI]:
+def serving(folder: Path, *options: str, kill: bool = False, output: IO[bytes] | None = None) -> Iterator[OpenAI]:
     """A client of an endpoint of this policy. At the end nothing is left of the endpoint, even if it is killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = start(folder, port, *options)
+    process = start(folder, port, *options, output=output)
     yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
     children = psutil.Process(process.pid).children(recursive=True)
     assert children  # the engine's process
@@ -244,6 +244,22 @@ def test_a_taken_port_and_what_is_no_policy_are_told(endpoint: Endpoint, tmp_pat
         command = [sys.executable, "-m", "rl", "serve", str(source), "--port", str(endpoint.client.base_url.port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+
+
+def test_a_terminal_shows_the_address_and_no_noise_of_libraries(tmp_path: Path) -> None:
+    """From start to stop: no banners, no warnings about what this machine has not, nothing about leaked semaphores."""
+    policy = write_policy("llama", tmp_path / "policy")
+    with (tmp_path / "output").open("wb") as output, serving(policy, "--max-tokens", "64", output=output) as client:
+        assert client.models.list().data[0].id == "mine"
+    address = str(client.base_url).rstrip("/")
+    assert (tmp_path / "output").read_text() == f"serving mine at {address} (stop with Ctrl-C)\n"
+
+
+def test_the_cause_of_a_failed_start_is_shown(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rl", "serve", str(write_policy("llama", tmp_path)), "--kv-cache-gib", "1e-7"]
+    done = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1
+    assert "No available memory for the cache blocks" in done.stderr and "error: vLLM cannot serve" in done.stderr
 
 
 def test_defaults_of_an_export_say_how_it_was_trained(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rl.stop import StopRequested, deferred_stop, handled_signals, raise_if_requested
+from rl.stop import StopRequested, deferred_stop, handled_signals, raise_if_requested, raised_signals
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,14 @@ def test_a_deferred_stop_comes_when_the_block_is_complete() -> None:
         raise_if_requested()
         done.append("all of it")
     assert done == ["all of it"]
+
+
+def test_a_command_without_a_state_to_keep_stops_at_once() -> None:
+    with pytest.raises(StopRequested, match="SIGTERM") as stopped, raised_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it goes on")
+    assert stopped.value.exit_code == 143
+    raise_if_requested()  # nothing is recorded
 
 
 def test_the_handlers_of_before_are_restored() -> None:

@@ -63,18 +63,36 @@ def run(yaml: Path, run_dir: Path, *more: str) -> None:
 
 
 def interrupted(
-    yaml: Path, run_dir: Path, number: int, when: Callable[[], bool], *more: str
+    yaml: Path,
+    run_dir: Path,
+    number: int,
+    when: Callable[[], bool],
+    *more: str,
+    send: Callable[[int, int], None] = os.kill,
 ) -> tuple[int, list[psutil.Process]]:
-    """Start the run and signal it when the condition holds; its exit code, and the processes that it had started."""
-    process = subprocess.Popen(command(yaml, run_dir, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Start the run and signal it when the condition holds; its exit code, and the processes that it had started.
+
+    The run has a process group of its own, as a command of a shell has.
+    """
+    process = subprocess.Popen(
+        command(yaml, run_dir, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+    )
     deadline = time.monotonic() + START_TIMEOUT_S
     while not when() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     assert process.poll() is None, "the run ended before it could be interrupted"
     family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
+    send(process.pid, number)
     process.wait(timeout=60)
     return process.returncode, family
+
+
+def to_group(driver: int, number: int) -> None:
+    """Signal the process group of the driver, as Ctrl-C and `timeout` do. The driver is the last to hear it."""
+    os.kill(driver, signal.SIGSTOP)
+    os.killpg(driver, number)
+    time.sleep(5)
+    os.kill(driver, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -181,17 +199,24 @@ def test_a_killed_run_that_is_resumed_equals_the_undisturbed_one_bit_for_bit(
     assert trained_ordinals(run_dir) == list(range(8))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "send"),
+    [(signal.SIGTERM, 143, os.kill), (signal.SIGTERM, 143, to_group), (signal.SIGINT, 130, to_group)],
+)
 def test_a_stopped_run_leaves_a_checkpoint_no_process_and_a_truthful_exit_code(
-    number: int, code: int, yaml: Path, tmp_path: Path
+    number: int, code: int, send: Callable[[int, int], None], yaml: Path, tmp_path: Path
 ) -> None:
     run_dir, before = tmp_path / "run", abandoned_weights()
     more = ("train.num_steps=500", "train.checkpoint_every=400")
-    returned, family = interrupted(yaml, run_dir, number, lambda: len(steps(run_dir)) >= 2, *more)
+    returned, family = interrupted(yaml, run_dir, number, lambda: len(steps(run_dir)) >= 2, *more, send=send)
     assert (returned, left_of(family)) == (code, [])
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None and checkpoint.step == len(steps(run_dir))
     assert abandoned_weights() <= before
+    if send is to_group:
+        last = checkpoint.step + 1
+        run(yaml, run_dir, f"train.num_steps={last}", "train.checkpoint_every=400", "--resume")
+        assert [line["step"] for line in steps(run_dir)] == list(range(1, last + 1))
 
 
 def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(

@@ -80,6 +80,10 @@ class McpTools(TextEnv):
     OPTIONS: ClassVar = {"command": (), "rows": "", "turns": 8}
     _session: McpSession | None = None
 
+    @classmethod
+    def load_data(cls, options: Mapping[str, Any]) -> None:
+        ROWS.load({"path": options.get("rows", "")})
+
     async def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:  # type: ignore[override]
         super().reset(seed=seed)
         split, chosen = self.read_options(options)

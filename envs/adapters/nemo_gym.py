@@ -36,6 +36,10 @@ class NemoGym(TextEnv):
     _http: aiohttp.ClientSession | None = None
     _wants_close = False
 
+    @classmethod
+    def load_data(cls, options: Mapping[str, Any]) -> None:
+        ROWS.load({"path": options.get("rows", "")})
+
     async def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:  # type: ignore[override]
         super().reset(seed=seed)
         split, self._options = self.read_options(options)

@@ -47,8 +47,8 @@ def verifiers_tasks(reply: Reply, row: Row) -> dict[str, float]:
     """Answer the tasks of a taskset of verifiers (v1), scored by its own rewards.
 
     Covers tasks of one reply whose rewards need only the conversation; refuses tasks with tools, a runtime or a user.
-    Loading and judging may take longer than the defaults of `rollout.reset_timeout_s` and `step_timeout_s` allow. The
-    taskset's code runs in worker processes that can be killed, outside of the sandbox.
+    Judging may take longer than the default of `rollout.step_timeout_s` allows, above all the first time, when a worker
+    process loads the taskset. The taskset's code runs in worker processes that can be killed, outside of the sandbox.
 
     Options: `taskset` is its id, `config` its configuration as JSON text, `python` the interpreter that has it
     installed; `lowest` and `highest` bound the sum of its rewards, which is scaled to [0, 1].

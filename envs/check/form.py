@@ -61,7 +61,7 @@ def an_opening_is_a_conversation_that_waits_for_a_reply(subject: Subject) -> Non
         require(bool(opening[-1].content.strip()), f"seed {seed}: the last message is empty")
 
 
-def answers_of_the_environment_are_not_the_policys(subject: Subject) -> None:
+def the_environment_never_speaks_for_the_policy(subject: Subject) -> None:
     """Messages that `step` returns are from the user or a tool, never from the assistant.
     To fix: the policy's reply is added to the conversation for you; return only what follows it."""
     session = subject.make()
@@ -125,7 +125,7 @@ FORM_CHECKS: tuple[Check, ...] = (
     follows_gymnasium,
     an_unknown_option_is_refused,
     an_opening_is_a_conversation_that_waits_for_a_reply,
-    answers_of_the_environment_are_not_the_policys,
+    the_environment_never_speaks_for_the_policy,
     tools_have_valid_schemas,
     is_described,
     a_pickled_copy_plays_on,

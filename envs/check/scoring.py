@@ -31,7 +31,8 @@ CANARIES = (
 
 
 def gold_replies_earn_the_highest_reward(subject: Subject) -> None:
-    """Gold replies earn the top of `reward_range` in both splits; two requests in one state give the same reply.
+    """Gold replies (perfect ones, from `gold` of a row or `gold_reply`) earn the top of `reward_range` in both splits,
+    and two requests in one state give the same reply.
     To fix: play the episode yourself (`python -m envs play ID --gold`) and see which part is not full."""
     session = subject.make()
     if session.env.scores_groups:

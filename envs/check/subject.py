@@ -6,19 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from envs.errors import named, place_of
+from envs.check.causes import CAUSES, IN_TIME, Fault, fault_in
+from envs.errors import named
 from envs.messages import Message, Reply
 from envs.player import Choose, play_turns
 from envs.registry import make
-from envs.results import ResultError
-from envs.session import Deadlines, EnvFailure, Session, raised
+from envs.session import Deadlines, EnvFailure, Session
 from envs.text_env import StepResult, TextEnv
 
-RAISED = "fix the named line; the check has no result as long as code raises"
 DEADLINES = Deadlines(reset_s=120.0, step_s=20.0)
 """How long one call may take before a check gives up on it; the first reset may load data."""
 MAX_TIMEOUTS = 3
 """After this many missed deadlines the other checks are skipped, since each would wait as long."""
+
+
+MAX_FAULTS = 3
+"""How many different faults of one cause are told."""
+Status = Literal["passed", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class CheckResult:
     """The result of checking one clause of the contract."""
 
     name: str
-    status: Literal["passed", "failed", "skipped"]
+    status: Status
     meaning: str
     remedy: str
     detail: str = ""
@@ -51,8 +55,8 @@ class Subject:
     num_seeds: int
     latencies: dict[str, list[float]] = field(default_factory=lambda: {"reset": [], "step": []})
     made: list[Session] = field(default_factory=list)
-    timeouts: list[str] = field(default_factory=list)
-    """The checks in which a call missed its deadline."""
+    faults: list[Fault] = field(default_factory=list)
+    """What checks met that is not their own finding, each occurrence."""
 
     def make(self) -> Session:
         """A session of a new instance, closed when the check is over."""
@@ -74,31 +78,46 @@ class Subject:
 Check = Callable[[Subject], None]
 
 
-def run_check(check: Check, subject: Subject) -> CheckResult:
-    if len(subject.timeouts) >= MAX_TIMEOUTS:
+def run_check(check: Check, subject: Subject, *, finds_errors: bool = False) -> CheckResult:
+    """The result of a check. With `finds_errors`, exceptions and wrong results that no check met before are its own."""
+    if sum(fault.cause is IN_TIME for fault in subject.faults) >= MAX_TIMEOUTS:
         return skipped(check, f"{MAX_TIMEOUTS} calls missed their deadline, of {DEADLINES.step_s:g} s a step")
     name, meaning, remedy = told_of(check)
     started = time.perf_counter()
-    status, detail = "passed", ""
+    status: Status = "passed"
+    detail = ""
     try:
-        try:
-            check(subject)
-        finally:
-            subject.close_all()
+        check(subject)
     except Skipped as reason:
         status, detail = "skipped", str(reason)
     except ContractError as error:
         status, detail = "failed", str(error)
-    except EnvFailure as failure:
-        was_raised = failure.error is not None and not isinstance(failure.error, ResultError)
-        status, detail = "failed", failure.reason
-        if failure.error is not None and was_raised:
-            detail, remedy = raised(failure.error), RAISED
-        if failure.outcome == "env_timeout":
-            subject.timeouts.append(name)
     except Exception as error:
-        status, detail, remedy = "failed", f"{named(error)}{place_of(error)}", RAISED
+        status, detail = "failed", named(error)
+        if fault := fault_in(error, subject.made):
+            status, detail = _met(fault, subject, finds_errors=finds_errors)
+    finally:
+        subject.close_all()
     return CheckResult(name, status, meaning, remedy, detail, time.perf_counter() - started)
+
+
+def _met(fault: Fault, subject: Subject, *, finds_errors: bool) -> tuple[Status, str]:
+    """Status and detail of a check that met the fault: its own finding, or skipped because of a cause."""
+    if finds_errors and fault.cause is not IN_TIME and fault.key not in {known.key for known in subject.faults}:
+        return "failed", fault.detail
+    subject.faults.append(fault)
+    return "skipped", f"because this failed: {fault.cause.name}"
+
+
+def cause_results(subject: Subject) -> list[CheckResult]:
+    """A result for each cause: failed with every different fault that checks met."""
+    results = []
+    for cause in CAUSES:
+        details = {fault.key: fault.detail for fault in reversed(subject.faults) if fault.cause is cause}
+        status = "failed" if details else "passed"
+        shown = "; ".join(list(reversed(details.values()))[:MAX_FAULTS])
+        results.append(CheckResult(cause.name, status, cause.meaning, cause.remedy, shown))
+    return results
 
 
 def skipped(check: Check, reason: str) -> CheckResult:

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from envs.chat_completions import MALFORMED, openai_messages, openai_tools, read_reply
+from envs.commands.options import open_once
 from envs.commands.output import write_lines
 from envs.errors import cut, named
 from envs.facts import facts, reward_range_of
@@ -61,6 +62,7 @@ def evaluate(
     The tries of one task are a group: if the environment compares group members, they are compared. Raises `EnvFailure`
     for an environment that cannot be made; a later failure becomes a rollout's outcome.
     """
+    open_once(env_id, {**options, "split": split})
     compares = facts(env_id).scores_groups
     tasks = [EnvTask(env_id, seed, split, options) for seed in range(num_tasks)]
     with Progress(console=console, transient=True) as progress:

@@ -16,10 +16,11 @@ from typing import Any
 from rich.console import Console
 
 from envs.commands.evaluate import print_summary
+from envs.commands.options import open_once
 from envs.commands.output import write_lines
+from envs.errors import InputError, named
 from envs.rollout_file import read_rollouts
 from envs.sandbox import minimum_level
-from envs.session import Session
 
 STDERR = 2
 CONTEXT_TOKENS = 4096
@@ -27,7 +28,7 @@ CONTEXT_TOKENS = 4096
 
 
 class LocalEvaluationError(RuntimeError):
-    """The folder contains no checkpoint, or the process that plays failed and has printed why."""
+    """The process that plays failed and has printed why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,10 @@ class Tries:
 def evaluate_local(console: Console, policy: LocalPolicy, tries: Tries, out: Path | None) -> list[dict[str, Any]]:
     """Play the tasks. Print a summary; return the rollouts and write them to `out`.
 
-    Raises `LocalEvaluationError`, and `EnvFailure` for an environment or options that cannot be used.
+    Raises `InputError` for a folder without a checkpoint, `EnvFailure` for an environment or options that cannot be
+    used, and `LocalEvaluationError`.
     """
-    with Session.installed(tries.env_id) as session:
-        session.read_options({**tries.options, "split": tries.split})
+    open_once(tries.env_id, {**tries.options, "split": tries.split})
     with tempfile.TemporaryDirectory(prefix="polygym_eval_") as folder:
         yaml = Path(folder) / "evaluate.yaml"
         yaml.write_text(json.dumps(experiment(policy, tries, folder)))  # JSON is YAML
@@ -67,6 +68,8 @@ def evaluate_local(console: Console, policy: LocalPolicy, tries: Tries, out: Pat
         if base_of(policy.path) != policy.path:
             command += ["--policy", str(policy.path.resolve())]
         done = subprocess.run(command, stdout=STDERR)  # its progress; the summary is printed here
+        if done.returncode == InputError.exit_code:
+            raise InputError(f"{policy.path} cannot be evaluated so; see above")
         if done.returncode:
             raise LocalEvaluationError(f"{policy.path} could not be evaluated (exit code {done.returncode}); see above")
         saved = read_rollouts(Path(folder) / "evaluation" / "rollouts.jsonl")
@@ -78,7 +81,7 @@ def evaluate_local(console: Console, policy: LocalPolicy, tries: Tries, out: Pat
 
 
 def experiment(policy: LocalPolicy, tries: Tries, folder: str) -> dict[str, Any]:
-    """The experiment that `rl evaluate` plays. Raises `LocalEvaluationError`."""
+    """The experiment that `rl evaluate` plays. Raises `InputError`."""
     base = base_of(policy.path)
     context = min(context_tokens(base), max(CONTEXT_TOKENS, 2 * policy.max_tokens))
     return {
@@ -102,21 +105,22 @@ def experiment(policy: LocalPolicy, tries: Tries, folder: str) -> dict[str, Any]
 
 
 def base_of(policy: Path) -> Path:
-    """The policy itself, or the base of an adapter in peft's format. Raises `LocalEvaluationError`."""
+    """The policy itself, or the base of an adapter in peft's format. Raises `InputError`."""
     file = policy / "adapter_config.json"
     if (policy / "config.json").is_file() or not file.is_file():
         return policy
     try:
         return Path(json.loads(file.read_text())["base_model_name_or_path"])
     except (ValueError, KeyError, TypeError) as error:
-        raise LocalEvaluationError(f"{file} does not tell the adapter's base: {error}") from error
+        raise InputError(f"{file} does not tell the adapter's base: {error}") from error
 
 
 def context_tokens(policy: Path) -> int:
-    """The longest conversation that the checkpoint can read. Raises `LocalEvaluationError`."""
+    """The longest conversation that the checkpoint can read. Raises `InputError`."""
     try:
         return json.loads((policy / "config.json").read_text())["max_position_embeddings"]
     except (OSError, ValueError, KeyError) as error:
-        raise LocalEvaluationError(
-            f"{policy} is not the folder of a Hugging Face checkpoint: {type(error).__name__}: {error}"
+        raise InputError(
+            f"--policy: {policy} is not the folder of a Hugging Face checkpoint: {named(error)}\n    fix: give the"
+            " folder that holds config.json; `python -m rl export RUN FOLDER` writes one of a run"
         ) from error

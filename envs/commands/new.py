@@ -6,11 +6,12 @@ from string import Template
 
 from envs.commands.output import write_text
 from envs.commands.templates import ENVIRONMENTS, PYPROJECT, README, TESTS
+from envs.errors import InputError
 
 NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
 
 
-class NewEnvironmentError(ValueError):
+class NewEnvironmentError(InputError):
     """No package can be written for this name, kind or folder."""
 
 

@@ -1,10 +1,12 @@
-"""How are an environment's options read from a command line? As `name=value`, with values as in YAML."""
+"""How are an environment's options read from a command line, as `name=value`, and how are they checked?"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
+
+from envs.session import Session
 
 
 def read_options(pairs: Sequence[str] | None) -> dict[str, Any]:
@@ -19,3 +21,12 @@ def read_options(pairs: Sequence[str] | None) -> dict[str, Any]:
         except ValueError:
             options[name] = value
     return options
+
+
+def open_once(env_id: str, options: Mapping[str, Any]) -> None:
+    """Open and close a task before anything is begun, so that a wrong id or option ends the command with code 2.
+
+    Raises `EnvFailure`.
+    """
+    with Session.installed(env_id) as session:
+        session.reset(0, options)

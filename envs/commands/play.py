@@ -12,6 +12,7 @@ from rich.text import Text
 
 from envs.commands.evaluate import Endpoint
 from envs.commands.evaluate import ask as ask_endpoint
+from envs.commands.options import open_once
 from envs.messages import Message, Reply, ToolCall, valid
 from envs.player import EnvTask, NoReplyError, play
 from envs.session import Session
@@ -41,8 +42,10 @@ def play_environment(
 ) -> float | None:
     """Play one episode in the terminal and return its reward; None if the person gave up.
 
-    The environment's calls have a deadline, the person has none. Raises `PlayError` if the environment fails.
+    The environment's calls have a deadline, the person has none. Raises `EnvFailure` if no task can be opened, and
+    `PlayError` if the environment fails later.
     """
+    open_once(env_id, options)
     with contextlib.ExitStack() as stack:
         choose: Choose | None = None
         if endpoint is not None:

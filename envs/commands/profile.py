@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.commands.output import write_lines
+from envs.errors import InputError
 from envs.facts import reward_range_of
 from envs.results import is_full_reward
 from envs.rollout_file import read_rollouts
@@ -23,7 +24,7 @@ Kind = Literal["too easy", "too hard", "useful", "too few tries"]
 MIN_TRIES = 2
 
 
-class ProfileError(ValueError):
+class ProfileError(InputError):
     """No profile can be made from these rollouts."""
 
 

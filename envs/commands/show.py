@@ -23,12 +23,12 @@ def list_environments(console: Console, *, as_json: bool = False, try_them: bool
         return
     table = Table("id", "package", "class", "state")
     for announced in found:
-        state = f"[red]broken: {announced.problem}" if announced.problem else "ok" if try_them else "announced"
+        state = f"[red]broken: {announced.problem}" if announced.problem else "ok" if try_them else "installed"
         table.add_row(announced.env_id, announced.package, announced.target, state)
     console.print(table)
     console.print(
-        "python -m envs list --try imports each, info ID shows one; module:Class in a YAML names a class that no"
-        " package announces."
+        "installed: a package announces it by an entry point; it was not imported. python -m envs list --try imports"
+        " each, info ID shows one. module:Class in a YAML names a class that no package announces."
     )
 
 
@@ -62,7 +62,7 @@ def show_environment(console: Console, env_id: str, options: dict[str, Any], see
         print_tools(console, session)  # some environments know their tools once a task is open
         for message in messages:
             print_message(console, message)
-        console.print("[bold]first gold reply[/bold]")
+        console.print("[bold]first gold reply (a perfect one, given by the environment)[/bold]")
         try:
             print_message(console, session.gold_reply().as_message())
         except EnvFailure as failure:

@@ -1,5 +1,6 @@
 """Can the policy solve a word problem? GSM8K originals, seeded variants of them, and one-step questions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -46,6 +47,11 @@ class GradeSchool(TextEnv):
     """
 
     OPTIONS: ClassVar = {"source": "variants"}
+
+    @classmethod
+    def load_data(cls, options: Mapping[str, Any]) -> None:
+        if set(read_sources(options.get("source", cls.OPTIONS["source"]))) != {"easy"}:
+            load_templates()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from envs.errors import InputError
+
 Level = Literal["process", "restricted", "isolated"]
 LEVELS: tuple[Level, ...] = ("process", "restricted", "isolated")
 """From the weakest to the strongest."""
@@ -20,7 +22,11 @@ Status = Literal["ok", "error", "timeout", "memory", "output_limit", "killed", "
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself failed: no process, or no such level here. The policy never causes this."""
+    """The sandbox itself failed, such as to start a process. The policy never causes this."""
+
+
+class LevelError(SandboxError, InputError):
+    """The required level is none, or this machine does not have it."""
 
 
 @dataclass(frozen=True, slots=True)

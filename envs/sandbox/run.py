@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from envs.sandbox.jail import Jail, JailEnded
-from envs.sandbox.limits import LEVELS, Level, Limits, SandboxError, SandboxResult
+from envs.sandbox.limits import LEVELS, Level, LevelError, Limits, SandboxError, SandboxResult
 from envs.sandbox.runner import pack, unpack
 
 MAX_CODE_BYTES = 65_536
@@ -31,18 +31,18 @@ def require_level(minimum: Level) -> None:
 def minimum_level() -> Level:
     """The weakest level that may run anything: the value of `POLYGYM_SANDBOX_LEVEL`, `restricted` if it is not set.
 
-    Raises `SandboxError` if the value is not a level.
+    Raises `LevelError` if the value is not a level.
     """
     named = os.environ.get(LEVEL_VARIABLE, "restricted")
     for level in LEVELS:
         if level == named:
             return level
-    raise SandboxError(f"{LEVEL_VARIABLE} must be one of {', '.join(LEVELS)}, got {named!r}")
+    raise LevelError(f"{LEVEL_VARIABLE} must be one of {', '.join(LEVELS)}, got {named!r}")
 
 
 @functools.cache
 def level_here() -> Level:
-    """The strongest level that works here. Raises `SandboxError` if that is below the required one."""
+    """The strongest level that works here. Raises `LevelError` if that is below the required one."""
     minimum, why = minimum_level(), ""
     for level in reversed(LEVELS[LEVELS.index(minimum) :]):
         try:
@@ -50,7 +50,7 @@ def level_here() -> Level:
                 return level
         except SandboxError as error:
             why += f"\n  {error}"
-    raise SandboxError(f"no sandbox of level {minimum} or above here (try `python -m envs sandbox doctor`):{why}")
+    raise LevelError(f"no sandbox of level {minimum} or above here (try `python -m envs sandbox doctor`):{why}")
 
 
 def run_function(

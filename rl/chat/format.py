@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
+from envs.errors import InputError
 from envs.messages import Message, Reply, ToolSpec
 from rl.data_types import Budget
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class ChatError(ValueError):
+class ChatError(InputError):
     """The chat format cannot express a conversation, or a tokenizer does not fit the format."""
 
 

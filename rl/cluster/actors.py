@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl.cluster.address import ClusterError
 from rl.cluster.places import unplaced
+from rl.library_output import VARIABLES
 from rl.stop import POLL_S, raise_if_requested
 
 A = TypeVar("A")
@@ -24,7 +25,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """One thread per process: tiny models run several times slower with two (measured)."""
-LOGGING = {"VLLM_CONFIGURE_LOGGING": "0"}
+LOGGING = {**VARIABLES, "VLLM_CONFIGURE_LOGGING": "0"}
 """vLLM's warnings reach the root logger, and so the run's log, instead of handlers of its own."""
 
 
@@ -126,6 +127,7 @@ class Actor(Generic[A]):
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._is_up = handle.__ray_ready__.remote()
 
     @overload
     def call(
@@ -138,15 +140,17 @@ class Actor(Generic[A]):
         return Pending(getattr(self._handle, method.__name__).remote(*args, **kwargs))
 
     def stop(self, shutdown: Callable[[A], Any], timeout_s: float = 10.0) -> None:
-        """Let the object clean up, then end its process."""
+        """Let the object clean up, if it is there already, then end its process."""
         stop_together([self], shutdown, timeout_s)
 
 
 def stop_together(actors: Sequence[Actor[A]], shutdown: Callable[[A], Any], timeout_s: float = 10.0) -> None:
-    """Let the objects clean up, all at the same time, then end their processes."""
-    calls = [getattr(actor._handle, shutdown.__name__).remote() for actor in actors]
+    """Let the objects that are there clean up, all at the same time, then end their processes."""
     with contextlib.suppress(RayError):
-        ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+        there = [actor for actor in actors if ray.wait([actor._is_up], timeout=0)[0]]  # others would end constructing
+        calls = [getattr(actor._handle, shutdown.__name__).remote() for actor in there]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
     for actor in actors:
         ray.kill(actor._handle)
 

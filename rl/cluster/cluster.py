@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import services
 
 from rl.cluster.address import ClusterError, check_local_start, cluster_address, num_local_gpus
 from rl.cluster.placement import PlacementError, shared_node
-from rl.cluster.places import room
+from rl.cluster.places import num_cores, room
 from rl.cluster.watch import watched
 from rl.config.experiment import ExperimentConfig
 
@@ -91,7 +93,9 @@ def check_cluster(config: ExperimentConfig) -> None:
 
 
 def _words(address: str | None) -> str:
-    where = f"joined the Ray cluster at {address}" if address else "started Ray on this machine"
+    where = (
+        f"joined the Ray cluster at {address}" if address else f"started Ray on this machine ({num_cores():g} cores)"
+    )
     return f"{where}: {room()}"
 
 
@@ -105,7 +109,8 @@ def _node_for_all(config: ExperimentConfig) -> str | None:
 
 def _init(address: str, **settings: Any) -> None:
     try:
-        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        with in_own_sessions():
+            context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # Ray raises what its parts raise, from ConnectionError to bare Exception
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         if address == "local":
@@ -116,6 +121,22 @@ def _init(address: str, **settings: Any) -> None:
         ) from error
     session = getattr(context, "address_info", {}).get("session_dir", "on the cluster's nodes")
     logger.info("Ray's files, which hold what actors print: %s", session)
+
+
+@contextlib.contextmanager
+def in_own_sessions() -> Iterator[None]:
+    """Inside the block, Ray starts its processes in sessions of their own.
+
+    A signal to the driver's process group (Ctrl-C, `timeout`) then reaches the driver alone, and the actors live until
+    it has written a checkpoint. They still end with the driver, however that ends: the kernel kills Ray's own
+    processes, and the actors notice. Ray has no option for it, only for the end with the driver.
+    """
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, start_new_session=True)  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _check_size(cpus: float, gpus: float, total: Mapping[str, float]) -> None:

@@ -66,7 +66,7 @@ def with_checkpoint_defaults(tree: Tree) -> tuple[Tree, dict[str, Any]]:
 def _context(tree: Tree) -> int | None:
     """The context length, in tokens, of a tree's pretrained checkpoint; None without one.
 
-    A model of the hub that is not here yet counts as one, so that an experiment reads the same before its download.
+    A model of which no weights are here counts as one, so that an experiment reads the same before its download.
     """
     policy = tree.get("policy")
     path = policy.get("path") if isinstance(policy, Mapping) else None
@@ -76,7 +76,7 @@ def _context(tree: Tree) -> int | None:
         return None
     try:
         context = read_config(Path(path)).get("max_position_embeddings")
-        if num_parameters(Path(path)) < PRETRAINED_WEIGHTS:
+        if 0 < num_parameters(Path(path)) < PRETRAINED_WEIGHTS:
             return None
     except CheckpointFileError:  # told by pre-flight
         return None

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from envs.errors import InputError
+
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that safetensors itself accepts."""
 LFS_POINTER = b"version https://git-lfs"
 """How the file begins that `git clone` leaves in place of a large one if Git LFS is not installed."""
 
 
-class CheckpointFileError(ValueError):
+class CheckpointFileError(InputError):
     """A file of a checkpoint is missing, damaged or cut off. The text names the file."""
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from envs.registry import is_built_in
+from envs.session import EnvFailure
 from rl.algorithms import AnyAlgorithm
 from rl.config.section import NonNegative, Positive, Section, Share
 from rl.data_types import Budget
@@ -45,6 +47,16 @@ class EnvironmentConfig(Section):
     def _one_budget_or_several(cls, value: object) -> object:
         budgets = value if isinstance(value, dict) else {value: 1.0}
         return {read_budget(budget): weight for budget, weight in budgets.items()}
+
+
+def environment_fix(env_id: str, failure: EnvFailure) -> str:
+    """How to mend an environment that cannot be made or opened. The code of our own is not for users to mend."""
+    is_ours = is_built_in(env_id)
+    if failure.outcome == "env_timeout":
+        other = "end other programs" if is_ours else "read data in load_data (envs/README.md), which has more time"
+        return f"raise rollout.reset_timeout_s, or {other}"
+    cause = f"find the cause with: python -m envs check {env_id};" if is_ours else "fix the package that provides it,"
+    return f"{cause} or remove the environment"
 
 
 def read_budget(budget: object) -> Budget:

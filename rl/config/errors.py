@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from envs.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -18,7 +20,7 @@ class Problem:
         return ": ".join(part for part in parts if part) + f"\n    fix: {self.fix}"
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A configuration is invalid: a text, or a list of problems."""
 
     def __init__(self, problems: str | Sequence[Problem]) -> None:

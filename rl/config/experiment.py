@@ -70,8 +70,9 @@ class EvaluationConfig(Section):
     """Rollouts per task."""
     every: NonNegative = 0
     """Steps between evaluations during training; 0 evaluates only before and after."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature in evaluations."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Sampling temperature in evaluations; null uses `rollout.temperature`, so that they measure the policy that is
+    trained."""
 
     def due(self, step: int) -> bool:
         return self.every > 0 and step > 0 and step % self.every == 0
@@ -164,6 +165,13 @@ class ExperimentConfig(Section):
     def columns(self) -> tuple[str, ...]:
         """Token columns that the engine must return besides `version`; names of `rl.engine.columns.COLUMNS`."""
         return tuple(sorted({"logprob"}.union(*(algorithm.needs for algorithm in self.algorithms))))
+
+    @model_validator(mode="after")
+    def _evaluations_sample_as_training(self) -> "ExperimentConfig":
+        if self.evaluation.temperature is None:
+            resolved = self.evaluation.model_copy(update={"temperature": self.rollout.temperature})
+            object.__setattr__(self, "evaluation", resolved)  # it is frozen, but nothing has read it yet
+        return self
 
     @model_validator(mode="after")
     def _built_policies_are_taught(self) -> "ExperimentConfig":

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 """Files of a checkpoint; others hold the same weights in other formats."""
+CONFIG = "config.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -35,13 +37,32 @@ def cached_snapshot(name: str) -> Path | None:
 def downloaded_snapshot(name: str) -> Path | None:
     """The folder of this model in the cache, after a download; None, with a message, where it cannot be downloaded."""
     from huggingface_hub import snapshot_download
+
+    return _downloaded(name, lambda: snapshot_download(name, allow_patterns=list(PATTERNS)))
+
+
+def config_snapshot(name: str) -> Path | None:
+    """A folder of this model in the cache with its config.json, perhaps without weights; only this file is downloaded.
+
+    None, with a message, where it is not in the cache and cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, CONFIG)
+    if isinstance(cached, str):
+        return Path(cached).parent
+    file = _downloaded(f"{CONFIG} of {name}", lambda: hf_hub_download(name, CONFIG))
+    return file.parent if file else None
+
+
+def _downloaded(what: str, download: Callable[[], str]) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError
 
-    print(f"downloading {name} from the Hugging Face hub")
+    print(f"downloading {what} from the Hugging Face hub")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        return Path(download())
     except (HfHubHTTPError, OSError, ValueError) as error:
-        print(f"{name} cannot be downloaded: {str(error).partition(chr(10))[0]}")
+        print(f"{what} cannot be downloaded: {str(error).partition(chr(10))[0]}")
         return None
 
 
@@ -50,12 +71,17 @@ def download_command(name: str) -> str:
     return f"hf download {name} --include {' '.join(repr(pattern) for pattern in PATTERNS)}"
 
 
+def config_command(name: str) -> str:
+    """The command that puts the model's config.json alone into the cache."""
+    return f"hf download {name} {CONFIG}"
+
+
 def _is_whole(snapshot: Path) -> bool:
     """Whether a download of weights was not interrupted."""
     index = snapshot / "model.safetensors.index.json"
     files = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ()
     has_weights = any(snapshot.glob("*.safetensors")) or any(snapshot.glob("*.bin"))
-    return (snapshot / "config.json").is_file() and has_weights and all((snapshot / file).is_file() for file in files)
+    return (snapshot / CONFIG).is_file() and has_weights and all((snapshot / file).is_file() for file in files)
 
 
 def _cache_folder(name: str) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pydantic.fields import FieldInfo
 
+from rl.config.aliases import counterparts
 from rl.config.experiment import ExperimentConfig
 from rl.config.section import NameOf, OneOf, Section
 
@@ -73,7 +74,10 @@ def all_keys() -> list[str]:
 
 
 def nearest(key: str) -> list[str]:
-    """Up to three known dotted keys similar to `key`: a similar spelling, or the same last name in another section."""
+    """Up to three known dotted keys that may be meant by `key`: what other projects call so, the same last name in
+    another section, or a similar spelling."""
+    if meant := counterparts(key):
+        return meant
     known = all_keys()
     last = key.rpartition(".")[2]
     parent = key.rpartition(".")[0]

@@ -56,7 +56,7 @@ class PolicyConfig(Section):
 
     path: Path | None = None
     """Folder of a Hugging Face checkpoint, or the id of a model on the hub: its newest snapshot in the local cache, or
-    downloaded by `rl train`. Set either this or `build`."""
+    downloaded by `rl train`; `rl plan` needs its config.json only. Set either this or `build`."""
     build: TinyHybrid | None = None
     """Sizes of a tiny hybrid to build; `build: {}` uses the defaults."""
     chat: Annotated[str, NameOf(CHAT_NAMES)] = AUTO

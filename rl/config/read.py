@@ -7,7 +7,7 @@ Each error is one `Problem`; one `ConfigError` reports all of them.
 import difflib
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from rl.config.checkpoint_defaults import with_checkpoint_defaults
 from rl.config.checkpoint_files import folder_fault
+from rl.config.environments import environment_fix
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.explain import type_text
-from rl.config.hub import cached_snapshot, download_command, downloaded_snapshot, is_hub_id
+from rl.config.hub import cached_snapshot, download_command, is_hub_id
 from rl.config.keys import ANY_NAME, all_keys, find_key, keys_below, kinds_with, nearest
 from rl.config.section import Aside
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
@@ -31,20 +32,23 @@ REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
 """Matches `${section.key}`, but not relative references or resolvers such as `${oc.env:HOME}`."""
 
 
+Fetch = Callable[[str], Path | None]
+
+
 def load_config(
-    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Tree] | None = None, *, download: bool = False
+    path: Path, overrides: Sequence[str] = (), unread: Mapping[str, Tree] | None = None, *, fetch: Fetch | None = None
 ) -> ExperimentConfig:
     """The validated configuration of an experiment file with `key=value` overrides on top.
 
     A pretrained checkpoint has other defaults than a tiny policy (`rl.config.checkpoint_defaults`). `unread` holds
-    defaults for top-level sections that the caller does not use. With `download`, a model of the hub that is not in
-    the local cache is downloaded. Raises `ConfigError`, which lists every problem. `check_references` checks that
-    environments, the policy's folder and data exist.
+    defaults for top-level sections that the caller does not use. `fetch` gets the folder of a model of the hub that is
+    not in the local cache (`rl.config.hub`). Raises `ConfigError`, which lists every problem. `check_references` checks
+    that environments, the policy's folder and data exist.
     """
     source = read_with_base(Path(path))
     apply_overrides(source, overrides)
     source.tree = {**(unread or {}), **source.tree}
-    tree, chosen = with_checkpoint_defaults(_with_snapshot(_resolve(source), download))
+    tree, chosen = with_checkpoint_defaults(_with_snapshot(_resolve(source), fetch))
     config = _validate(tree, source.places, str(path))
     config._chosen = Aside(chosen)
     return config
@@ -58,38 +62,46 @@ def dump_config(config: ExperimentConfig) -> str:
 def check_references(config: ExperimentConfig) -> None:
     """Check that the environments, their options, the policy's folder and the supervised data exist.
 
-    This imports and creates the environments. Raises `ConfigError`, which lists everything that is missing.
+    This imports and creates the environments, and lets them read their data. Raises `ConfigError`, which lists
+    everything that is missing.
     """
     problems = [problem for env_id in config.environments if (problem := _environment_problem(config, env_id))]
-    if problem := policy_problem(config):
-        problems.append(problem)
-    data = config.sft.data if config.sft is not None else None
-    if data is not None and not data.exists() and hub_name(data) is None:
-        fix = "give a file, a folder or a data set of the hub, or remove the key to train on gold conversations"
-        problems.append(Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {data}", fix))
+    problems += stage_problems(config)
     if problems:
         raise ConfigError(problems)
 
 
-def policy_problem(config: ExperimentConfig) -> Problem | None:
-    """What is wrong if there is no folder of the policy."""
+def stage_problems(config: ExperimentConfig) -> list[Problem]:
+    """What is missing of the files that the supervised stage reads: the policy's folder and the data."""
+    problems = [problem] if (problem := policy_problem(config)) else []
+    data = config.sft.data if config.sft is not None else None
+    if data is not None and not data.exists() and hub_name(data) is None:
+        fix = "give a file, a folder or a data set of the hub, or remove the key to train on gold conversations"
+        problems.append(Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {data}", fix))
+    return problems
+
+
+def policy_problem(config: ExperimentConfig, command: Callable[[str], str] = download_command) -> Problem | None:
+    """What is wrong if there is no folder of the policy; `command` downloads what is needed of a model of the hub."""
     path = config.policy.path
     if path is None or (fault := folder_fault(path)) is None:
         return None
     wrong, fix = fault
     if is_hub_id(path):
         wrong += f", and no model {path} in the cache of the Hugging Face hub"
-        fix = f"download it with: {download_command(str(path))}; or {fix}"
+        fix = f"download it with: {command(str(path))}; or {fix}"
     return Problem(config.place("policy", "path"), "policy.path", wrong, fix)
 
 
 def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | None:
     # Imported here because a configuration can be read without any environment installed.
+    from envs.loading import load_data
     from envs.registry import UnknownEnvironmentError, environment_ids
     from envs.session import Deadlines, EnvFailure, Session
     from envs.text_env import EnvironmentOptionError
 
     key, place = f"environments.{env_id}", config.place("environments", env_id)
+    load_data(env_id, config.environments[env_id].options)
     try:
         with Session.installed(env_id, Deadlines(reset_s=config.rollout.reset_timeout_s)) as session:
             session.read_options(config.environments[env_id].options)
@@ -103,7 +115,7 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
             place = config.place("environments", env_id, "options")
             fix = "use one of the environment's options, or remove the key"
             return Problem(place, f"{key}.options", str(failure.error), fix)
-        fix = "fix the package that provides it, or remove the environment"
+        fix = environment_fix(env_id, failure)
         module, cause = env_id.partition(":")[0], failure.error.__cause__ if failure.error else None
         if isinstance(cause, ModuleNotFoundError) and f"{module}.".startswith(f"{cause.name}."):
             fix = f"run the command in the folder that holds {module.split('.')[0]}.py, or install its package"
@@ -142,7 +154,7 @@ def _resolve(source: Source) -> Tree:
     return resolved
 
 
-def _with_snapshot(tree: Tree, download: bool) -> Tree:
+def _with_snapshot(tree: Tree, fetch: Fetch | None) -> Tree:
     """The tree with the folder of the cache in place of a hub id in `policy.path`."""
     policy = tree.get("policy")
     if not isinstance(policy, Mapping):
@@ -150,7 +162,7 @@ def _with_snapshot(tree: Tree, download: bool) -> Tree:
     path = policy.get("path")
     if not isinstance(path, str) or not is_hub_id(Path(path)):
         return tree
-    folder = cached_snapshot(path) or (downloaded_snapshot(path) if download else None)
+    folder = cached_snapshot(path) or (fetch(path) if fetch else None)
     if folder is None:
         return tree
     return {**tree, "policy": {**policy, "path": str(folder)}}

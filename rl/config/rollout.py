@@ -37,7 +37,7 @@ class RolloutConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling. Below 1 the learner cannot reproduce the engine's logprobs exactly."""
     reset_timeout_s: Seconds = 10.0
-    """Deadline for creating and resetting an environment."""
+    """Deadline for creating and resetting an environment; reading its data (`load_data`) is no part of it."""
     step_timeout_s: Seconds = 20.0
     """Deadline for one environment step, scoring included."""
     reply_timeout_s: Seconds = 300.0

@@ -11,7 +11,8 @@ from rl.config.section import NonNegative, Positive, Section, Share
 
 
 class SftConfig(Section):
-    """The supervised stage: next-token prediction on gold or your own conversations; only replies enter the loss."""
+    """The supervised stage: next-token prediction on your conversations, or on gold ones, which the environments' own
+    perfect replies make; only replies enter the loss."""
 
     num_steps: Positive = 300
     """Optimiser steps."""

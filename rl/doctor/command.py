@@ -12,8 +12,9 @@ from rich.text import Text
 
 from rl.config.experiment import ExperimentConfig
 from rl.doctor.findings import Check, Finding, exit_code, findings_of
-from rl.doctor.one_step import STEPS, STOP_S, not_tried, step_findings, step_timeout_s
+from rl.doctor.one_step import STEPS, not_tried, step_findings
 from rl.doctor.packages import package_findings, python_findings
+from rl.stop import raised_signals
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 EXPERIMENT_S = 300.0
@@ -61,17 +62,21 @@ def all_findings(config: ExperimentConfig | None, console: Console) -> Iterator[
         for name in STEPS:
             yield not_tried(name)
         return
-    timeout_s = step_timeout_s(config) + 2 * STOP_S
-    yield from _shown_while(Check("engine and learner", functools.partial(step_findings, config), timeout_s), console)
+    yield from _shown_while(Check("engine and learner", functools.partial(step_findings, config), None), console)
 
 
 def _shown_while(check: Check, console: Console) -> list[Finding]:
-    with console.status(f"{check.name} (at most {check.timeout_s:g} s)"):
+    longest = "" if check.timeout_s is None else f" (at most {check.timeout_s:g} s)"
+    # For each check anew: Ray, which one of them starts and stops, resets the handlers below Python.
+    with raised_signals(), console.status(f"{check.name}{longest}"):
         return findings_of(check)
 
 
 def doctor(config: ExperimentConfig | None, *, as_json: bool) -> int:
-    """Check, print the findings as lines or as one JSON object, and return the exit code."""
+    """Check, print the findings as lines or as one JSON object, and return the exit code.
+
+    Raises `StopRequested` after Ctrl-C or SIGTERM, when all that it started has ended.
+    """
     console, findings = Console(stderr=as_json, highlight=False), list[Finding]()
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         for finding in all_findings(config, console):

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from envs.errors import is_ours, named, place_of
+from envs.errors import InputError, is_ours, named, place_of, told
 from envs.messages import valid_text
 from rl.config.errors import ConfigError
-from rl.run_log import told
+from rl.stop import StopRequested
 
 INSTALL = "make install"
 Status = Literal["ok", "warning", "failed"]
@@ -31,7 +31,8 @@ class Finding:
 class Check:
     name: str
     find: Callable[[], Iterable[Finding]]
-    timeout_s: float = 60.0
+    timeout_s: float | None = 60.0
+    """None for a check that keeps a deadline itself; it needs no thread, so it can clean up when the command stops."""
 
 
 def findings_of(check: Check) -> list[Finding]:
@@ -45,14 +46,21 @@ def findings_of(check: Check) -> list[Finding]:
     def find() -> None:
         try:
             found.extend(check.find())
+        except StopRequested:
+            raise
         except BaseException as error:  # of environments too, which may raise anything
             errors.append(error)
 
-    thread = threading.Thread(target=find, name=f"check of {check.name}", daemon=True)
-    thread.start()
-    thread.join(check.timeout_s)
-    if thread.is_alive():
-        return [Finding(check.name, "failed", f"no answer within {check.timeout_s:g} s", "find out what hangs here")]
+    if check.timeout_s is None:
+        find()
+    else:
+        thread = threading.Thread(target=find, name=f"check of {check.name}", daemon=True)
+        thread.start()
+        thread.join(check.timeout_s)
+        if thread.is_alive():
+            return [
+                Finding(check.name, "failed", f"no answer within {check.timeout_s:g} s", "find out what hangs here")
+            ]
     return found + [finding for error in errors for finding in failures(check.name, error)]
 
 
@@ -62,7 +70,7 @@ def failures(check: str, error: BaseException) -> list[Finding]:
         problems = [(str(one).removesuffix(f"\n    fix: {one.fix}"), one.fix) for one in error.problems]
         return [Finding(check, "failed", shortened(wrong), fix, True) for wrong, fix in problems]
     if is_ours(error):
-        return [Finding(check, "failed", shortened(told(error)), is_configuration=isinstance(error, ConfigError))]
+        return [Finding(check, "failed", shortened(told(error)), is_configuration=isinstance(error, InputError))]
     fix = INSTALL if isinstance(error, ImportError) else "this error was not foreseen: report it"
     return [Finding(check, "failed", f"{named(error)}{place_of(error)}", fix)]
 

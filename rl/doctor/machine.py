@@ -14,6 +14,7 @@ import psutil
 
 from envs.sandbox import LAYERS, level_here, require_level
 from rl.cluster.cluster import try_cluster
+from rl.cluster.places import cgroup, num_cores
 from rl.config.checkpoint_files import CheckpointFileError, num_parameters
 from rl.config.experiment import ExperimentConfig
 from rl.doctor.findings import INSTALL, Finding
@@ -38,13 +39,6 @@ def core_findings(config: ExperimentConfig | None) -> Iterator[Finding]:
         yield Finding("cores", "warning", f"{found}, and the run reserves {reserved:g}", fix)
     else:
         yield Finding("cores", "ok", found)
-
-
-def num_cores() -> float:
-    """Cores that this process may use, within a container's share of CPU time."""
-    cores = float(len(os.sched_getaffinity(0)))
-    limit = _cgroup("cpu.max").split()
-    return min(cores, int(limit[0]) / int(limit[1])) if limit and limit[0] != "max" else cores
 
 
 def gpu_findings(config: ExperimentConfig | None) -> Iterator[Finding]:
@@ -72,7 +66,7 @@ def _fields(card: str) -> list[str]:
 
 def memory_findings() -> Iterator[Finding]:
     free = float(psutil.virtual_memory().available)
-    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    limit, used = cgroup("memory.max"), cgroup("memory.current")
     if limit.isdigit() and used.isdigit():
         free = min(free, int(limit) - int(used))
     found = f"{free / GIB:.1f} GiB free"
@@ -133,14 +127,6 @@ def sink_findings() -> Iterator[Finding]:
     there = ", ".join(name for name, package in packages.items() if not package or is_installed(package))
     more = f"; not installed: {', '.join(missing)} (make trackers)" if missing else ""
     yield Finding("trackers", "ok", there + more)
-
-
-def _cgroup(name: str) -> str:
-    """A value of this process's control group; empty where there is none."""
-    try:
-        return (Path("/sys/fs/cgroup") / name).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _output(command: list[str]) -> str | None:

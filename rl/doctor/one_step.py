@@ -22,7 +22,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.read import dump_config, load_config
 from rl.data_types import Group, Update
 from rl.doctor.findings import Finding, failures, shortened
-from rl.stop import end_with_parent
+from rl.stop import StopRequested, end_with_parent
 
 GROUP_SIZE, REPLY_TOKENS, THINKING_TOKENS, CONVERSATIONS = 2, 32, 16, 64
 """Of the small step: rollouts a group, and the most tokens of a reply, of its reasoning, and gold conversations."""
@@ -45,7 +45,11 @@ def step_timeout_s(config: ExperimentConfig) -> float:
 def step_findings(config: ExperimentConfig) -> Iterator[Finding]:
     """What engine, learner and transport did. The folder of a step that failed is kept."""
     folder = Path(tempfile.mkdtemp(prefix="polygym-doctor-"))
-    death = _run(config, folder)
+    try:
+        death = _run(config, folder)
+    except StopRequested:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     found = [Finding(**line) for line in read_lines(folder / "findings.jsonl")]
     yield from found
     left = [name for name in STEPS if name not in {finding.check for finding in found}]
@@ -71,15 +75,20 @@ def _run(config: ExperimentConfig, folder: Path) -> str:
         try:
             code = process.wait(step_timeout_s(config))
         except subprocess.TimeoutExpired:
-            process.terminate()
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
             return f"not done within {step_timeout_s(config):g} s"
+        finally:
+            _end(process)
     text = output.read_text(errors="replace").strip()
     return "" if code in (0, TOLD) else f"exit code {code}: {shortened(text)}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def small_step(config: ExperimentConfig, run_dir: Path) -> list[str]:

@@ -85,7 +85,8 @@ class LearnerGroup:
         return said
 
     def shutdown(self) -> None:
-        stop_together(self._ranks, LearnerProcess.shutdown)
+        is_up = all(call.is_done() for call in self._started)  # else they would first finish loading
+        stop_together(self._ranks, LearnerProcess.shutdown, timeout_s=10.0 if is_up else 0.0)
 
     def _together(
         self, deadline: Deadline, method: Callable[Concatenate[LearnerProcess, P], R], *args: P.args, **kwargs: P.kwargs

@@ -1,13 +1,16 @@
 """How is a policy's checkpoint loaded for training, by the supervised stage and by the learner?"""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from envs.errors import InputError
 
-class IncompleteCheckpointError(ValueError):
+
+class IncompleteCheckpointError(InputError):
     """A checkpoint lacks weights of the policy."""
 
 
@@ -18,6 +21,8 @@ def load_policy(path: Path) -> PreTrainedModel:
     matrix products, which is transformers' default for models that have any. Raises `IncompleteCheckpointError` when
     weights are missing: transformers would fill them with random ones, and saving would hide that.
     """
+    if not torch.cuda.is_available():  # it advises kernels that only GPUs have
+        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(path), dtype=torch.float32, local_files_only=True, output_loading_info=True
     )

@@ -8,6 +8,7 @@ from rich.table import Table
 from rl.config.checkpoint_files import CheckpointFileError
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
+from rl.config.hub import config_command
 from rl.config.read import policy_problem
 from rl.plan.cards import CARDS, Card, chosen_card, host_bytes, this_machine
 from rl.plan.fit import Plan, make_plan
@@ -23,7 +24,7 @@ def show_plan(config: ExperimentConfig, gpu: str, console: Console | None = None
     Raises `ConfigError` for a policy that is not there, and for cards and reservations that do not go together.
     """
     console = console or Console(highlight=False)
-    if problem := policy_problem(config):
+    if problem := policy_problem(config, config_command):
         raise ConfigError([problem])
     learner_card, engine_card = _cards(config, gpu)
     cards = [card for card in (learner_card, engine_card) if card.is_gpu]

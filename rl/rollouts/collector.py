@@ -44,6 +44,7 @@ class Collector:
         train.collect_timeout_s, because an evaluation of many tasks may legitimately take long.
         """
         evaluation, rollout = self._config.evaluation, self._config.rollout
+        assert evaluation.temperature is not None  # the experiment gives it that of `rollout`
         specs = [
             GroupSpec(f"{task.split}-{task.ordinal}", task, evaluation.num_samples, evaluation.temperature)
             for task in tasks

@@ -43,6 +43,7 @@ class RolloutWorker:
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
         join_run_log(config.run_dir, "worker")
         self._notes = Notes()
+        from envs.loading import load_data
         from envs.sandbox import require_level
         from rl.chat.chat import load_chat
         from rl.engine.vllm_core import VllmEngine
@@ -55,6 +56,8 @@ class RolloutWorker:
         logger.info("the engine serves %s", policy_path)
         self._runner = EnvRunner(config.rollout.num_env_threads)
         require_level(config.rollout.sandbox_level)
+        for env_id, environment in config.environments.items():
+            load_data(env_id, environment.options)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> Played:
         """Play the groups. Their lanes open together; a rollout begins when its lane has a seat in the engine.

@@ -10,6 +10,9 @@ from rl.data_types import Group, Outcome, Rollout, Update
 class CanaryStop(RuntimeError):
     """A canary's threshold was exceeded; continuing would train the wrong thing."""
 
+    exit_code = 3
+    headline = "stopped by a canary, a threshold of the section canaries"
+
 
 def check_groups(config: CanaryConfig, groups: Sequence[Group]) -> list[str]:
     """Warnings about groups before they are trained. Raises `CanaryStop`, which names canary, value and key."""

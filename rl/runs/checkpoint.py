@@ -18,6 +18,7 @@ from pathlib import Path
 
 import xxhash
 
+from envs.errors import InputError
 from envs.json_lines import JsonObject
 from rl.config.saved_policy import policy_in
 from rl.runs.files import remove, storing, sync_folder
@@ -30,6 +31,10 @@ BLOCK_BYTES = 1 << 20
 
 class CheckpointError(ValueError):
     """Checkpoints exist but none of them can be used, or the state to save is not JSON."""
+
+
+class NoCheckpointError(CheckpointError, InputError):
+    """There are checkpoints, and all of them are damaged."""
 
 
 class _Invalid(Exception):
@@ -113,7 +118,7 @@ def _put_in_place(unfinished: Path, target: Path) -> None:
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint; None if there is no checkpoint at all.
 
-    A damaged checkpoint is skipped with a logged warning. Raises `CheckpointError` if all checkpoints are damaged.
+    A damaged checkpoint is skipped with a logged warning. Raises `NoCheckpointError` if all checkpoints are damaged.
     """
     refused = []
     for path in checkpoint_folders(folder):
@@ -124,7 +129,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             logger.warning("checkpoint %s is refused: %s; trying the one before it", path, reason)
     if refused:
         listed = "\n".join(f"  - {reason}" for reason in refused)
-        raise CheckpointError(
+        raise NoCheckpointError(
             f"no checkpoint in {folder} can be used\n{listed}\n"
             "    fix: restore one from a copy, or move these folders away to begin from step 0"
         )

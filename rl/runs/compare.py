@@ -7,28 +7,37 @@ from statistics import fmean
 from typing import Any
 
 import yaml
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from rl.runs.files import storing
 from rl.runs.history import History, read_history
 
 NOT_COMPARED = ("run_dir",)
 """Keys that differ between any two runs."""
+LEGEND = (
+    "reward ± standard error; mismatch: how far the learner's probabilities of sampled tokens are from the engine's,"
+    " 1 if they are equal (docs/metrics.md)"
+)
 
 
 def print_comparison(run_dirs: Sequence[Path], page: Path | None = None, console: Console | None = None) -> None:
     """Print what differs between the runs, and write it to an HTML page too if one is given.
 
-    Raises `NoRunError` and what else `read_history` raises.
+    Raises `NoRunError` and what else `read_history` raises, and `StorageError` for the page.
     """
     console = console or Console(record=page is not None)
     histories = [read_history(run_dir) for run_dir in run_dirs]
     names = [history.run.path.resolve().name for history in histories]
     rows = configuration_differences(histories)
-    console.print(_table("configuration: keys that differ", "key", names, rows))
-    console.print(_table("scores on held-out tasks, and speed", "", names, results(histories)))
+    _print_rows(console, "configuration: keys that differ", "key", names, rows)
+    _print_rows(console, "scores on held-out tasks (never trained), and speed", "", names, results(histories))
+    console.print(LEGEND, style="dim")
     if page is not None:
-        page.write_text(console.export_html(), encoding="utf-8")
+        with storing(page):
+            page.write_text(console.export_html(), encoding="utf-8")
 
 
 def configuration_differences(histories: Sequence[History]) -> list[list[str]]:
@@ -94,11 +103,20 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _table(title: str, first: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
+def _print_rows(console: Console, title: str, first: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print the rows as a table, or one value below another where a table of their width would break ids apart."""
     width = max((len(row) - 1 for row in rows), default=len(names))
-    for column in (first, *names, *["difference"] * (width - len(names))):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    columns = [first, *names, *["difference"] * (width - len(names))]
+    padded = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
+    lengths = [max(map(cell_len, cells)) for cells in zip(columns, *padded, strict=True)]
+    if sum(lengths) + 3 * len(columns) + 1 <= console.width:
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*map(Text, row))  # lists must not be read as markup
+        console.print(table)
+        return
+    console.print(Text(title, style="italic"))
+    for label, *values in rows:
+        console.print(Text(label, style="bold"), soft_wrap=True)
+        for column, value in zip(columns[1:], values, strict=False):
+            console.print(Text(f"  {column:<{max(map(len, columns[1:]))}}  {value}"), soft_wrap=True)

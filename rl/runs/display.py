@@ -19,6 +19,9 @@ from rl.runs.progress import drawn
 BLOCKS = "▁▂▃▄▅▆▇█"
 NUM_MEAN = 20  # steps of the moving mean
 SPARK_WIDTH = 24
+LEGEND = (
+    "mismatch is 1 if learner and engine compute the same policy; docs/metrics.md explains it and every other number"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class Display:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of a step, by the names of `rl.runs.tracking`."""
         if not self._metrics:
+            self.message(LEGEND)
             # A resumed run begins at a later step; the steps before it must not enter the estimate of the time left.
             self._progress.reset(self._task, completed=step - 1)
         self._metrics = metrics

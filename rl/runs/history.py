@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.errors import InputError
 from envs.json_lines import JsonObject, read_lines
 from rl.runs.folder import RunFolder
 from rl.runs.versions import read_versions
@@ -45,11 +46,11 @@ class History:
         return found[-1] if found else None
 
 
-class NoRunError(FileNotFoundError):
+class NoRunError(InputError):
     """There is no run folder to read."""
 
 
-class DamagedError(ValueError):
+class DamagedError(InputError):
     """A file of the run cannot be read."""
 
 

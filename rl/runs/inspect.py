@@ -1,12 +1,13 @@
 """How are saved rollouts shown in the terminal?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+from envs.errors import InputError
 from envs.json_lines import JsonObject
 from envs.rollout_file import read_rollouts
 from rl.data_types import Outcome
@@ -17,7 +18,7 @@ from rl.runs.saved_rollouts import rollout_from
 ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 
 
-class NothingToShowError(ValueError):
+class NothingToShowError(InputError):
     """No saved rollout matches the filters."""
 
 
@@ -48,18 +49,26 @@ def show_rollouts(
         raise NothingToShowError(f"step {step} has no saved {kind} rollouts; steps: {min(files)} to {max(files)}")
     console = console or Console(highlight=False)
     chosen = [files[step]] if step is not None else list(reversed(files.values()))
-    seen: set[str] = set()
+    seen: dict[str, list[float | None]] = {}
     num_shown = 0
     for rollout in _all(chosen):
-        seen.add(f"{rollout['task']['env_id']} {rollout['outcome']}")
+        seen.setdefault(f"{rollout['task']['env_id']} {rollout['outcome']}", []).append(rollout["reward"])
         if _fits(rollout, env_id, outcome, min_reward, max_reward):
             print_rollout(rollout, console)
             num_shown += 1
         if num_shown == num:
             break
     if not num_shown:
-        raise NothingToShowError(f"no saved {kind} rollout matches; there are: {', '.join(sorted(seen))}")
+        there_are = "; ".join(f"{what}: {_numbers(rewards)}" for what, rewards in sorted(seen.items())) or "none"
+        raise NothingToShowError(f"no saved {kind} rollout matches; there are: {there_are}")
     return num_shown
+
+
+def _numbers(rewards: Sequence[float | None]) -> str:
+    """How many rollouts there are, and which rewards they have."""
+    given = [reward for reward in rewards if reward is not None]
+    earned = f"rewards {min(given):.3g} to {max(given):.3g}" if given else "no rewards"
+    return f"{len(rewards)} with {earned}"
 
 
 def print_rollout(rollout: JsonObject, console: Console) -> None:

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "rollout.cpus_per_worker",
     "rollout.gpus_per_worker",
     "rollout.num_env_threads",
+    "learner.num_ranks",
     "learner.cpus",
     "learner.gpus",
     "evaluation.every",

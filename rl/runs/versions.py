@@ -12,6 +12,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from envs.errors import InputError
 from envs.json_lines import JsonObject
 from envs.registry import environment_version
 from rl.config.experiment import ExperimentConfig
@@ -23,7 +24,7 @@ PACKAGES = (
 )
 
 
-class VersionsError(ValueError):
+class VersionsError(InputError):
     """The file of versions is damaged."""
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from envs.errors import InputError
 from envs.json_lines import JsonLineError, read_rows
 from rl.config.environments import CurriculumConfig
 from rl.data_types import Budget
 
 
-class CurriculumError(ValueError):
+class CurriculumError(InputError):
     """A profile that no curriculum can be made of."""
 
 

@@ -43,8 +43,10 @@ def run_endpoint(endpoint: Endpoint, chat: Chat, enforcement: BudgetConfig) -> N
     for name, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}.items():
         os.environ.setdefault(name, value)
     from vllm.entrypoints.launchers.launcher import setup_server
+    from vllm.logger import configure_logging_from_args
 
     args = _arguments(endpoint)
+    configure_logging_from_args(args)
     try:
         _, socket = setup_server(args, reuse_port=False)
     except OSError as error:
