@@ -1,68 +1,28 @@
 """How is a policy trained? The training loop collects groups, computes advantages, updates, publishes and tracks; every
-few steps it evaluates and writes a checkpoint. `run_loop` is the loop; the rest of the file starts and stops its parts.
+few steps it evaluates and writes a checkpoint. `run_loop` is the loop; `rl.parts` starts and stops its parts.
 
     python -m rl train experiments/quickstart.yaml train.num_steps=200
 """
 
-import contextlib
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from rl.algorithms.corrections import NonFiniteError
-from rl.checks import check, check_room
+from rl.checks import check
 from rl.cluster.actors import ActorDied
-from rl.cluster.address import ClusterError
-from rl.cluster.cluster import Joined, cluster
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
-from rl.learner.group import LearnerGroup
 from rl.learner.samples import make_samples
-from rl.rollouts.collector import Collector
-from rl.rollouts.pool import WorkerPool
+from rl.parts import LearnerDied, Parts, engines, go_back, started
 from rl.runs.canaries import CanaryStop, check_groups, check_update
 from rl.runs.checkpoint import save_checkpoint
-from rl.runs.display import Display
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.report import write_report
-from rl.runs.tracker import Tracker
 from rl.runs.tracking import step_metrics
 from rl.stop import deferred_stop, handled_signals
-from rl.supervised import supervised_stage
-from rl.tasks.ledger import Ledger
-from rl.tasks.stream import TaskStream, evaluation_tasks
-
-
-@dataclass(slots=True)
-class Parts:
-    """The parts and the state of the training loop."""
-
-    config: ExperimentConfig
-    folder: RunFolder
-    learner: LearnerGroup
-    pool: WorkerPool
-    collector: Collector
-    ledger: Ledger
-    tracker: Tracker
-    display: Display
-    step: int
-    """Updates so far; also the served policy version."""
-    is_consistent: bool = True
-    """Whether weights and ledger are of the same step; False between an update and its bookkeeping."""
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Seconds per phase since the last step's metrics."""
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        self.display.phase(name)
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.monotonic() - started
+from rl.tasks.stream import evaluation_tasks
 
 
 def run_loop(parts: Parts) -> None:
@@ -147,28 +107,22 @@ def checkpoint(parts: Parts) -> None:
 def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
     """Run the experiment, with the supervised stage first if it has one. Returns the report's path.
 
+    A learner that dies is started again from the newest checkpoint, `train.num_learner_restarts` times; engines go on.
     Raises `ConfigError` before anything starts, `StopRequested` after a stop by signal (with a checkpoint written),
     `CanaryStop`, and `ClusterError` or an actor's error if an actor failed for good.
     """
     check(config)
-    with RunFolder.open(config, resume=resume) as folder, handled_signals():
-        with started(config, folder) as parts:
-            train_with(parts)
+    with RunFolder.open(config, resume=resume) as folder, handled_signals(), engines(config, folder) as served:
+        for num_deaths in itertools.count():
+            try:
+                with started(served, num_deaths) as parts:
+                    train_with(parts)
+                break
+            except LearnerDied as error:
+                if num_deaths == config.train.num_learner_restarts:
+                    raise
+                go_back(served, error)
         return write_report(folder.path)
-
-
-@contextlib.contextmanager
-def started(config: ExperimentConfig, folder: RunFolder) -> Iterator[Parts]:
-    """Run the supervised stage, then start all parts of the loop; always stop them."""
-    policy_path = supervised_stage(config, folder)
-    with (
-        Display(config) as display,
-        Tracker(folder, config) as tracker,
-        cluster(config) as joined,
-        handled_signals(),
-        started_parts(config, folder, policy_path, tracker, display, joined) as parts,
-    ):
-        yield parts
 
 
 def train_with(parts: Parts) -> None:
@@ -182,7 +136,7 @@ def train_with(parts: Parts) -> None:
         if not parts.tracker.has_evaluation("after", parts.step):
             evaluate(parts, "after")
     except ActorDied as error:  # workers are replaced by the pool; the learner holds the only newest weights
-        raise ClusterError(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
+        raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
     except BaseException:
         say(parts)
         leave_checkpoint(parts)
@@ -199,42 +153,3 @@ def leave_checkpoint(parts: Parts) -> None:
         checkpoint(parts)
     except Exception as error:  # the error that ends the run is the one to show
         parts.display.message(f"no checkpoint of step {parts.step} could be written: {error}")
-
-
-@contextlib.contextmanager
-def started_parts(
-    config: ExperimentConfig,
-    folder: RunFolder,
-    policy_path: Path,
-    tracker: Tracker,
-    display: Display,
-    joined: Joined,
-) -> Iterator[Parts]:
-    """Start learner and workers on the cluster's node, serving the newest checkpoint's weights; always stop them."""
-    saved = folder.newest  # verified when the folder was opened
-    state = saved.state if saved else {"ledger": Ledger().state()}
-    ledger = Ledger.from_state(state["ledger"])
-    check_room(config, policy_path)
-    display.stage("starting learner and engines")
-    learner = LearnerGroup(config, policy_path, saved.learner if saved else None, joined.node)
-    pool = WorkerPool(config, policy_path, joined.node)
-    try:
-        stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
-        collector = Collector(config, pool, stream, ledger)
-        step = saved.step if saved else 0
-        parts = Parts(config, folder, learner, pool, collector, ledger, tracker, display, step)
-        try:
-            pool.wait_until_ready()
-            folder.save_token_texts(pool.token_texts())
-            for line in (joined.words, learner.describe(), *stream.described()):
-                display.message(line)
-            # Engines load the run's first policy, unquantised: publish if the learner holds other values.
-            if step > 0 or config.precision.is_quantised:
-                pool.load_weights(learner.publish())
-        except ActorDied as error:
-            raise ClusterError(f"the learner or an engine failed to start: {error}") from error
-        display.stage("training")
-        yield parts
-    finally:
-        pool.shutdown()
-        learner.shutdown()

@@ -43,6 +43,8 @@ class TrainConfig(Section):
     """Steps between checkpoints. One is always written at the end and when the run is stopped."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints to keep."""
+    num_learner_restarts: NonNegative = 2
+    """How often a learner that dies is started again, from the newest checkpoint; engines go on."""
     save_rollouts_every: Positive = 1
     """Save the rollouts of every k-th step (a few KiB per rollout). Rollouts of evaluations are always saved."""
     collect_timeout_s: Seconds = 900.0

@@ -146,11 +146,17 @@ def learner_finding(config: ExperimentConfig, update: Update) -> Finding:
 def run_step(config: ExperimentConfig) -> Iterator[Finding]:
     """The child's work: start all parts of a run, and do one step."""
     from rl.learner.samples import make_samples
+    from rl.parts import engines, started
     from rl.runs.folder import RunFolder
     from rl.stop import handled_signals
-    from rl.train import started, update_policy
+    from rl.train import update_policy
 
-    with RunFolder.open(config) as folder, handled_signals(), started(config, folder) as parts:
+    with (
+        RunFolder.open(config) as folder,
+        handled_signals(),
+        engines(config, folder) as served,
+        started(served) as parts,
+    ):
         groups = parts.collector.collect()
         yield engine_finding(groups)
         yield learner_finding(config, update_policy(parts, make_samples(groups, config.algorithm_of)))

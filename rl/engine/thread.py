@@ -65,7 +65,7 @@ class ThreadedEngine:
         self._failure: str | None = None
         self._is_stopping = False
         self._num_requests = 0
-        self._version = version
+        self._epoch, self._version = 0, version
         self._rests, self._is_resting = rests, False
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
@@ -276,7 +276,7 @@ class ThreadedEngine:
 
     def _load(self, source: WeightSource, future: "Future[str]") -> None:
         try:
-            if source.version <= self._version:
+            if (source.epoch, source.version) <= (self._epoch, self._version):
                 raise EngineError(
                     f"version {source.version} of the weights is not newer than {self._version}, the served version"
                 )
@@ -288,5 +288,5 @@ class ThreadedEngine:
             fail([future], f"loading version {source.version} of the weights failed half-way: {error}")
             raise
         with self._changed:
-            self._version = source.version
+            self._epoch, self._version = source.epoch, source.version
         future.set_result(digest)

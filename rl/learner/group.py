@@ -26,14 +26,20 @@ class LearnerGroup:
     """
 
     def __init__(
-        self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None = None, node: str | None = None
+        self,
+        config: ExperimentConfig,
+        policy_path: Path,
+        checkpoint: Path | None = None,
+        node: str | None = None,
+        epoch: int = 0,
     ) -> None:
         """Start from a policy, or go on from the learner's part of a checkpoint; on this node or on any.
 
-        Returns before the learner is up.
+        `epoch` is how many learners of this run died before: their versions are older than any of this one. Returns
+        before the learner is up.
         """
         learner = config.learner
-        self._train = config.train
+        self._train, self._epoch = config.train, epoch
         self._ranks: list[Actor[LearnerProcess]] = [
             start_actor(LearnerProcess, learner.cpus, learner.gpus, node, config, policy_path, rank)
             for rank in range(learner.num_ranks)
@@ -72,7 +78,7 @@ class LearnerGroup:
         first, *others = self._ranks
         published = first.call(LearnerProcess.publish)
         wait_together([published, *(rank.call(LearnerProcess.gather) for rank in others)], deadline)
-        return published.wait(deadline)
+        return replace(published.wait(deadline), epoch=self._epoch)
 
     def save(self, folder: Path) -> None:
         """Write the state that a learner needs to continue bit for bit, with the policy in `policy_in(folder)`."""

@@ -119,6 +119,13 @@ class WorkerPool:
         self._plays.remove(play)
         return [group for part in play.parts for group in part.groups or ()]
 
+    def drop_plays(self) -> None:
+        """Let all groups in flight end, and drop them. Raises `ClusterError` at train.collect_timeout_s."""
+        for play in list(self._plays):
+            self.collect(
+                play, Deadline(self._config.train.collect_timeout_s, "ending groups", "train.collect_timeout_s")
+            )
+
     def least_busy(self) -> int:
         """The worker that plays the fewest groups."""
         num_groups: Counter[int] = Counter()

@@ -144,6 +144,11 @@ class RunFolder:
             with storing(path):
                 path.unlink()
 
+    def go_back(self, num_steps: int) -> None:
+        """Make the newest valid checkpoint `newest`, and drop everything that was written after it, as on resume."""
+        self.newest = latest_checkpoint(self.checkpoints)
+        self.drop_after(self.newest.step if self.newest else 0, num_steps)
+
     def _holds_results(self) -> bool:
         """Whether anything would be lost; a start that failed early leaves nothing."""
         has_metrics = self.metrics_file.exists() and self.metrics_file.stat().st_size > 0

@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.save_rollouts_every",
+    "train.num_learner_restarts",
     "train.*_timeout_s",
     "rollout.*_timeout_s",
     "rollout.num_workers",

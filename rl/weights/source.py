@@ -11,6 +11,9 @@ class WeightSource:
     place: object
     """Defined by the transport, such as the path of a file."""
     hash: str
+    epoch: int = 0
+    """How often the learner had died before it published this: it goes on from a checkpoint, so its versions begin at
+    lower numbers again, and yet are newer than all of an earlier epoch."""
     base: "WeightSource | None" = None
     """If these are only an adapter's matrices: the weights that engines merge them into, published once."""
 

@@ -1,0 +1,138 @@
+"""Which parts does a run have, and how are they started, started again after a failure, and stopped?
+
+Engines serve for the whole run. Learner, ledger and tracker begin anew when the learner dies: from the newest
+checkpoint, as with --resume.
+"""
+
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rl.checks import check_room
+from rl.cluster.actors import ActorDied
+from rl.cluster.address import ClusterError
+from rl.cluster.cluster import Joined, cluster
+from rl.config.experiment import ExperimentConfig
+from rl.learner.group import LearnerGroup
+from rl.rollouts.collector import Collector
+from rl.rollouts.pool import WorkerPool
+from rl.runs.display import Display
+from rl.runs.folder import RunFolder
+from rl.runs.tracker import Tracker
+from rl.stop import handled_signals
+from rl.supervised import supervised_stage
+from rl.tasks.ledger import Ledger
+from rl.tasks.stream import TaskStream
+
+logger = logging.getLogger(__name__)
+
+
+class LearnerDied(ClusterError):
+    """A process of the learner is lost, and with it what was trained since the newest checkpoint."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """The parts and the state of the training loop."""
+
+    config: ExperimentConfig
+    folder: RunFolder
+    learner: LearnerGroup
+    pool: WorkerPool
+    collector: Collector
+    ledger: Ledger
+    tracker: Tracker
+    display: Display
+    step: int
+    """Updates so far; also the served policy version."""
+    is_consistent: bool = True
+    """Whether weights and ledger are of the same step; False between an update and its bookkeeping."""
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds per phase since the last step's metrics."""
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        self.display.phase(name)
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - started
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What lasts for the whole run."""
+
+    config: ExperimentConfig
+    folder: RunFolder
+    policy_path: Path
+    """The policy that reinforcement learning starts from."""
+    joined: Joined
+    pool: WorkerPool
+
+
+@contextlib.contextmanager
+def engines(config: ExperimentConfig, folder: RunFolder) -> Iterator[Served]:
+    """Run the supervised stage, join the cluster and start the workers, without waiting; always stop them."""
+    policy_path = supervised_stage(config, folder)
+    with cluster(config) as joined, handled_signals():
+        check_room(config, policy_path)
+        pool = WorkerPool(config, policy_path, joined.node)
+        try:
+            yield Served(config, folder, policy_path, joined, pool)
+        finally:
+            pool.shutdown()
+
+
+@contextlib.contextmanager
+def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
+    """All parts of the loop, which serve and train the weights of the newest checkpoint; the learner is always stopped.
+
+    `num_deaths` is how often the learner has died in this run.
+    """
+    config, folder = served.config, served.folder
+    with Display(config) as display, Tracker(folder, config) as tracker:
+        display.stage("starting learner and engines" if not num_deaths else "starting the learner again")
+        newest = folder.newest  # verified when the folder was opened
+        learner = LearnerGroup(
+            config, served.policy_path, newest.learner if newest else None, served.joined.node, num_deaths
+        )
+        try:
+            ledger = Ledger.from_state(newest.state["ledger"] if newest else Ledger().state())
+            stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
+            collector = Collector(config, served.pool, stream, ledger)
+            step = newest.step if newest else 0
+            parts = Parts(config, folder, learner, served.pool, collector, ledger, tracker, display, step)
+            _wait_until_ready(parts, served, stream, is_again=num_deaths > 0)
+            display.stage("training")
+            yield parts
+        finally:
+            learner.shutdown()
+
+
+def go_back(served: Served, error: LearnerDied) -> None:
+    """Drop what was done since the newest checkpoint, so that the learner can be started again."""
+    logger.warning("%s", error)
+    served.pool.drop_plays()
+    served.folder.go_back(served.config.train.num_steps)
+
+
+def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, *, is_again: bool) -> None:
+    try:
+        served.pool.wait_until_ready()
+        parts.folder.save_token_texts(served.pool.token_texts())
+        for line in (served.joined.words, parts.learner.describe(), *stream.described()):
+            parts.display.message(line)
+        if is_again:
+            parts.display.message(f"the learner died and goes on from step {parts.step}")
+            parts.tracker.note(parts.step, f"the learner died and was started again from step {parts.step}")
+        # Engines load the run's first policy, unquantised: publish if the learner holds other values.
+        if parts.step > 0 or parts.config.precision.is_quantised or is_again:
+            served.pool.load_weights(parts.learner.publish())
+    except ActorDied as error:
+        raise ClusterError(f"the learner or an engine failed to start: {error}") from error
