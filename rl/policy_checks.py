@@ -11,7 +11,7 @@ from typing import Any
 
 from rl.chat.chat import Chat, load_chat
 from rl.chat.format import ChatError
-from rl.config.adapted import NO_LINEAR_LAYERS, adapted_shapes, is_expert
+from rl.config.adapted import NO_LINEAR_LAYERS, adapted_shapes, is_expert, num_experts
 from rl.config.checkpoint_defaults import PRETRAINED_WEIGHTS
 from rl.config.checkpoint_files import CheckpointFileError, num_parameters, read_config, tensor_shapes
 from rl.config.errors import ConfigError, Problem
@@ -43,6 +43,7 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
         model = read_config(policy)
         found += _model_problems(policy, model, config)
         found += _weight_problems(policy, model, chat)
+        found += _dealing_problems(policy, config.learner.expert_parallel)
         adapters = {"learner": config.learner.adapter, "sft": config.sft.adapter if config.sft else None}
         for section, adapter in adapters.items():
             if adapter is not None:
@@ -97,6 +98,18 @@ def _adapter_problems(policy: Path, adapter: AdapterConfig, key: str) -> Iterabl
         kinds = {name.split(".")[-2] for name in shapes if name.endswith(".weight") and len(shapes[name]) == 2}
         fix = f"choose among its linear layers: {', '.join(sorted(kinds.difference(NO_LINEAR_LAYERS)))}"
         yield key, f"{named} match no layer of {policy}", fix
+
+
+def _dealing_problems(policy: Path, expert_parallel: int) -> Iterable[tuple[str, str, str]]:
+    """Key, fault and remedy if the experts cannot be dealt to so many ranks."""
+    if expert_parallel == 1:
+        return
+    key, num = "learner.expert_parallel", num_experts(policy)
+    if not num:
+        yield key, f"{policy} has no routed experts", "remove it"
+    elif num % expert_parallel:
+        wrong = f"{policy} has {num} experts a layer, which {expert_parallel} ranks cannot share evenly"
+        yield key, wrong, f"choose a divisor of {num}"
 
 
 def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) -> Iterable[tuple[str, str, str]]:

@@ -35,6 +35,9 @@ class Ranks:
     num: int = 1
     mesh: "DeviceMesh | None" = None
     """All ranks along one axis; None in a learner of one process."""
+    expert_mesh: "DeviceMesh | None" = None
+    """With expert parallelism the same ranks along two axes: `efsdp`, over which an expert's weights are sliced, and
+    `ep`, over which the experts of a layer are dealt."""
 
     @property
     def is_first(self) -> bool:
@@ -86,11 +89,14 @@ ALONE = Ranks()
 """The ranks of a learner of one process."""
 
 
-def join_ranks(rank: int, num: int, address: str, device: torch.device, timeout_s: float) -> Ranks:
+def join_ranks(
+    rank: int, num: int, address: str, device: torch.device, timeout_s: float, expert_parallel: int = 1
+) -> Ranks:
     """Join the process group of `num` ranks. `address` is host:port on the machine of rank 0; all ranks give the same.
 
-    Returns when all have joined; a rank that waits for another one longer than `timeout_s` seconds raises
-    `torch.distributed.DistError`. The variables GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network device.
+    `expert_parallel` ranks share the experts of a layer; it divides `num`. Returns when all have joined; a rank that
+    waits for another one longer than `timeout_s` seconds raises `torch.distributed.DistError`. The variables
+    GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network device.
     """
     if num == 1:
         return ALONE
@@ -104,7 +110,11 @@ def join_ranks(rank: int, num: int, address: str, device: torch.device, timeout_
         timeout=timedelta(seconds=timeout_s),
         device_id=device if device.type == "cuda" else None,
     )
-    return Ranks(rank, num, init_device_mesh(device.type, (num,), mesh_dim_names=("ranks",)))
+    if expert_parallel == 1:
+        return Ranks(rank, num, init_device_mesh(device.type, (num,), mesh_dim_names=("ranks",)))
+    shape = (num // expert_parallel, expert_parallel)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("efsdp", "ep"))
+    return Ranks(rank, num, mesh._flatten("ranks"), mesh)
 
 
 def local(tensor: Tensor) -> Tensor:

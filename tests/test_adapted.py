@@ -46,6 +46,15 @@ def test_experts_of_a_policy_without_any_are_refused(policy: Path) -> None:
     assert "learner.adapter.experts" in told and "has no routed experts" in told
 
 
+def test_experts_that_ranks_cannot_share_are_refused(policy: Path) -> None:
+    write(policy, SHAPES)
+    two = {"num_ranks": 2, "expert_parallel": 2}
+    assert "learner.expert_parallel" in (told := problems(policy, learner=two)) and "no routed experts" in told
+    write(policy, {**SHAPES, **EXPERTS})
+    three = problems(policy, learner={"num_ranks": 3, "expert_parallel": 3})
+    assert "experts a layer, which 3 ranks cannot share evenly" in three
+
+
 def test_targets_that_cannot_have_an_adapter_are_refused(policy: Path) -> None:
     write(policy, {**SHAPES, **EXPERTS})
     check_policy(policy, make_config(**adapter_of("up_proj", "down_proj")))

@@ -279,6 +279,16 @@ async def test_versions_only_grow_and_a_refused_one_changes_nothing(start: Start
     assert engine.version == 2
 
 
+async def test_versions_of_a_learner_that_went_back_to_a_checkpoint_are_newer(start: Start) -> None:
+    engine, _ = start()
+    await engine.load_weights(WeightSource(7, "", ""))
+    await engine.load_weights(WeightSource(5, "", "", epoch=1))
+    assert engine.version == 5
+    for source in (WeightSource(8, "", ""), WeightSource(5, "", "", epoch=1)):
+        with pytest.raises(EngineError, match="is not newer than 5"):
+            await engine.load_weights(source)
+
+
 async def test_weights_loaded_half_way_end_the_engine(start: Start) -> None:
     engine, core = start()
     core.error = RuntimeError("out of memory")

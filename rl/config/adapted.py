@@ -26,6 +26,15 @@ def adapted_shapes(policy: Path, adapter: AdapterConfig) -> Mapping[str, tuple[i
     return {name: shape for name, shape in layers.items() if pattern.fullmatch(name)}
 
 
+def num_experts(policy: Path) -> int:
+    """Routed experts of a layer, from the headers of the checkpoint; 0 without any. Raises `CheckpointFileError`."""
+    numbers = [0]
+    for name, shape in tensor_shapes(policy).items():
+        if found := EXPERT.search(name):
+            numbers.append(int(found[1].rstrip(".")) + 1 if found[1] else shape[0])
+    return max(numbers)
+
+
 def is_expert(layer: str) -> bool:
     """Whether this is a routed expert's layer: transformers stacks them in tensors that cannot have an adapter."""
     return EXPERT.search(layer) is not None

@@ -59,6 +59,9 @@ class LearnerConfig(Section):
     num_ranks: Positive = 1
     """Processes that train the policy together. Each holds a slice of it (FSDP2), or with an adapter the whole frozen
     base, and computes its share of a step's micro-batches; the gradient is that of one process."""
+    expert_parallel: Positive = 1
+    """Number of ranks over which the experts of each layer are dealt; tokens travel to the ranks of their experts. It
+    must divide `num_ranks` and the number of experts."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """Ray CPUs that each rank reserves."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
@@ -95,6 +98,16 @@ class LearnerConfig(Section):
     """Do not train the weights of the MoE routers. Expert biases still balance the load."""
     expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
     """Amount by which each update lowers the bias of overloaded experts and raises the bias of underloaded ones."""
+
+    @model_validator(mode="after")
+    def _experts_can_be_dealt(self) -> "LearnerConfig":
+        if self.num_ranks % self.expert_parallel:
+            raise ValueError(f"expert_parallel ({self.expert_parallel}) must divide num_ranks ({self.num_ranks})")
+        if self.expert_parallel > 1 and self.adapter is not None:
+            raise ValueError(
+                "expert_parallel does not go with adapter: each rank then holds the whole frozen base; remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offload_needs_a_gpu(self) -> "LearnerConfig":

@@ -62,7 +62,7 @@ class LearnerProcess:
         learner, train = self._config.learner, self._config.train
         device = torch.device("cuda" if learner.gpus > 0 else "cpu")
         timeout_s = max(train.start_timeout_s, train.update_timeout_s, train.publish_timeout_s)
-        return join_ranks(self._rank, learner.num_ranks, address, device, timeout_s)
+        return join_ranks(self._rank, learner.num_ranks, address, device, timeout_s, learner.expert_parallel)
 
     def describe(self) -> str:
         """The number format of the policy's weights, and its adapter, as a line of text."""

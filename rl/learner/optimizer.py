@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from rl.config.experiment import ExperimentConfig
@@ -38,12 +39,14 @@ def make_optimizer(model: nn.Module, config: ExperimentConfig) -> torch.optim.Op
     """AdamW over all parameters that train; weight decay on matrices, not on norms, biases and Mamba's A, D, dt."""
     learner = config.learner
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sharded = [p for p in trained if isinstance(p, DTensor)]
+    meshes = dict.fromkeys(map(_mesh, trained))  # one kernel cannot take weights that are spread in different ways
     groups = [
-        {"params": [p for p in same if (p.ndim >= 2) == is_matrix], "weight_decay": learner.weight_decay * is_matrix}
-        for same in (sharded, [p for p in trained if not isinstance(p, DTensor)])  # one kernel cannot take both
+        {
+            "params": [p for p in trained if _mesh(p) == mesh and (p.ndim >= 2) == is_matrix],
+            "weight_decay": learner.weight_decay * is_matrix,
+        }
+        for mesh in meshes
         for is_matrix in (True, False)
-        if same
     ]
     rate, betas = learner.learning_rate, (learner.beta1, learner.beta2)
     if learner.moments == "float32" and not learner.offload_moments:
@@ -52,6 +55,10 @@ def make_optimizer(model: nn.Module, config: ExperimentConfig) -> torch.optim.Op
     return StoredMomentsAdamW(
         groups, lr=rate, betas=betas, dtype=dtype, offload=learner.offload_moments, seed=config.seed
     )
+
+
+def _mesh(parameter: nn.Parameter) -> DeviceMesh | None:
+    return parameter.device_mesh if isinstance(parameter, DTensor) else None
 
 
 def clip_gradients(model: nn.Module, max_norm: float, ranks: Ranks) -> float:

@@ -10,10 +10,13 @@ import contextlib
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.distributed.tensor_parallel import apply_expert_parallelism, replace_layer_number_by_wildcard
 
+from rl.config.adapted import is_expert
 from rl.data_types import Batch
 from rl.learner.logprobs import token_logprobs
 from rl.precision.float32_weights import float32_weights
@@ -60,6 +63,9 @@ def shard_policy(
     routers = [owner for name, owner in owners.items() if name.endswith(".weight")]
     bare = {model.get_parameter(name) for name in names if not name.endswith(".weight")}
     rounded = None if dtype == torch.float32 else dtype
+    experts = _deal_experts(model, ranks.expert_mesh) if ranks.expert_mesh is not None else []
+    for module in experts:
+        fully_shard(module, mesh=ranks.expert_mesh["efsdp"], mp_policy=_sums(rounded))  # pyright: ignore
     for router in routers:
         fully_shard(router, mesh=ranks.mesh, mp_policy=_sums(None), reshard_after_forward=False)
     layers = getattr(model.base_model, "layers", ())
@@ -75,6 +81,23 @@ def shard_policy(
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return policy
+
+
+def _deal_experts(model: PreTrainedModel, mesh: DeviceMesh) -> list[nn.Module]:
+    """Give each rank along `ep` a share of every layer's experts; tokens travel to the ranks of their experts.
+
+    Returns the modules of experts.
+    """
+    modules = {name: module for name, module in model.named_modules() if _stacks(module) and is_expert(f"{name}.")}
+    plan = {replace_layer_number_by_wildcard(name): "ep_dispatch_experts" for name in modules}
+    for name, module in modules.items():
+        plan |= {replace_layer_number_by_wildcard(f"{name}.{stack}"): "grouped_gemm" for stack in _stacks(module)}
+    apply_expert_parallelism(model, mesh["ep"], None, plan)  # type: ignore[arg-type]
+    return list(modules.values())
+
+
+def _stacks(module: nn.Module) -> list[str]:
+    return [name for name, parameter in module.named_parameters(recurse=False) if parameter.dim() == 3]
 
 
 def replicated(model: nn.Module) -> list[nn.Parameter]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rl.learner.optimizer import load_optimizer_tensors, new_optimizer_tensors, optimizer_tensors
@@ -134,7 +134,11 @@ def _sliced(whole: Tensor, like: Tensor) -> Tensor:
     whole = whole.to(like.device)
     if not isinstance(like, DTensor) or not whole.dim():
         return whole
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    (chunk,) = like.__create_chunk_list__()  # what torch.distributed.checkpoint asks a tensor for
+    part = whole[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))]
+    return DTensor.from_local(
+        part.contiguous(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
 
 
 def _write_layers(model: PreTrainedModel, parts: Iterable[Mapping[str, Tensor]], folder: Path, ranks: Ranks) -> None:
