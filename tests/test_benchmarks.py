@@ -161,6 +161,13 @@ def test_adapter_measures_every_way_to_train(tmp_path: Path, smollm2: Path) -> N
 
 
 @pytest.mark.slow
+def test_ranks_measures_learners_of_one_and_of_two_processes(tmp_path: Path, smollm2: Path) -> None:
+    summary = run_short("ranks", tmp_path, "--policy", str(smollm2))["summary"]
+    assert summary.keys() == {"1", "2", "ratio"}
+    assert summary["ratio"]["trained_tokens_per_s"] > 0 and summary["2"]["publish_s"] > 0
+
+
+@pytest.mark.slow
 def test_against_trl_trains_both_sides_on_the_same_prompts(tmp_path: Path, smollm2: Path) -> None:
     report = run_short("against_trl", tmp_path, "--policy", str(smollm2))
     summary = report["summary"]

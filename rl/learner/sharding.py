@@ -56,7 +56,7 @@ def shard_policy(
     Parameters become `DTensor`s, but for those of `replicated`, which each rank holds whole.
     """
     policy = ShardedPolicy(model, temperature, chunk)
-    names = float32_weights(model)
+    names = sorted(float32_weights(model))  # all ranks must do everything in one order
     modules = dict(model.named_modules())
     owners = {name: modules[name.rpartition(".")[0]] for name in names}
     # A router is a module of float32 weights only. Mamba's A is one of several weights of its module: not sharded.

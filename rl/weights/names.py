@@ -55,12 +55,19 @@ def checkpoint_parts(
     for names in _layers(state):
         codes = {name: _whole_parts(quantised[name], state[name]) for name in names if name in quantised}
         part = dict(_part_tensors(model, codes))
-        numbers = {name: whole(state[name]) for name in names if name not in quantised}
-        kept = revert_weight_conversion(model, {name: numbers[name] for name in in_float32 if name in numbers})
-        for name, tensor in revert_weight_conversion(model, numbers).items():
-            is_rounded = tensor.dim() > 1 and tensor.is_floating_point() and name not in kept
-            part[name] = tensor.to(getattr(torch, dtype)) if is_rounded else tensor
-        yield part
+        numbers = {name: state[name] for name in names if name not in quantised}
+        # In the order of `names`, which all ranks have: each `whole` waits for the others.
+        kept = revert_weight_conversion(model, {n: whole(numbers.pop(n)) for n in names if n in in_float32})
+        # Slices are rounded before they are gathered, to send half the bytes; whole weights one matrix at a time.
+        gathered = {name: whole(_rounded(t, dtype)) if isinstance(t, DTensor) else t for name, t in numbers.items()}
+        for name, tensor in revert_weight_conversion(model, gathered).items():
+            part[name] = _rounded(tensor, dtype)
+        yield part | kept
+
+
+def _rounded(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    is_matrix = tensor.dim() > 1 and tensor.is_floating_point()
+    return tensor.to(getattr(torch, dtype)) if is_matrix else tensor
 
 
 def _layers(names: Iterable[str]) -> Iterator[list[str]]:
