@@ -57,7 +57,9 @@ def checkpoint_parts(
         part = dict(_part_tensors(model, codes))
         numbers = {name: state[name] for name in names if name not in quantised}
         # In the order of `names`, which all ranks have: each `whole` waits for the others.
-        kept = revert_weight_conversion(model, {n: whole(numbers.pop(n)) for n in names if n in in_float32})
+        kept = revert_weight_conversion(
+            model, {n: whole(numbers.pop(n)) for n in names if n in in_float32 and n in numbers}
+        )
         # Slices are rounded before they are gathered, to send half the bytes; whole weights one matrix at a time.
         gathered = {name: whole(_rounded(t, dtype)) if isinstance(t, DTensor) else t for name, t in numbers.items()}
         for name, tensor in revert_weight_conversion(model, gathered).items():
