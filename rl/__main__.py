@@ -74,9 +74,14 @@ def train(
     yaml: Yaml,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in the run folder.")] = False,
+    resume_if_any: Annotated[
+        bool, typer.Option("--resume-if-any", help="Continue if the run folder holds a run, otherwise begin one.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check all that is checked before a run; start none.")] = False,
 ) -> None:
     """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
+    if resume and resume_if_any:
+        raise typer.BadParameter("--resume needs a run and --resume-if-any does not; give one of them")
     config = load_config(yaml, overrides or [], fetch=downloaded_snapshot)
     if dry_run:
         from rl.checks import check
@@ -87,7 +92,7 @@ def train(
     from rl.train import train as run  # takes seconds to import: mistakes in the YAML come first
 
     try:
-        report = run(config, resume=resume)
+        report = run(config, resume=None if resume_if_any else resume)
     except StopRequested as stop:
         typer.echo(f"stopped by {stop}; continue with --resume", err=True)
         raise typer.Exit(stop.exit_code) from None

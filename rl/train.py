@@ -104,9 +104,10 @@ def checkpoint(parts: Parts) -> None:
         save_checkpoint(parts.folder.checkpoints, parts.step, parts.learner.save, state, keep=keep)
 
 
-def train(config: ExperimentConfig, *, resume: bool = False) -> Path:
+def train(config: ExperimentConfig, *, resume: bool | None = False) -> Path:
     """Run the experiment, with the supervised stage first if it has one. Returns the report's path.
 
+    `resume` None resumes if the run folder holds a run, and otherwise begins one (`RunFolder.open`).
     A learner that dies is started again from the newest checkpoint, `train.num_learner_restarts` times; engines go on.
     Raises `ConfigError` before anything starts, `StopRequested` after a stop by signal (with a checkpoint written),
     `CanaryStop`, and `ClusterError` or an actor's error if an actor failed for good.

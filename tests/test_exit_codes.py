@@ -28,7 +28,12 @@ WRONG: dict[str, list[list[str]]] = {
     "rl init": [["policy.yaml", "--env", "math/Nothing-v0"], ["used.yaml", "--env", ENV]],
     "rl plan": [["none.yaml"], ["used.yaml"], ["used.yaml", "--gpu", "abacus"]],
     "rl doctor": [["none.yaml"]],
-    "rl train": [["none.yaml"], ["used.yaml"], ["used.yaml", "--resume"]],
+    "rl train": [
+        ["none.yaml"],
+        ["used.yaml"],
+        ["used.yaml", "--resume"],
+        ["used.yaml", "--resume", "--resume-if-any"],
+    ],
     "rl evaluate": [["none.yaml"], ["used.yaml", "--split", "all"]],
     "rl export": [["none", "out"], ["empty", "out"]],
     "rl serve": [["none"], ["empty"], ["empty", "--gpu-memory-share", "7"]],

@@ -60,6 +60,20 @@ def test_resuming_needs_a_run_and_a_folder(tmp_path: Path) -> None:
         RunFolder.open(make_run_config(tmp_path / "file")).__enter__()
 
 
+def test_a_command_that_is_repeated_begins_a_run_and_then_goes_on_with_it(tmp_path: Path) -> None:
+    with RunFolder.open(make_run_config(tmp_path / "run"), resume=None) as run:
+        assert run.newest is None
+    with RunFolder.open(make_run_config(tmp_path / "run", seed=2), resume=None) as run:  # no results yet: begun again
+        assert load_config(run.config_file).seed == 2
+    config = make_run_config(write_run(make_run_config(tmp_path / "run"), 9))
+    save_empty_checkpoint(RunFolder(config.run_dir), 5)
+    with RunFolder.open(config, resume=None) as run:
+        assert run.newest is not None and run.newest.step == 5
+        assert list(run.rollouts_files("train")) == [1, 2, 3, 4, 5]
+    with pytest.raises(RunFolderError, match=r"another configuration\n  - seed: was 0, now 2"):
+        RunFolder.open(make_run_config(tmp_path / "run", seed=2), resume=None).__enter__()
+
+
 def test_resuming_with_another_configuration_names_the_keys(tmp_path: Path) -> None:
     write_run(make_run_config(tmp_path / "run"), 2)
     changed = make_run_config(

@@ -35,6 +35,21 @@ def test_a_dry_run_starts_and_writes_nothing(
     assert list(yaml.parent.iterdir()) == [yaml]
 
 
+@pytest.mark.parametrize(("given", "resume"), [((), False), (("--resume",), True), (("--resume-if-any",), None)])
+def test_the_options_say_whether_there_must_be_a_run_already(
+    given: tuple[str, ...], resume: bool | None, yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[bool | None]()
+
+    def train(_: ExperimentConfig, *, resume: bool | None) -> Path:
+        asked.append(resume)
+        return yaml
+
+    monkeypatch.setattr("rl.train.train", train)
+    assert run(monkeypatch, "train", yaml, *given) == 0
+    assert asked == [resume]
+
+
 def test_a_first_experiment_can_run_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

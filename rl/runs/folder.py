@@ -65,8 +65,10 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, config: ExperimentConfig, *, resume: bool = False) -> Iterator["RunFolder"]:
+    def open(cls, config: ExperimentConfig, *, resume: bool | None = False) -> Iterator["RunFolder"]:
         """Begin or resume the run in `config.run_dir`, locked against other processes inside the block.
+
+        `resume` None resumes if a run left results there, and otherwise begins one.
 
         On resume, everything that was written after the newest valid checkpoint is dropped, and warnings for the user
         are logged. Raises `RunFolderError` when the folder holds a run already, holds none to resume, is in use, or was
@@ -80,10 +82,12 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             folder, said = cls(path), list[str]()
+            holds_results = folder.config_file.exists() and folder._holds_results()
+            resume = holds_results if resume is None else resume
             if resume:
                 newest, said = folder._checked_newest(config)
                 folder = cls(path, newest)
-            elif folder.config_file.exists() and folder._holds_results():
+            elif holds_results:
                 raise RunFolderError(
                     f"run_dir: {path} already holds a run; continue it with --resume, choose another run_dir=..., or"
                     " delete the folder"
