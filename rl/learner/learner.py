@@ -154,7 +154,7 @@ class Learner:
         elif self._ranks.is_first:
             precision = self._config.precision
             save_adapter(self.model, self._adapter, self._policy_path, precision, folder / "adapter")
-        save_moments(self.model, self._optimizer, folder, self._ranks)
+        save_moments(self.model, self._optimizer, folder, self._ranks, with_weights=self._adapter is None)
         write_version(folder, self._policy_version, self._ranks)
 
     def load_state(self, folder: Path) -> None:

@@ -64,13 +64,16 @@ def save_weights(model: PreTrainedModel, folder: Path, ranks: Ranks) -> None:
     _write_layers(model, checkpoint_parts(model, "float32"), folder, ranks)
 
 
-def save_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks) -> None:
-    """Write AdamW's moments; several ranks write their slices of the weights with them."""
+def save_moments(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks, *, with_weights: bool
+) -> None:
+    """Write AdamW's moments; several ranks write their slices of the weights with them, if these are trained."""
     moments = optimizer_tensors(optimizer, model)
     if ranks.num == 1:
         save_file(moments, folder / MOMENTS_FILE)
     else:
-        save({**_weights(model), **_named("optimizer", moments)}, checkpoint_id=folder / SLICES)
+        weights = _weights(model) if with_weights else {}
+        save({**weights, **_named("optimizer", moments)}, checkpoint_id=folder / SLICES)
 
 
 def load_weights_and_moments(

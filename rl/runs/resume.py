@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "rollout.gpus_per_worker",
     "rollout.num_env_threads",
     "learner.num_ranks",
+    "learner.expert_parallel",
     "learner.cpus",
     "learner.gpus",
     "evaluation.every",
