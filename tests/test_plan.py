@@ -12,8 +12,9 @@ from rl.__main__ import main
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.plan.cards import CARDS, Card, card_called, chosen_card, this_machine
+from rl.plan.engine import engine_memory
 from rl.plan.fit import make_plan
-from rl.plan.memory import GIB, engine_memory
+from rl.plan.memory import GIB
 from rl.plan.show import show_plan
 from rl.plan.speed import step_bytes, step_speed, train_flops
 from tests.makers import make_config
@@ -223,4 +224,4 @@ def test_wrong_configurations_exit_with_2(yaml: Path, monkeypatch: pytest.Monkey
 def test_the_plan_names_the_policys_key_if_its_files_do_not_tell_enough(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nobodys"}')
     with pytest.raises(ConfigError, match=r"policy\.path: .*holds no weights, and transformers has no such model"):
-        show_plan(make_config(policy={"path": tmp_path}), "", Console(quiet=True))
+        show_plan(make_config(policy={"path": tmp_path}), "", console=Console(quiet=True))
