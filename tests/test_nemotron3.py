@@ -25,7 +25,7 @@ SIZES = {
     "run_dir",
     *("policy.path", "policy.build", "policy.max_tokens", "sft"),  # a policy that is built needs a supervised stage
     *("train.num_steps", "train.num_prompts", "train.group_size"),
-    *("learner.num_ranks", "learner.cpus", "learner.gpus"),
+    *("learner.num_ranks", "learner.expert_parallel", "learner.cpus", "learner.gpus"),
     *("learner.tokens_per_micro_batch", "learner.logprob_chunk_tokens"),
     *("rollout.num_workers", "rollout.cpus_per_worker", "rollout.gpus_per_worker", "rollout.gpu_memory_share"),
     *("rollout.kv_cache_gib", "rollout.max_in_flight", "rollout.max_reply_tokens"),
@@ -51,7 +51,7 @@ def test_the_tiny_copy_differs_only_in_sizes(model: str) -> None:
     assert large.keys() == tiny.keys()
     different = {key for key in large if large[key] != tiny[key]}
     assert {"policy.path", "policy.build", "learner.num_ranks", "rollout.num_workers"} <= different <= SIZES
-    assert tiny["learner.num_ranks"] == 2
+    assert tiny["learner.num_ranks"] == tiny["learner.expert_parallel"] == 2
 
 
 def test_the_experiments_have_the_numbers_of_the_recipes() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
@@ -91,6 +92,21 @@ def test_ranks_with_an_adapter_hold_the_whole_base() -> None:
     )
 
 
+def test_experts_that_are_dealt_are_gathered_in_part() -> None:
+    """Nano's largest layer has 128 experts, of which a rank gathers 16; the layer before it is Mamba-2."""
+    experts, mamba = 128 * 2 * 1856 * 2688, 2688 * (2 * 4096 + 2 * 8 * 128 + 64) + 4096 * 2688 + 4096 + 3 * 64 + 2688
+    mamba += (4096 + 2 * 8 * 128) * (4 + 1)  # the convolution and its bias
+    rest = 2 * 3712 * 2688 + 128 * 2688 + 2688  # the shared expert, router and norm
+    assert gathered_weights(NANO)[1] == experts + rest + mamba
+    assert gathered_weights(NANO, 8)[1] == experts / 8 + rest + mamba
+    root = 2 * 131_072 * 2688 + 2688
+    assert (largest_gathered(NANO), largest_gathered(NANO, 8)) == (experts + rest, root)
+    parts = parts_of(NANO, long_config(learner={"num_ranks": 16, "expert_parallel": 8}))
+    assert parts["whole layers"] == 2 * (experts / 8 + rest + mamba)
+    assert parts["whole gradients"] == (2 + 4) * root
+    assert parts["master weights"] == parts_of(NANO, long_config(learner={"num_ranks": 16}))["master weights"]
+
+
 def test_a_rank_never_makes_more_whole_to_publish_than_to_compute() -> None:
     """Publishing makes a layer whole in float32, and rounds it: 6 bytes a weight where an update has at least 6."""
     for shapes in (SMALL, NANO):
@@ -102,8 +118,8 @@ def test_a_rank_never_makes_more_whole_to_publish_than_to_compute() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bf16", "nvfp4"])
-@pytest.mark.parametrize("kind", ["hybrid", "qwen3_moe"])
-def test_two_real_ranks_have_parts_of_these_sizes(kind: str, precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "dealt"), [("hybrid", 1), ("qwen3_moe", 1), ("qwen3_moe", 2)])
+def test_two_real_ranks_have_parts_of_these_sizes(kind: str, dealt: int, precision: str, tmp_path: Path) -> None:
     if kind == "hybrid":
         random_hybrid(hybrid_config(TinyHybrid()), seed=0).save_pretrained(tmp_path)
     else:
@@ -111,9 +127,9 @@ def test_two_real_ranks_have_parts_of_these_sizes(kind: str, precision: str, tmp
     config = make_config(
         precision=precision,
         policy={"path": tmp_path, "max_tokens": 256},
-        learner={"warmup_steps": 0, "num_ranks": 2, "freeze_router": False},
+        learner={"warmup_steps": 0, "num_ranks": 2, "freeze_router": False, "expert_parallel": dealt},
     )
-    for rank in on_ranks(2, lambda ranks: sizes_of(Learner(tmp_path, config, ranks))):
+    for rank in on_ranks(2, lambda ranks: sizes_of(Learner(tmp_path, config, ranks)), dealt):
         assert isinstance(rank, dict), rank
         shapes = policy_shapes(config)
         parts = parts_of(shapes, config)
@@ -121,7 +137,7 @@ def test_two_real_ranks_have_parts_of_these_sizes(kind: str, precision: str, tmp
         assert rank["gradients"] == parts["gradients"]
         assert rank["moments"] == parts["AdamW moments"]
         assert rank["folded"] == pytest.approx(parts.get("folded weights", 0), rel=0.001)
-        root, layers = gathered_weights(shapes)
+        root, layers = gathered_weights(shapes, dealt)
         assert (rank["root"], max(map(sum, zip(rank["layers"], rank["layers"][1:], strict=False)))) == (root, layers)
 
 
@@ -144,9 +160,16 @@ def sizes_of(learner: Learner) -> dict[str, Any]:
         "gradients": gradients[0],
         "moments": sum(local(state[name]).nbytes for state in states for name in ("exp_avg", "exp_avg_sq")),
         "folded": sum(tensor.nbytes for tensor in folded),
-        "root": sum(parameter.numel() for parameter in root),
-        "layers": [sum(parameter.numel() for parameter in layer) for layer in layers],
+        "root": sum(map(num_gathered, root)),
+        "layers": [sum(map(num_gathered, layer)) for layer in layers],
     }
+
+
+def num_gathered(parameter: torch.Tensor) -> int:
+    """Weights of the parameter that one rank makes whole: of dealt experts only its share."""
+    mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+    is_dealt = mesh is not None and "ep" in (mesh.mesh_dim_names or ())
+    return parameter.numel() // (mesh["ep"].size() if mesh is not None and is_dealt else 1)
 
 
 # Nodes

@@ -4,6 +4,7 @@ A place is a card, or the host. Ray puts actors that reserve fractions of a GPU 
 come about is looked at: the learner's with as many engines as its rest has room for, and one of engines only.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -209,8 +210,10 @@ def _learner_changes(config: ExperimentConfig) -> Mapping[str, Mapping[str, Any]
     else:
         changes["learner.moments=bfloat16"] = {"moments": "bfloat16"}
     if learner.num_ranks > 1:
-        more = 2 * learner.num_ranks
+        more, shared = 2 * learner.num_ranks, math.gcd(8, learner.num_ranks)
         changes[f"learner.num_ranks={more}"] = {"num_ranks": more}
+        if shared > learner.expert_parallel:  # saves nothing without experts
+            changes[f"learner.expert_parallel={shared}"] = {"expert_parallel": shared}
     if learner.adapter is None:
         changes["learner.adapter={}"] = {"adapter": LearnerAdapterConfig()}
     return changes

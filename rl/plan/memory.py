@@ -89,10 +89,11 @@ def _whole_parts(shapes: PolicyShapes, config: ExperimentConfig, size: int) -> l
     learner, arithmetic = config.learner, config.precision.arithmetic
     num_policies = 2 if _has_second(config) else 1
     if rank_shapes(shapes, learner) is not shapes:
-        root, layers = gathered_weights(shapes)
-        gradients = (size + FLOAT32) * largest_gathered(shapes)
+        root, layers = gathered_weights(shapes, learner.expert_parallel)
+        gradients = (size + FLOAT32) * largest_gathered(shapes, learner.expert_parallel)
+        dealt = f", and of experts 1 of {learner.expert_parallel} parts" if learner.expert_parallel > 1 else ""
         return [
-            Part("whole layers", size * layers, f"{arithmetic}, two at a time, gathered from all ranks"),
+            Part("whole layers", size * layers, f"{arithmetic}, two at a time, gathered from all ranks{dealt}"),
             Part("whole embeddings", size * root * num_policies, f"{arithmetic}, with the head, for a whole pass"),
             Part(
                 "whole gradients",
