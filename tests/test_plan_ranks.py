@@ -239,6 +239,8 @@ def test_more_ranks_are_proposed_for_a_card_that_is_too_small() -> None:
     _, ways = next(plan.problems())
     saved = (total(learner_parts(NANO, config)) - total(learner_parts(NANO, doubled(config)))) / 2**30
     assert f"learner.num_ranks=16 saves {saved:,.1f} GiB" in ways
+    assert any(way.startswith("learner.expert_parallel=8 saves") for way in ways)
+    assert any(way.startswith("all of these: each rank needs") for way in ways)
 
 
 def doubled(config: ExperimentConfig) -> ExperimentConfig:

@@ -115,8 +115,9 @@ class Plan:
                 yield f"{text} saves {saved / GIB:,.1f} GiB"
         least = self._learner_bytes(together)
         if together:
-            yield f"all of these: the learner needs {least / GIB:,.1f} GiB then"
-        if least > place.capacity:
+            who = "the learner" if self.config.learner.num_ranks == 1 else "each rank"
+            yield f"all of these: {who} needs {least / GIB:,.1f} GiB then"
+        if least * place.count(LEARNER) > place.capacity:
             yield "the card or the policy: these keys are not enough"
 
     def _learner_bytes(self, changes: Mapping[str, Any]) -> float:
