@@ -54,7 +54,7 @@ def plan(
     from rl.plan.show import show_plan
 
     config = load_config(yaml, overrides or [], fetch=config_snapshot)
-    if not show_plan(config, gpu, Nodes(nodes, gpus_per_node) if nodes else None):
+    if not show_plan(config, gpu, nodes=Nodes(nodes, gpus_per_node) if nodes else None):
         raise typer.Exit(1)
 
 

@@ -85,7 +85,7 @@ def test_the_readme_shows_what_the_plan_prints(model: str, tmp_path: Path) -> No
     config = load_config(FOLDER / f"{model}_rlvr.yaml", [f"policy.path={tmp_path}"])
     printed = StringIO()
     console = Console(file=printed, width=120, highlight=False)
-    show_plan(config, options["gpu"], Nodes(int(options["nodes"]), int(options["gpus-per-node"])), console)
+    show_plan(config, options["gpu"], console, Nodes(int(options["nodes"]), int(options["gpus-per-node"])))
     assert "\n".join(text.rstrip() for text in printed.getvalue().splitlines()) == shown.rstrip()
 
 

@@ -224,4 +224,4 @@ def test_wrong_configurations_exit_with_2(yaml: Path, monkeypatch: pytest.Monkey
 def test_the_plan_names_the_policys_key_if_its_files_do_not_tell_enough(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nobodys"}')
     with pytest.raises(ConfigError, match=r"policy\.path: .*holds no weights, and transformers has no such model"):
-        show_plan(make_config(policy={"path": tmp_path}), "", console=Console(quiet=True))
+        show_plan(make_config(policy={"path": tmp_path}), "", Console(quiet=True))

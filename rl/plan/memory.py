@@ -37,10 +37,9 @@ def total(parts: Sequence[Part]) -> float:
 
 
 def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
-    """What each rank of `rl.learner.learner` holds at the peak of an update; parts of 0 bytes are left out.
+    """What each rank of `rl.learner.learner` holds at its peak; parts of 0 bytes are left out.
 
-    Publishing and saving come between updates. What a rank makes whole for them is never more than what it has whole
-    in an update.
+    The peak is in an update, unless what saving makes whole between updates (float32; publishing rounds) is more.
     """
     learner = config.learner
     tokens = min(learner.tokens_per_micro_batch, tokens_per_step(config))
@@ -49,12 +48,17 @@ def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
     logits = learner.logprob_chunk_tokens * shapes.vocab_size * LOGIT_BYTES
     activations = activation_bytes(shapes, size, recomputed=learner.activation_checkpointing)
     on_card = learner.gpus > 0
-    parts = [
-        *_held_parts(shapes, config),
+    passes = [
         *_whole_parts(shapes, config, size),
         Part("activations", tokens * activations, f"estimated, {tokens:,} tokens of a micro-batch"),
         Part("logits", logits, f"{learner.logprob_chunk_tokens:,} tokens x vocabulary x {LOGIT_BYTES} bytes"),
         Part("gradient of the head", 2 * size * head, f"{config.precision.arithmetic}, of one chunk and their sum"),
+    ]
+    saved = 0 if rank_shapes(shapes, learner) is shapes else FLOAT32 * largest_gathered(shapes)
+    parts = [
+        *_held_parts(shapes, config),
+        *passes,
+        Part("whole layer to save", max(0, saved - total(passes)), "float32, what exceeds the parts of passes"),
         Part("process", CONTEXT_BYTES if on_card else PROCESS_BYTES, "CUDA context" if on_card else "libraries"),
     ]
     return [part for part in parts if part.num_bytes]

@@ -30,7 +30,7 @@ from rl.plan.speed import (
 )
 
 
-def show_plan(config: ExperimentConfig, gpu: str, nodes: Nodes | None = None, console: Console | None = None) -> bool:
+def show_plan(config: ExperimentConfig, gpu: str, console: Console | None = None, nodes: Nodes | None = None) -> bool:
     """Print the plan of an experiment on the named card, and whether it fits. Nothing is started, no weights loaded.
 
     Raises `ConfigError` for a policy that is not there, and for cards and reservations that do not go together.
