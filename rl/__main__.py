@@ -46,11 +46,15 @@ def plan(
     yaml: Yaml,
     overrides: Overrides = None,
     gpu: Annotated[str, typer.Option(help="Card to plan for, such as h100-80gb; default: this machine's.")] = "",
+    nodes: Annotated[int, typer.Option(min=0, help="Nodes to plan for; default: no look at nodes.")] = 0,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each node.")] = 8,
 ) -> None:
-    """Print what an experiment needs, by part, and whether it fits the card. Exit code 1: it does not fit."""
+    """Print what an experiment needs, by part, and whether it fits cards and nodes. Exit code 1: it does not fit."""
+    from rl.plan.nodes import Nodes
     from rl.plan.show import show_plan
 
-    if not show_plan(load_config(yaml, overrides or [], fetch=config_snapshot), gpu):
+    config = load_config(yaml, overrides or [], fetch=config_snapshot)
+    if not show_plan(config, gpu, nodes=Nodes(nodes, gpus_per_node) if nodes else None):
         raise typer.Exit(1)
 
 

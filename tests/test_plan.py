@@ -12,8 +12,9 @@ from rl.__main__ import main
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.plan.cards import CARDS, Card, card_called, chosen_card, this_machine
+from rl.plan.engine import engine_memory
 from rl.plan.fit import make_plan
-from rl.plan.memory import GIB, engine_memory
+from rl.plan.memory import GIB
 from rl.plan.show import show_plan
 from rl.plan.speed import step_bytes, step_speed, train_flops
 from tests.makers import make_config

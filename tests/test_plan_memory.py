@@ -13,7 +13,8 @@ from rl.config.policy import TinyHybrid
 from rl.data_types import Batch
 from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
-from rl.plan.memory import GIB, activation_bytes, engine_memory, learner_parts, published_bytes, sequence_bytes
+from rl.plan.engine import engine_memory, sequence_bytes
+from rl.plan.memory import GIB, activation_bytes, learner_parts, published_bytes
 from rl.plan.policy import checkpoint_shapes, policy_shapes
 from rl.plan.shapes import PolicyShapes
 from rl.policies import build_policy, hybrid_config, random_hybrid

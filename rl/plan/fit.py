@@ -4,6 +4,8 @@ A place is a card, or the host. Ray puts actors that reserve fractions of a GPU 
 come about is looked at: the learner's with as many engines as its rest has room for, and one of engines only.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +14,20 @@ from rl.cluster.shared_memory import NUM_VERSIONS
 from rl.config.experiment import ExperimentConfig
 from rl.config.learner import LearnerAdapterConfig
 from rl.plan.cards import Card
+from rl.plan.engine import EngineMemory, engine_memory
 from rl.plan.memory import (
     FLOAT32,
     GIB,
     PROCESS_BYTES,
-    EngineMemory,
     Part,
-    engine_memory,
     learner_parts,
     moment_bytes,
     published_bytes,
     total,
 )
+from rl.plan.nodes import ENGINE, LEARNER, Nodes, larger_than_a_node, lay_out, node_problems
 from rl.plan.shapes import PolicyShapes
-
-LEARNER, ENGINE = "learner", "engine"
+from rl.plan.speed import publish_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,14 @@ class Plan:
     shapes: PolicyShapes
     config: ExperimentConfig
     learner: Sequence[Part]
+    """Of each rank."""
     engine: EngineMemory
     published: int
     """Bytes of one version."""
     places: Sequence[Place]
+    nodes: Nodes | None
+    layout: Sequence[Counter[str]]
+    """The processes of each node that is needed; empty without nodes, or if one of them is larger than a node."""
 
     @property
     def fits(self) -> bool:
@@ -78,6 +83,10 @@ class Plan:
             missing = (self.engine.sequence_bytes - self.engine.cache_bytes) / GIB
             wrong = f"the engine's cache holds no sequence of policy.max_tokens: {missing:,.2f} GiB are missing"
             yield wrong, list(self._larger_cache())
+        if self.config.learner.num_ranks > 1 and 0 < self.config.learner.gpus <= 0.5:
+            yield "two ranks would share a card, and NCCL needs a card for each", ["learner.gpus, to more than 0.5"]
+        if self.nodes is not None:
+            yield from node_problems(self.config, self.nodes)
 
     def remarks(self) -> Iterator[str]:
         """What fits but is worth knowing."""
@@ -86,6 +95,12 @@ class Plan:
             yield (
                 f"the cache holds {num:,} sequences of full length, fewer than rollout.max_in_flight ({seats}): if more"
                 " become that long, vLLM stops some and computes them again"
+            )
+        seconds, deadline = publish_s(self.published, max(1, len(self.layout))), self.config.train.publish_timeout_s
+        if self.nodes is not None and seconds > deadline / 2:
+            yield (
+                f"a publish takes about {seconds:,.0f} s, and train.publish_timeout_s is {deadline:g}: raise it to"
+                " twice that"
             )
 
     def _smaller_learner(self, place: Place) -> Iterator[str]:
@@ -100,8 +115,9 @@ class Plan:
                 yield f"{text} saves {saved / GIB:,.1f} GiB"
         least = self._learner_bytes(together)
         if together:
-            yield f"all of these: the learner needs {least / GIB:,.1f} GiB then"
-        if least > place.capacity:
+            who = "the learner" if self.config.learner.num_ranks == 1 else "each rank"
+            yield f"all of these: {who} needs {least / GIB:,.1f} GiB then"
+        if least * place.count(LEARNER) > place.capacity:
             yield "the card or the policy: these keys are not enough"
 
     def _learner_bytes(self, changes: Mapping[str, Any]) -> float:
@@ -133,35 +149,46 @@ class Plan:
             yield f"policy.max_tokens, to {fitting} or less"
 
 
-def make_plan(shapes: PolicyShapes, config: ExperimentConfig, card: Card | None, host_bytes: float | None) -> Plan:
-    """The plan on cards of this kind, and on a host with so much memory (None: another machine's)."""
+def make_plan(
+    shapes: PolicyShapes,
+    config: ExperimentConfig,
+    card: Card | None,
+    host_bytes: float | None,
+    nodes: Nodes | None = None,
+) -> Plan:
+    """The plan on cards of this kind, and on a host with so much memory (None: another machine's), or on nodes."""
     learner = learner_parts(shapes, config)
     on_card = card.memory_bytes if card is not None and config.rollout.gpus_per_worker else None
     engine = engine_memory(shapes, config, on_card)
     published = published_bytes(shapes, config.precision)
     sizes = {LEARNER: total(learner), ENGINE: engine.total_bytes}
     places = list(_cards(config, card, sizes))
-    # An actor with a card is a process on the host too, where the learner loads its weights and may keep its moments.
-    offloaded = moment_bytes(shapes, config) if config.learner.offload_moments else 0
-    with_card = PROCESS_BYTES + FLOAT32 * shapes.num_weights + offloaded
+    # An actor with a card is a process on the host too, where a rank loads the whole policy and may keep its moments.
+    loaded = PROCESS_BYTES + FLOAT32 * shapes.num_weights
+    with_card = loaded + (moment_bytes(shapes, config) if config.learner.offload_moments else 0)
+    on_host = max(sizes[LEARNER], loaded if config.learner.num_ranks > 1 else 0)
     hosted = {
-        "driver": PROCESS_BYTES,
-        "published versions": NUM_VERSIONS * published,
-        LEARNER: with_card if config.learner.gpus else sizes[LEARNER],
+        LEARNER: with_card if config.learner.gpus else on_host,
+        ENGINE: PROCESS_BYTES if config.rollout.gpus_per_worker else sizes[ENGINE],
     }
-    each = PROCESS_BYTES if config.rollout.gpus_per_worker else sizes[ENGINE]
-    tenants = [*hosted.items(), *config.rollout.num_workers * [(ENGINE, each)]]
-    return Plan(shapes, config, learner, engine, published, [*places, Place("the host", host_bytes, False, tenants)])
+    layout = [] if nodes is None or larger_than_a_node(config, nodes) else lay_out(config, nodes.gpus)
+    together = Counter({LEARNER: config.learner.num_ranks, ENGINE: config.rollout.num_workers})
+    processes = max(layout, key=lambda node: sum(hosted[name] * node[name] for name in hosted), default=together)
+    tenants = [("driver", PROCESS_BYTES), ("published versions", NUM_VERSIONS * published)]
+    tenants += [(name, hosted[name]) for name in hosted for _ in range(processes[name])]
+    host = Place("the host" if nodes is None else "the fullest node's host", host_bytes, False, tenants)
+    return Plan(shapes, config, learner, engine, published, [*places, host], nodes, layout)
 
 
 def _cards(config: ExperimentConfig, card: Card | None, sizes: Mapping[str, float]) -> Iterator[Place]:
-    """The learner's card, and a card of engines only."""
+    """The card of the learner or of one of its ranks, and a card of engines only."""
     if card is None:
         return
     learner, each, num = config.learner.gpus, config.rollout.gpus_per_worker, config.rollout.num_workers
     beside = min(num, int((1 - learner) / each + 1e-9)) if 0 < learner < 1 and 0 < each < 1 else 0
     if learner:
-        yield _place("the learner's card", card, [LEARNER] + beside * [ENGINE], sizes)
+        name = "the learner's card" if config.learner.num_ranks == 1 else "a rank's card"
+        yield _place(name, card, [LEARNER] + beside * [ENGINE], sizes)
     if each and num > beside:
         together = min(num - beside, int(1 / each + 1e-9)) if each < 1 else 1
         yield _place("a card of engines", card, together * [ENGINE], sizes)
@@ -183,6 +210,11 @@ def _learner_changes(config: ExperimentConfig) -> Mapping[str, Mapping[str, Any]
         changes["learner.offload_moments=true"] = {"offload_moments": True}
     else:
         changes["learner.moments=bfloat16"] = {"moments": "bfloat16"}
+    if learner.num_ranks > 1:
+        more, shared = 2 * learner.num_ranks, math.gcd(8, learner.num_ranks)
+        changes[f"learner.num_ranks={more}"] = {"num_ranks": more}
+        if shared > learner.expert_parallel:  # saves nothing without experts
+            changes[f"learner.expert_parallel={shared}"] = {"expert_parallel": shared}
     if learner.adapter is None:
         changes["learner.adapter={}"] = {"adapter": LearnerAdapterConfig()}
     return changes

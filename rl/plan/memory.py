@@ -1,13 +1,12 @@
-"""How much memory do the learner and an engine need, by part, and how large is one published version? In bytes."""
+"""How much memory does a rank of the learner need, by part, and how large is one published version? In bytes."""
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from rl.config.experiment import ExperimentConfig
-from rl.engine.arguments import engine_arguments
+from rl.config.learner import LearnerConfig
+from rl.plan.gathered import gathered_weights, largest_gathered, layer_of
 from rl.plan.shapes import ROUTERS, PolicyShapes, Shape, is_expert, is_matrix
 from rl.policy_checks import EMBEDDINGS, HEADS
 from rl.precision.number_format import NumberFormat
@@ -20,15 +19,10 @@ LOGIT_BYTES = 16
 """Of one logit in `rl.learner.logprobs`: scaled logits, logprobs and two intermediates of the entropy, all float32."""
 NORM_BYTES = 8
 """Kept for the backward pass by each number that a norm of transformers reads: a float32 copy, and around it."""
-LAYER = re.compile(r"\blayers\.(\d+)\.")
-PAGE_TOKENS = {"cpu": 128, "gpu": 16}
-"""vLLM's pages of the cache are a multiple of so many tokens long."""
 PROCESS_BYTES = GIB
 """Of one process on the host with its libraries: the quickstart's 4 processes and 2 caches of 0.5 GiB peak at 5 GiB."""
 CONTEXT_BYTES = GIB // 2
 """Of CUDA's context and libraries, for each process on a card. Assumed."""
-GRAPH_BYTES = GIB
-"""Of vLLM's CUDA graphs and workspaces. Assumed."""
 
 
 class Part(NamedTuple):
@@ -43,45 +37,94 @@ def total(parts: Sequence[Part]) -> float:
 
 
 def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
-    """What `rl.learner.learner` holds at the peak of an update; parts of 0 bytes are left out."""
-    learner, number_format = config.learner, config.precision
-    num, trained = shapes.num_weights, shapes.num_trained(learner)
-    needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
-    second = needs_reference and learner.adapter is None
-    size = BYTES[number_format.arithmetic]
-    is_frozen = learner.adapter is not None  # the base, which passes then use as it is
-    rounded = 0 if is_frozen or number_format.arithmetic == "float32" else size * num * (2 if needs_reference else 1)
-    if learner.adapter is not None and learner.adapter.experts:  # merged in each pass
-        rounded = size * shapes.num_expert_weights
-    quantised = sum(map(math.prod, shapes.quantised(number_format)))
-    folded = quantised * ((0 if is_frozen else FLOAT32) + number_format.bits / 8) if quantised else 0
-    logits = learner.logprob_chunk_tokens * shapes.vocab_size * LOGIT_BYTES
-    head = shapes.num(*(EMBEDDINGS if shapes.is_tied else HEADS)) if learner.adapter is None else 0
+    """What each rank of `rl.learner.learner` holds at its peak; parts of 0 bytes are left out.
+
+    The peak is in an update, unless what saving makes whole between updates (float32; publishing rounds) is more.
+    """
+    learner = config.learner
     tokens = min(learner.tokens_per_micro_batch, tokens_per_step(config))
+    size = BYTES[config.precision.arithmetic]
+    head = shapes.num(*(EMBEDDINGS if shapes.is_tied else HEADS)) if learner.adapter is None else 0
+    logits = learner.logprob_chunk_tokens * shapes.vocab_size * LOGIT_BYTES
     activations = activation_bytes(shapes, size, recomputed=learner.activation_checkpointing)
-    on_card = config.learner.gpus > 0
-    parts = [
-        Part("frozen weights", size * num if is_frozen else 0, f"{number_format.arithmetic}, the adapter's base"),
-        Part("master weights", 0 if is_frozen else FLOAT32 * num, "float32"),
-        Part("adapter", FLOAT32 * shapes.num_adapter_weights(learner), "float32, rank x (rows + columns)"),
-        Part("folded weights", folded, f"values and {number_format.codes} of quantised weights"),
-        Part("reference policy", FLOAT32 * num if second else 0, "float32; an adapter's base needs no second copy"),
-        Part("rounded weights", rounded, f"{number_format.arithmetic}, of each policy during a pass"),
-        Part("gradients", FLOAT32 * trained, "float32, of what is trained"),
-        Part(
-            "AdamW moments", 0 if learner.offload_moments else moment_bytes(shapes, config), f"two in {learner.moments}"
-        ),
+    on_card = learner.gpus > 0
+    passes = [
+        *_whole_parts(shapes, config, size),
         Part("activations", tokens * activations, f"estimated, {tokens:,} tokens of a micro-batch"),
         Part("logits", logits, f"{learner.logprob_chunk_tokens:,} tokens x vocabulary x {LOGIT_BYTES} bytes"),
-        Part("gradient of the head", 2 * size * head, f"{number_format.arithmetic}, of one chunk and their sum"),
+        Part("gradient of the head", 2 * size * head, f"{config.precision.arithmetic}, of one chunk and their sum"),
+    ]
+    saved = 0 if rank_shapes(shapes, learner) is shapes else FLOAT32 * largest_gathered(shapes)
+    parts = [
+        *_held_parts(shapes, config),
+        *passes,
+        Part("whole layer to save", max(0, saved - total(passes)), "float32, what exceeds the parts of passes"),
         Part("process", CONTEXT_BYTES if on_card else PROCESS_BYTES, "CUDA context" if on_card else "libraries"),
     ]
     return [part for part in parts if part.num_bytes]
 
 
+def _held_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
+    """What is there all the time, but for gradients, which are there at the peak."""
+    learner, number_format = config.learner, config.precision
+    mine, arithmetic = rank_shapes(shapes, learner), number_format.arithmetic
+    num, is_frozen = mine.num_weights, learner.adapter is not None  # the base, which passes then use as it is
+    quantised = sum(map(math.prod, mine.quantised(number_format)))
+    folded = quantised * ((0 if is_frozen else FLOAT32) + number_format.bits / 8) if quantised else 0
+    moments = 0 if learner.offload_moments else moment_bytes(shapes, config)
+    spread = f", divided over {learner.num_ranks} ranks" if mine is not shapes else ""
+    return [
+        Part("frozen weights", BYTES[arithmetic] * num if is_frozen else 0, f"{arithmetic}, the adapter's base"),
+        Part("master weights", 0 if is_frozen else FLOAT32 * num, f"float32{spread}"),
+        Part("adapter", FLOAT32 * mine.num_adapter_weights(learner), "float32, rank x (rows + columns)"),
+        Part("folded weights", folded, f"values and {number_format.codes} of quantised weights{spread}"),
+        Part(
+            "reference policy",
+            FLOAT32 * num if _has_second(config) else 0,
+            f"float32{spread}; an adapter's base needs no second copy",
+        ),
+        Part("gradients", FLOAT32 * mine.num_trained(learner), f"float32, of what is trained{spread}"),
+        Part("AdamW moments", moments, f"two in {learner.moments}{spread}"),
+    ]
+
+
+def _whole_parts(shapes: PolicyShapes, config: ExperimentConfig, size: int) -> list[Part]:
+    """What passes compute with: rounded copies of all weights, or what a rank gathers of them, and their gradients."""
+    learner, arithmetic = config.learner, config.precision.arithmetic
+    num_policies = 2 if _has_second(config) else 1
+    if rank_shapes(shapes, learner) is not shapes:
+        root, layers = gathered_weights(shapes, learner.expert_parallel)
+        gradients = (size + FLOAT32) * largest_gathered(shapes, learner.expert_parallel)
+        dealt = f", and of experts 1 of {learner.expert_parallel} parts" if learner.expert_parallel > 1 else ""
+        return [
+            Part("whole layers", size * layers, f"{arithmetic}, two at a time, gathered from all ranks{dealt}"),
+            Part("whole embeddings", size * root * num_policies, f"{arithmetic}, with the head, for a whole pass"),
+            Part(
+                "whole gradients",
+                gradients,
+                f"{arithmetic} and float32, of the largest of these before they are summed",
+            ),
+        ]
+    rounded = 0 if learner.adapter is not None or arithmetic == "float32" else size * shapes.num_weights * num_policies
+    if learner.adapter is not None and learner.adapter.experts:  # merged in each pass
+        rounded = size * shapes.num_expert_weights
+    return [Part("rounded weights", rounded, f"{arithmetic}, of each policy during a pass")]
+
+
+def _has_second(config: ExperimentConfig) -> bool:
+    """Whether a frozen reference policy is held beside the one that trains."""
+    return config.learner.adapter is None and any(algorithm.needs_reference for algorithm in config.algorithms)
+
+
+def rank_shapes(shapes: PolicyShapes, learner: LearnerConfig) -> PolicyShapes:
+    """What each rank holds of the policy: a part of it, or with an adapter the whole base."""
+    return shapes.on_rank(learner.num_ranks) if learner.adapter is None else shapes
+
+
 def moment_bytes(shapes: PolicyShapes, config: ExperimentConfig) -> int:
-    """Of AdamW's two moments, on the card or, with `learner.offload_moments`, on the host."""
-    return 2 * BYTES[config.learner.moments] * shapes.num_trained(config.learner)
+    """Of a rank's two moments of AdamW, on the card or, with `learner.offload_moments`, on the host."""
+    trained = rank_shapes(shapes, config.learner).num_trained(config.learner)
+    return 2 * BYTES[config.learner.moments] * trained
 
 
 def tokens_per_step(config: ExperimentConfig) -> int:
@@ -99,8 +142,7 @@ def activation_bytes(shapes: PolicyShapes, size: int, recomputed: bool = False) 
     """
     layers: dict[str, float] = {}
     for name, shape in shapes.tensors.items():
-        found = LAYER.search(name)
-        layer = found[1] if found else ""
+        layer = layer_of(name)
         layers[layer] = layers.get(layer, 0.0) + _kept_bytes(shapes, name, shape, size)
     if recomputed:
         return (len(layers) - 1) * shapes.width * size + max(layers.values())
@@ -147,83 +189,3 @@ def published_bytes(shapes: PolicyShapes, number_format: NumberFormat) -> int:
 def _num_matrices(shape: Shape) -> int:
     """Each has a scale of its own."""
     return math.prod(shape[:-2])
-
-
-@dataclass(frozen=True, slots=True)
-class EngineMemory:
-    """The memory of one engine: on each of its cards, or on the host."""
-
-    parts: Sequence[Part]
-    """What it needs besides its cache."""
-    cache_bytes: float
-    """Its cache; on a card what the parts leave of the engine's share, unless `rollout.kv_cache_gib` is set."""
-    sequence_bytes: float
-    """Of the cache, by one sequence of `policy.max_tokens`."""
-
-    @property
-    def num_sequences(self) -> int:
-        """Sequences of full length that the cache holds at the same time."""
-        return max(0, int(self.cache_bytes // self.sequence_bytes))
-
-    @property
-    def total_bytes(self) -> float:
-        return total(self.parts) + max(0.0, self.cache_bytes)
-
-    @property
-    def least_bytes(self) -> float:
-        """With a cache of one sequence."""
-        return total(self.parts) + self.sequence_bytes
-
-
-def engine_memory(shapes: PolicyShapes, config: ExperimentConfig, card_bytes: float | None) -> EngineMemory:
-    """Of an engine on cards with so much memory, or on the host (None). Engines compute with a format's values."""
-    arguments = engine_arguments(config, is_cpu=card_bytes is None)
-    num_cards, size = arguments.get("tensor_parallel_size", 1), BYTES[config.precision.arithmetic]
-    served = sum(
-        math.prod(shape) * (FLOAT32 if shapes.is_float32(name) else size) for name, shape in shapes.tensors.items()
-    )
-    tokens, seats = arguments["max_num_batched_tokens"], config.rollout.max_in_flight
-    warm_up = tokens * size * _widest(shapes) / num_cards + seats * shapes.vocab_size * FLOAT32 * 3
-    process = PROCESS_BYTES if card_bytes is None else CONTEXT_BYTES + GRAPH_BYTES
-    parts = [
-        Part("weights", served / num_cards, config.precision.arithmetic),
-        Part("one step", warm_up, f"estimated, {tokens:,} tokens and the logits of {seats} sequences"),
-        Part("process", process, "libraries" if card_bytes is None else "CUDA context and graphs"),
-    ]
-    cache = arguments.get("kv_cache_memory_bytes")
-    if cache is None:
-        assert card_bytes is not None, "an engine on the host has a cache of a fixed size"
-        cache = arguments["gpu_memory_utilization"] * card_bytes - total(parts)
-    page_tokens = PAGE_TOKENS["cpu" if card_bytes is None else "gpu"]
-    return EngineMemory(parts, cache, sequence_bytes(shapes, config, page_tokens, num_cards))
-
-
-def _widest(shapes: PolicyShapes) -> float:
-    """Numbers of one token in the widest layer of an engine's step."""
-    rows = [
-        shape[-2] * (shapes.num_active_experts if is_expert(name) else 1)
-        for name, shape in shapes.tensors.items()
-        if is_matrix(name, shape) and not name.endswith(HEADS)
-    ]
-    return 3 * max(rows, default=0)
-
-
-def sequence_bytes(shapes: PolicyShapes, config: ExperimentConfig, page_tokens: int, num_cards: int = 1) -> float:
-    """Of an engine's cache on each of its cards, by one sequence of `policy.max_tokens`, in whole pages.
-
-    In a hybrid vLLM gives all layers pages of one size, which hold the state of a linear layer, and puts layers of one
-    kind into groups of one size (`vllm.v1.core.kv_cache_utils`).
-    """
-    size = BYTES[config.precision.arithmetic]
-    num_attention, num_linear = shapes.num_attention_layers, shapes.num_linear_layers
-    state = shapes.state_bytes(size) / num_linear / num_cards if num_linear else 0.0
-    if not num_attention:
-        return num_linear * state
-    heads = shapes.model.get("num_key_value_heads") or num_cards
-    token = size * shapes.num_cached / num_attention / min(num_cards, heads)
-    page_tokens *= max(1, math.ceil(state / token / page_tokens))
-    least, most = sorted((num_attention, num_linear or num_attention))
-    group = most if most < 1.5 * least else least
-    num_groups = [math.ceil(num / group) for num in (num_attention, num_linear)]
-    num_pages = group * (num_groups[0] * math.ceil(config.policy.max_tokens / page_tokens) + num_groups[1])
-    return num_pages * page_tokens * token

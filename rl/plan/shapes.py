@@ -18,6 +18,8 @@ from rl.precision.number_format import NumberFormat
 Shape = tuple[int, ...]
 NOT_WEIGHTS = re.compile(r"(^|\.)mtp\.|rotary_emb\.inv_freq$")
 """Tensors of checkpoints that transformers does not load: heads for multi-token prediction, rotary tables."""
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
+"""In the names of experts that are not stacked."""
 ROUTERS = (".gate.weight", ".router.weight")
 CACHED = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
 """Matrices whose outputs attention caches for each token."""
@@ -102,7 +104,12 @@ class PolicyShapes:
         """Share of the routed experts that one token is sent to; 1 without experts. Raises `UnknownShapesError`."""
         if not self.num_expert_weights:
             return 1.0
-        return self.num_active_experts / (self._first(NUM_EXPERTS) or self._unknown(NUM_EXPERTS))
+        return self.num_active_experts / self._num_experts
+
+    @property
+    def _num_experts(self) -> int:
+        """Routed experts of each layer. Raises `UnknownShapesError`."""
+        return self._first(NUM_EXPERTS) or self._unknown(NUM_EXPERTS)
 
     @property
     def num_active_weights(self) -> float:
@@ -185,6 +192,24 @@ class PolicyShapes:
                 *num, rows, columns = shape
                 sides += math.prod(num) * (rows + (0 if name.endswith(EXPERT_GATES) else columns))
         return sides
+
+    def on_rank(self, num_ranks: int) -> "PolicyShapes":
+        """What one of so many ranks holds if `rl.learner.sharding` spreads the policy, where it holds most.
+
+        A tensor's rows are divided, so stacked experts are divided by expert; Mamba's A stays whole.
+        """
+        if num_ranks == 1:
+            return self
+        held: dict[str, Shape] = {}
+        for name, shape in self.tensors.items():
+            if expert := EXPERT.search(name):
+                if int(expert[1]) < math.ceil(self._num_experts / num_ranks):
+                    held[name] = shape
+            elif name.endswith((".A_log", ROUTER_BIAS)):
+                held[name] = shape
+            else:
+                held[name] = (*(math.ceil(rows / num_ranks) for rows in shape[:1]), *shape[1:])
+        return PolicyShapes(held, self.model)
 
     def quantised(self, number_format: NumberFormat) -> Iterator[Shape]:
         """Shapes of the weights that the format quantises, as `rl.precision.folded` chooses them."""

@@ -1,6 +1,7 @@
 """Which tables does `python -m rl plan` print, and does the experiment fit?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
@@ -13,12 +14,23 @@ from rl.config.read import policy_problem
 from rl.plan.cards import CARDS, Card, chosen_card, host_bytes, this_machine
 from rl.plan.fit import Plan, make_plan
 from rl.plan.memory import GIB, Part, total
+from rl.plan.nodes import LEARNER, Nodes
 from rl.plan.policy import policy_shapes
 from rl.plan.shapes import PolicyShapes, UnknownShapesError
-from rl.plan.speed import BANDWIDTH_SHARE, FLOPS_SHARE, LEAST_STEP_S, Speed, step_speed, train_flops
+from rl.plan.speed import (
+    BANDWIDTH_SHARE,
+    COPY_BYTES_S,
+    FLOPS_SHARE,
+    LEAST_STEP_S,
+    NETWORK_BYTES_S,
+    Speed,
+    publish_s,
+    step_speed,
+    train_flops,
+)
 
 
-def show_plan(config: ExperimentConfig, gpu: str, console: Console | None = None) -> bool:
+def show_plan(config: ExperimentConfig, gpu: str, console: Console | None = None, nodes: Nodes | None = None) -> bool:
     """Print the plan of an experiment on the named card, and whether it fits. Nothing is started, no weights loaded.
 
     Raises `ConfigError` for a policy that is not there, and for cards and reservations that do not go together.
@@ -26,21 +38,28 @@ def show_plan(config: ExperimentConfig, gpu: str, console: Console | None = None
     console = console or Console(highlight=False)
     if problem := policy_problem(config, config_command):
         raise ConfigError([problem])
-    learner_card, engine_card = _cards(config, gpu)
+    learner_card, engine_card = _cards(config, gpu, nodes)
     cards = [card for card in (learner_card, engine_card) if card.is_gpu]
     try:
         shapes = policy_shapes(config)
-        plan = make_plan(shapes, config, cards[0] if cards else None, None if gpu else host_bytes())
+        plan = make_plan(shapes, config, cards[0] if cards else None, None if gpu or nodes else host_bytes(), nodes)
         speed = step_speed(shapes, config, plan.engine, engine_card, learner_card)
     except (CheckpointFileError, UnknownShapesError) as error:
         fix = "download or copy the checkpoint again, or choose one of a family that transformers has"
         raise ConfigError([Problem(config.place("policy", "path"), "policy.path", str(error), fix)]) from None
-    for table in (_policy(plan), _learner(plan), _engine(plan), _places(plan)):
+    for table in (_policy(plan), _learner(plan), _engine(plan), _places(plan), *_nodes(plan)):
         console.print(table)
     for one in {engine_card.name: engine_card, learner_card.name: learner_card}.values():
         console.print(_card_text(one, config), soft_wrap=True)
     if plan.engine.num_sequences:
         console.print(_speed_text(speed, shapes, config), soft_wrap=True)
+    if nodes is not None:
+        console.print(_publish_text(plan), soft_wrap=True)
+    _print_verdict(plan, console)
+    return plan.fits
+
+
+def _print_verdict(plan: Plan, console: Console) -> None:
     for remark in plan.remarks():
         console.print(f"note: {remark}", soft_wrap=True)
     for wrong, ways in plan.problems():
@@ -49,15 +68,15 @@ def show_plan(config: ExperimentConfig, gpu: str, console: Console | None = None
             console.print(f"    change {way}", soft_wrap=True, markup=False)
     if plan.fits:
         console.print("it fits")
-    return plan.fits
 
 
-def _cards(config: ExperimentConfig, gpu: str) -> tuple[Card, Card]:
+def _cards(config: ExperimentConfig, gpu: str, nodes: Nodes | None) -> tuple[Card, Card]:
     """What learner and engines compute on: the card, or this machine if they reserve none. Raises `ConfigError`."""
     reserved = (config.learner.gpus > 0, config.rollout.gpus_per_worker > 0)
-    if gpu and not any(reserved):
+    if (gpu or nodes) and not any(reserved):
+        option = f"--gpu {gpu}" if gpu else "--nodes"
         raise ConfigError(
-            f"--gpu {gpu}: the experiment reserves no GPU, so it would compute on CPUs; add overrides such as"
+            f"{option}: the experiment reserves no GPU, so it would compute on CPUs; add overrides such as"
             " learner.gpus=0.5 rollout.gpus_per_worker=0.5 rollout.gpu_memory_share=0.4"
         )
     card = chosen_card(gpu) if any(reserved) else None
@@ -92,7 +111,9 @@ def _policy(plan: Plan) -> Table:
 
 
 def _learner(plan: Plan) -> Table:
-    return _parts("Memory of the learner", plan.learner, total(plan.learner))
+    num = plan.config.learner.num_ranks
+    title = "Memory of the learner" if num == 1 else f"Memory of each of the learner's {num} ranks"
+    return _parts(title, plan.learner, total(plan.learner))
 
 
 def _engine(plan: Plan) -> Table:
@@ -125,11 +146,27 @@ def _parts(title: str, parts: Sequence[Part], whole: float) -> Table:
 def _places(plan: Plan) -> Table:
     table = Table("place", "needed", "there", "on it", title="Places", title_justify="left")
     for place in plan.places:
-        counts = {name: place.count(name) for name, _ in place.tenants}
-        tenants = ", ".join(name if num == 1 else f"{num} {name}s" for name, num in counts.items())
+        tenants = _counted({name: place.count(name) for name, _ in place.tenants}, plan)
         there = "not known" if place.capacity is None else _gib(place.capacity)
         table.add_row(place.name, _gib(place.used), there, tenants)
     return table
+
+
+def _nodes(plan: Plan) -> Iterator[Table]:
+    """How many nodes have which processes."""
+    if plan.nodes is None or not plan.layout:
+        return
+    title = f"{plan.nodes.num} nodes, {plan.nodes.gpus} GPUs each"
+    table = Table("nodes", "on each of them", title=title, title_justify="left")
+    for processes, alike in groupby(plan.layout):
+        table.add_row(str(len(list(alike))), _counted(processes, plan))
+    yield table
+
+
+def _counted(counts: Mapping[str, int], plan: Plan) -> str:
+    words = {LEARNER: "learner" if plan.config.learner.num_ranks == 1 else "rank"}
+    named = [(words.get(name, name), num) for name, num in counts.items()]
+    return ", ".join(name if num == 1 else f"{num} {name}s" for name, num in named)
 
 
 def _card_text(card: Card, config: ExperimentConfig) -> str:
@@ -148,7 +185,16 @@ def _speed_text(speed: Speed, shapes: PolicyShapes, config: ExperimentConfig) ->
         f" of them in one reply; {speed.num_in_flight} sequences in flight, {speed.engine_step_s * 1000:,.1f} ms an"
         f" engine's step ({BANDWIDTH_SHARE:.0%} of the bandwidth, at least {LEAST_STEP_S[True] * 1000:g} ms on a GPU"
         f" and {LEAST_STEP_S[False] * 1000:g} ms on a CPU); {train_flops(shapes, config) / 1e9:,.3g} GFLOP a trained"
-        f" token, {FLOPS_SHARE:.0%} of the peak; environments and publishing take no time"
+        f" token, {FLOPS_SHARE:.0%} of the peak; environments, publishing and exchanges between ranks take no time"
+    )
+
+
+def _publish_text(plan: Plan) -> str:
+    num_nodes = max(1, len(plan.layout))
+    return (
+        f"a publish: {_gib(plan.published)} in {publish_s(plan.published, num_nodes):,.0f} s to engines on"
+        f" {num_nodes} nodes. Assumed: {COPY_BYTES_S / 1e9:g} GB/s from the learner into engines on its node,"
+        f" {NETWORK_BYTES_S / 1e9:g} GB/s between two nodes, and nodes that pass a version on"
     )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rl.config.experiment import ExperimentConfig
 from rl.plan.cards import Card
-from rl.plan.memory import BYTES, EngineMemory, tokens_per_step
+from rl.plan.engine import EngineMemory
+from rl.plan.memory import BYTES, tokens_per_step
 from rl.plan.shapes import PolicyShapes
 
 BANDWIDTH_SHARE = 0.6
@@ -15,6 +16,12 @@ FLOPS_SHARE = 0.35
 """Share of the peak that prompts and training reach; on two CPU cores 0.37 was measured (SmolLM2-135M, BF16)."""
 LEAST_STEP_S: Mapping[bool, float] = {True: 0.005, False: 0.03}
 """Shortest step of an engine on a GPU (assumed) and on a CPU (measured with a policy of 1 M weights)."""
+
+COPY_BYTES_S = 1.1e9
+"""Bytes a second of a version from the learner's memory into the engines of a node. Measured through a file in /dev/shm
+with two engines on two CPU cores: 270 MB in 0.25 s."""
+NETWORK_BYTES_S = 12.5e9
+"""Bytes a second between two nodes: 100 Gbit/s. Assumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ def step_speed(
     prompt_tokens = num_rollouts * (config.policy.max_tokens - rollout.max_reply_tokens)
     prompts_s = 2 * shapes.num_active_weights * prompt_tokens / flops
     sample_s = math.ceil(num_rollouts / num_in_flight) * rollout.max_reply_tokens * engine_step_s + prompts_s
-    learner_flops = learner_card.flops[config.precision.arithmetic] * FLOPS_SHARE
+    learner_flops = learner_card.flops[config.precision.arithmetic] * FLOPS_SHARE * config.learner.num_ranks
     train_s = train_flops(shapes, config) * tokens_per_step(config) / learner_flops
     return Speed(sample_s, train_s, engine_step_s, num_in_flight)
 
@@ -76,3 +83,12 @@ def train_flops(shapes: PolicyShapes, config: ExperimentConfig) -> float:
     passes += 2 if config.learner.activation_checkpointing else 0
     passes += 2 if any(algorithm.needs_reference for algorithm in config.algorithms) else 0
     return passes * shapes.num_active_weights
+
+
+def publish_s(num_bytes: float, num_nodes: int) -> float:
+    """Seconds to publish so many bytes to engines on so many nodes.
+
+    The nodes that have a version pass it on to as many others at the same time, so their number doubles each round.
+    """
+    rounds = math.ceil(math.log2(num_nodes))
+    return num_bytes / COPY_BYTES_S + rounds * num_bytes / NETWORK_BYTES_S

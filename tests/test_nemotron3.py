@@ -1,0 +1,114 @@
+"""The experiments of Nemotron 3: tiny copies differ in sizes only, and run; the plans are those of the README."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rl.checks import check
+from rl.config.errors import ConfigError
+from rl.config.read import load_config
+from rl.plan.nodes import Nodes
+from rl.plan.show import show_plan
+from tests.families import write_policy
+from tests.published_models import PUBLISHED
+from tests.test_guides import command, lines_of
+
+FOLDER = Path(__file__).parent.parent / "experiments" / "nemotron3"
+MODELS = ("nano", "super")
+SIZES = {
+    "run_dir",
+    *("policy.path", "policy.build", "policy.max_tokens", "sft"),  # a policy that is built needs a supervised stage
+    *("train.num_steps", "train.num_prompts", "train.group_size"),
+    *("learner.num_ranks", "learner.expert_parallel", "learner.cpus", "learner.gpus"),
+    *("learner.tokens_per_micro_batch", "learner.logprob_chunk_tokens"),
+    *("rollout.num_workers", "rollout.cpus_per_worker", "rollout.gpus_per_worker", "rollout.gpu_memory_share"),
+    *("rollout.kv_cache_gib", "rollout.max_in_flight", "rollout.max_reply_tokens"),
+    *("evaluation.num_tasks", "evaluation.num_samples"),
+}
+"""Keys, or whole sections, in which a tiny copy may differ."""
+
+
+def flat(tree: Mapping[str, Any], *above: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = ".".join((*above, name))
+        if isinstance(value, Mapping) and key not in SIZES:
+            yield from flat(value, *above, name)
+        else:
+            yield key, value
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_tiny_copy_differs_only_in_sizes(model: str) -> None:
+    large, tiny = (
+        dict(flat(load_config(FOLDER / f"{model}_{kind}.yaml").model_dump(mode="json"))) for kind in ("rlvr", "tiny")
+    )
+    assert large.keys() == tiny.keys()
+    different = {key for key in large if large[key] != tiny[key]}
+    assert {"policy.path", "policy.build", "learner.num_ranks", "rollout.num_workers"} <= different <= SIZES
+    assert tiny["learner.num_ranks"] == tiny["learner.expert_parallel"] == 2
+
+
+def test_the_experiments_have_the_numbers_of_the_recipes() -> None:
+    nano, larger = (load_config(FOLDER / f"{model}_rlvr.yaml") for model in MODELS)
+    assert nano.train.num_prompts * nano.train.group_size == 2048
+    assert larger.train.num_prompts * larger.train.group_size == 4096
+    assert (nano.policy.max_tokens, larger.policy.max_tokens) == (49_152, 65_536)
+    assert (nano.train.max_staleness, larger.train.max_staleness) == (0, 1)
+    assert [config.reserved[1] for config in (nano, larger)] == [32 * 8, 176 * 8]
+    for config in (nano, larger):
+        assert (config.learner.learning_rate, config.learner.beta1, config.learner.beta2) == (3e-6, 0.9, 0.999)
+        assert config.learner.adapter is None and config.learner.freeze_router and config.precision.name == "bf16"
+        assert config.learner.expert_bias_rate == 1e-3 and config.rollout.temperature == 1.0
+
+
+def plans_in_the_readme() -> dict[str, tuple[str, str]]:
+    """The command and what it prints, by model."""
+    blocks = re.findall(r"```text\n\$ (python -m rl plan \S+/(\w+)_rlvr.*?)\n(.*?)```", readme(), re.DOTALL)
+    return {model: (line, printed) for line, model, printed in blocks}
+
+
+def readme() -> str:
+    return (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_readme_shows_what_the_plan_prints(model: str, tmp_path: Path) -> None:
+    line, shown = plans_in_the_readme()[model]
+    options = dict(re.findall(r"--(\S+) (\S+)", line))
+    PUBLISHED[f"Nemotron-3-{model.title()}"]().save_pretrained(tmp_path)
+    config = load_config(FOLDER / f"{model}_rlvr.yaml", [f"policy.path={tmp_path}"])
+    printed = StringIO()
+    console = Console(file=printed, width=120, highlight=False)
+    show_plan(config, options["gpu"], console, Nodes(int(options["nodes"]), int(options["gpus-per-node"])))
+    assert "\n".join(text.rstrip() for text in printed.getvalue().splitlines()) == shown.rstrip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_a_dry_run_misses_only_the_checkpoint_and_then_only_gpus(model: str, tmp_path: Path) -> None:
+    yaml, local = FOLDER / f"{model}_rlvr.yaml", "ray.address=local"
+    with pytest.raises(ConfigError) as missing:
+        check(load_config(yaml, [local]))
+    assert [problem.key for problem in missing.value.problems] == ["policy.path"]
+    policy = write_policy("qwen3", tmp_path)
+    with pytest.raises(ConfigError, match=r"reserve \d+ GPUs and the cluster has 0"):
+        check(load_config(yaml, [local, f"policy.path={policy}"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_the_tiny_copy_runs_with_two_ranks(model: str, tmp_path: Path) -> None:
+    short = ("train={num_steps: 1, group_size: 2}", "sft={num_steps: 2, num_conversations: 64}")
+    few = ("evaluation.num_tasks=1", "rollout.max_reply_tokens=32", "ray.address=local")
+    command("rl", "train", FOLDER / f"{model}_tiny.yaml", f"run_dir={tmp_path}", *short, *few)
+    (step,) = lines_of(tmp_path, "train")
+    assert step["update/mismatch"] < 1.05 and step["masked_rows"] == 0
+    assert "learner rank 1" in (tmp_path / "run.log").read_text()
+    saved = json.loads((tmp_path / "checkpoints" / "step_000001" / "learner" / "learner.json").read_text())
+    assert saved == {"format": 2, "policy_version": 1}
