@@ -104,12 +104,13 @@ def assert_near(one: dict[str, Any], other: dict[str, Any], *, is_rounded: bool,
                 assert math.isclose(value, others[name], rel_tol=2e-3, abs_tol=1e-5), (name, value, others[name])
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-@pytest.mark.parametrize("precision", ["float32", "bf16", "nvfp4"])
+@pytest.mark.parametrize(
+    ("precision", "recomputed"), [("float32", False), ("bf16", False), ("bf16", True), ("nvfp4", False)]
+)
 def test_any_number_of_ranks_trains_what_one_does(policy: Path, precision: str, recomputed: bool) -> None:
     config, samples = config_of(policy, precision, activation_checkpointing=recomputed), samples_of(policy)
     alone = trained(policy, config, samples, ALONE)
-    for num in (2, 3):
+    for num in (2, 3) if precision == "bf16" and not recomputed else (2,):
         results = on_ranks(num, lambda ranks: trained(policy, config, samples, ranks))
         assert all(isinstance(result, dict) for result in results), results
         assert all(result["updates"] == results[0]["updates"] for result in results)
