@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rl.algorithms.corrections import NonFiniteError
-from rl.checks import check, check_room
+from rl.checks import check, check_room, store_bytes
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import Joined, cluster
@@ -164,7 +164,7 @@ def started(config: ExperimentConfig, folder: RunFolder) -> Iterator[Parts]:
     with (
         Display(config) as display,
         Tracker(folder, config) as tracker,
-        cluster(config) as joined,
+        cluster(config, policy_path, store_bytes(config, policy_path)) as joined,
         handled_signals(),
         started_parts(config, folder, policy_path, tracker, display, joined) as parts,
     ):
@@ -210,14 +210,14 @@ def started_parts(
     display: Display,
     joined: Joined,
 ) -> Iterator[Parts]:
-    """Start learner and workers on the cluster's node, serving the newest checkpoint's weights; always stop them."""
+    """Start learner and workers in their places, serving the newest checkpoint's weights; always stop them."""
     saved = folder.newest  # verified when the folder was opened
     state = saved.state if saved else {"ledger": Ledger().state()}
     ledger = Ledger.from_state(state["ledger"])
     check_room(config, policy_path)
     display.stage("starting learner and engines")
-    learner = LearnerGroup(config, policy_path, saved.learner if saved else None, joined.node)
-    pool = WorkerPool(config, policy_path, joined.node)
+    learner = LearnerGroup(config, policy_path, saved.learner if saved else None, joined.places.learner)
+    pool = WorkerPool(config, policy_path, joined.places.engines)
     try:
         stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
         collector = Collector(config, pool, stream, ledger)

@@ -83,7 +83,8 @@ def make_pool(*workers: FakeWorker, num_workers: int = 1, num_retries: int = 1) 
     """A pool that starts these workers one after the other."""
     config = make_config(rollout={"num_workers": num_workers, "num_retries": num_retries})
     left = list(workers)
-    return WorkerPool(config, config.run_dir, start=lambda: left.pop(0))  # pyright: ignore[reportArgumentType]
+    places: Any = range(num_workers)
+    return WorkerPool(config, config.run_dir, places, start=lambda place: left.pop(0))  # pyright: ignore[reportArgumentType]
 
 
 def ordinals(groups: Sequence[Group]) -> list[int]:

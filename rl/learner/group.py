@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from rl.cluster.actors import Actor, Deadline, shared, start_actor, stop_together, wait_together
+from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
 from rl.learner.actor import LearnerProcess
@@ -26,17 +27,21 @@ class LearnerGroup:
     """
 
     def __init__(
-        self, config: ExperimentConfig, policy_path: Path, checkpoint: Path | None = None, node: str | None = None
+        self,
+        config: ExperimentConfig,
+        policy_path: Path,
+        checkpoint: Path | None = None,
+        places: Sequence[Place] | None = None,
     ) -> None:
-        """Start from a policy, or go on from the learner's part of a checkpoint; on this node or on any.
+        """Start from a policy, or go on from the learner's part of a checkpoint; each rank in its place, or on any.
 
         Returns before the learner is up.
         """
         learner = config.learner
         self._train = config.train
         self._ranks: list[Actor[LearnerProcess]] = [
-            start_actor(LearnerProcess, learner.cpus, learner.gpus, node, config, policy_path, rank)
-            for rank in range(learner.num_ranks)
+            start_actor(LearnerProcess, learner.cpus, learner.gpus, place, config, policy_path, rank)
+            for rank, place in enumerate(places or learner.num_ranks * [None])
         ]
         first = self._ranks[0].call(LearnerProcess.meeting_point) if learner.num_ranks > 1 else None
         address = first.as_argument() if first else None

@@ -1,0 +1,94 @@
+"""A run on two nodes: learner and engine apart, and a node that goes takes only what its engine had not finished."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from rl.chat.formats.nemotron import NemotronFormat
+from rl.checks import store_bytes
+from rl.cluster.actors import Deadline
+from rl.cluster.address import ClusterError
+from rl.cluster.cluster import check_cluster, cluster
+from rl.config.experiment import ExperimentConfig
+from rl.config.policy import TinyHybrid
+from rl.learner.group import LearnerGroup
+from rl.policies import build_policy
+from rl.rollouts.pool import WorkerPool
+from rl.rollouts.worker import GroupSpec
+from tests.makers import make_config, make_task
+from tests.test_ranks import samples_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder, 0, NemotronFormat())
+    return folder
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two logical nodes of one CPU each on this machine, of which no other process knows."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need a short path
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    size: Any = {"num_cpus": 1, "object_store_memory": 128 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        made.add_node(**size)
+        yield made
+    finally:
+        made.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def config_of(nodes: Cluster, policy: Path, run_dir: Path, **sections: Any) -> ExperimentConfig:
+    return make_config(
+        run_dir,
+        **{
+            "weights": "object_store",
+            "ray": {"address": nodes.address},
+            "policy": {"path": policy, "max_tokens": 128},
+            "rollout": {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 8},
+            **sections,
+        },
+    )
+
+
+def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, policy: Path, tmp_path: Path) -> None:
+    config = config_of(nodes, policy, tmp_path)
+    with pytest.raises(ClusterError, match=r"all on one node \(weights\.transport shared_memory reaches no other\)"):
+        check_cluster(config_of(nodes, policy, tmp_path, weights="shared_memory"))
+    with pytest.raises(ClusterError, match=r"node \d+\.\d+\.\d+\.\d+, where .* lacks the folder /none/policy"):
+        check_cluster(config_of(nodes, Path("/none/policy"), tmp_path))
+    with pytest.raises(ClusterError, match=r"needs 200 MiB of the object store of a node, .* has 128 MiB"):
+        check_cluster(config, 200 * 2**20)
+    with cluster(config, policy, store_bytes(config, policy)) as joined:
+        assert f"joined the Ray cluster at {nodes.address}: 2 nodes, 2 of 2 CPUs free (" in joined.words
+        (rank,), (engine,) = joined.places.learner, joined.places.engines
+        assert rank.node_id != engine.node_id
+        learner, pool = LearnerGroup(config, policy, places=[rank]), WorkerPool(config, policy, [engine])
+        try:
+            learner.describe()
+            pool.wait_until_ready()
+            hashes = set()
+            for version in (1, 2):
+                assert learner.update(samples_of(policy)).policy_version == version
+                source = learner.publish()
+                pool.load_weights(source)  # raises unless each engine answers with the learner's hash
+                hashes.add(source.hash)
+                play = pool.play(0, [GroupSpec("0-0", make_task(), 2, 1.0)])
+                (group,) = pool.collect(play, Deadline(120, "playing", "none"))
+                replies = [turn.reply for rollout in group.rollouts for turn in rollout.turns]
+                assert {int(each) for reply in replies for each in reply.columns["version"]} == {version}
+            assert len(hashes) == 2
+        finally:
+            pool.shutdown()
+            learner.shutdown()
