@@ -17,13 +17,16 @@ from rl.cluster.cluster import check_cluster, cluster
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import TinyHybrid
 from rl.learner.group import LearnerGroup
+from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.rollouts.pool import WorkerPool
 from rl.rollouts.worker import GroupSpec
+from rl.weights.names import checkpoint_tensors
 from tests.makers import make_config, make_task
 from tests.test_ranks import samples_of
 
 pytestmark = pytest.mark.slow
+SIZE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 * 2**20}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +42,9 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need a short path
     monkeypatch.setenv("RAY_TMPDIR", folder)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    size: Any = {"num_cpus": 1, "object_store_memory": 128 * 2**20}
-    made = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={**SIZE, "include_dashboard": False})
     try:
-        made.add_node(**size)
+        made.add_node(**SIZE)
         yield made
     finally:
         made.shutdown()
@@ -92,3 +94,34 @@ def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, 
         finally:
             pool.shutdown()
             learner.shutdown()
+
+
+def test_a_node_that_goes_takes_only_what_its_engine_had_not_finished(
+    nodes: Cluster, policy: Path, tmp_path: Path
+) -> None:
+    rollout = {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 8, "num_workers": 2}
+    config = config_of(nodes, policy, tmp_path, rollout=rollout, learner={"cpus": 0})
+    with cluster(config, policy, store_bytes(config, policy)) as joined:
+        places = joined.places.engines
+        far = next(index for index, place in enumerate(places) if place.node_id != nodes.head_node.node_id)
+        assert places[1 - far].node_id == nodes.head_node.node_id
+        pool = WorkerPool(config, policy, places)
+        try:
+            pool.wait_until_ready()
+            source = config.weights.publisher().publish(checkpoint_tensors(load_policy(policy), "float32"), 1)
+            pool.load_weights(source)
+            third = nodes.add_node(**SIZE)
+            specs = [GroupSpec(f"0-{ordinal}", make_task(ordinal), 2, 1.0) for ordinal in range(4)]
+            plays = [pool.play(0, specs[:2]), pool.play(1, specs[2:])]
+            (lost,) = nodes.worker_nodes - {third}
+            nodes.remove_node(lost, allow_graceful=False)
+            groups = [group for play in plays for group in pool.collect(play, Deadline(240, "playing", "none"))]
+            assert [group.group_id for group in groups] == ["0-0", "0-1", "0-2", "0-3"]
+            assert all(rollout.outcome.counts for group in groups for rollout in group.rollouts)
+            (note,) = [note for note in pool.notes() if "died" in note]
+            assert note.startswith(f"worker {far} died and is replaced")
+            assert places[far].node_id == third.node_id
+            replies = [turn.reply for group in groups for rollout in group.rollouts for turn in rollout.turns]
+            assert {int(each) for reply in replies for each in reply.columns["version"]} == {1}
+        finally:
+            pool.shutdown()

@@ -164,7 +164,7 @@ class WorkerPool:
         return [part for play in self._plays for part in play.parts if part.worker == worker]
 
     def _replace(self, index: int, error: Exception) -> None:
-        """Start a new worker in place of one that died; returns when it serves the current version.
+        """Start a new worker in place of one that died, twice if need be; returns when it serves the current version.
 
         Groups that the dead worker had finished are kept. Groups that were in flight on it are suspects.
         """
@@ -172,16 +172,21 @@ class WorkerPool:
         # Before the new worker starts: it has the same index, and its calls must not be mistaken for the old ones.
         for play in self._plays:
             play.parts = [rest for part in play.parts for rest in self._after_death(part, index, error)]
-        self._workers[index].stop(RolloutWorker.shutdown)
-        self._workers[index] = self._start(self._places[index])
-        try:
-            ready = self._workers[index].call(RolloutWorker.wait_until_ready)
-            ready.wait(self._start_deadline("restarting a worker"))
-            if self._source is not None:
-                answer = self._workers[index].call(RolloutWorker.load_weights, self._source)
-                self._check_hash(index, answer, self._publish_deadline())
-        except (ActorDied, EngineError) as again:
-            raise ClusterError(f"worker {index} died and could not be replaced: {again}") from again
+        for is_last in (False, True):  # until Ray has noticed that a node is lost, it starts workers there
+            self._workers[index].stop(RolloutWorker.shutdown)
+            self._workers[index] = self._start(self._places[index])
+            try:
+                return self._wait_until_serving(index)
+            except (ActorDied, EngineError) as again:
+                if is_last:
+                    raise ClusterError(f"worker {index} died and could not be replaced: {again}") from again
+
+    def _wait_until_serving(self, index: int) -> None:
+        ready = self._workers[index].call(RolloutWorker.wait_until_ready)
+        ready.wait(self._start_deadline("restarting a worker"))
+        if self._source is not None:
+            answer = self._workers[index].call(RolloutWorker.load_weights, self._source)
+            self._check_hash(index, answer, self._publish_deadline())
 
     def _after_death(self, part: _Part, worker: int, error: Exception) -> list[_Part]:
         """The parts that replace `part` after `worker` died."""
