@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.checks import store_bytes
-from rl.cluster.actors import Deadline
+from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster, cluster
 from rl.config.experiment import ExperimentConfig
@@ -62,6 +63,29 @@ def config_of(nodes: Cluster, policy: Path, run_dir: Path, **sections: Any) -> E
             **sections,
         },
     )
+
+
+class Card:
+    def numbers(self) -> tuple[str, list[int]]:
+        return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
+
+
+def test_a_rank_and_its_engine_share_a_card(nodes: Cluster, policy: Path, tmp_path: Path) -> None:
+    nodes.add_node(**{**SIZE, "num_cpus": 2, "num_gpus": 2})
+    learner = {"num_ranks": 2, "cpus": 0.5, "gpus": 0.4}
+    rollout = {"num_workers": 2, "cpus_per_worker": 0.5, "gpus_per_worker": 0.6}
+    ray_keys = {"address": nodes.address, "placement": "colocated"}
+    with cluster(config_of(nodes, policy, tmp_path, ray=ray_keys, learner=learner, rollout=rollout), policy) as joined:
+        places = joined.places
+        assert [place.bundle for place in places.learner] == [place.bundle for place in places.engines] == [0, 1]
+        actors = [
+            start_actor(Card, 0.5, gpus, place)
+            for gpus, held in ((0.4, places.learner), (0.6, places.engines))
+            for place in held
+        ]
+        told = [actor.call(Card.numbers).wait(Deadline(60, "starting", "none")) for actor in actors]
+        assert told[:2] == told[2:] and told[0] != told[1]
+        assert sorted(numbers for _, numbers in told[:2]) == [[0], [1]]
 
 
 def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, policy: Path, tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def check_cluster(config: ExperimentConfig, store_bytes: int = 0) -> None:
     _init(address)
     try:
         nodes = _checked_nodes(asked, nodes_of(ray.nodes()), store_bytes)
-        folders = [config.policy.path] if config.policy.path is not None else []
+        folders = [parent for parent in config.run_dir.parents if parent.is_dir()][:1]  # it does not exist yet
+        folders += [config.policy.path] if config.policy.path is not None else []
         check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s)
     finally:
         ray.shutdown()
