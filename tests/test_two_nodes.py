@@ -66,8 +66,9 @@ def config_of(nodes: Cluster, policy: Path, run_dir: Path, **sections: Any) -> E
 
 
 class Card:
-    def numbers(self) -> tuple[str, list[int]]:
-        return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
+    def numbers(self) -> tuple[str, list[str]]:
+        """The node and its cards that this actor may use."""
+        return ray.get_runtime_context().get_node_id(), [str(card) for card in ray.get_gpu_ids()]
 
 
 def test_a_rank_and_its_engine_share_a_card(nodes: Cluster, policy: Path, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_rank_and_its_engine_share_a_card(nodes: Cluster, policy: Path, tmp_pa
         ]
         told = [actor.call(Card.numbers).wait(Deadline(60, "starting", "none")) for actor in actors]
         assert told[:2] == told[2:] and told[0] != told[1]
-        assert sorted(numbers for _, numbers in told[:2]) == [[0], [1]]
+        assert sorted(numbers for _, numbers in told[:2]) == [["0"], ["1"]]
 
 
 def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, policy: Path, tmp_path: Path) -> None:
@@ -127,8 +128,9 @@ def test_a_node_that_goes_takes_only_what_its_engine_had_not_finished(
     config = config_of(nodes, policy, tmp_path, rollout=rollout, learner={"cpus": 0})
     with cluster(config, policy, store_bytes(config, policy)) as joined:
         places = joined.places.engines
-        far = next(index for index, place in enumerate(places) if place.node_id != nodes.head_node.node_id)
-        assert places[1 - far].node_id == nodes.head_node.node_id
+        head: Any = nodes.head_node
+        far = next(index for index, place in enumerate(places) if place.node_id != head.node_id)
+        assert places[1 - far].node_id == head.node_id
         pool = WorkerPool(config, policy, places)
         try:
             pool.wait_until_ready()

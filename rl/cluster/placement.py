@@ -38,7 +38,7 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class BundleGroup:
     """A placement group. Ray's strategies: PACK and SPREAD are wishes, STRICT_PACK is one node."""
 
     strategy: str
@@ -53,7 +53,7 @@ Slot = tuple[int, int]
 class Layout:
     """What a run asks for."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[BundleGroup, ...]
     ranks: tuple[Slot, ...]
     """Of each rank of the learner."""
     engines: tuple[Slot, ...]
@@ -103,16 +103,16 @@ def layout(config: ExperimentConfig) -> Layout:
     ranks, engines = learner.num_ranks * (rank,), rollout.num_workers * (engine,)
     words = f"{_counted(len(ranks), 'learner rank', rank)} and {_counted(len(engines), 'engine', engine)}"
     pack = "PACK" if config.weights.reaches_all_nodes else "STRICT_PACK"
-    if config.ray.placement == "colocated":
-        slots = tuple((0, number) for number in range(len(ranks)))
-        return Layout((Group(pack, len(ranks) * (rank + engine,)),), slots, slots, words + ", in pairs on one node")
     first = tuple((0, number) for number in range(len(ranks)))
+    if config.ray.placement == "colocated":
+        pairs = BundleGroup(pack, len(ranks) * (rank + engine,))
+        return Layout((pairs,), first, first, words + ", in pairs on one node")
     if not config.weights.reaches_all_nodes:
         second = tuple((0, len(ranks) + number) for number in range(len(engines)))
         told = f"{words}, all on one node (weights.transport {config.weights.name} reaches no other)"
-        return Layout((Group(pack, ranks + engines),), first, second, told)
+        return Layout((BundleGroup(pack, ranks + engines),), first, second, told)
     second = tuple((1, number) for number in range(len(engines)))
-    return Layout((Group(pack, ranks), Group("SPREAD", engines)), first, second, words)
+    return Layout((BundleGroup(pack, ranks), BundleGroup("SPREAD", engines)), first, second, words)
 
 
 def check_nodes(asked: Layout, nodes: Sequence[Node], store_bytes: int) -> list[Node]:
