@@ -10,7 +10,9 @@ import os
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a cluster of this machine's own, without a token
 
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,6 +80,8 @@ def measure(sizes: dict[str, tuple[int, int]], num_repeats: int) -> Iterator[tup
     from ray.cluster_utils import Cluster
 
     store = 2**20 * (2000 if "large" in sizes else 128)
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # so that no other process joins; sockets need a short path
+    os.environ["RAY_TMPDIR"] = folder
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 4, "object_store_memory": store, "include_dashboard": False},
@@ -103,6 +107,7 @@ def measure(sizes: dict[str, tuple[int, int]], num_repeats: int) -> Iterator[tup
     finally:
         ray.shutdown()
         cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def started(transport: str, nodes: Sequence[str]) -> list[Any]:

@@ -1,5 +1,6 @@
 """A transport of weights is one class and one entry of a dict."""
 
+import pickle
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -129,6 +130,8 @@ def test_the_object_store_carries_each_version_as_one_array(objects: list[np.nda
         assert received.hash == source.hash == xxhash.xxh3_64_hexdigest(array.data)
         assert [tensor.tolist() for _, tensor in received.tensors] == [[0, 1, 2], 7, size * [0.5]]
         assert received.tensors[0][1].data_ptr() == array.ctypes.data  # not copied
+        sent = pickle.loads(pickle.dumps(transport.fetched(source)))  # as to the processes of an engine's cards
+        assert transport.receive(sent).tensors[2][1].tolist() == size * [0.5]
     with pytest.raises(WeightsError, match=r"the object store holds version 40, not 9"):
         transport.receive(transport.fetched(replace(sources[0], version=9)))
 

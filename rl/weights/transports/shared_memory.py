@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 class SharedMemory(Transport):
-    """A file in shared memory; learner and engines must run on one node. Faster than the object store for policies of a
-    few MB (7 against 11 ms), slower for larger ones, and usable without a Ray cluster."""
+    """A file in shared memory; learner and engines must run on one node. Some milliseconds faster than the object store
+    for policies of a few MB, slower for larger ones, and usable without a Ray cluster."""
 
     transport: Literal["shared_memory"] = "shared_memory"
     """Name of the transport."""
