@@ -85,6 +85,7 @@ def experiment(policy: Path, way: str) -> ExperimentConfig:
     tree = {
         "run_dir": tempfile.gettempdir(),
         "seed": 0,
+        "weights": "shared_memory",
         "policy": {"path": str(policy), "chat": "template", "max_tokens": 512},
         "precision": WAYS[way]["precision"],
         "environments": {"math/Arithmetic-v0": {}},

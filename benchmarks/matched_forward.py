@@ -106,6 +106,7 @@ def experiment(policy: Path, chat: str, keep: tuple[str, ...] | None, size: Size
     tree = {
         "run_dir": tempfile.gettempdir(),
         "seed": 0,
+        "weights": "shared_memory",
         "policy": {"path": str(policy), "chat": chat, "max_tokens": 384},
         "precision": {"format": "nvfp4", **({"keep": keep} if keep else {})},
         "environments": {"math/GradeSchool-v0": {"options": {"source": "variants"}}},

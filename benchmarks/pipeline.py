@@ -62,6 +62,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
             "run_dir": folder,
+            "weights": "shared_memory",
             "sft.num_steps": size.num_steps,
             "sft.num_conversations": size.num_conversations,
         }

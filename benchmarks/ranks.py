@@ -17,6 +17,7 @@ import typer
 
 from benchmarks.adapter import Size, random_samples
 from benchmarks.report import write_report
+from rl.checks import store_bytes
 from rl.cluster.cluster import cluster
 from rl.config.experiment import ExperimentConfig
 from rl.learner.group import LearnerGroup
@@ -54,7 +55,7 @@ def experiment(policy: Path, precision: str, num_ranks: int) -> ExperimentConfig
         "learner": {"num_ranks": num_ranks, "tokens_per_micro_batch": 1024},
         "rollout": {"max_reply_tokens": 128},
         "train": {"num_steps": 100},
-        "ray": {"address": "local", "local_cpus": 4},
+        "ray": {"address": "local"},
     }
     return ExperimentConfig.model_validate(tree)
 
@@ -63,8 +64,8 @@ def measure(config: ExperimentConfig, policy: Path, size: Size) -> dict[str, lis
     """Repetitions of each figure."""
     samples = random_samples(size)
     updates, publish_s = [], []
-    with cluster(config):
-        group = LearnerGroup(config, policy)
+    with cluster(config, policy, store_bytes(config, policy)) as joined:
+        group = LearnerGroup(config, policy, places=joined.places.learner)
         try:
             group.describe()
             group.update(samples)  # not counted: memory is allocated

@@ -9,10 +9,16 @@ from rl.cluster.cluster import check_cluster
 from rl.cluster.shared_memory import NUM_VERSIONS
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
-from rl.plan.memory import FLOAT32, published_bytes
+from rl.plan.memory import FLOAT32, published_bytes, tokens_per_step
 from rl.plan.policy import checkpoint_shapes
 from rl.policy_checks import check_policy, rate_warning
 from rl.preflight import check_sinks, preflight
+
+TOKEN_BYTES = 26
+"""Of a token in the object store: id, whether it was sampled, logprob and version, in a worker's groups and again in
+the samples of the step."""
+STORE_SLACK = 1.1
+"""For indexes, alignment and what the store cannot use between its objects. Assumed."""
 
 
 def check(config: ExperimentConfig) -> None:
@@ -41,8 +47,8 @@ CHECKS: Mapping[str, Callable[[ExperimentConfig], None]] = {
     "sandbox level": lambda config: require_level(config.rollout.sandbox_level),
     "environments": preflight,
     "sinks": check_sinks,
-    "cluster": check_cluster,
     "checkpoint": _check_checkpoint,
+    "cluster": lambda config: check_cluster(config, store_bytes(config, config.policy.path)),
     "room for weights": _check_room,
 }
 """By what they look at, in their order."""
@@ -61,9 +67,23 @@ def print_choices(config: ExperimentConfig, policy_path: Path) -> None:
 
 def check_room(config: ExperimentConfig, policy_path: Path) -> None:
     """Raise `ClusterError` if there is no room to publish the policy's weights."""
+    config.weights.check_room(published_room(config, policy_path))
+
+
+def published_room(config: ExperimentConfig, policy_path: Path) -> int:
+    """Bytes of all versions of the policy's weights that exist at the same time."""
     shapes, learner = checkpoint_shapes(policy_path), config.learner
     version = published_bytes(shapes, config.precision)
     if learner.adapter is not None and learner.adapter.publish == "adapter":  # its base once
-        config.weights.check_room(version + NUM_VERSIONS * FLOAT32 * shapes.num_adapter_weights(learner))
-    else:
-        config.weights.check_room(NUM_VERSIONS * version)
+        return version + NUM_VERSIONS * FLOAT32 * shapes.num_adapter_weights(learner)
+    return NUM_VERSIONS * version
+
+
+def store_bytes(config: ExperimentConfig, policy_path: Path | None) -> int:
+    """Bytes that the run needs of the object store of each node: published versions, if the transport puts them there,
+    and a step's samples. A policy that is still to be built counts as nothing.
+    """
+    needed = TOKEN_BYTES * tokens_per_step(config)
+    if policy_path is not None and config.weights.uses_object_store:
+        needed += published_room(config, policy_path)
+    return round(STORE_SLACK * needed)

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from envs.sandbox import require_level
 from envs.text_env import Split
+from rl.checks import store_bytes
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import cluster
+from rl.cluster.reserve import Places
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError
 from rl.config.saved_policy import base_of, is_adapter
@@ -107,12 +109,12 @@ def play_with_engines(
     config: ExperimentConfig, policy: Path, run: RunFolder, asked: Mapping[str, Sequence[Task]]
 ) -> dict[str, list[Group]]:
     """The groups of all tasks by name, played by engines that are started for it."""
-    with cluster(config) as joined, handled_signals():
-        pool = WorkerPool(config, policy, joined.node)
+    with cluster(config, policy, store_bytes(config, policy)) as joined, handled_signals():
+        pool = WorkerPool(config, policy, joined.places.engines)
         try:
             pool.wait_until_ready()
             if config.precision.is_quantised:
-                serve_quantised(config, policy, pool, joined.node)
+                serve_quantised(config, policy, pool, joined.places)
             stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
             played = play_all(Collector(config, pool, stream, Ledger()), run, asked)
             for note in pool.notes():
@@ -141,9 +143,9 @@ def play_all(collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[
     return played
 
 
-def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, node: str | None) -> None:
+def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, places: Places) -> None:
     """Quantise this checkpoint as a learner does, and load it into the engines."""
-    learner = LearnerGroup(config, policy, node=node)
+    learner = LearnerGroup(config, policy, places=places.learner)
     try:
         learner.describe()
         pool.load_weights(learner.publish())

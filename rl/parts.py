@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl.checks import check_room
+from rl.checks import check_room, store_bytes
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import Joined, cluster
@@ -80,9 +80,9 @@ class Served:
 def engines(config: ExperimentConfig, folder: RunFolder) -> Iterator[Served]:
     """Run the supervised stage, join the cluster and start the workers, without waiting; always stop them."""
     policy_path = supervised_stage(config, folder)
-    with cluster(config) as joined, handled_signals():
+    with cluster(config, policy_path, store_bytes(config, policy_path)) as joined, handled_signals():
         check_room(config, policy_path)
-        pool = WorkerPool(config, policy_path, joined.node)
+        pool = WorkerPool(config, policy_path, joined.places.engines)
         try:
             yield Served(config, folder, policy_path, joined, pool)
         finally:
@@ -100,7 +100,7 @@ def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
         display.stage("starting learner and engines" if not num_deaths else "starting the learner again")
         newest = folder.newest  # verified when the folder was opened
         learner = LearnerGroup(
-            config, served.policy_path, newest.learner if newest else None, served.joined.node, num_deaths
+            config, served.policy_path, newest.learner if newest else None, served.joined.places.learner, num_deaths
         )
         try:
             ledger = Ledger.from_state(newest.state["ledger"] if newest else Ledger().state())

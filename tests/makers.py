@@ -26,6 +26,7 @@ def make_config(run_dir: Path | str = "runs/test", /, **sections: Any) -> Experi
         "run_dir": run_dir,
         "seed": 0,
         "policy": {"path": "models/none"},
+        "weights": "shared_memory",  # engines and learners in the test's own process belong to no cluster
         "environments": {ARITHMETIC: {}},
         "train": {"num_steps": 2, "num_prompts": 2, "group_size": 2},
         **sections,

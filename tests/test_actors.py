@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._raylet import PlacementGroupID
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -16,9 +17,11 @@ from ray.exceptions import (
     RayTaskError,
     WorkerCrashedError,
 )
+from ray.util.placement_group import PlacementGroup
 
 from rl.cluster import actors as actors_module
 from rl.cluster.actors import ActorDied, Deadline, DeadlinePassed, Pending, start_actor
+from rl.cluster.reserve import Place
 
 SOON = Deadline(5.0, "an update", "train.update_timeout_s")
 
@@ -67,7 +70,7 @@ def test_several_waits_share_one_deadline() -> None:
     assert Deadline(5.0, "", "", started=time.monotonic() - 6.0).left_s == 0.0
 
 
-def test_an_actor_is_placed_on_the_node_that_all_actors_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_actor_is_placed_in_its_bundle_or_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     class Remote:
@@ -81,8 +84,10 @@ def test_an_actor_is_placed_on_the_node_that_all_actors_share(monkeypatch: pytes
             return self
 
     monkeypatch.setattr(actors_module.ray, "remote", lambda actor_class: Remote())
-    start_actor(dict, 0.5, 0.0, "ab" * 28)
-    assert asked["scheduling_strategy"].node_id == "ab" * 28 and not asked["scheduling_strategy"].soft
+    group = PlacementGroup(PlacementGroupID.from_random())
+    start_actor(dict, 0.5, 0.0, Place(group, 3))
+    strategy = asked["scheduling_strategy"]
+    assert (strategy.placement_group, strategy.placement_group_bundle_index) == (group, 3)
     start_actor(dict, 0.5, 0.0, None)
     assert asked["scheduling_strategy"] == "DEFAULT"
     assert asked["num_cpus"] == 0.5

@@ -105,6 +105,14 @@ def test_data_path_takes_the_best_repetition_of_each_part_and_adds_up_stages() -
 
 
 @pytest.mark.slow
+def test_publishing_measures_each_transport_on_one_and_two_nodes(tmp_path: Path) -> None:
+    report = run_short("publishing", tmp_path)
+    ways = ("shared_memory_one_node", "object_store_one_node", "object_store_two_nodes")
+    assert report["summary"].keys() == report["raw"].keys() == {f"small_{way}_ms" for way in ways}
+    assert all(len(figures) == 2 for figures in report["raw"].values())
+
+
+@pytest.mark.slow
 def test_environments_measures_episodes_programs_and_checks(tmp_path: Path) -> None:
     report = run_short("environments", tmp_path)
     assert report["summary"].keys() == {*report["raw"], "peak_gib"}

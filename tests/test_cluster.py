@@ -13,17 +13,24 @@ import pytest
 import ray
 from ray._private import services
 
+from rl import checks
+from rl.checks import store_bytes
 from rl.cluster import address as address_module
 from rl.cluster import cluster as cluster_module
 from rl.cluster import shared_memory, watch
 from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
 from rl.cluster.cluster import check_cluster, cluster, in_own_sessions
+from rl.cluster.placement import layout
 from rl.cluster.places import num_cores
-from rl.cluster.shared_memory import check_shared_memory
+from rl.cluster.reserve import reserve
+from rl.cluster.shared_memory import check_shared_memory, store_size
+from rl.cluster.visible import missing_here
 from rl.cluster.watch import watched
+from rl.config.cluster import RayConfig
 from rl.stop import StopRequested, handled_signals, raise_if_requested
-from tests.makers import make_config
+from rl.weights.transports.shared_memory import SharedMemory
+from tests.makers import ARITHMETIC, make_config
 
 
 @pytest.fixture
@@ -123,7 +130,7 @@ def test_a_folder_that_ray_cannot_write_is_told(place: str, monkeypatch: pytest.
 def test_gpus_that_are_not_there_are_told_before_anything_starts(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(**{section: {"gpus" if section == "learner" else "gpus_per_worker": 1}})
     monkeypatch.setattr(cluster_module, "num_local_gpus", lambda: 0)
-    with pytest.raises(ClusterError, match=r"reserve 1 GPUs and the cluster has 0; lower learner.gpus"):
+    with pytest.raises(ClusterError, match=r"with 1 CPUs and 1 GPUs.*cannot hold that \(this machine: 2 CPUs\)"):
         check_cluster(config)
     monkeypatch.setattr(cluster_module, "num_local_gpus", lambda: 1)
     check_cluster(config)
@@ -139,11 +146,48 @@ def test_gpus_that_this_process_may_not_see_do_not_count(monkeypatch: pytest.Mon
     assert num_local_gpus() == 4
 
 
+def test_the_object_store_is_as_large_as_the_run_needs_unless_a_key_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store_size(RayConfig(), 0) == store_size(RayConfig(), 128 * 2**20) == 128 * 2**20
+    assert store_size(RayConfig(), 300 * 2**20) == 300 * 2**20
+    assert store_size(RayConfig(object_store_mib=400), 300 * 2**20) == 400 * 2**20
+    monkeypatch.setattr(shared_memory, "get_system_memory", lambda: 2**30)
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=500 * 2**20))
+    for asked, needed, words in (
+        (200, 201, "ray.object_store_mib is 200, and published weights and samples need 201"),
+        (None, 1025, r"store of 1,025 MiB.*does not fit into this machine's memory \(1,024 MiB\)"),
+        (None, 501, "has 500 MiB free"),
+    ):
+        with pytest.raises(ClusterError, match=words):
+            check_cluster(make_config(ray={"object_store_mib": asked}), needed * 2**20)
+    check_cluster(make_config(), 500 * 2**20)
+
+
+def test_the_store_holds_three_versions_an_adapter_s_base_and_a_step_s_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "published_room", lambda config, policy_path: 10_000_000)
+    train = {"num_steps": 1, "num_prompts": 4, "group_size": 5}
+    config = make_config(weights="object_store", train=train, policy={"path": tmp_path, "max_tokens": 1000})
+    samples = 4 * 5 * 1000 * 26
+    assert store_bytes(config, tmp_path) == round(1.1 * (samples + 10_000_000))
+    assert store_bytes(config, None) == round(1.1 * samples)
+    assert store_bytes(config.model_copy(update={"weights": SharedMemory()}), tmp_path) == round(1.1 * samples)
+
+
 def test_too_little_shared_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
     check_shared_memory(64 * 2**20)
-    with pytest.raises(ClusterError, match=r"has 64 MiB free, and the published weights need 65 MiB; .*--shm-size"):
+    with pytest.raises(
+        ClusterError, match=r"has 64 MiB free, and published weights and samples need 65 MiB; .*--shm-size"
+    ):
         check_shared_memory(65 * 2**20)
+
+
+def test_what_a_node_lacks_is_told_in_words(tmp_path: Path) -> None:
+    assert missing_here([tmp_path], [ARITHMETIC]) == []
+    folder, env = missing_here([tmp_path / "policy", tmp_path], [ARITHMETIC, "math/Arithmetik-v0"])
+    assert folder == f"the folder {tmp_path / 'policy'}"
+    assert "math/Arithmetik-v0" in env and ARITHMETIC in env
 
 
 def test_a_head_that_no_longer_answers_asks_the_run_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,20 +223,26 @@ class Waits:
 
 @pytest.mark.slow
 def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> None:
-    config = make_config(ray={"address": "local", "local_cpus": 2})
+    config = make_config(ray={"address": "local", "local_cpus": 3})
     with cluster(config) as joined:
         here = f"started Ray on this machine ({num_cores():g} cores)"
-        assert joined.words == f"{here}: 1 node, 2 of Ray's 2 CPU slots free"
-        first = start_actor(Waits, 1.5, 0.0, None)
+        assert joined.words == f"{here}: 1 node, 3 of Ray's 3 CPU slots free"
+        first = start_actor(Waits, 1.0, 0.0, joined.places.engines[0])
         assert first.call(Waits.pid).wait(Deadline(60, "starting", "key")) > 0
         with pytest.raises(ClusterError) as caught:
             deadline = Deadline(3, "starting the engines", "train.start_timeout_s")
             start_actor(Waits, 1.5, 0.0, None).call(Waits.pid).wait(deadline)
+        with pytest.raises(ClusterError) as none:
+            reserve(layout(config), 1.0)
     message = str(caught.value)
     assert message.startswith(
         "starting the engines took longer than 3 s; train.start_timeout_s sets the deadline. 1 of"
     )
-    assert "the run's 2 actors have no place yet" in message and "0.5 of Ray's 2 CPU slots free" in message
+    assert "the run's 2 actors have no place yet" in message and "1 of Ray's 3 CPU slots free" in message
+    assert "no place was found within 1 s (train.start_timeout_s) for 1 learner rank with 1 CPUs and 1 engine" in str(
+        none.value
+    )
+    assert "1 CPUs of 3 CPUs" in str(none.value)
 
 
 def test_ray_s_own_errors_are_told_in_words(monkeypatch: pytest.MonkeyPatch, listening: str) -> None:

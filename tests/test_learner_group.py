@@ -28,7 +28,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExperimentConfig]:
     tree: dict[str, Any] = config_of(policy, "float32", num_ranks=2).model_dump(mode="json")
-    tree |= {"run_dir": str(tmp_path_factory.mktemp("run")), "ray": {"address": "local", "local_cpus": 4}}
+    ray = {"address": "local", "local_cpus": 6}  # 3 are reserved for a run; the groups below are placed beside them
+    tree |= {"run_dir": str(tmp_path_factory.mktemp("run")), "ray": ray}
     made = ExperimentConfig.model_validate(tree)
     with cluster(made):
         yield made

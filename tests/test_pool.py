@@ -83,7 +83,8 @@ def make_pool(*workers: FakeWorker, num_workers: int = 1, num_retries: int = 1) 
     """A pool that starts these workers one after the other."""
     config = make_config(rollout={"num_workers": num_workers, "num_retries": num_retries})
     left = list(workers)
-    return WorkerPool(config, config.run_dir, start=lambda: left.pop(0))  # pyright: ignore[reportArgumentType]
+    places: Any = range(num_workers)
+    return WorkerPool(config, config.run_dir, places, start=lambda place: left.pop(0))  # pyright: ignore[reportArgumentType]
 
 
 def ordinals(groups: Sequence[Group]) -> list[int]:
@@ -183,7 +184,7 @@ def test_a_worker_that_dies_while_it_is_replaced_is_told_as_what_it_is() -> None
                 self.is_dead = True
             return super().call(method, *args)
 
-    pool = make_pool(FakeWorker([7]), DiesOfWeights())
+    pool = make_pool(FakeWorker([7]), DiesOfWeights(), DiesOfWeights())
     pool.play(0, [spec(7)])
     with pytest.raises(ClusterError, match="worker 0 died and could not be replaced: OutOfMemoryError"):
         pool.load_weights(WeightSource(3, "", "hash"))
@@ -203,7 +204,11 @@ def test_a_worker_that_cannot_be_replaced_ends_the_run_in_words() -> None:
         def _fail(self) -> None:
             raise ActorDied("no node has room")
 
-    pool = make_pool(FakeWorker([0]), Unborn())
+    second = FakeWorker()
+    pool = make_pool(FakeWorker([0]), Unborn(), second)
+    assert masked(pool.collect(pool.play(0, [spec(0)]), SOON)) == []
+    assert second.calls == [[0]]
+    pool = make_pool(FakeWorker([0]), Unborn(), Unborn())
     with pytest.raises(ClusterError, match="worker 0 died and could not be replaced: no node has room"):
         pool.collect(pool.play(0, [spec(0)]), SOON)
 

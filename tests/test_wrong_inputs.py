@@ -236,7 +236,7 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a GPU that the machine lacks": (
         ["learner.gpus=64"],
-        ["reserve 64 GPUs and the cluster has", "lower learner.gpus"],
+        ["1 learner rank with 1 CPUs and 64 GPUs and", "cannot hold that (this machine:", "Lower learner.cpus"],
     ),
     # values
     "a chat format of another project": (["policy.chat=chatml"], ["one of template, nemotron, auto", "fix: "]),

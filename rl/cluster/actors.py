@@ -12,10 +12,11 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.cluster.address import ClusterError
 from rl.cluster.places import unplaced
+from rl.cluster.reserve import Place
 from rl.library_output import VARIABLES
 from rl.stop import POLL_S, raise_if_requested
 
@@ -161,14 +162,14 @@ def shared(value: T) -> T:
 
 
 def start_actor(
-    actor_class: Callable[P, A], cpus: float, gpus: float, node: str | None, /, *args: P.args, **kwargs: P.kwargs
+    actor_class: Callable[P, A], cpus: float, gpus: float, place: Place | None, /, *args: P.args, **kwargs: P.kwargs
 ) -> Actor[A]:
-    """Start an actor in a process of its own, with one compute thread, on this node or, if it is None, on any.
+    """Start an actor in a process of its own, with one compute thread, in this place or, if it is None, on any node.
 
     Returns before the process is up.
     """
     remote: Any = ray.remote(actor_class)  # type: ignore[call-overload]
-    strategy = NodeAffinitySchedulingStrategy(node, soft=False) if node else "DEFAULT"
+    strategy = PlacementGroupSchedulingStrategy(place.group, place.bundle) if place else "DEFAULT"
     options = remote.options(
         num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy, runtime_env={"env_vars": {**THREADS, **LOGGING}}
     )

@@ -7,16 +7,20 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import services
 
 from rl.cluster.address import ClusterError, check_local_start, cluster_address, num_local_gpus
-from rl.cluster.placement import PlacementError, shared_node
+from rl.cluster.placement import Bundle, Layout, Node, PlacementError, check_nodes, layout, nodes_of
 from rl.cluster.places import num_cores, room
+from rl.cluster.reserve import Places, reserve
+from rl.cluster.shared_memory import check_local_room, store_size
+from rl.cluster.visible import check_visible
 from rl.cluster.watch import watched
 from rl.config.experiment import ExperimentConfig
 
@@ -28,33 +32,40 @@ class Joined:
     """The cluster that a run uses."""
 
     words: str
-    """Its address and resources, in words."""
-    node: str | None
-    """The node that every actor of the run must be started on; None if each may be anywhere."""
+    """Its address, nodes and resources, and where the run's actors are, in words."""
+    places: Places
+    """Reserved for the run's actors."""
 
 
 @contextlib.contextmanager
-def cluster(config: ExperimentConfig) -> Iterator[Joined]:
-    """Join the running cluster, or start a local one and stop it at the end.
+def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_bytes: int = 0) -> Iterator[Joined]:
+    """Join the running cluster, or start a local one and stop it at the end, and reserve the run's places.
 
-    If the cluster's head stops answering inside the block, the run is requested to stop, as by a signal. Raises
-    `ClusterError` if there is no such cluster, or if it is too small for the run; if one node must hold all actors, at
-    least one node must be large enough.
+    `store_bytes` is what the run needs of each node's object store. If the cluster's head stops answering inside the
+    block, the run is requested to stop, as by a signal. Raises `ClusterError` if there is no such cluster, if it is too
+    small for the run, or if one of its nodes lacks the policy's folder, the run's folder or an environment.
     """
     address = cluster_address(config.ray.address)
     if address is None:
+        check_local_room(config.ray, store_bytes)
         _init(
             "local",
-            num_cpus=config.ray.local_cpus or max(1, math.ceil(config.reserved[0])),
-            object_store_memory=config.ray.object_store_mib * 2**20,
+            num_cpus=_local_cpus(config),
+            object_store_memory=store_size(config.ray, store_bytes),
             include_dashboard=False,
         )
     else:
         _init(address)
     try:
-        node = _node_for_all(config)
+        asked = layout(config)
+        nodes = _checked_nodes(asked, nodes_of(ray.nodes()), store_bytes)
+        words = _words(address)
+        if address is not None and policy_path is not None:
+            folders = [policy_path, config.run_dir]
+            check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s)
         with watched(ray.get_runtime_context().gcs_address):
-            yield Joined(_words(address), node)
+            places = reserve(asked, config.train.start_timeout_s)
+            yield Joined(f"{words}; {places.words()}" if address else words, places)
     finally:
         ray.shutdown()
 
@@ -73,36 +84,42 @@ def try_cluster(asked: str) -> str:
         ray.shutdown()
 
 
-def check_cluster(config: ExperimentConfig) -> None:
+def check_cluster(config: ExperimentConfig, store_bytes: int = 0) -> None:
     """Raise `ClusterError` before the supervised stage for errors that would otherwise appear only after it.
 
-    Such errors are a cluster that does not answer or is too small, and a machine where Ray cannot start or that lacks
-    GPUs.
+    Such errors are a cluster that does not answer, is too small or does not see the policy and the environments, and a
+    machine where Ray cannot start or that lacks GPUs or memory. `store_bytes` is as in `cluster`.
     """
-    address = cluster_address(config.ray.address)
+    address, asked = cluster_address(config.ray.address), layout(config)
     if address is None:
         check_local_start()
-        cpus, gpus = config.reserved
-        _check_size(cpus, gpus, {"CPU": config.ray.local_cpus or math.ceil(cpus), "GPU": num_local_gpus()})
+        check_local_room(config.ray, store_bytes)
+        has = Bundle(_local_cpus(config), num_local_gpus())
+        _checked_nodes(asked, [Node("this machine", has, store_size(config.ray, store_bytes))], store_bytes)
         return
     _init(address)
     try:
-        _node_for_all(config)
+        nodes = _checked_nodes(asked, nodes_of(ray.nodes()), store_bytes)
+        folders = [parent for parent in config.run_dir.parents if parent.is_dir()][:1]  # it does not exist yet
+        folders += [config.policy.path] if config.policy.path is not None else []
+        check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s)
     finally:
         ray.shutdown()
 
 
 def _words(address: str | None) -> str:
-    where = (
-        f"joined the Ray cluster at {address}" if address else f"started Ray on this machine ({num_cores():g} cores)"
-    )
-    return f"{where}: {room()}"
+    if address is None:
+        return f"started Ray on this machine ({num_cores():g} cores): {room()}"
+    return f"joined the Ray cluster at {address}: {room()} ({'; '.join(map(str, nodes_of(ray.nodes())))})"
 
 
-def _node_for_all(config: ExperimentConfig) -> str | None:
-    _check_size(*config.reserved, ray.cluster_resources())
+def _local_cpus(config: ExperimentConfig) -> int:
+    return config.ray.local_cpus or max(1, math.ceil(config.reserved[0]))
+
+
+def _checked_nodes(asked: Layout, nodes: Sequence[Node], store_bytes: int) -> list[Node]:
     try:
-        return shared_node(ray.nodes(), ray.get_runtime_context().get_node_id(), config)
+        return check_nodes(asked, nodes, store_bytes)
     except PlacementError as error:
         raise ClusterError(str(error)) from error
 
@@ -137,12 +154,3 @@ def in_own_sessions() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
-
-
-def _check_size(cpus: float, gpus: float, total: Mapping[str, float]) -> None:
-    for name, need, key in (("CPU", cpus, "cpus"), ("GPU", gpus, "gpus")):
-        if need > total.get(name, 0.0):
-            raise ClusterError(
-                f"the learner and the workers reserve {need:g} {name}s and the cluster has {total.get(name, 0.0):g};"
-                f" lower learner.{key}, rollout.{key}_per_worker or rollout.num_workers"
-            )

@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from rl.algorithms import AnyAlgorithm
 from rl.algorithms.algorithm import Algorithm
 from rl.algorithms.grpo import Grpo
+from rl.config.cluster import RayConfig
 from rl.config.environments import BudgetConfig, EnvironmentConfig
 from rl.config.learner import LearnerConfig
 from rl.config.policy import PolicyConfig
@@ -25,7 +26,7 @@ from rl.runs.sinks import Tracking
 from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.tensorboard import TensorBoard
 from rl.weights.transports import AnyTransport
-from rl.weights.transports.shared_memory import SharedMemory
+from rl.weights.transports.object_store import ObjectStore
 
 
 class TrainConfig(Section):
@@ -93,21 +94,6 @@ class CanaryConfig(Section):
     """Stop the run if more than this share of one step's rollouts was masked. Steps are looked at one by one."""
 
 
-class RayConfig(Section):
-    """The Ray cluster."""
-
-    address: str = "auto"
-    """`auto` joins the cluster in RAY_ADDRESS, otherwise the cluster that runs on this machine, and starts a local one
-    if there is none. `local` always starts one. `host:port` or `ray://host:port` joins that cluster."""
-    local_cpus: Positive | None = None
-    """CPUs of a cluster that is started here; null uses what the learner and the workers reserve."""
-    object_store_mib: Annotated[int, Field(ge=80)] = 128
-    """Size of the object store of a cluster that is started here."""
-    network_interface: str | None = None
-    """Network device over which the learner's ranks exchange data, such as `eth0`; null uses the one that has the
-    address of the Ray node."""
-
-
 class ExperimentConfig(Section):
     """One experiment. `policy`, `environments`, `seed`, `run_dir` and `train.num_steps` have no default."""
 
@@ -118,7 +104,7 @@ class ExperimentConfig(Section):
     policy: PolicyConfig
     precision: AnyFormat = Float32()
     """The number format of the policy's weights. `precision: nvfp4` is short for `precision: {format: nvfp4}`."""
-    weights: AnyTransport = SharedMemory()
+    weights: AnyTransport = ObjectStore()
     """The transport of published weights from the learner to the engines. `weights: shared_memory` is short for
     `weights: {transport: shared_memory}`."""
     environments: dict[str, EnvironmentConfig] = Field(min_length=1)
@@ -221,6 +207,25 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"ray.local_cpus ({self.ray.local_cpus}) is less than the sum of the ranks' learner.cpus and the"
                 f" workers' cpus_per_worker ({needed:g})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_can_share(self) -> "ExperimentConfig":
+        learner, rollout = self.learner, self.rollout
+        if self.ray.placement != "colocated":
+            return self
+        if learner.num_ranks != rollout.num_workers:
+            raise ValueError(
+                f"ray.placement: colocated puts one rank and one engine together, but learner.num_ranks is"
+                f" {learner.num_ranks} and rollout.num_workers {rollout.num_workers}: make them equal, or choose"
+                " separate"
+            )
+        gpus = (learner.gpus, rollout.gpus_per_worker)
+        if any(gpus) and (not all(gpus) or sum(gpus) > 1):
+            raise ValueError(
+                f"ray.placement: colocated lets a rank and an engine share a card, but learner.gpus is {gpus[0]:g} and"
+                f" rollout.gpus_per_worker {gpus[1]:g}: give each a part of it, together at most 1, or choose separate"
             )
         return self
 

@@ -127,15 +127,13 @@ class VllmCore:
     def load(self, source: WeightSource) -> str:
         """vLLM's own sequence of calls. The transfer verifies the weights before it touches the model."""
         self._wake()
-        update: dict[str, Any] = {
-            "source": source,
-            "transport": self._config.weights,
-            "precision": self._config.precision,
-        }
+        transport = self._config.weights
+        update: dict[str, Any] = {"transport": transport, "precision": self._config.precision}
         if (adapter := self._config.learner.adapter) is not None:
             update["adapter_scale"] = adapter.scale
         self._llm.collective_rpc("start_weight_update")
         try:
+            update["source"] = transport.fetched(source)
             self._llm.collective_rpc("update_weights", kwargs={"update_info": update})
         except WeightsError as error:
             raise EngineError(str(error)) from error

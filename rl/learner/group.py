@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from rl.cluster.actors import Actor, Deadline, shared, start_actor, stop_together, wait_together
+from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
 from rl.learner.actor import LearnerProcess
@@ -30,10 +31,10 @@ class LearnerGroup:
         config: ExperimentConfig,
         policy_path: Path,
         checkpoint: Path | None = None,
-        node: str | None = None,
+        places: Sequence[Place] | None = None,
         epoch: int = 0,
     ) -> None:
-        """Start from a policy, or go on from the learner's part of a checkpoint; on this node or on any.
+        """Start from a policy, or go on from the learner's part of a checkpoint; each rank in its place, or on any.
 
         `epoch` is how many learners of this run died before: their versions are older than any of this one. Returns
         before the learner is up.
@@ -41,8 +42,8 @@ class LearnerGroup:
         learner = config.learner
         self._train, self._epoch = config.train, epoch
         self._ranks: list[Actor[LearnerProcess]] = [
-            start_actor(LearnerProcess, learner.cpus, learner.gpus, node, config, policy_path, rank)
-            for rank in range(learner.num_ranks)
+            start_actor(LearnerProcess, learner.cpus, learner.gpus, place, config, policy_path, rank)
+            for rank, place in enumerate(places or learner.num_ranks * [None])
         ]
         first = self._ranks[0].call(LearnerProcess.meeting_point) if learner.num_ranks > 1 else None
         address = first.as_argument() if first else None

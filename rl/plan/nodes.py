@@ -65,7 +65,7 @@ def node_problems(config: ExperimentConfig, nodes: Nodes) -> Iterator[tuple[str,
     if num > nodes.num:
         wrong = f"the run's processes need {num} nodes with {nodes.gpus} GPUs each, and there are {nodes.num}"
         yield wrong, list(_fewer_processes(config, nodes))
-    if num > 1 and not config.weights.reaches({"one", "another"}):
+    if num > 1 and not config.weights.reaches_all_nodes:
         wrong = (
             f"the run's processes are on {num} nodes, and weights.transport {config.weights.name} publishes only to"
             " engines on the learner's node"

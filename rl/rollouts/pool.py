@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rl.cluster.actors import Actor, ActorDied, Deadline, DeadlinePassed, Pending, start_actor
 from rl.cluster.address import ClusterError
+from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout
 from rl.engine.protocol import EngineError
@@ -57,20 +58,21 @@ class WorkerPool:
         self,
         config: ExperimentConfig,
         policy_path: Path,
-        node: str | None = None,
-        start: Callable[[], Actor[RolloutWorker]] | None = None,
+        places: Sequence[Place],
+        start: Callable[[Place], Actor[RolloutWorker]] | None = None,
     ) -> None:
-        """Starts the workers, on this node or on any, without waiting; `wait_until_ready` waits. `start`
-        replaces Ray for starting one worker.
+        """Starts a worker in each place, without waiting; `wait_until_ready` waits. `start` replaces Ray for starting
+        one worker.
         """
         self._config = config
         rollout = config.rollout
         cpus, gpus = rollout.cpus_per_worker, rollout.gpus_per_worker
-        self._start = start or (lambda: start_actor(RolloutWorker, cpus, gpus, node, config, policy_path))
+        self._start = start or (lambda place: start_actor(RolloutWorker, cpus, gpus, place, config, policy_path))
+        self._places = places
         self._source: WeightSource | None = None
         self._plays: list[Play] = []
         self._notes: list[str] = []
-        self._workers = [self._start() for _ in range(rollout.num_workers)]
+        self._workers = [self._start(place) for place in places]
 
     @property
     def num_workers(self) -> int:
@@ -169,7 +171,7 @@ class WorkerPool:
         return [part for play in self._plays for part in play.parts if part.worker == worker]
 
     def _replace(self, index: int, error: Exception) -> None:
-        """Start a new worker in place of one that died; returns when it serves the current version.
+        """Start a new worker in place of one that died, twice if need be; returns when it serves the current version.
 
         Groups that the dead worker had finished are kept. Groups that were in flight on it are suspects.
         """
@@ -177,16 +179,21 @@ class WorkerPool:
         # Before the new worker starts: it has the same index, and its calls must not be mistaken for the old ones.
         for play in self._plays:
             play.parts = [rest for part in play.parts for rest in self._after_death(part, index, error)]
-        self._workers[index].stop(RolloutWorker.shutdown)
-        self._workers[index] = self._start()
-        try:
-            ready = self._workers[index].call(RolloutWorker.wait_until_ready)
-            ready.wait(self._start_deadline("restarting a worker"))
-            if self._source is not None:
-                answer = self._workers[index].call(RolloutWorker.load_weights, self._source)
-                self._check_hash(index, answer, self._publish_deadline())
-        except (ActorDied, EngineError) as again:
-            raise ClusterError(f"worker {index} died and could not be replaced: {again}") from again
+        for is_last in (False, True):  # until Ray has noticed that a node is lost, it starts workers there
+            self._workers[index].stop(RolloutWorker.shutdown)
+            self._workers[index] = self._start(self._places[index])
+            try:
+                return self._wait_until_serving(index)
+            except (ActorDied, EngineError) as again:
+                if is_last:
+                    raise ClusterError(f"worker {index} died and could not be replaced: {again}") from again
+
+    def _wait_until_serving(self, index: int) -> None:
+        ready = self._workers[index].call(RolloutWorker.wait_until_ready)
+        ready.wait(self._start_deadline("restarting a worker"))
+        if self._source is not None:
+            answer = self._workers[index].call(RolloutWorker.load_weights, self._source)
+            self._check_hash(index, answer, self._publish_deadline())
 
     def _after_death(self, part: _Part, worker: int, error: Exception) -> list[_Part]:
         """The parts that replace `part` after `worker` died."""

@@ -1,30 +1,25 @@
-"""How are the weights of a policy version shared between processes of one machine?
+"""How are the weights of a policy version shared between processes of one machine? As one file in shared memory.
 
-As one flat file in shared memory: each tensor's bytes at a multiple of 64, then an index (JSON: version, and each
-tensor's name, dtype, shape and offset), then the index's length in 8 bytes. The hash (xxh3, 64 bits) covers every byte.
+`rl.weights.flat` defines its bytes.
 """
 
 import atexit
 import fcntl
-import json
 import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
-import xxhash
 
+from rl.weights.flat import read_flat, write_flat
 from rl.weights.source import WeightsError, WeightSource
 from rl.weights.transport import Received
 
-_ALIGNMENT = 64
-_LENGTH_BYTES = 8
-_CHUNK_BYTES = 1 << 20
-"""Small enough that the hash reads what the copy has just brought into the cache."""
 _FOLDER_PREFIX = "polygym-weights-"
 
 
@@ -56,7 +51,7 @@ def write_weights(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb", buffering=0) as file:
-            digest = _write(file.fileno(), tensors, version)
+            digest = write_flat(partial(_write, file.fileno()), tensors, version)
         unfinished.replace(path)
     except OSError as error:
         raise OSError(
@@ -82,17 +77,7 @@ def read_weights(source: WeightSource) -> Received:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:  # ValueError: the file is empty
         raise WeightsError(f"cannot map the weights of version {source.version} at {path}: {error}") from error
-    found = xxhash.xxh3_64_hexdigest(memory)
-    if found != source.hash:
-        raise WeightsError(
-            f"the weights of version {source.version} at {path} hash to {found}, but {source.hash} was"
-            f" published: the file ({len(memory):,} bytes) is damaged or cut off; publish the version again"
-        )
-    end = len(memory) - _LENGTH_BYTES
-    index = json.loads(memory[end - int.from_bytes(memory[end:], "little") : end])
-    if index["version"] != source.version:
-        raise WeightsError(f"{path} holds version {index['version']}, not {source.version}")
-    return Received([(entry[0], _view(memory, *entry[1:])) for entry in index["tensors"]], found)
+    return read_flat(np.frombuffer(memory, np.uint8), source, path)
 
 
 def remove_weights(source: WeightSource) -> None:
@@ -107,35 +92,9 @@ def remove_all_weights() -> None:
         _own_folder.cache_clear()
 
 
-def _write(file: int, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> str:
-    """Write everything to the open file, tensor by tensor, and return the hash."""
-    digest = xxhash.xxh3_64()
-
-    def write(data: memoryview) -> None:
-        for start in range(0, len(data), _CHUNK_BYTES):
-            chunk = data[start : start + _CHUNK_BYTES]
-            digest.update(chunk)
-            while chunk:
-                chunk = chunk[os.write(file, chunk) :]
-
-    entries: dict[str, list[object]] = {}
-    offset = 0
-    for name, tensor in tensors:
-        if name in entries or not tensor.numel():
-            raise WeightsError(f"tensor {name} {'comes twice' if name in entries else 'is empty'}")
-        entries[name] = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), offset]
-        write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        padding = -tensor.nbytes % _ALIGNMENT
-        write(memoryview(bytes(padding)))
-        offset += tensor.nbytes + padding
-    index = json.dumps({"version": version, "tensors": list(entries.values())}).encode()
-    write(memoryview(index + len(index).to_bytes(_LENGTH_BYTES, "little")))
-    return digest.hexdigest()
-
-
-def _view(memory: mmap.mmap, dtype: str, shape: list[int], offset: int) -> torch.Tensor:
-    count = torch.Size(shape).numel()
-    return torch.frombuffer(memory, dtype=getattr(torch, dtype), count=count, offset=offset).view(shape)
+def _write(file: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(file, data) :]
 
 
 @cache

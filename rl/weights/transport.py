@@ -1,6 +1,6 @@
 """What must a transport of weights implement to carry a published policy version from the learner to the engines?"""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from rl.config.section import Section
@@ -48,6 +48,10 @@ class Transport(Section):
     """Name of the engines' weight transfer in vLLM's factory."""
     transfer: ClassVar[tuple[str, str] | None] = ("rl.weights.vllm_transfer", "ReceivedWeights")
     """Module and class to register under that name; the default one calls `receive`. None for vLLM's own transfers."""
+    uses_object_store: ClassVar[bool] = False
+    """Whether published versions lie in Ray's object store, which must then be large enough."""
+    reaches_all_nodes: ClassVar[bool] = False
+    """Whether learner and engines may be on different nodes."""
 
     @property
     def name(self) -> str:
@@ -57,8 +61,15 @@ class Transport(Section):
     def publisher(self) -> Publisher:
         raise NotImplementedError
 
+    def fetched(self, source: WeightSource) -> WeightSource:
+        """Bring a published version to this process; called in the engine's own process, which belongs to the cluster.
+
+        The result is passed to the processes of the engine's cards, which may not. Raises `WeightsError`.
+        """
+        return source
+
     def receive(self, source: WeightSource) -> Received:
-        """The tensors of a published version; called in an engine's process.
+        """The tensors of a version that was `fetched`; called in each process of an engine.
 
         Raises `WeightsError` if they are not what the learner published.
         """
@@ -66,7 +77,3 @@ class Transport(Section):
 
     def check_room(self, num_bytes: int) -> None:
         """Raise `ClusterError` if there is no room for so many published bytes; called before processes start."""
-
-    def reaches(self, nodes: Collection[str]) -> bool:
-        """Whether the transport works if learner and engines are spread over these nodes (Ray's ids)."""
-        raise NotImplementedError

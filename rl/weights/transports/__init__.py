@@ -4,8 +4,9 @@ from typing import Annotated
 
 from rl.config.section import OneOf
 from rl.weights.transport import Transport
+from rl.weights.transports.object_store import ObjectStore
 from rl.weights.transports.shared_memory import SharedMemory
 
-TRANSPORTS: dict[str, type[Transport]] = {"shared_memory": SharedMemory}
-AnyTransport = Annotated[Transport, OneOf(TRANSPORTS, "transport", "shared_memory")]
+TRANSPORTS: dict[str, type[Transport]] = {"object_store": ObjectStore, "shared_memory": SharedMemory}
+AnyTransport = Annotated[Transport, OneOf(TRANSPORTS, "transport", "object_store")]
 """Type of a key that holds the section of one of these transports."""

@@ -1,6 +1,5 @@
 """Shared memory: a file in /dev/shm that all engines on the node map (`rl.weights.shared_memory`)."""
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
 
 from rl.weights.source import WeightSource
@@ -11,7 +10,8 @@ if TYPE_CHECKING:
 
 
 class SharedMemory(Transport):
-    """A file in shared memory; learner and engines must run on one node."""
+    """A file in shared memory; learner and engines must run on one node. Some milliseconds faster than the object store
+    for policies of a few MB, slower for larger ones, and usable without a Ray cluster."""
 
     transport: Literal["shared_memory"] = "shared_memory"
     """Name of the transport."""
@@ -30,6 +30,3 @@ class SharedMemory(Transport):
         from rl.cluster.shared_memory import check_shared_memory
 
         check_shared_memory(num_bytes)
-
-    def reaches(self, nodes: Collection[str]) -> bool:
-        return len(set(nodes)) <= 1

@@ -1,0 +1,153 @@
+"""A run on two nodes: learner and engine apart, and a node that goes takes only what its engine had not finished."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from rl.chat.formats.nemotron import NemotronFormat
+from rl.checks import store_bytes
+from rl.cluster.actors import Deadline, start_actor
+from rl.cluster.address import ClusterError
+from rl.cluster.cluster import check_cluster, cluster
+from rl.config.experiment import ExperimentConfig
+from rl.config.policy import TinyHybrid
+from rl.learner.group import LearnerGroup
+from rl.learner.policy import load_policy
+from rl.policies import build_policy
+from rl.rollouts.pool import WorkerPool
+from rl.rollouts.worker import GroupSpec
+from rl.weights.names import checkpoint_tensors
+from tests.makers import make_config, make_task
+from tests.test_ranks import samples_of
+
+pytestmark = pytest.mark.slow
+SIZE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 128 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder, 0, NemotronFormat())
+    return folder
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two logical nodes of one CPU each on this machine, of which no other process knows."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need a short path
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    made = Cluster(initialize_head=True, head_node_args={**SIZE, "include_dashboard": False})
+    try:
+        made.add_node(**SIZE)
+        yield made
+    finally:
+        made.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def config_of(nodes: Cluster, policy: Path, run_dir: Path, **sections: Any) -> ExperimentConfig:
+    return make_config(
+        run_dir,
+        **{
+            "weights": "object_store",
+            "ray": {"address": nodes.address},
+            "policy": {"path": policy, "max_tokens": 128},
+            "rollout": {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 8},
+            **sections,
+        },
+    )
+
+
+class Card:
+    def numbers(self) -> tuple[str, list[str]]:
+        """The node and its cards that this actor may use."""
+        return ray.get_runtime_context().get_node_id(), [str(card) for card in ray.get_gpu_ids()]
+
+
+def test_a_rank_and_its_engine_share_a_card(nodes: Cluster, policy: Path, tmp_path: Path) -> None:
+    nodes.add_node(**{**SIZE, "num_cpus": 2, "num_gpus": 2})
+    learner = {"num_ranks": 2, "cpus": 0.5, "gpus": 0.4}
+    rollout = {"num_workers": 2, "cpus_per_worker": 0.5, "gpus_per_worker": 0.6}
+    ray_keys = {"address": nodes.address, "placement": "colocated"}
+    with cluster(config_of(nodes, policy, tmp_path, ray=ray_keys, learner=learner, rollout=rollout), policy) as joined:
+        places = joined.places
+        assert [place.bundle for place in places.learner] == [place.bundle for place in places.engines] == [0, 1]
+        actors = [
+            start_actor(Card, 0.5, gpus, place)
+            for gpus, held in ((0.4, places.learner), (0.6, places.engines))
+            for place in held
+        ]
+        told = [actor.call(Card.numbers).wait(Deadline(60, "starting", "none")) for actor in actors]
+        assert told[:2] == told[2:] and told[0] != told[1]
+        assert sorted(numbers for _, numbers in told[:2]) == [["0"], ["1"]]
+
+
+def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, policy: Path, tmp_path: Path) -> None:
+    config = config_of(nodes, policy, tmp_path)
+    with pytest.raises(ClusterError, match=r"all on one node \(weights\.transport shared_memory reaches no other\)"):
+        check_cluster(config_of(nodes, policy, tmp_path, weights="shared_memory"))
+    with pytest.raises(ClusterError, match=r"node \d+\.\d+\.\d+\.\d+, where .* lacks the folder /none/policy"):
+        check_cluster(config_of(nodes, Path("/none/policy"), tmp_path))
+    with pytest.raises(ClusterError, match=r"needs 200 MiB of the object store of a node, .* has 128 MiB"):
+        check_cluster(config, 200 * 2**20)
+    with cluster(config, policy, store_bytes(config, policy)) as joined:
+        assert f"joined the Ray cluster at {nodes.address}: 2 nodes, 2 of 2 CPUs free (" in joined.words
+        (rank,), (engine,) = joined.places.learner, joined.places.engines
+        assert rank.node_id != engine.node_id
+        learner, pool = LearnerGroup(config, policy, places=[rank]), WorkerPool(config, policy, [engine])
+        try:
+            learner.describe()
+            pool.wait_until_ready()
+            hashes = set()
+            for version in (1, 2):
+                assert learner.update(samples_of(policy)).policy_version == version
+                source = learner.publish()
+                pool.load_weights(source)  # raises unless each engine answers with the learner's hash
+                hashes.add(source.hash)
+                play = pool.play(0, [GroupSpec("0-0", make_task(), 2, 1.0)])
+                (group,) = pool.collect(play, Deadline(120, "playing", "none"))
+                replies = [turn.reply for rollout in group.rollouts for turn in rollout.turns]
+                assert {int(each) for reply in replies for each in reply.columns["version"]} == {version}
+            assert len(hashes) == 2
+        finally:
+            pool.shutdown()
+            learner.shutdown()
+
+
+def test_a_node_that_goes_takes_only_what_its_engine_had_not_finished(
+    nodes: Cluster, policy: Path, tmp_path: Path
+) -> None:
+    rollout = {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 8, "num_workers": 2}
+    config = config_of(nodes, policy, tmp_path, rollout=rollout, learner={"cpus": 0})
+    with cluster(config, policy, store_bytes(config, policy)) as joined:
+        places = joined.places.engines
+        head: Any = nodes.head_node
+        far = next(index for index, place in enumerate(places) if place.node_id != head.node_id)
+        assert places[1 - far].node_id == head.node_id
+        pool = WorkerPool(config, policy, places)
+        try:
+            pool.wait_until_ready()
+            source = config.weights.publisher().publish(checkpoint_tensors(load_policy(policy), "float32"), 1)
+            pool.load_weights(source)
+            third = nodes.add_node(**SIZE)
+            specs = [GroupSpec(f"0-{ordinal}", make_task(ordinal), 2, 1.0) for ordinal in range(4)]
+            plays = [pool.play(0, specs[:2]), pool.play(1, specs[2:])]
+            (lost,) = nodes.worker_nodes - {third}
+            nodes.remove_node(lost, allow_graceful=False)
+            groups = [group for play in plays for group in pool.collect(play, Deadline(240, "playing", "none"))]
+            assert [group.group_id for group in groups] == ["0-0", "0-1", "0-2", "0-3"]
+            assert all(rollout.outcome.counts for group in groups for rollout in group.rollouts)
+            (note,) = [note for note in pool.notes() if "died" in note]
+            assert note.startswith(f"worker {far} died and is replaced")
+            assert places[far].node_id == third.node_id
+            replies = [turn.reply for group in groups for rollout in group.rollouts for turn in rollout.turns]
+            assert {int(each) for reply in replies for each in reply.columns["version"]} == {1}
+        finally:
+            pool.shutdown()
