@@ -43,7 +43,10 @@ def test_a_record_says_when_which_process_how_grave_and_who(log: RunLog) -> None
     )
 
 
-def test_ours_are_heard_from_info_on_and_libraries_from_warning_on(log: RunLog) -> None:
+def test_ours_are_heard_from_info_on_and_libraries_from_warning_on(
+    log: RunLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.NOTSET, logger="ray")  # ray.init of another test in this process sets it
     for name in ("envs.x", "rewards", "sft.train", "rlx", "vllm.engine", *APART):
         logging.getLogger(name).debug("debug")
         logging.getLogger(name).info("info of %s", name)
