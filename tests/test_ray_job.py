@@ -16,7 +16,7 @@ from rl.policies import build_policy
 
 pytestmark = pytest.mark.slow
 
-PORT, DASHBOARD_PORT = 46379, 48265
+PORT, DASHBOARD_PORT, AGENT_PORT = 46379, 48265, 48266
 OPEN = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # a cluster of this machine's own, without a token
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -26,6 +26,7 @@ def dashboard() -> Iterator[str]:
     """The address that jobs are submitted to."""
     address = f"http://127.0.0.1:{DASHBOARD_PORT}"
     ports = [f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1"]
+    ports += [f"--dashboard-agent-listen-port={AGENT_PORT}"]  # another cluster may have taken the default
     start = [*RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--include-dashboard=true"]
     with subprocess.Popen([*start, *ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=OPEN) as head:
         try:
