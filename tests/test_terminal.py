@@ -124,7 +124,16 @@ def test_a_terminal_that_redraws_shows_a_whole_bar_with_named_times(program: str
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        (PANEL, ["starting", "training", r"step 1/10  reward 0\.500 .*", r"step 2/10  reward 0\.500 .*"]),
+        (
+            PANEL,
+            [
+                "starting",
+                "training",
+                "mismatch is 1 if .*",
+                r"step 1/10  reward 0\.500 .*",
+                r"step 2/10  reward 0\.500 .*",
+            ],
+        ),
         (
             SUPERVISED,
             [
