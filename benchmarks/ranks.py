@@ -22,8 +22,12 @@ from rl.cluster.cluster import cluster
 from rl.config.experiment import ExperimentConfig
 from rl.learner.group import LearnerGroup
 
-RANKS = (1, 2)
-FULL = Size(num_rows=32, num_tokens=256, num_repeats=5)
+LEARNERS: Mapping[str, Mapping[str, object]] = {
+    "one": {"num_ranks": 1},
+    "two": {"num_ranks": 2},
+    "two, exchange once a step": {"num_ranks": 2, "exchange": "step"},
+}
+FULL = Size(num_rows=32, num_tokens=256, num_repeats=3)
 SHORT = Size(num_rows=4, num_tokens=16, num_repeats=1)
 Raw = Mapping[str, list[float]]
 
@@ -35,24 +39,29 @@ def main(
     short: Annotated[bool, typer.Option(help="Few rows, once; only to see that it runs.")] = False,
 ) -> None:
     size = SHORT if short else FULL
-    raw = {str(num): measure(experiment(policy, precision, num), policy, size) for num in RANKS}
+    raw = {name: measure(experiment(policy, precision, keys), policy, size) for name, keys in LEARNERS.items()}
     write_report(out, summarised(raw), policy=str(policy), precision=precision, raw=raw)
 
 
 def summarised(raw: Mapping[str, Raw]) -> dict[str, dict[str, float]]:
-    medians = {num: {name: statistics.median(values) for name, values in parts.items()} for num, parts in raw.items()}
-    one, two = (medians[str(num)]["trained_tokens_per_s"] for num in RANKS)
-    return {**medians, "ratio": {"trained_tokens_per_s": two / one}}
+    rate = statistics.median(raw["one"]["trained_tokens_per_s"])
+    return {
+        learner: {
+            **{name: statistics.median(values) for name, values in parts.items()},
+            "ratio_to_one": statistics.median(parts["trained_tokens_per_s"]) / rate,
+        }
+        for learner, parts in raw.items()
+    }
 
 
-def experiment(policy: Path, precision: str, num_ranks: int) -> ExperimentConfig:
+def experiment(policy: Path, precision: str, keys: Mapping[str, object]) -> ExperimentConfig:
     tree = {
         "run_dir": tempfile.mkdtemp(prefix="polygym-ranks-"),
         "seed": 0,
         "policy": {"path": str(policy), "max_tokens": 256},
         "precision": precision,
         "environments": {"math/Arithmetic-v0": {}},
-        "learner": {"num_ranks": num_ranks, "tokens_per_micro_batch": 1024},
+        "learner": {"tokens_per_micro_batch": 1024, **keys},
         "rollout": {"max_reply_tokens": 128},
         "train": {"num_steps": 100},
         "ray": {"address": "local"},

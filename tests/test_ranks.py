@@ -130,6 +130,15 @@ def test_experts_that_are_dealt_to_ranks_train_as_those_of_one(policy: Path, num
     assert_near(results[0], alone, is_rounded=precision != "float32", limit=2e-6 if precision == "float32" else 5e-3)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "nvfp4"])
+def test_ranks_that_exchange_once_a_step_train_the_same(policy: Path, precision: str) -> None:
+    config, samples = config_of(policy, precision, exchange="step"), samples_of(policy)
+    alone = trained(policy, config, samples, ALONE)
+    results = on_ranks(2, lambda ranks: trained(policy, config, samples, ranks))
+    assert all(isinstance(result, dict) for result in results), results
+    assert_near(results[0], alone, is_rounded=True)
+
+
 def test_ranks_that_hold_a_whole_base_train_the_same_adapter(policy: Path) -> None:
     config, samples = config_of(policy, "bf16", adapter={"rank": 4}), samples_of(policy)
     alone = trained(policy, config, samples, ALONE)
@@ -148,8 +157,9 @@ def test_a_reference_policy_is_spread_too(policy: Path) -> None:
     assert_near(results[0], alone, is_rounded=False)
 
 
-def test_an_error_of_one_rank_is_raised_by_all_and_leaves_the_weights_as_they_were(policy: Path) -> None:
-    config, samples = config_of(policy, "bf16"), samples_of(policy)
+@pytest.mark.parametrize("exchange", ["micro_batch", "step"])
+def test_an_error_of_one_rank_is_raised_by_all_and_leaves_the_weights_as_they_were(policy: Path, exchange: str) -> None:
+    config, samples = config_of(policy, "bf16", exchange=exchange), samples_of(policy)
     broken = [*samples[:-1], replace(samples[-1], tokens=with_nan(samples[-1].tokens))]
 
     def work(ranks: Ranks) -> Any:

@@ -62,6 +62,10 @@ class LearnerConfig(Section):
     expert_parallel: Positive = 1
     """Number of ranks over which the experts of each layer are dealt; tokens travel to the ranks of their experts. It
     must divide `num_ranks` and the number of experts."""
+    exchange: Literal["micro_batch", "step"] = "micro_batch"
+    """When ranks exchange slices of weights and gradients: for each micro-batch, which takes the least memory, or once
+    a step. Then each rank holds whole weights and float32 gradients until the end of its passes, which is faster for
+    small policies and slow connections."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """Ray CPUs that each rank reserves."""
     gpus: Annotated[float, Field(ge=0)] = 0.0

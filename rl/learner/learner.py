@@ -32,7 +32,7 @@ from rl.learner.optimizer import clip_gradients, learning_rate, make_optimizer
 from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
 from rl.learner.router import RouterBalancer
-from rl.learner.sharding import after_an_error, shard_policy
+from rl.learner.sharding import after_an_error, exchange_with, shard_policy
 from rl.learner.state import (
     LearnerStateError,
     load_weights_and_moments,
@@ -68,7 +68,8 @@ class Learner:
         self._config, self._ranks = config, ranks
         self._device = torch.device("cuda" if config.learner.gpus > 0 else "cpu")
         self._adapter, self._policy_path = config.learner.adapter, policy_path
-        self.model, self._score = self._placed(policy_path)
+        self._exchanges_once = config.learner.exchange == "step"
+        self.model, self._score = self._placed(policy_path, stays_whole=self._exchanges_once)
         # Before the adapter, which adds matrices and renames some.
         self.folded = FoldedWeights(self.model, config.precision, ranks)
         if self._adapter is not None:
@@ -78,7 +79,7 @@ class Learner:
         self._reference: Score | None = None
         self._needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
         if self._needs_reference and self._adapter is None:
-            reference, self._reference = self._placed(policy_path)
+            reference, self._reference = self._placed(policy_path, stays_whole=False)
             FoldedWeights(reference.requires_grad_(False), config.precision, ranks).put_in()
         bias_rate = config.learner.expert_bias_rate if self._adapter is None else 0.0  # the base stays what it is
         self._balancer = RouterBalancer(self.model, bias_rate, config.learner.freeze_router)
@@ -174,7 +175,7 @@ class Learner:
         self._policy_version = version
         self.folded.refresh()
 
-    def _placed(self, policy_path: Path) -> tuple[PreTrainedModel, Score]:
+    def _placed(self, policy_path: Path, *, stays_whole: bool) -> tuple[PreTrainedModel, Score]:
         """The policy on this rank's device, whole or in slices, and how its logprobs are computed."""
         model, config = load_policy(policy_path), self._config
         check_head(model)
@@ -183,13 +184,14 @@ class Learner:
         dtype = getattr(torch, config.precision.arithmetic)
         temperature, chunk_tokens = config.rollout.temperature, config.learner.logprob_chunk_tokens
         if self._ranks.num > 1 and self._adapter is None:
-            return model, shard_policy(model, self._ranks, self._device, dtype, temperature, chunk_tokens)
+            ranks, device = self._ranks, self._device
+            return model, shard_policy(model, ranks, device, dtype, temperature, chunk_tokens, stays_whole=stays_whole)
         model.to(self._device)  # type: ignore[arg-type]
         return model, partial(policy_logprobs, model, dtype=dtype, temperature=temperature, chunk_tokens=chunk_tokens)
 
     def _accumulate_gradients(self, batches: Sequence[Batch]) -> Measures:
         total: Measures = {}
-        for batch in (to_device(batch, self._device) for batch in batches):
+        for number, batch in enumerate(to_device(batch, self._device) for batch in batches):
             is_filler = not batch.env_ids
             self._balancer.token_mask_BT = None if is_filler else batch.attention_mask_BT
             logprobs_BT, entropy_BT = self._score(batch)
@@ -198,6 +200,7 @@ class Learner:
             with self._ranks.together():
                 algorithm_of, version = self._config.algorithm_of, self._policy_version
                 loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)
+            exchange_with(self._score, is_last=not self._exchanges_once or number == len(batches) - 1)
             loss.backward()
             total = added(total, measures)
         return summed_over(self._ranks, total)

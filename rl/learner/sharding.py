@@ -49,10 +49,18 @@ class ShardedPolicy(nn.Module):
 
 
 def shard_policy(
-    model: PreTrainedModel, ranks: Ranks, device: torch.device, dtype: torch.dtype, temperature: float, chunk: int
+    model: PreTrainedModel,
+    ranks: Ranks,
+    device: torch.device,
+    dtype: torch.dtype,
+    temperature: float,
+    chunk: int,
+    *,
+    stays_whole: bool,
 ) -> ShardedPolicy:
     """Spread the model's parameters over the ranks, in place, and compute in `dtype`. The names stay.
 
+    With `stays_whole`, layers stay whole from their first forward pass on, until `exchange_with` lets go of them.
     Parameters become `DTensor`s, but for those of `replicated`, which each rank holds whole.
     """
     policy = ShardedPolicy(model, temperature, chunk)
@@ -70,7 +78,13 @@ def shard_policy(
         fully_shard(router, mesh=ranks.mesh, mp_policy=_sums(None), reshard_after_forward=False)
     layers = getattr(model.base_model, "layers", ())
     for module in (*layers, policy):
-        fully_shard(module, mesh=ranks.mesh, mp_policy=_sums(rounded), ignored_params=bare)
+        fully_shard(
+            module,
+            mesh=ranks.mesh,
+            mp_policy=_sums(rounded),
+            ignored_params=bare,
+            reshard_after_forward=False if stays_whole else None,
+        )
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -103,6 +117,16 @@ def _stacks(module: nn.Module) -> list[str]:
 def replicated(model: nn.Module) -> list[nn.Parameter]:
     """Trained parameters that each rank holds whole; their gradients must be summed over the ranks."""
     return [p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+
+
+def exchange_with(policy: object, *, is_last: bool) -> None:
+    """Whether the backward pass that follows sums gradients over the ranks, and lets go of whole weights after it.
+
+    Before that, each rank adds up its own gradients in float32.
+    """
+    if isinstance(policy, FSDPModule):
+        policy.set_requires_gradient_sync(is_last)
+        policy.set_reshard_after_backward(is_last)
 
 
 def after_an_error(policy: object) -> None:
