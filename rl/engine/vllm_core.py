@@ -140,6 +140,8 @@ class VllmCore:
         except WeightsError as error:
             raise EngineError(str(error)) from error
         self._llm.collective_rpc("finish_weight_update")
+        if self._config.rollout.cache_on_update == "recompute":
+            self._llm.reset_prefix_cache(reset_running_requests=True)
         self._llm.set_weight_version(str(source.version))
         digests = set(self._llm.collective_rpc(_loaded_hash))  # one per card of the engine
         if len(digests) != 1:
