@@ -14,6 +14,7 @@ from rl.learner.actor import LearnerProcess
 from rl.learner.group import LearnerGroup
 from rl.learner.learner import Learner
 from rl.weights.shared_memory import read_weights
+from rl.weights.source import WeightSource
 from tests.families import write_policy
 from tests.test_ranks import config_of, samples_of, with_nan
 
@@ -46,6 +47,7 @@ def test_two_processes_train_publish_and_go_on_as_one_would(
         assert (first.policy_version, first.num_loss_tokens) == (1, expected.num_loss_tokens)
         assert first.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
         source = group.publish()
+        assert isinstance(source, WeightSource)
         names = [name for name, _ in read_weights(source).tensors]
         assert source.version == 1 and "model.layers.1.mlp.down_proj.weight" in names
         group.save(tmp_path / "learner")
