@@ -143,4 +143,5 @@ class LearnerProcess:
             if end is not None:
                 end.close()
         self._published.clear()
-        leave_ranks()
+        if self._ranks.num > 1:  # else a process group is not the learner's, but an engine's in the same process
+            leave_ranks()
