@@ -75,6 +75,8 @@ class VllmCore:
         _set_environment()
         self._llm = _start(policy_path, config)
         self._loader = WeightLoader(config, VllmClient(self._llm))
+        names = set(self._llm.collective_rpc(_shared_memory_name))
+        self._left_behind = [name for name in names if name.startswith("vllm_dist_")]
         # vLLM sets it for workers it would start; processes that environments start must not inherit it.
         os.environ.pop("LD_PRELOAD", None) if preload is None else os.environ.update(LD_PRELOAD=preload)
         self._vocab_size = self._llm.model_config.get_vocab_size()
@@ -146,6 +148,9 @@ class VllmCore:
 
         self._llm.engine_core.shutdown()
         cleanup_dist_env_and_memory()
+        for name in self._left_behind:
+            for file in Path("/dev/shm").glob(f"*{name}-*"):
+                file.unlink(missing_ok=True)
 
 
 def _set_environment() -> None:
@@ -176,3 +181,10 @@ def _start(policy_path: Path, config: ExperimentConfig) -> "LLMEngine":
             **engine_arguments(config, is_cpu),
         )
     )
+
+
+def _shared_memory_name(worker: object) -> str:
+    """Part of the names of files over which the processes of one engine exchange data on CPUs; vLLM never removes them.
+    Runs in each of these processes.
+    """
+    return os.environ.get("VLLM_DIST_IDENT", "")
