@@ -89,12 +89,13 @@ def _column_problems(config: ExperimentConfig) -> list[Problem]:
 
 def _transport_problems(config: ExperimentConfig) -> list[Problem]:
     """Why weights cannot travel between ranks and engines with these GPUs. Whether the GPUs exist is checked later."""
-    learner, engine = config.learner.gpus, config.rollout.gpus_per_worker
-    if not (fault := config.weights.fault(learner, engine)):
+    learner, rollout = config.learner, config.rollout
+    ranks, engines = learner.num_ranks * (learner.gpus,), rollout.num_workers * (rollout.gpus_per_worker,)
+    if not (fault := config.weights.fault(ranks, engines)):
         return []
-    keys = f"learner.gpus is {learner:g} and rollout.gpus_per_worker {engine:g}"
+    keys = f"learner.gpus is {learner.gpus:g} and rollout.gpus_per_worker {rollout.gpus_per_worker:g}"
     wrong = f"the transport {config.weights.name} cannot be used where {keys}: {fault}"
-    fix = "give each of them whole GPUs, or choose weights: shared_memory"
+    fix = "change what ranks and engines reserve, or choose weights: shared_memory"
     return [Problem(config.place("weights"), "weights.transport", wrong, fix)]
 
 

@@ -20,7 +20,7 @@ from rl.preflight import preflight
 from rl.rollouts import loading
 from rl.rollouts.loading import begin_loading, check_hash
 from rl.weights import nccl
-from rl.weights.broadcast import Broadcast, Checksum, Incoming, Meta, Outgoing, metas_of, rank_offsets, receive_info
+from rl.weights.broadcast import Broadcast, Checksum, Incoming, Meta, Outgoing, metas_of, rank_offsets
 from rl.weights.names import Restoring
 from rl.weights.nccl import NcclSender
 from rl.weights.source import Listener, Offer, WeightsError, WeightSource
@@ -50,7 +50,7 @@ def test_tensors_travel_as_bytes_that_can_lie_in_one_buffer() -> None:
     metas = metas_of(TENSORS.items())
     assert [meta.dtype for meta in metas] == ["bfloat16", "uint8", "float8_e4m3fn", "float32", "float32"]
     assert [len(tensor) for _, tensor in wire] == [16, 32, 16, 16, 32]  # of 10, 24, 3, 4 and 24 bytes
-    told = receive_info(metas)
+    (told,) = Broadcast("key", {}, metas).updates
     assert [[meta.name, list(meta.shape)] for meta in outgoing.metadata()] == [
         list(pair) for pair in zip(told["names"], told["shapes"], strict=True)
     ]
@@ -275,6 +275,6 @@ def test_gpus_that_nccl_cannot_connect_are_refused(tmp_path: Path, learner: floa
 
 def test_whole_gpus_are_accepted_and_reach_all_nodes() -> None:
     config = gpu_config()
-    assert config.weights.fault(1, 2) == ""
+    assert config.weights.fault([1, 1], [2]) == ""
     assert config.weights.reaches({"a", "b"})
-    assert make_config().weights.fault(0, 0) == ""
+    assert make_config().weights.fault([0], [0]) == ""

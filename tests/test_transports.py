@@ -125,6 +125,7 @@ def test_the_plugin_registers_the_transfer_of_every_transport(
     vllm_plugin._add_weight_transfers()
     assert registered == {
         "polygym": ("rl.weights.vllm_transfer", "ReceivedWeights"),
+        "polygym_ipc": ("rl.weights.vllm_broadcast", "SharedCardWeights"),
         "polygym_nccl": ("rl.weights.vllm_broadcast", "BroadcastWeights"),
         "in_process": ("my.package", "MyTransfer"),
     }

@@ -242,6 +242,10 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["weights=nccl", "learner.gpus=1"],
         ["nccl cannot be used where learner.gpus is 1 and rollout.gpus_per_worker 0", "none for an engine", "fix: "],
     ),
+    "weights through CUDA IPC on CPUs": (
+        ["weights=ipc"],
+        ["the transport ipc cannot be used where learner.gpus is 0", "both must have a part of one GPU", "fix: "],
+    ),
     "weights over NCCL on a machine without enough GPUs": (
         ["weights=nccl", "learner.gpus=64", "rollout.gpus_per_worker=1"],
         ["reserve 65 GPUs and the cluster has", "lower learner.gpus"],

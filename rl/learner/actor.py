@@ -113,6 +113,11 @@ class LearnerProcess:
         assert self._sender is not None
         return self._sender.send()
 
+    def release(self) -> None:
+        """Free what was kept for the engines: all have loaded it."""
+        assert self._sender is not None
+        self._sender.release()
+
     def _outgoing(self) -> "tuple[Tensors, Tensors | None]":
         """What engines need: the policy, or an adapter and its base."""
         from rl.weights.names import adapter_tensors

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -89,7 +90,8 @@ class LearnerGroup:
         deadline = Deadline(self._train.publish_timeout_s, "announcing weights", "train.publish_timeout_s")
         sources = self._together(deadline, LearnerProcess.announce, tuple(listeners))[0]
         sending = [rank.call(LearnerProcess.send) for rank in self._ranks]
-        return Offer([replace(source, epoch=self._epoch) for source in sources], sending)
+        done = partial(self._together, deadline, LearnerProcess.release)
+        return Offer([replace(source, epoch=self._epoch) for source in sources], sending, done)
 
     def save(self, folder: Path) -> None:
         """Write the state that a learner needs to continue bit for bit, with the policy in `policy_in(folder)`."""

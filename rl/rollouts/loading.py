@@ -36,6 +36,7 @@ def begin_loading(
             f"the learner or an engine failed while weights were sent, so the others cannot go on: {error}; --resume"
             " continues from the newest checkpoint"
         ) from error
+    offer.done()
     return replace(offer.sources[0], hash=offer.sending[0].wait(deadline)), answers
 
 

@@ -51,6 +51,17 @@ class Broadcast:
     """What vLLM's transfer needs to join the group."""
     metas: tuple[Meta, ...]
 
+    @property
+    def updates(self) -> Sequence[Mapping[str, Any]]:
+        """What vLLM's transfer needs to receive the tensors, call by call."""
+        return [
+            {
+                "names": [meta.name for meta in self.metas],
+                "dtype_names": ["uint8"] * len(self.metas),
+                "shapes": [[meta.num_wire_bytes] for meta in self.metas],
+            }
+        ]
+
 
 def rank_offsets(num_cards: Sequence[int]) -> list[int]:
     """The rank of each engine's first card. Rank 0 is the learner; an engine has a rank for each card."""
@@ -119,15 +130,6 @@ class Outgoing:
             wire = to_wire(tensor, self._device)
             self.checksum.add(wire)
             yield name, wire
-
-
-def receive_info(metas: Sequence[Meta]) -> dict[str, Any]:
-    """What vLLM's engines need to know of the tensors, in their words."""
-    return {
-        "names": [meta.name for meta in metas],
-        "dtype_names": ["uint8"] * len(metas),
-        "shapes": [[meta.num_wire_bytes] for meta in metas],
-    }
 
 
 class Incoming:

@@ -48,12 +48,17 @@ class NcclSender:
 
     def send(self) -> str:
         """Send what was announced last, and return its hash. Waits for all engines."""
+        if self._device.type == "cuda":  # vLLM reads the weights on a stream of its own
+            torch.cuda.synchronize(self._device)
         if self._trainer is None:
             self._trainer = self._join(self._next[0])
         for outgoing in self._next:
             self._trainer.source = outgoing  # type: ignore[assignment]
             self._trainer.send_weights()
         return "+".join(outgoing.checksum.hexdigest() for outgoing in self._next)
+
+    def release(self) -> None:
+        """Does nothing: nothing is kept for engines."""
 
     def close(self) -> None:
         """Leave the group."""

@@ -1,6 +1,6 @@
 """Where are the weights of a published policy version, what is their hash, and how are they offered to engines?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -44,6 +44,8 @@ class Offer:
     """What each engine loads."""
     sending: "Sequence[Pending[str]]" = ()
     """The ranks of the learner, if they send while the engines receive; each returns the hash of what it sent."""
+    done: Callable[[], object] = lambda: None
+    """To be called when all engines have loaded it."""
 
 
 class Publication(Protocol):

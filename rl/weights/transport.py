@@ -56,6 +56,10 @@ class Sender(Protocol):
         """Send what was announced last, while the engines load it; returns its hash."""
         ...
 
+    def release(self) -> None:
+        """Free what was kept for the engines: all have loaded it."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -107,8 +111,8 @@ class Transport(Section):
         """
         raise NotImplementedError
 
-    def fault(self, learner_gpus: float, engine_gpus: float) -> str:
-        """Why it cannot work if a rank of the learner and an engine reserve so many GPUs; empty if it can."""
+    def fault(self, ranks: Sequence[float], engines: Sequence[float]) -> str:
+        """Why it cannot work where the learner's ranks and the engines reserve so many GPUs each; empty if it can."""
         return ""
 
     def check_room(self, num_bytes: int) -> None:

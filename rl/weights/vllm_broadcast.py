@@ -1,4 +1,4 @@
-"""How does a vLLM worker load weights while they arrive from the learner over NCCL?
+"""How does a vLLM worker load weights while they arrive from the learner, over NCCL or through CUDA IPC?
 
 vLLM's own transfer receives them. It hands them on in pieces, which are hashed, restored and loaded at once: a GPU has
 no room for a second copy of the policy. A version is therefore verified after it is loaded, by the driver, which ends
@@ -10,11 +10,12 @@ from typing import Any, cast
 
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine, IPCWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-from rl.weights.broadcast import Broadcast, Incoming, receive_info
+from rl.weights.broadcast import Broadcast, Incoming
 from rl.weights.names import Restoring
 from rl.weights.source import WeightSource
 from rl.weights.transport import Received, Transport
@@ -57,10 +58,11 @@ class BroadcastWeights(ReceivedWeights):
 
     def _receive_into(self, source: WeightSource, take: Callable[[Sequence[tuple[str, Tensor]]], object]) -> None:
         assert self._transfer is not None, "the engine has joined no group"
-        metas = _place(source).metas
-        incoming = Incoming(metas, take)
+        place = _place(source)
+        incoming = Incoming(place.metas, take)
         self._transfer.model = cast(Any, incoming)
-        self._transfer.receive_weights(self._transfer.parse_update_info(receive_info(metas)))
+        for update in place.updates:
+            self._transfer.receive_weights(self._transfer.parse_update_info(dict(update)))
         self._digests = (*self._digests, incoming.checksum.hexdigest())
 
     def shutdown(self) -> None:
@@ -68,6 +70,18 @@ class BroadcastWeights(ReceivedWeights):
         if self._transfer is not None:
             self._transfer.shutdown()
         self._transfer = self._base = None
+
+
+class SharedCardWeights(BroadcastWeights):
+    """The same for an engine on the learner's card."""
+
+    init_info_cls: Any = IPCWeightTransferInitInfo
+    transfer_class = IPCWeightTransferEngine
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()
+        assert self._transfer is not None
+        self._transfer.shutdown()  # it only closes the last buffer, so that the learner can free it
 
 
 def _place(source: WeightSource) -> Broadcast:

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from rl.config.section import OneOf
 from rl.weights.transport import Transport
+from rl.weights.transports.ipc import Ipc
 from rl.weights.transports.nccl import Nccl
 from rl.weights.transports.shared_memory import SharedMemory
 
-TRANSPORTS: dict[str, type[Transport]] = {"nccl": Nccl, "shared_memory": SharedMemory}
+TRANSPORTS: dict[str, type[Transport]] = {"ipc": Ipc, "nccl": Nccl, "shared_memory": SharedMemory}
 AnyTransport = Annotated[Transport, OneOf(TRANSPORTS, "transport", "shared_memory")]
 """Type of a key that holds the section of one of these transports."""

@@ -1,6 +1,6 @@
 """NCCL: the learner broadcasts each version to the GPUs of all engines (`rl.weights.nccl`)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rl.weights.source import WeightSource
@@ -37,10 +37,10 @@ class Nccl(Transport):
     def reaches(self, nodes: Collection[str]) -> bool:
         return True
 
-    def fault(self, learner_gpus: float, engine_gpus: float) -> str:
-        without = [name for name, gpus in (("the learner", learner_gpus), ("an engine", engine_gpus)) if not gpus]
+    def fault(self, ranks: Sequence[float], engines: Sequence[float]) -> str:
+        without = [name for name, gpus in (("the learner", ranks), ("an engine", engines)) if not min(gpus)]
         if without:
             return f"it carries weights from GPU to GPU, and there is none for {' and '.join(without)}"
-        if min(learner_gpus, engine_gpus) < 1:
+        if min(*ranks, *engines) < 1:
             return "a GPU can have only one place in an NCCL group, so ranks and engines cannot share one"
         return ""

@@ -1,6 +1,7 @@
-"""On two GPUs: the learner broadcasts versions to an engine over NCCL, also to one that was replaced.
+"""On GPUs: engines answer with the hash of what the learner sent, also an engine that was replaced.
 
-Machines with fewer GPUs skip it. Everything but the network is tested on CPUs, in test_nccl.py and test_nccl_engine.py.
+NCCL needs two GPUs, CUDA IPC one; machines with fewer skip them. All but the transfer between processes is tested on
+CPUs, in test_nccl.py, test_nccl_engine.py and test_ipc.py.
 """
 
 from pathlib import Path
@@ -22,29 +23,35 @@ from tests.test_ranks import samples_of
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
+NUM_GPUS = {"nccl": 2, "ipc": 1}
 
 
-def config_for(folder: Path, precision: str, adapter: dict[str, Any] | None) -> ExperimentConfig:
+def config_for(folder: Path, transport: str, precision: str, adapter: dict[str, Any] | None) -> ExperimentConfig:
+    gpus = NUM_GPUS[transport] / 2
+    rollout = {"max_in_flight": 12, "kv_cache_gib": 0.25, "gpus_per_worker": gpus, "gpu_memory_share": 0.3}
     return make_config(
         folder / "run",
         policy={"path": folder / "policy", "max_tokens": MAX_TOKENS},
         precision=precision,
-        weights="nccl",
-        rollout={"max_in_flight": 12, "kv_cache_gib": 0.25, "gpus_per_worker": 1},
-        learner={"learning_rate": 2e-3, "warmup_steps": 0, "gpus": 1, "adapter": adapter},
+        weights=transport,
+        rollout=rollout,
+        learner={"learning_rate": 2e-3, "warmup_steps": 0, "gpus": gpus, "adapter": adapter},
         ray={"address": "local"},
     )
 
 
 @pytest.mark.parametrize(("precision", "adapter"), [("bf16", None), ("nvfp4", None), ("bf16", {"rank": 4})])
+@pytest.mark.parametrize("transport", NUM_GPUS)
 def test_engines_answer_with_the_hash_of_what_was_sent(
-    tmp_path: Path, precision: str, adapter: dict[str, Any] | None
+    tmp_path: Path, transport: str, precision: str, adapter: dict[str, Any] | None
 ) -> None:
+    if torch.cuda.device_count() < NUM_GPUS[transport]:
+        pytest.skip(f"{transport} needs {NUM_GPUS[transport]} CUDA devices")
     policy = tmp_path / "policy"
     build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, policy, 0, NemotronFormat())
-    config = config_for(tmp_path, precision, adapter)
+    config = config_for(tmp_path, transport, precision, adapter)
     with cluster(config) as joined:
         pool, learner = WorkerPool(config, policy, joined.node), LearnerGroup(config, policy)
         try:
