@@ -28,7 +28,7 @@ def preflight(config: ExperimentConfig) -> None:
     for env_id in config.environments:
         problems += _curriculum_problems(config, env_id)
         problems += _opening_problems(config, env_id, chat)
-    problems += _column_problems(config)
+    problems += _column_problems(config) + _transport_problems(config)
     if problems:
         raise ConfigError(problems)
 
@@ -85,6 +85,18 @@ def _column_problems(config: ExperimentConfig) -> list[Problem]:
     wrong = f"an algorithm needs the token columns {', '.join(missing)}, which the engine does not give"
     fix = f"choose another algorithm, or add the column to rl.engine.columns; columns: {', '.join(COLUMNS)}"
     return [Problem(config.place("loss"), "loss", wrong, fix)]
+
+
+def _transport_problems(config: ExperimentConfig) -> list[Problem]:
+    """Why weights cannot travel between ranks and engines with these GPUs. Whether the GPUs exist is checked later."""
+    learner, rollout = config.learner, config.rollout
+    ranks, engines = learner.num_ranks * (learner.gpus,), rollout.num_workers * (rollout.gpus_per_worker,)
+    if not (fault := config.weights.fault(ranks, engines)):
+        return []
+    keys = f"learner.gpus is {learner.gpus:g} and rollout.gpus_per_worker {rollout.gpus_per_worker:g}"
+    wrong = f"the transport {config.weights.name} cannot be used where {keys}: {fault}"
+    fix = "change what ranks and engines reserve, or choose weights: object_store"
+    return [Problem(config.place("weights"), "weights.transport", wrong, fix)]
 
 
 def _curriculum_problems(config: ExperimentConfig, env_id: str) -> list[Problem]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rl.algorithms.corrections import NonFiniteError
 from rl.cluster.actors import ActorDied, Deadline, Pending
@@ -13,11 +14,39 @@ from rl.config.experiment import ExperimentConfig
 from rl.learner.actor import LearnerProcess
 from rl.learner.group import LearnerGroup
 from rl.learner.learner import Learner
+from rl.weights.broadcast import Broadcast, Outgoing, metas_of
+from rl.weights.names import checkpoint_tensors
+from rl.weights.nccl import NcclSender
 from rl.weights.shared_memory import read_weights
+from rl.weights.source import Listener, WeightSource
+from rl.weights.transports.nccl import Nccl
 from tests.families import write_policy
 from tests.test_ranks import config_of, samples_of, with_nan
 
 pytestmark = pytest.mark.slow
+
+
+class SilentTrainer:
+    """vLLM's trainer, but for the network: it takes all tensors, and sends them to nobody."""
+
+    def __init__(self, source: Outgoing) -> None:
+        self.source = source
+
+    def send_weights(self) -> None:
+        for _ in self.source:
+            pass
+
+    def shutdown(self) -> None: ...
+
+
+class SilentSender(NcclSender):
+    def _join(self, outgoing: Outgoing) -> Any:
+        return SilentTrainer(outgoing)
+
+
+class Silent(Nccl):
+    def sender(self, rank: int, device: torch.device) -> SilentSender:
+        return SilentSender(rank, device)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +76,7 @@ def test_two_processes_train_publish_and_go_on_as_one_would(
         assert (first.policy_version, first.num_loss_tokens) == (1, expected.num_loss_tokens)
         assert first.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
         source = group.publish()
+        assert isinstance(source, WeightSource)
         names = [name for name, _ in read_weights(source).tensors]
         assert source.version == 1 and "model.layers.1.mlp.down_proj.weight" in names
         group.save(tmp_path / "learner")
@@ -75,5 +105,26 @@ def test_the_death_of_one_rank_is_told_at_once(config: ExperimentConfig, policy:
         group._ranks[1].stop(LearnerProcess.shutdown)
         with pytest.raises(ActorDied):
             group.update(samples_of(policy))
+    finally:
+        group.shutdown()
+
+
+def test_all_ranks_take_part_in_sending_and_tell_the_hash(config: ExperimentConfig, policy: Path) -> None:
+    live = config.model_copy(update={"weights": Silent()})
+    group = LearnerGroup(live, policy, epoch=2)
+    try:
+        group.describe()
+        tensors = list(checkpoint_tensors(Learner(policy, config).model, "float32"))
+        for number in (1, 2):
+            offer = group.publish().offer([Listener(0, 1), Listener(number, 2)])
+            places = [source.place for source in offer.sources]
+            assert [(source.version, source.epoch, source.hash) for source in offer.sources] == [(0, 2, "")] * 2
+            infos = [place.init_info for place in places if isinstance(place, Broadcast)]
+            assert [(info["rank_offset"], info["world_size"]) for info in infos] == [(1, 4), (2, 4)]
+            expected = Outgoing(lambda: tensors, metas_of(tensors), torch.device("cpu"))
+            assert len(list(expected)) == len(tensors)
+            told = [sending.wait(Deadline(60.0, "sending", "none")) for sending in offer.sending]
+            assert told == [expected.checksum.hexdigest()] * 2
+            offer.done()
     finally:
         group.shutdown()

@@ -9,7 +9,8 @@ from rl.cluster.actors import ActorDied, Deadline, DeadlinePassed
 from rl.cluster.address import ClusterError
 from rl.data_types import Group, Outcome
 from rl.engine.protocol import EngineError
-from rl.rollouts.pool import WeightHashError, WorkerPool
+from rl.rollouts.loading import WeightHashError
+from rl.rollouts.pool import WorkerPool
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
 from rl.weights.source import WeightSource
 from tests.makers import make_config, make_rollout, make_task

@@ -172,7 +172,7 @@ def test_the_plugin_registers_the_transfer_of_every_transport(
     config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ours(Held):
-        transport: Literal["nccl"] = "nccl"
+        transport: Literal["ours"] = "ours"
         backend: ClassVar[str] = "nccl"
         transfer: ClassVar[tuple[str, str] | None] = None  # vLLM's own
 
@@ -188,10 +188,12 @@ def test_the_plugin_registers_the_transfer_of_every_transport(
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     factory = sys.modules["vllm.distributed.weight_transfer"]
     monkeypatch.setattr(factory, "WeightTransferEngineFactory", WeightTransferEngineFactory, raising=False)
-    monkeypatch.setitem(TRANSPORTS, "nccl", Ours)
+    monkeypatch.setitem(TRANSPORTS, "ours", Ours)
     vllm_plugin._add_weight_transfers()
     assert registered == {
         "polygym": ("rl.weights.vllm_transfer", "ReceivedWeights"),
+        "polygym_ipc": ("rl.weights.vllm_broadcast", "SharedCardWeights"),
+        "polygym_nccl": ("rl.weights.vllm_broadcast", "BroadcastWeights"),
         "in_process": ("my.package", "MyTransfer"),
     }
     assert config.weights.backend == "in_process"

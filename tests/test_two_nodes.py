@@ -23,6 +23,7 @@ from rl.policies import build_policy
 from rl.rollouts.pool import WorkerPool
 from rl.rollouts.worker import GroupSpec
 from rl.weights.names import checkpoint_tensors
+from rl.weights.source import WeightSource
 from tests.makers import make_config, make_task
 from tests.test_ranks import samples_of
 
@@ -98,7 +99,7 @@ def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, 
     with pytest.raises(ClusterError, match=r"needs 200 MiB of the object store of a node, .* has 128 MiB"):
         check_cluster(config, 200 * 2**20)
     with cluster(config, policy, store_bytes(config, policy)) as joined:
-        assert f"joined the Ray cluster at {nodes.address}: 2 nodes, 2 of 2 CPUs free (" in joined.words
+        assert f"joined the Ray cluster at {nodes.address}: 2 nodes, 2 of Ray's 2 CPU slots free (" in joined.words
         (rank,), (engine,) = joined.places.learner, joined.places.engines
         assert rank.node_id != engine.node_id
         learner, pool = LearnerGroup(config, policy, places=[rank]), WorkerPool(config, policy, [engine])
@@ -109,6 +110,7 @@ def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, 
             for version in (1, 2):
                 assert learner.update(samples_of(policy)).policy_version == version
                 source = learner.publish()
+                assert isinstance(source, WeightSource)
                 pool.load_weights(source)  # raises unless each engine answers with the learner's hash
                 hashes.add(source.hash)
                 play = pool.play(0, [GroupSpec("0-0", make_task(), 2, 1.0)])

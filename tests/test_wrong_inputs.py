@@ -238,6 +238,18 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["learner.gpus=64"],
         ["1 learner rank with 1 CPUs and 64 GPUs and", "cannot hold that (this machine:", "Lower learner.cpus"],
     ),
+    "weights over NCCL between engines without GPUs": (
+        ["weights=nccl", "learner.gpus=1"],
+        ["nccl cannot be used where learner.gpus is 1 and rollout.gpus_per_worker 0", "none for an engine", "fix: "],
+    ),
+    "weights through CUDA IPC on CPUs": (
+        ["weights=ipc"],
+        ["the transport ipc cannot be used where learner.gpus is 0", "both must have a part of one GPU", "fix: "],
+    ),
+    "weights over NCCL on a machine without enough GPUs": (
+        ["weights=nccl", "learner.gpus=64", "rollout.gpus_per_worker=1"],
+        ["reserve 65 GPUs and the cluster has", "lower learner.gpus"],
+    ),
     # values
     "a chat format of another project": (["policy.chat=chatml"], ["one of template, nemotron, auto", "fix: "]),
     "a number format of another project": (

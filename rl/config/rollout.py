@@ -1,6 +1,6 @@
 """How are rollouts sampled and played?"""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,12 @@ class RolloutConfig(Section):
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of the engine's cache for attention keys, values and Mamba states; null uses 0.5 GiB on CPUs, and on GPUs
     what the weights leave of `gpu_memory_share`."""
+    cache_on_update: Literal["keep", "recompute"] = "keep"
+    """What becomes of the attention keys, values and Mamba states of replies in flight when an engine loads new
+    weights. `keep` goes on with them: later tokens are sampled by the new weights from states of the old ones, so their
+    logprobs are those of neither version, and differ from the learner's by more than rounding. `recompute` computes
+    them again: later tokens have the logprobs of the new version, at the price of a prefill of every reply in flight.
+    Either way, a token's version is that of the weights that sampled it. In synchronous runs nothing is in flight."""
     max_reply_tokens: Positive = 96
     """Maximum length of one reply, reasoning included."""
     temperature: Annotated[float, Field(gt=0)] = 1.0

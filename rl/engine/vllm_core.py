@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,7 +16,8 @@ from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SamplingParams
 from rl.engine.thread import ThreadedEngine
 from rl.engine.vllm_plugin import register
-from rl.weights.source import WeightsError, WeightSource
+from rl.engine.weight_loader import VllmClient, WeightLoader
+from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
@@ -73,6 +74,9 @@ class VllmCore:
         preload = os.environ.get("LD_PRELOAD")
         _set_environment()
         self._llm = _start(policy_path, config)
+        self._loader = WeightLoader(config, VllmClient(self._llm))
+        names = set(self._llm.collective_rpc(_shared_memory_name))
+        self._left_behind = [name for name in names if name.startswith("vllm_dist_")]
         # vLLM sets it for workers it would start; processes that environments start must not inherit it.
         os.environ.pop("LD_PRELOAD", None) if preload is None else os.environ.update(LD_PRELOAD=preload)
         self._vocab_size = self._llm.model_config.get_vocab_size()
@@ -125,26 +129,11 @@ class VllmCore:
         return sampled
 
     def load(self, source: WeightSource) -> str:
-        """vLLM's own sequence of calls. The transfer verifies the weights before it touches the model."""
         self._wake()
-        transport = self._config.weights
-        update: dict[str, Any] = {"transport": transport, "precision": self._config.precision}
-        if (adapter := self._config.learner.adapter) is not None:
-            update["adapter_scale"] = adapter.scale
-        self._llm.collective_rpc("start_weight_update")
-        try:
-            update["source"] = transport.fetched(source)
-            self._llm.collective_rpc("update_weights", kwargs={"update_info": update})
-        except WeightsError as error:
-            raise EngineError(str(error)) from error
-        self._llm.collective_rpc("finish_weight_update")
-        self._llm.set_weight_version(str(source.version))
-        digests = set(self._llm.collective_rpc(_loaded_hash))  # one per card of the engine
-        if len(digests) != 1:
-            raise EngineError(
-                f"the cards of the engine loaded different weights as version {source.version}: {digests}"
-            )
-        return digests.pop()
+        digest = self._loader.load(source)
+        if self._config.rollout.cache_on_update == "recompute":
+            self._llm.reset_prefix_cache(reset_running_requests=True)
+        return digest
 
     def rest(self) -> None:
         """Weights go to the CPU's memory, caches are dropped (vLLM's sleep mode, level 1)."""
@@ -159,6 +148,9 @@ class VllmCore:
 
         self._llm.engine_core.shutdown()
         cleanup_dist_env_and_memory()
+        for name in self._left_behind:
+            for file in Path("/dev/shm").glob(f"*{name}-*"):
+                file.unlink(missing_ok=True)
 
 
 def _set_environment() -> None:
@@ -191,5 +183,8 @@ def _start(policy_path: Path, config: ExperimentConfig) -> "LLMEngine":
     )
 
 
-def _loaded_hash(worker: Any) -> str:
-    return worker.weight_transfer_engine.loaded_hash
+def _shared_memory_name(worker: object) -> str:
+    """Part of the names of files over which the processes of one engine exchange data on CPUs; vLLM never removes them.
+    Runs in each of these processes.
+    """
+    return os.environ.get("VLLM_DIST_IDENT", "")

@@ -3,8 +3,9 @@
 import logging
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,12 @@ from rl.data_types import Update
 from rl.learner.samples import JoinedSamples
 from rl.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from rl.run_log import join_run_log
-from rl.weights.source import BASE_VERSION, WeightSource
+from rl.weights.source import BASE_VERSION, Listener, WeightSource
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rl.weights.broadcast import Tensors
 
 logger = logging.getLogger(__name__)
 CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
@@ -49,7 +52,9 @@ class LearnerProcess:
         if checkpoint is not None:
             self._learner.load_state(checkpoint)
         logger.info("the learner holds %s, policy version %d", self._policy_path, self._learner.policy_version)
-        self._publisher = self._config.weights.publisher()
+        weights = self._config.weights
+        self._publisher = None if weights.is_live else weights.publisher()
+        self._sender = weights.sender(self._rank, self._learner.model.device) if weights.is_live else None
         self._published: list[WeightSource] = []
         self._base: WeightSource | None = None
 
@@ -81,16 +86,12 @@ class LearnerProcess:
 
         With `learner.adapter.publish: adapter` these are the adapter's matrices; its base is published the first time.
         """
-        from rl.weights.names import adapter_tensors
-
-        learner, adapter = self._learner, self._config.learner.adapter
-        if adapter is None or adapter.publish == "merged":
-            source = self._publisher.publish(self._tensors(is_merged=True), learner.policy_version)
-        else:
-            if self._base is None:
-                self._base = self._publisher.publish(self._tensors(is_merged=False), BASE_VERSION)
-            source = self._publisher.publish(adapter_tensors(learner.model), learner.policy_version)
-            source = replace(source, base=self._base)
+        assert self._publisher is not None
+        policy, base = self._outgoing()
+        if base is not None and self._base is None:
+            self._base = self._publisher.publish(base(), BASE_VERSION)
+        source = self._publisher.publish(policy(), self._learner.policy_version)
+        source = replace(source, base=self._base)
         self._published.append(source)
         while len(self._published) > 2:
             self._publisher.forget(self._published.pop(0))
@@ -101,6 +102,30 @@ class LearnerProcess:
         if self._config.learner.adapter is None:  # of an adapter and its base each rank has the whole
             for _ in self._tensors(is_merged=True):
                 pass
+
+    def announce(self, listeners: Sequence[Listener]) -> list[WeightSource]:
+        """What each engine is to load while this rank and all others `send` the current weights."""
+        assert self._sender is not None
+        return self._sender.announce(self._learner.policy_version, *self._outgoing(), listeners)
+
+    def send(self) -> str:
+        """Send what was announced; the hash of it."""
+        assert self._sender is not None
+        return self._sender.send()
+
+    def release(self) -> None:
+        """Free what was kept for the engines: all have loaded it."""
+        assert self._sender is not None
+        self._sender.release()
+
+    def _outgoing(self) -> "tuple[Tensors, Tensors | None]":
+        """What engines need: the policy, or an adapter and its base."""
+        from rl.weights.names import adapter_tensors
+
+        adapter = self._config.learner.adapter
+        if adapter is None or adapter.publish == "merged":
+            return partial(self._tensors, is_merged=True), None
+        return partial(adapter_tensors, self._learner.model), partial(self._tensors, is_merged=False)
 
     def _tensors(self, *, is_merged: bool) -> "Iterator[tuple[str, Tensor]]":
         from rl.weights.names import checkpoint_tensors
@@ -119,6 +144,9 @@ class LearnerProcess:
                 shutil.copy(file, policy)
 
     def shutdown(self) -> None:
-        self._publisher.close()
+        for end in (self._publisher, self._sender):
+            if end is not None:
+                end.close()
         self._published.clear()
-        leave_ranks()
+        if self._ranks.num > 1:  # else a process group is not the learner's, but an engine's in the same process
+            leave_ranks()

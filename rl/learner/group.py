@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -11,7 +12,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
 from rl.learner.actor import LearnerProcess
 from rl.learner.samples import JoinedSamples
-from rl.weights.source import WeightSource
+from rl.weights.source import Listener, Offer, Publication
 
 R = TypeVar("R")
 P = ParamSpec("P")
@@ -40,7 +41,7 @@ class LearnerGroup:
         before the learner is up.
         """
         learner = config.learner
-        self._train, self._epoch = config.train, epoch
+        self._train, self._epoch, self._is_live = config.train, epoch, config.weights.is_live
         self._ranks: list[Actor[LearnerProcess]] = [
             start_actor(LearnerProcess, learner.cpus, learner.gpus, place, config, policy_path, rank)
             for rank, place in enumerate(places or learner.num_ranks * [None])
@@ -73,13 +74,25 @@ class LearnerGroup:
                 )
         return update
 
-    def publish(self) -> WeightSource:
-        """Publish the current weights to the engines. The previous version stays readable."""
+    def publish(self) -> Publication:
+        """Publish the current weights to the engines; the previous version stays readable. With a transport that sends
+        while engines receive, the result is this learner itself: it holds the version ready until the next update.
+        """
+        if self._is_live:
+            return self
         deadline = Deadline(self._train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
         first, *others = self._ranks
         published = first.call(LearnerProcess.publish)
         wait_together([published, *(rank.call(LearnerProcess.gather) for rank in others)], deadline)
         return replace(published.wait(deadline), epoch=self._epoch)
+
+    def offer(self, listeners: Sequence[Listener]) -> Offer:
+        """Implements `rl.weights.source.Publication`: begin to send the current weights to these engines."""
+        deadline = Deadline(self._train.publish_timeout_s, "announcing weights", "train.publish_timeout_s")
+        sources = self._together(deadline, LearnerProcess.announce, tuple(listeners))[0]
+        sending = [rank.call(LearnerProcess.send) for rank in self._ranks]
+        done = partial(self._together, deadline, LearnerProcess.release)
+        return Offer([replace(source, epoch=self._epoch) for source in sources], sending, done)
 
     def save(self, folder: Path) -> None:
         """Write the state that a learner needs to continue bit for bit, with the policy in `policy_in(folder)`."""

@@ -16,12 +16,9 @@ from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout
 from rl.engine.protocol import EngineError
+from rl.rollouts.loading import begin_loading, check_hash
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
-from rl.weights.source import WeightSource
-
-
-class WeightHashError(RuntimeError):
-    """An engine loaded different bytes than the learner published."""
+from rl.weights.source import Listener, Publication, WeightSource
 
 
 @dataclass(eq=False, slots=True)
@@ -69,10 +66,11 @@ class WorkerPool:
         cpus, gpus = rollout.cpus_per_worker, rollout.gpus_per_worker
         self._start = start or (lambda place: start_actor(RolloutWorker, cpus, gpus, place, config, policy_path))
         self._places = places
-        self._source: WeightSource | None = None
+        self._published: Publication | None = None
         self._plays: list[Play] = []
         self._notes: list[str] = []
         self._workers = [self._start(place) for place in places]
+        self._numbers = list(range(len(places)))
 
     @property
     def num_workers(self) -> int:
@@ -135,19 +133,18 @@ class WorkerPool:
             num_groups[part.worker] += len(part.specs)
         return min(range(self.num_workers), key=lambda worker: num_groups[worker])
 
-    def load_weights(self, source: WeightSource) -> None:
-        """Load a version into every engine; each must answer with the published hash.
+    def load_weights(self, published: Publication) -> None:
+        """Load a version into every engine; each must answer with the hash of what the learner published.
 
         A worker that died meanwhile, or whose engine did, is replaced by one that has the version. Raises
-        `WeightHashError`.
+        `WeightHashError`, and `ClusterError` if that happened while the learner was sending.
         """
-        self._source = source  # before the calls: a worker that is replaced below loads this version
+        self._published = published  # before the calls: a worker that is replaced below loads this version
         deadline = self._publish_deadline()
-        # All calls start before the first wait, so that the engines load at the same time.
-        answers = [worker.call(RolloutWorker.load_weights, source) for worker in self._workers]
+        source, answers = self._begin_loading(range(self.num_workers), deadline)
         for index, answer in enumerate(answers):
             try:
-                self._check_hash(index, answer, deadline)
+                check_hash(index, source, answer, deadline)
             except (ActorDied, EngineError) as error:
                 self._replace(index, error)
 
@@ -182,6 +179,7 @@ class WorkerPool:
         for is_last in (False, True):  # until Ray has noticed that a node is lost, it starts workers there
             self._workers[index].stop(RolloutWorker.shutdown)
             self._workers[index] = self._start(self._places[index])
+            self._numbers[index] = max(self._numbers) + 1
             try:
                 return self._wait_until_serving(index)
             except (ActorDied, EngineError) as again:
@@ -191,9 +189,10 @@ class WorkerPool:
     def _wait_until_serving(self, index: int) -> None:
         ready = self._workers[index].call(RolloutWorker.wait_until_ready)
         ready.wait(self._start_deadline("restarting a worker"))
-        if self._source is not None:
-            answer = self._workers[index].call(RolloutWorker.load_weights, self._source)
-            self._check_hash(index, answer, self._publish_deadline())
+        if self._published is not None:
+            deadline = self._publish_deadline()
+            source, (answer,) = self._begin_loading([index], deadline)
+            check_hash(index, source, answer, deadline)
 
     def _after_death(self, part: _Part, worker: int, error: Exception) -> list[_Part]:
         """The parts that replace `part` after `worker` died."""
@@ -218,14 +217,11 @@ class WorkerPool:
     def _publish_deadline(self) -> Deadline:
         return Deadline(self._config.train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
 
-    def _check_hash(self, index: int, answer: Pending[str], deadline: Deadline) -> None:
-        assert self._source is not None
-        loaded = answer.wait(deadline)
-        if loaded != self._source.hash:
-            raise WeightHashError(
-                f"engine {index} loaded weights with hash {loaded}, but the learner published {self._source.hash} as"
-                f" version {self._source.version}; the transport is broken, so the run stops before it trains on it"
-            )
+    def _begin_loading(self, workers: Sequence[int], deadline: Deadline) -> tuple[WeightSource, list[Pending[str]]]:
+        assert self._published is not None
+        num_cards = max(1, int(self._config.rollout.gpus_per_worker))
+        asked = [(Listener(self._numbers[worker], num_cards), self._workers[worker]) for worker in workers]
+        return begin_loading(self._published, asked, deadline)
 
 
 def masked_group(spec: GroupSpec, error: str) -> Group:

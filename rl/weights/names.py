@@ -132,18 +132,36 @@ def _expert_matrices(
 def restored_tensors(
     tensors: Iterable[tuple[str, torch.Tensor]], number_format: NumberFormat, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What `checkpoint_tensors` yielded, with the format's parts replaced by the numbers they represent, in `dtype`.
+    """What `checkpoint_tensors` yielded, with the format's parts replaced by the numbers they represent, in `dtype`."""
+    held = list(tensors)
+    yield from Restoring([name for name, _ in held], number_format, dtype).take(held)
+
+
+class Restoring:
+    """Restores tensors that arrive in pieces; the parts of a weight may be in several of them.
 
     A weight is quantised if all its parts exist; a tensor that is merely named like a part is unchanged.
     """
-    held, suffixes = dict(tensors), number_format.suffixes
-    quantised = {name for name in held if suffixes and all(name + suffix in held for suffix in suffixes)}
-    parts = {name + suffix for name in quantised for suffix in suffixes}
-    for name, tensor in held.items():
-        if name in quantised:
-            yield name, number_format.dequantise({suffix: held[name + suffix] for suffix in suffixes}, dtype)
-        elif name not in parts:
-            yield name, tensor
+
+    def __init__(self, names: Iterable[str], number_format: NumberFormat, dtype: torch.dtype) -> None:
+        """`names` are those of all tensors."""
+        known, self._format, self._dtype = set(names), number_format, dtype
+        suffixes = number_format.suffixes
+        quantised = {name for name in known if suffixes and all(name + suffix in known for suffix in suffixes)}
+        self._parts = {name + suffix: (name, suffix) for name in quantised for suffix in suffixes}
+        self._held: dict[str, dict[str, torch.Tensor]] = {}
+
+    def take(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The restored tensors of this piece."""
+        for name, tensor in tensors:
+            if name not in self._parts:
+                yield name, tensor
+                continue
+            weight, suffix = self._parts[name]
+            parts = self._held.setdefault(weight, {})
+            parts[suffix] = tensor
+            if len(parts) == len(self._format.suffixes):
+                yield weight, self._format.dequantise(self._held.pop(weight), self._dtype)
 
 
 def _part_tensors(model: PreTrainedModel, quantised: Mapping[str, Parts]) -> Iterator[tuple[str, torch.Tensor]]:

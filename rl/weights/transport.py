@@ -1,13 +1,16 @@
 """What must a transport of weights implement to carry a published policy version from the learner to the engines?"""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from rl.config.section import Section
-from rl.weights.source import WeightSource
+from rl.weights.source import Listener, WeightSource
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from rl.weights.broadcast import Tensors
 
 
 class Received(NamedTuple):
@@ -36,6 +39,38 @@ class Publisher(Protocol):
         ...
 
 
+class Sender(Protocol):
+    """The learner's end of a transport that sends while engines receive. Every rank has one, and all call the same
+    methods in the same order."""
+
+    def announce(
+        self, version: int, policy: "Tensors", base: "Tensors | None", listeners: Sequence[Listener]
+    ) -> list[WeightSource]:
+        """What each engine is to load; the result of the first rank counts. `base` is what an adapter is merged into.
+
+        Raises `WeightsError` for a duplicate name or an empty tensor.
+        """
+        ...
+
+    def send(self) -> str:
+        """Send what was announced last, while the engines load it; returns its hash."""
+        ...
+
+    def release(self) -> None:
+        """Free what was kept for the engines: all have loaded it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Connection(NamedTuple):
+    """What an engine must join before it can load a version."""
+
+    key: str
+    init_info: Mapping[str, Any]
+    """For `init_weight_transfer_engine` of vLLM."""
+
+
 class Transport(Section):
     """How published weights travel from the learner to the engines.
 
@@ -53,6 +88,10 @@ class Transport(Section):
     reaches_all_nodes: ClassVar[bool] = False
     """Whether learner and engines may be on different nodes."""
 
+    is_live: ClassVar[bool] = False
+    """Whether the learner sends while engines receive (`sender`). Otherwise it publishes (`publisher`), and engines
+    `receive` at any time."""
+
     @property
     def name(self) -> str:
         """Its name in the configuration."""
@@ -68,12 +107,24 @@ class Transport(Section):
         """
         return source
 
+    def sender(self, rank: int, device: "torch.device") -> Sender:
+        """For a rank of the learner, whose weights are on this device."""
+        raise NotImplementedError
+
+    def connection(self, source: WeightSource) -> Connection | None:
+        """What an engine must have joined to load this version; None if nothing."""
+        return None
+
     def receive(self, source: WeightSource) -> Received:
         """The tensors of a version that was `fetched`; called in each process of an engine.
 
         Raises `WeightsError` if they are not what the learner published.
         """
         raise NotImplementedError
+
+    def fault(self, ranks: Sequence[float], engines: Sequence[float]) -> str:
+        """Why it cannot work where the learner's ranks and the engines reserve so many GPUs each; empty if it can."""
+        return ""
 
     def check_room(self, num_bytes: int) -> None:
         """Raise `ClusterError` if there is no room for so many published bytes; called before processes start."""

@@ -74,17 +74,23 @@ class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
         Raises `WeightsError` with the old weights untouched, or `IncompleteWeightsError` with a mixture of both.
         """
         # Receive and verify first: after `initialize_layerwise_reload` the old weights are gone.
-        weights = update_info.transport.receive(update_info.source)
+        weights = self._receive(update_info.transport, update_info.source)
         restored = self._policy(weights, update_info)
         initialize_layerwise_reload(self.model)
         cast(SupportsLoading, self.model).load_weights(restored)
-        # Before `finalize_layerwise_reload`, which fills incomplete layers without an error.
+        self._check_complete(update_info.source.version)
+        self.loaded_hash = weights.hash  # last: the hash is the acknowledgement
+
+    def _receive(self, transport: Transport, source: WeightSource) -> Received:
+        return transport.receive(source)
+
+    def _check_complete(self, version: int) -> None:
+        """Before `finalize_layerwise_reload`, which fills incomplete layers without an error."""
         if layers := _incomplete_layers(self.model):
             raise IncompleteWeightsError(
-                f"version {update_info.source.version} leaves {len(layers)} layers without all their weights, such as"
-                f" {layers[0]}; publish every tensor of the checkpoint (rl.weights.names.checkpoint_tensors)"
+                f"version {version} leaves {len(layers)} layers without all their weights, such as {layers[0]}; publish"
+                " every tensor of the checkpoint (rl.weights.names.checkpoint_tensors)"
             )
-        self.loaded_hash = weights.hash  # last: the hash is the acknowledgement
 
     def _policy(self, weights: Received, update_info: Update) -> Iterable[tuple[str, torch.Tensor]]:
         """The policy's weights, restored from what was published. Raises `WeightsError`."""
@@ -92,7 +98,7 @@ class ReceivedWeights(WeightTransferEngine[NothingToAgreeOn, Update]):
         if source.base is None:
             return restored_tensors(weights.tensors, precision, dtype)
         if self._base is None or self._base.hash != source.base.hash:
-            self._base = update_info.transport.receive(source.base)
+            self._base = self._receive(update_info.transport, source.base)
         check_adapter((name for name, _ in weights.tensors), (name for name, _ in self._base.tensors))
         base = restored_tensors(self._base.tensors, precision, dtype)
         # Before the reload: its layers have no memory at first.
