@@ -276,5 +276,5 @@ def test_gpus_that_nccl_cannot_connect_are_refused(tmp_path: Path, learner: floa
 def test_whole_gpus_are_accepted_and_reach_all_nodes() -> None:
     config = gpu_config()
     assert config.weights.fault([1, 1], [2]) == ""
-    assert config.weights.reaches({"a", "b"})
+    assert config.weights.reaches_all_nodes
     assert make_config().weights.fault([0], [0]) == ""

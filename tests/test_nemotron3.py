@@ -96,9 +96,11 @@ def test_a_dry_run_misses_only_the_checkpoint_and_then_only_gpus(model: str, tmp
     with pytest.raises(ConfigError) as missing:
         check(load_config(yaml, [local]))
     assert [problem.key for problem in missing.value.problems] == ["policy.path"]
-    policy = write_policy("qwen3", tmp_path)
-    with pytest.raises(ConfigError, match=r"reserve \d+ GPUs and the cluster has 0"):
-        check(load_config(yaml, [local, f"policy.path={policy}"]))
+    policy = write_policy("qwen3", tmp_path)  # a tiny one, without experts
+    edit = json.loads((policy / "config.json").read_text()) | {"max_position_embeddings": 65_536}
+    (policy / "config.json").write_text(json.dumps(edit))
+    with pytest.raises(ConfigError, match=r"the run asks for \d+ learner ranks with [\d.]+ CPUs and 1 GPUs"):
+        check(load_config(yaml, [local, f"policy.path={policy}", "learner.expert_parallel=1"]))
 
 
 @pytest.mark.slow

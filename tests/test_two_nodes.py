@@ -126,7 +126,8 @@ def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, 
 def test_a_node_that_goes_takes_only_what_its_engine_had_not_finished(
     nodes: Cluster, policy: Path, tmp_path: Path
 ) -> None:
-    rollout = {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 8, "num_workers": 2}
+    # Long replies, so that no group ends before its node does.
+    rollout = {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 100, "num_workers": 2}
     config = config_of(nodes, policy, tmp_path, rollout=rollout, learner={"cpus": 0})
     with cluster(config, policy, store_bytes(config, policy)) as joined:
         places = joined.places.engines

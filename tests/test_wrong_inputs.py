@@ -248,7 +248,7 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "weights over NCCL on a machine without enough GPUs": (
         ["weights=nccl", "learner.gpus=64", "rollout.gpus_per_worker=1"],
-        ["reserve 65 GPUs and the cluster has", "lower learner.gpus"],
+        ["1 learner rank with 1 CPUs and 64 GPUs", "Lower learner.cpus, learner.gpus"],
     ),
     # values
     "a chat format of another project": (["policy.chat=chatml"], ["one of template, nemotron, auto", "fix: "]),
