@@ -86,12 +86,13 @@ class Pending(Generic[R]):
                 raise ActorDied(f"{type(error).__name__}: {error}") from error
 
 
-def wait_together(pending: Sequence[Pending[Any]], deadline: Deadline, grace_s: float = 5.0) -> None:
+def wait_together(pending: Sequence[Pending[Any]], deadline: Deadline, grace_s: float = 60.0) -> None:
     """Wait for calls that work together.
 
-    Raises what `Pending.wait` raises as soon as one call fails: the others may wait for it for ever. They get
-    `grace_s` seconds to fail too, because the first to tell is seldom the cause. An actor's death comes first, then an
-    error that is no echo of another one (`rl.ranks.PeerFailed`).
+    Raises what `Pending.wait` raises as soon as one call fails: the others may wait for it for ever. Unless an actor
+    died, they get `grace_s` seconds to fail too, because the first to tell is seldom the cause, and Ray takes half a
+    minute to notice that a node is lost. An actor's death comes first, then an error that is no echo of another one
+    (`rl.ranks.PeerFailed`).
     """
     left = {one._reference: one for one in pending}
     errors: list[Exception] = []
@@ -103,7 +104,9 @@ def wait_together(pending: Sequence[Pending[Any]], deadline: Deadline, grace_s: 
     if not errors:
         return
     grace = replace(deadline, seconds=grace_s, started=time.monotonic())
-    errors += [error for one in left.values() for error in _error_of(one, grace)]
+    for one in left.values():
+        if not any(isinstance(error, ActorDied) for error in errors):
+            errors += _error_of(one, grace)
     raise min(errors, key=_distance_from_the_cause)
 
 
