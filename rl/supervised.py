@@ -1,14 +1,19 @@
 """Which policy does reinforcement learning start from? The supervised stage runs first, as a process of its own.
 
-Its memory is free again when reinforcement learning starts, and `rl` need not import TRL.
+Its memory is free again when reinforcement learning starts, and `rl` need not import TRL. In a cluster that was joined
+it runs on any node with the resources of a rank of the learner.
 """
 
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from rl.cluster.actors import ActorDied
+from rl.cluster.address import cluster_address
+from rl.cluster.command import run_on_cluster
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.runs.folder import RunFolder
@@ -21,22 +26,40 @@ def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
         assert config.policy.path is not None
         return config.policy.path
     if not folder.sft.exists():
-        command = [sys.executable, "-m", "sft", "train", str(folder.config_file)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent) as process:
-            try:
-                while process.poll() is None:
-                    raise_if_requested()
-                    time.sleep(POLL_S)
-            except BaseException:
-                process.terminate()
-                raise
+        command = ["sft", "train", str(folder.config_file.resolve())]
+        address = cluster_address(config.ray.address)
+        code = _run_here(command) if address is None else _run_on(address, command, config)
         raise_if_requested()  # Ctrl-C also reaches the stage, which may end before this process checks for the signal
-        if process.returncode == 2:
+        if code == 2:
             raise ConfigError("the supervised stage cannot train these rows; see the error above")
-        if process.returncode != 0:
-            raise StageError(f"the supervised stage ended with exit code {process.returncode}; see its output above")
+        if code != 0:
+            raise StageError(f"the supervised stage ended with exit code {code}; see its output above")
     return folder.sft
+
+
+def _run_here(command: Sequence[str]) -> int:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", *command]
+    with subprocess.Popen(line, env=environment, preexec_fn=end_with_parent) as process:
+        try:
+            while process.poll() is None:
+                raise_if_requested()
+                time.sleep(POLL_S)
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode
+
+
+def _run_on(address: str, command: Sequence[str], config: ExperimentConfig) -> int:
+    """On a node of the cluster, with what a rank of the learner reserves: the driver's node may have no GPU."""
+    learner = config.learner
+    try:
+        return run_on_cluster(address, command, learner.cpus, learner.gpus, config.train.start_timeout_s, print)
+    except ActorDied as error:
+        raise StageError(
+            f"the process of the supervised stage is lost ({error}); --resume goes on from there"
+        ) from error
 
 
 class StageError(RuntimeError):

@@ -15,6 +15,7 @@ from rl.checks import store_bytes
 from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster, cluster
+from rl.cluster.command import run_on_cluster
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import TinyHybrid
 from rl.learner.group import LearnerGroup
@@ -22,6 +23,8 @@ from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.rollouts.pool import WorkerPool
 from rl.rollouts.worker import GroupSpec
+from rl.runs.folder import RunFolder
+from rl.supervised import supervised_stage
 from rl.weights.names import checkpoint_tensors
 from rl.weights.source import WeightSource
 from tests.makers import make_config, make_task
@@ -88,6 +91,25 @@ def test_a_rank_and_its_engine_share_a_card(nodes: Cluster, policy: Path, tmp_pa
         told = [actor.call(Card.numbers).wait(Deadline(60, "starting", "none")) for actor in actors]
         assert told[:2] == told[2:] and told[0] != told[1]
         assert sorted(numbers for _, numbers in told[:2]) == [["0"], ["1"]]
+
+
+def test_a_command_runs_where_there_is_room_and_prints_here(nodes: Cluster) -> None:
+    lines: list[str] = []
+    explained = run_on_cluster(str(nodes.address), ["rl", "explain", "seed"], 1.0, 0.0, 60.0, lines.append)
+    assert explained == 0 and any("Seed from which all randomness derives" in line for line in lines)
+    assert run_on_cluster(str(nodes.address), ["rl", "explain", "sed"], 1.0, 0.0, 60.0, lines.append) == 2
+    with pytest.raises(ClusterError, match=r"starting rl explain seed took longer than 1 s; train\.start_timeout_s"):
+        run_on_cluster(str(nodes.address), ["rl", "explain", "seed"], 2.0, 0.0, 1.0, lines.append)
+
+
+def test_the_supervised_stage_runs_on_the_cluster(
+    nodes: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sections = {"policy": {"build": {}}, "sft": {"num_steps": 2, "num_conversations": 64}}
+    config = make_config(tmp_path / "run", ray={"address": nodes.address}, **sections)
+    with RunFolder.open(config) as folder:
+        assert (supervised_stage(config, folder) / "model.safetensors").is_file()
+    assert "supervised step 2/2" in capfd.readouterr().out
 
 
 def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, policy: Path, tmp_path: Path) -> None:

@@ -48,14 +48,14 @@ def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_byt
     address = cluster_address(config.ray.address)
     if address is None:
         check_local_room(config.ray, store_bytes)
-        _init(
+        join(
             "local",
             num_cpus=_local_cpus(config),
             object_store_memory=store_size(config.ray, store_bytes),
             include_dashboard=False,
         )
     else:
-        _init(address)
+        join(address)
     try:
         asked = layout(config)
         nodes = _checked_nodes(asked, nodes_of(ray.nodes()), store_bytes)
@@ -75,9 +75,9 @@ def try_cluster(asked: str) -> str:
     address = cluster_address(asked)
     if address is None:
         check_local_start()
-        _init("local", num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+        join("local", num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
     else:
-        _init(address)
+        join(address)
     try:
         return _words(address)
     finally:
@@ -97,7 +97,7 @@ def check_cluster(config: ExperimentConfig, store_bytes: int = 0) -> None:
         has = Bundle(_local_cpus(config), num_local_gpus())
         _checked_nodes(asked, [Node("this machine", has, store_size(config.ray, store_bytes))], store_bytes)
         return
-    _init(address)
+    join(address)
     try:
         nodes = _checked_nodes(asked, nodes_of(ray.nodes()), store_bytes)
         folders = [parent for parent in config.run_dir.parents if parent.is_dir()][:1]  # it does not exist yet
@@ -124,7 +124,8 @@ def _checked_nodes(asked: Layout, nodes: Sequence[Node], store_bytes: int) -> li
         raise ClusterError(str(error)) from error
 
 
-def _init(address: str, **settings: Any) -> None:
+def join(address: str, **settings: Any) -> None:
+    """Connect this process to the cluster at this address; `local` starts one. Raises `ClusterError`."""
     try:
         with in_own_sessions():
             context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
