@@ -1,6 +1,8 @@
 """A run on two nodes: learner and engine apart, and a node that goes takes only what its engine had not finished."""
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +48,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Two logical nodes of one CPU each on this machine, of which no other process knows."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need a short path
     monkeypatch.setenv("RAY_TMPDIR", folder)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # With Ray's token, as everywhere else: this process keeps the mode of its first cluster.
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"], check=True)
     made = Cluster(initialize_head=True, head_node_args={**SIZE, "include_dashboard": False})
     try:
         made.add_node(**SIZE)
