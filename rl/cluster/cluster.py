@@ -127,8 +127,8 @@ def _checked_nodes(asked: Layout, nodes: Sequence[Node], store_bytes: int) -> li
 
 def join(address: str, **settings: Any) -> None:
     """Connect this process to the cluster at this address; `local` starts one. Raises `ClusterError`."""
-    # Ray numbers the actors of each cluster alike: a handle of an earlier cluster of this process, once it is collected,
-    # would end the actor of the same number here.
+    # Ray numbers the actors of each cluster alike: a handle of an earlier cluster of this process, when it is
+    # collected, would end the actor of the same number here.
     gc.collect()
     try:
         with in_own_sessions():
