@@ -32,10 +32,10 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def logprobs(model: Any, policy: Path) -> torch.Tensor:
+def logprobs(model: Any, policy: Path, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     (batch,) = make_batches(samples_of(policy), 4096, 0)
     with torch.no_grad():
-        return policy_logprobs(model, batch, torch.bfloat16, 1.0, 1024)[0]
+        return policy_logprobs(model, batch, dtype, 1.0, 1024)[0]
 
 
 def test_a_bfloat16_base_takes_two_bytes_a_weight_and_computes_what_a_float32_base_does(policy: Path) -> None:

@@ -12,13 +12,12 @@ from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.learner import AdapterConfig
 from rl.config.policy import TinyHybrid
 from rl.learner.adapter import AdapterError, add_adapter, without_adapter
-from rl.learner.batching import make_batches
-from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
 from rl.policies import build_policy
 from rl.weights.merged import ADAPTER, adapted_weights, is_adapted_experts, merged_experts, merged_state, with_adapter
 from rl.weights.names import adapter_tensors, checkpoint_tensors
 from tests.families import write_policy
+from tests.test_adapter_base import logprobs
 from tests.test_adapter_training import config_of, logits, samples_of
 
 pytestmark = pytest.mark.slow
@@ -34,12 +33,6 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def logprobs(model: Any, policy: Path) -> torch.Tensor:
-    (batch,) = make_batches(samples_of(policy), 4096, 0)
-    with torch.no_grad():
-        return policy_logprobs(model, batch, torch.float32, 1.0, 1024)[0]
-
-
 def trained(policy: Path, **learner_keys: Any) -> Learner:
     learner = Learner(policy, config_of(policy, ADAPTED, learner_keys))
     for _ in range(2):  # B begins at 0, so A moves in the second update only
@@ -50,9 +43,9 @@ def trained(policy: Path, **learner_keys: Any) -> Learner:
 def test_each_expert_is_trained_and_the_learner_computes_what_the_merged_policy_does(policy: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(policy).eval()
     learner = trained(policy)
-    plain = logprobs(base, policy)
+    plain = logprobs(base, policy, torch.float32)
     with without_adapter(learner.model):
-        assert torch.equal(logprobs(learner.model, policy), plain)
+        assert torch.equal(logprobs(learner.model, policy, torch.float32), plain)
     state, before = merged_state(learner.model), base.state_dict()
     assert state.keys() == before.keys()
     stacks = [name for name, layer in adapted_weights(learner.model) if is_adapted_experts(layer)]
@@ -60,8 +53,10 @@ def test_each_expert_is_trained_and_the_learner_computes_what_the_merged_policy_
     moved = [not torch.equal(state[name][one], before[name][one]) for name in stacks for one in range(len(state[name]))]
     assert sum(moved) > len(moved) / 2  # but for experts that no token was sent to
     base.load_state_dict(state)
-    assert torch.allclose(logprobs(base, policy), logprobs(learner.model, policy), atol=1e-6)
-    assert not torch.allclose(logprobs(base, policy), plain, atol=1e-3)
+    assert torch.allclose(
+        logprobs(base, policy, torch.float32), logprobs(learner.model, policy, torch.float32), atol=1e-6
+    )
+    assert not torch.allclose(logprobs(base, policy, torch.float32), plain, atol=1e-3)
 
 
 def test_peft_loads_what_is_saved_and_computes_the_same(policy: Path, tmp_path: Path) -> None:
@@ -75,7 +70,7 @@ def test_peft_loads_what_is_saved_and_computes_the_same(policy: Path, tmp_path: 
     again.load_state(tmp_path)
     first, second = learner.update(samples_of(policy)), again.update(samples_of(policy))
     assert (first.loss, first.grad_norm) == (second.loss, second.grad_norm)
-    assert torch.equal(logprobs(learner.model, policy), logprobs(again.model, policy))
+    assert torch.equal(logprobs(learner.model, policy, torch.float32), logprobs(again.model, policy, torch.float32))
 
 
 def test_engines_that_receive_the_adapter_alone_merge_what_the_learner_would(policy: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 
 import ray
 
@@ -58,14 +59,14 @@ class CommandProcess:
             errors="replace",
             preexec_fn=end_with_parent,
         )
-        self._lines: list[str] = []
+        self._lines: SimpleQueue[str] = SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def poll(self) -> tuple[list[str], int | None]:
         """What it printed since the last call, and its exit code once it has ended and all was told."""
         is_over = not self._reader.is_alive()
-        lines, self._lines = self._lines, []
+        lines = [self._lines.get() for _ in range(self._lines.qsize())]
         return lines, self._child.wait() if is_over else None
 
     def stop(self) -> None:
@@ -79,4 +80,4 @@ class CommandProcess:
     def _read(self) -> None:
         assert self._child.stdout is not None
         for line in self._child.stdout:
-            self._lines.append(line.rstrip("\n"))
+            self._lines.put(line.rstrip("\n"))

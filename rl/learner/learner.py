@@ -116,9 +116,6 @@ class Learner:
                 for load in self._balancer.loads():
                     self._ranks.sum(load)
                 self._balancer.update()
-            except Exception:
-                after_an_error(self._score)
-                raise
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
                 self._balancer.forget()
@@ -192,18 +189,27 @@ class Learner:
     def _accumulate_gradients(self, batches: Sequence[Batch]) -> Measures:
         total: Measures = {}
         for number, batch in enumerate(to_device(batch, self._device) for batch in batches):
-            is_filler = not batch.env_ids
-            self._balancer.token_mask_BT = None if is_filler else batch.attention_mask_BT
-            logprobs_BT, entropy_BT = self._score(batch)
-            self._balancer.token_mask_BT = None  # routers that are called again for the gradient must not count again
-            reference_BT = self._reference_logprobs(batch) if self._needs_reference else None
-            with self._ranks.together():
-                algorithm_of, version = self._config.algorithm_of, self._policy_version
-                loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)
-            exchange_with(self._score, is_last=not self._exchanges_once or number == len(batches) - 1)
-            loss.backward()
-            total = added(total, measures)
+            is_last = not self._exchanges_once or number == len(batches) - 1
+            try:
+                total = added(total, self._forward_and_backward(batch, is_last=is_last))
+            except Exception:
+                after_an_error(self._score)
+                raise
         return summed_over(self._ranks, total)
+
+    def _forward_and_backward(self, batch: Batch, *, is_last: bool) -> Measures:
+        """Add this micro-batch's gradients; `is_last` is that of `rl.learner.sharding.exchange_with`."""
+        is_filler = not batch.env_ids
+        self._balancer.token_mask_BT = None if is_filler else batch.attention_mask_BT
+        logprobs_BT, entropy_BT = self._score(batch)
+        self._balancer.token_mask_BT = None  # routers that are called again for the gradient must not count again
+        reference_BT = self._reference_logprobs(batch) if self._needs_reference else None
+        with self._ranks.together():
+            algorithm_of, version = self._config.algorithm_of, self._policy_version
+            loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)
+        exchange_with(self._score, is_last=is_last)
+        loss.backward()
+        return measures
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Tensor:

@@ -6,13 +6,10 @@ are rounded where `rl.learner.forward` rounds them, routers and Mamba's A stay f
 float32, because the loss is already divided by the whole step's tokens.
 """
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_expert_parallelism, replace_layer_number_by_wildcard
 
@@ -61,7 +58,7 @@ def shard_policy(
     """Spread the model's parameters over the ranks, in place, and compute in `dtype`. The names stay.
 
     With `stays_whole`, layers stay whole from their first forward pass on, until `exchange_with` lets go of them.
-    Parameters become `DTensor`s, but for those of `replicated`, which each rank holds whole.
+    Parameters become `DTensor`s, but for Mamba's A, which each rank holds whole.
     """
     policy = ShardedPolicy(model, temperature, chunk)
     names = sorted(float32_weights(model))  # all ranks must do everything in one order
@@ -114,11 +111,6 @@ def _stacks(module: nn.Module) -> list[str]:
     return [name for name, parameter in module.named_parameters(recurse=False) if parameter.dim() == 3]
 
 
-def replicated(model: nn.Module) -> list[nn.Parameter]:
-    """Trained parameters that each rank holds whole; their gradients must be summed over the ranks."""
-    return [p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
-
-
 def exchange_with(policy: object, *, is_last: bool) -> None:
     """Whether the backward pass that follows sums gradients over the ranks, and lets go of whole weights after it.
 
@@ -132,8 +124,7 @@ def exchange_with(policy: object, *, is_last: bool) -> None:
 def after_an_error(policy: object) -> None:
     """Make a sharded policy usable again after a pass that was not completed."""
     if isinstance(policy, FSDPModule):
-        with contextlib.suppress(AttributeError):  # no pass has begun yet, so there is nothing to reset
-            policy.reset_iter_state()
+        policy.reset_iter_state()
 
 
 def _sums(dtype: torch.dtype | None) -> MixedPrecisionPolicy:
