@@ -32,7 +32,7 @@ from rl.learner.optimizer import clip_gradients, learning_rate, make_optimizer
 from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
 from rl.learner.router import RouterBalancer
-from rl.learner.sharding import after_an_error, exchange_with, shard_policy
+from rl.learner.sharding import after_an_error, exchange_with, load_sharded_policy
 from rl.learner.state import (
     LearnerStateError,
     load_weights_and_moments,
@@ -168,23 +168,34 @@ class Learner:
                 load_adapter(self.model, folder / "adapter")
             except (AdapterError, BaseError, FileNotFoundError) as error:
                 raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
-        load_weights_and_moments(self.model, self._optimizer, folder, with_weights=self._adapter is None)
+        with_weights = self._adapter is None
+        load_weights_and_moments(self.model, self._optimizer, folder, self._loaded, with_weights=with_weights)
         self._policy_version = version
         self.folded.refresh()
 
     def _placed(self, policy_path: Path, *, stays_whole: bool) -> tuple[PreTrainedModel, Score]:
         """The policy on this rank's device, whole or in slices, and how its logprobs are computed."""
-        model, config = load_policy(policy_path), self._config
-        check_head(model)
-        if config.learner.activation_checkpointing:
-            recompute_layers(model)
+        config, ranks, device = self._config, self._ranks, self._device
         dtype = getattr(torch, config.precision.arithmetic)
         temperature, chunk_tokens = config.rollout.temperature, config.learner.logprob_chunk_tokens
-        if self._ranks.num > 1 and self._adapter is None:
-            ranks, device = self._ranks, self._device
-            return model, shard_policy(model, ranks, device, dtype, temperature, chunk_tokens, stays_whole=stays_whole)
-        model.to(self._device)  # type: ignore[arg-type]
-        return model, partial(policy_logprobs, model, dtype=dtype, temperature=temperature, chunk_tokens=chunk_tokens)
+        score: Score
+        if ranks.num > 1 and self._adapter is None:
+            score = load_sharded_policy(
+                policy_path, ranks, device, dtype, temperature, chunk_tokens, stays_whole=stays_whole
+            )
+            model = score.model
+        else:
+            model = load_policy(policy_path)
+            check_head(model)
+            model.to(device)  # type: ignore[arg-type]
+            score = partial(policy_logprobs, model, dtype=dtype, temperature=temperature, chunk_tokens=chunk_tokens)
+        if config.learner.activation_checkpointing:
+            recompute_layers(model)
+        return model, score
+
+    def _loaded(self, policy_path: Path) -> PreTrainedModel:
+        """Another policy, held as this learner's is."""
+        return self._placed(policy_path, stays_whole=False)[0]
 
     def _accumulate_gradients(self, batches: Sequence[Batch]) -> Measures:
         total: Measures = {}

@@ -6,6 +6,8 @@ are rounded where `rl.learner.forward` rounds them, routers and Mamba's A stay f
 float32, because the loss is already divided by the whole step's tokens.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -15,7 +17,9 @@ from transformers.distributed.tensor_parallel import apply_expert_parallelism, r
 
 from rl.config.adapted import is_expert
 from rl.data_types import Batch
+from rl.learner.forward import check_head
 from rl.learner.logprobs import token_logprobs
+from rl.learner.policy import load_policy
 from rl.precision.float32_weights import float32_weights
 from rl.ranks import Ranks
 
@@ -45,22 +49,36 @@ class ShardedPolicy(nn.Module):
         )
 
 
-def shard_policy(
-    model: PreTrainedModel,
+def load_sharded_policy(
+    path: Path,
     ranks: Ranks,
     device: torch.device,
     dtype: torch.dtype,
     temperature: float,
-    chunk: int,
+    chunk_tokens: int,
     *,
     stays_whole: bool,
 ) -> ShardedPolicy:
-    """Spread the model's parameters over the ranks, in place, and compute in `dtype`. The names stay.
+    """A checkpoint of which each rank holds its slices, to compute in `dtype`. The names of parameters stay.
 
     With `stays_whole`, layers stay whole from their first forward pass on, until `exchange_with` lets go of them.
-    Parameters become `DTensor`s, but for Mamba's A, which each rank holds whole.
+    Parameters become `DTensor`s, but for Mamba's A, which each rank holds whole. Raises as
+    `rl.learner.policy.load_policy` and `rl.learner.forward.check_head`.
     """
-    policy = ShardedPolicy(model, temperature, chunk)
+    made: list[ShardedPolicy] = []
+
+    def spread(model: PreTrainedModel) -> None:
+        check_head(model)
+        made.append(ShardedPolicy(model, temperature, chunk_tokens))
+        _shard(made[0], ranks, dtype, stays_whole=stays_whole)
+
+    load_policy(path, spread, ranks.num)
+    # FSDP also learns here where the slices are that were read, before others hold on to their memory.
+    return made[0].to(device)
+
+
+def _shard(policy: ShardedPolicy, ranks: Ranks, dtype: torch.dtype, *, stays_whole: bool) -> None:
+    model = policy.model
     names = sorted(float32_weights(model))  # all ranks must do everything in one order
     modules = dict(model.named_modules())
     owners = {name: modules[name.rpartition(".")[0]] for name in names}
@@ -86,12 +104,6 @@ def shard_policy(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide
-    for parameter in bare:
-        parameter.data = parameter.data.to(device)
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    return policy
 
 
 def _deal_experts(model: PreTrainedModel, mesh: DeviceMesh) -> list[nn.Module]:

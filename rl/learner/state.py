@@ -7,12 +7,13 @@ and by several.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -21,7 +22,6 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rl.learner.optimizer import load_optimizer_tensors, new_optimizer_tensors, optimizer_tensors
-from rl.learner.policy import load_policy
 from rl.ranks import Ranks
 from rl.weights.names import checkpoint_parts
 
@@ -77,15 +77,23 @@ def save_moments(
 
 
 def load_weights_and_moments(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, *, with_weights: bool
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    load_policy: Callable[[Path], PreTrainedModel],
+    *,
+    with_weights: bool,
 ) -> None:
-    """Take over what was saved in either format; each rank keeps its slices. Raises `LearnerStateError`."""
+    """Take over what was saved in either format; each rank reads its slices. Raises `LearnerStateError`.
+
+    `load_policy` loads a Hugging Face folder as `model` is held.
+    """
     try:
         if (folder / SLICES).is_dir():
             _load_slices(model, optimizer, folder / SLICES, with_weights=with_weights)
         else:
             if with_weights:
-                _load_whole(model, folder / "model")
+                _take_over(model, load_policy(folder / "model"))
             _load_whole_moments(model, optimizer, folder / MOMENTS_FILE)
     except (ValueError, RuntimeError, OSError) as error:
         raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
@@ -104,17 +112,17 @@ def _load_slices(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folde
 
 
 @torch.no_grad()
-def _load_whole(model: PreTrainedModel, folder: Path) -> None:
-    saved, held = load_policy(folder).state_dict(), model.state_dict()
+def _take_over(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
+    saved, held = loaded.state_dict(), model.state_dict()
     _check_names(saved, held)
     for name, tensor in held.items():
-        tensor.copy_(_sliced(saved[name], tensor))
+        tensor.copy_(saved[name])
 
 
 def _load_whole_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, file: Path) -> None:
     parameters = dict(model.named_parameters())
-    saved = load_file(file)
-    moments = {name: _sliced(tensor, parameters[name.rpartition(".")[0]]) for name, tensor in saved.items()}
+    with safe_open(file, framework="pt") as saved:
+        moments = {name: _read(saved, name, parameters[name.rpartition(".")[0]]) for name in saved.keys()}  # noqa: SIM118
     load_optimizer_tensors(optimizer, model, moments)
 
 
@@ -132,15 +140,19 @@ def _check_names(saved: Iterable[str], held: Iterable[str]) -> None:
         raise LearnerStateError(f"{name} is {'missing' if name in set(held) else 'unknown'}")
 
 
-def _sliced(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as `like` is held: in slices of the ranks, or whole, on its device."""
-    whole = whole.to(like.device)
-    if not isinstance(like, DTensor) or not whole.dim():
-        return whole
-    (chunk,) = like.__create_chunk_list__()  # what torch.distributed.checkpoint asks a tensor for
-    part = whole[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))]
+def _read(saved: Any, name: str, parameter: Tensor) -> Tensor:
+    """A moment of this parameter from an open file, as the parameter is held: in slices of the ranks, or whole."""
+    stored = saved.get_slice(name)
+    if not isinstance(parameter, DTensor) or not stored.get_shape():
+        return saved.get_tensor(name).to(parameter.device)
+    (chunk,) = parameter.__create_chunk_list__()  # what torch.distributed.checkpoint asks a tensor for
+    part = stored[tuple(slice(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes, strict=True))]
     return DTensor.from_local(
-        part.contiguous(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        part.to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
     )
 
 
