@@ -82,7 +82,33 @@ def test_folded_weights_and_offloaded_moments_are_divided_too() -> None:
     host = make_plan(NANO, config, H100, None).places[-1]
     trained = NANO.on_rank(8).num_trained(config.learner)
     ranks = [num_bytes for name, num_bytes in host.tenants if name == "learner"]
-    assert ranks == 8 * [PROCESS_BYTES + FLOAT32 * NANO.num_weights + 8 * trained]  # each loads the whole policy
+    slices = NANO.on_rank(8).num_weights
+    assert ranks == 8 * [PROCESS_BYTES + FLOAT32 * slices + 8 * trained]
+
+
+def test_experts_that_cannot_be_dealt_evenly_are_read_whole() -> None:
+    for num_ranks, read in ((8, NANO.on_rank(8)), (96, NANO)):
+        plan = make_plan(NANO, long_config(learner={"gpus": 1, "num_ranks": num_ranks}), H100, None)
+        ranks = {num_bytes for name, num_bytes in plan.places[-1].tenants if name == "learner"}
+        assert ranks == {PROCESS_BYTES + FLOAT32 * read.num_weights}
+
+
+def test_ranks_that_exchange_once_a_step_hold_all_layers_and_their_gradients_whole() -> None:
+    parts = parts_of(NANO, long_config(learner={"num_ranks": 16, "exchange": "step"}))
+    root = 2 * 131_072 * 2688 + 2688
+    assert parts["whole layers"] + parts["whole embeddings"] == 2 * NANO.num_weights
+    assert parts["whole gradients"] == 4 * NANO.num_weights + 2 * largest_gathered(NANO)
+    assert parts["whole embeddings"] == 2 * root
+
+
+@pytest.mark.parametrize(
+    ("transport", "versions", "buffers"), [("object_store", 4, 0), ("shared_memory", 3, 0), ("nccl", 0, 2**29)]
+)
+def test_transports_take_memory_of_hosts_or_of_cards(transport: str, versions: int, buffers: int) -> None:
+    config = long_config(learner={"gpus": 1}, rollout={"gpus_per_worker": 1}, weights=transport)
+    plan = make_plan(SMALL, config, H100, None)
+    assert dict(plan.places[-1].tenants)["published versions"] == versions * plan.published
+    assert {part.name: part.num_bytes for part in plan.engine.parts}.get("buffers", 0) == buffers
 
 
 def test_ranks_with_an_adapter_hold_the_whole_base() -> None:
@@ -121,7 +147,7 @@ def test_a_layer_that_is_made_whole_to_save_may_be_the_peak() -> None:
         passes = ("layers", "embeddings", "gradients")
         needed = sum(parts[f"whole {name}"] for name in passes)
         needed += sum(parts[name] for name in ("activations", "logits", "gradient of the head"))
-        assert parts.get("whole layer to save", 0) == max(0, whole - needed)
+        assert parts.get("saving, publishing", 0) == max(0, whole - needed)
 
 
 @pytest.mark.slow

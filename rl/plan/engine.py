@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rl.config.experiment import ExperimentConfig
 from rl.engine.arguments import engine_arguments
-from rl.plan.memory import BYTES, CONTEXT_BYTES, FLOAT32, GIB, PROCESS_BYTES, Part, total
+from rl.plan.memory import BYTES, CONTEXT_BYTES, FLOAT32, GIB, PROCESS_BYTES, Part, published_bytes, total
 from rl.plan.shapes import PolicyShapes, is_expert, is_matrix
 from rl.policy_checks import HEADS
 
@@ -51,12 +51,15 @@ def engine_memory(shapes: PolicyShapes, config: ExperimentConfig, card_bytes: fl
     )
     tokens, seats = arguments["max_num_batched_tokens"], config.rollout.max_in_flight
     warm_up = tokens * size * _widest(shapes) / num_cards + seats * shapes.vocab_size * FLOAT32 * 3
+    room = config.weights.room(published_bytes(shapes, config.precision)).engine
     process = PROCESS_BYTES if card_bytes is None else CONTEXT_BYTES + GRAPH_BYTES
     parts = [
         Part("weights", served / num_cards, config.precision.arithmetic),
         Part("one step", warm_up, f"estimated, {tokens:,} tokens and the logits of {seats} sequences"),
+        Part("buffers", room, f"of weights that arrive, {config.weights.name}"),
         Part("process", process, "libraries" if card_bytes is None else "CUDA context and graphs"),
     ]
+    parts = [part for part in parts if part.num_bytes]
     cache = arguments.get("kv_cache_memory_bytes")
     if cache is None:
         assert card_bytes is not None, "an engine on the host has a cache of a fixed size"

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl.cluster.shared_memory import NUM_VERSIONS
 from rl.config.experiment import ExperimentConfig
 from rl.config.learner import LearnerAdapterConfig
 from rl.plan.cards import Card
@@ -23,6 +22,7 @@ from rl.plan.memory import (
     learner_parts,
     moment_bytes,
     published_bytes,
+    rank_shapes,
     total,
 )
 from rl.plan.nodes import ENGINE, LEARNER, Nodes, larger_than_a_node, lay_out, node_problems
@@ -163,8 +163,8 @@ def make_plan(
     published = published_bytes(shapes, config.precision)
     sizes = {LEARNER: total(learner), ENGINE: engine.total_bytes}
     places = list(_cards(config, card, sizes))
-    # An actor with a card is a process on the host too, where a rank loads the whole policy and may keep its moments.
-    loaded = PROCESS_BYTES + FLOAT32 * shapes.num_weights
+    # An actor with a card is a process on the host too, where a rank loads its slices and may keep its moments.
+    loaded = PROCESS_BYTES + FLOAT32 * _read_by_rank(shapes, config).num_weights
     with_card = loaded + (moment_bytes(shapes, config) if config.learner.offload_moments else 0)
     on_host = max(sizes[LEARNER], loaded if config.learner.num_ranks > 1 else 0)
     hosted = {
@@ -174,10 +174,16 @@ def make_plan(
     layout = [] if nodes is None or larger_than_a_node(config, nodes) else lay_out(config, nodes.gpus)
     together = Counter({LEARNER: config.learner.num_ranks, ENGINE: config.rollout.num_workers})
     processes = max(layout, key=lambda node: sum(hosted[name] * node[name] for name in hosted), default=together)
-    tenants = [("driver", PROCESS_BYTES), ("published versions", NUM_VERSIONS * published)]
+    tenants = [("driver", PROCESS_BYTES), ("published versions", config.weights.room(published).host)]
     tenants += [(name, hosted[name]) for name in hosted for _ in range(processes[name])]
     host = Place("the host" if nodes is None else "the fullest node's host", host_bytes, False, tenants)
     return Plan(shapes, config, learner, engine, published, [*places, host], nodes, layout)
+
+
+def _read_by_rank(shapes: PolicyShapes, config: ExperimentConfig) -> PolicyShapes:
+    """What a rank reads of a checkpoint: its slices, or the whole (`rl.learner.policy.load_policy`)."""
+    slices = rank_shapes(shapes, config.learner)
+    return slices if shapes.divides_experts(config.learner.num_ranks) else shapes
 
 
 def _cards(config: ExperimentConfig, card: Card | None, sizes: Mapping[str, float]) -> Iterator[Place]:

@@ -32,6 +32,12 @@ def largest_gathered(shapes: PolicyShapes, expert_parallel: int = 1) -> int:
     return max(root, *layers)
 
 
+def all_gathered(shapes: PolicyShapes, expert_parallel: int = 1) -> int:
+    """Weights that are whole when all layers are; of experts that are dealt, a rank's share."""
+    root, layers = _num_by_layer(shapes, expert_parallel)
+    return root + sum(layers)
+
+
 def _num_by_layer(shapes: PolicyShapes, expert_parallel: int) -> tuple[int, list[int]]:
     """Numbers that belong to no layer, and those of each layer, in the layers' order."""
     layers: dict[str, int] = {"": 0}

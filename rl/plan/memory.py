@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rl.config.experiment import ExperimentConfig
 from rl.config.learner import LearnerConfig
-from rl.plan.gathered import gathered_weights, largest_gathered, layer_of
+from rl.plan.gathered import all_gathered, gathered_weights, largest_gathered, layer_of
 from rl.plan.shapes import ROUTERS, PolicyShapes, Shape, is_expert, is_matrix
 from rl.policy_checks import EMBEDDINGS, HEADS
 from rl.precision.number_format import NumberFormat
@@ -39,7 +39,7 @@ def total(parts: Sequence[Part]) -> float:
 def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
     """What each rank of `rl.learner.learner` holds at its peak; parts of 0 bytes are left out.
 
-    The peak is in an update, unless what saving makes whole between updates (float32; publishing rounds) is more.
+    The peak is in an update, unless what saving (in float32) or publishing makes whole between updates is more.
     """
     learner = config.learner
     tokens = min(learner.tokens_per_micro_batch, tokens_per_step(config))
@@ -54,11 +54,13 @@ def learner_parts(shapes: PolicyShapes, config: ExperimentConfig) -> list[Part]:
         Part("logits", logits, f"{learner.logprob_chunk_tokens:,} tokens x vocabulary x {LOGIT_BYTES} bytes"),
         Part("gradient of the head", 2 * size * head, f"{config.precision.arithmetic}, of one chunk and their sum"),
     ]
-    saved = 0 if rank_shapes(shapes, learner) is shapes else FLOAT32 * largest_gathered(shapes)
+    largest = 0 if rank_shapes(shapes, learner) is shapes else largest_gathered(shapes)
+    sent = config.weights.room(published_bytes(shapes, config.precision)).learner
+    outside = max(FLOAT32 * largest, size * largest + sent) - total(passes)
     parts = [
         *_held_parts(shapes, config),
         *passes,
-        Part("whole layer to save", max(0, saved - total(passes)), "float32, what exceeds the parts of passes"),
+        Part("saving, publishing", max(0, outside), "a whole layer and buffers, what exceeds the parts of passes"),
         Part("process", CONTEXT_BYTES if on_card else PROCESS_BYTES, "CUDA context" if on_card else "libraries"),
     ]
     return [part for part in parts if part.num_bytes]
@@ -95,15 +97,16 @@ def _whole_parts(shapes: PolicyShapes, config: ExperimentConfig, size: int) -> l
     if rank_shapes(shapes, learner) is not shapes:
         root, layers = gathered_weights(shapes, learner.expert_parallel)
         gradients = (size + FLOAT32) * largest_gathered(shapes, learner.expert_parallel)
+        when, which = "two at a time", "of the largest of these before they are summed"
+        if learner.exchange == "step":
+            every = all_gathered(shapes, learner.expert_parallel)
+            when, which = "all until the step's last pass", "of all of these until they are summed"
+            layers, gradients = every - root, FLOAT32 * every + size * largest_gathered(shapes, learner.expert_parallel)
         dealt = f", and of experts 1 of {learner.expert_parallel} parts" if learner.expert_parallel > 1 else ""
         return [
-            Part("whole layers", size * layers, f"{arithmetic}, two at a time, gathered from all ranks{dealt}"),
+            Part("whole layers", size * layers, f"{arithmetic}, {when}, gathered from all ranks{dealt}"),
             Part("whole embeddings", size * root * num_policies, f"{arithmetic}, with the head, for a whole pass"),
-            Part(
-                "whole gradients",
-                gradients,
-                f"{arithmetic} and float32, of the largest of these before they are summed",
-            ),
+            Part("whole gradients", gradients, f"{arithmetic} and float32, {which}"),
         ]
     rounded = 0 if learner.adapter is not None or arithmetic == "float32" else size * shapes.num_weights * num_policies
     if learner.adapter is not None and learner.adapter.experts:  # merged in each pass

@@ -193,6 +193,10 @@ class PolicyShapes:
                 sides += math.prod(num) * (rows + (0 if name.endswith(EXPERT_GATES) else columns))
         return sides
 
+    def divides_experts(self, num_ranks: int) -> bool:
+        """Whether each of so many ranks holds the same number of a layer's experts."""
+        return not self.num_expert_weights or self._num_experts % num_ranks == 0
+
     def on_rank(self, num_ranks: int) -> "PolicyShapes":
         """What one of so many ranks holds if `rl.learner.sharding` spreads the policy, where it holds most.
 

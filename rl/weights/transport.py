@@ -71,6 +71,17 @@ class Connection(NamedTuple):
     """For `init_weight_transfer_engine` of vLLM."""
 
 
+class Room(NamedTuple):
+    """Bytes that a transport takes while it carries versions."""
+
+    host: float = 0.0
+    """On the host of the learner's first rank."""
+    learner: float = 0.0
+    """On the card of that rank."""
+    engine: float = 0.0
+    """On each card of an engine."""
+
+
 class Transport(Section):
     """How published weights travel from the learner to the engines.
 
@@ -125,6 +136,12 @@ class Transport(Section):
     def fault(self, ranks: Sequence[float], engines: Sequence[float]) -> str:
         """Why it cannot work where the learner's ranks and the engines reserve so many GPUs each; empty if it can."""
         return ""
+
+    def room(self, num_bytes: float) -> Room:
+        """What versions of so many bytes take; unless it says otherwise, memory of the host."""
+        from rl.cluster.shared_memory import NUM_VERSIONS
+
+        return Room(host=NUM_VERSIONS * num_bytes)
 
     def check_room(self, num_bytes: int) -> None:
         """Raise `ClusterError` if there is no room for so many published bytes; called before processes start."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rl.weights.source import WeightSource
-from rl.weights.transport import Connection, Transport
+from rl.weights.transport import Connection, Room, Transport
 
 if TYPE_CHECKING:
     import torch
@@ -40,3 +40,6 @@ class Ipc(Transport):
         if not 0 < ranks[0] < 1 or not 0 < engines[0] < 1 or ranks[0] + engines[0] > 1:
             return "both must have a part of one GPU"
         return ""
+
+    def room(self, num_bytes: float) -> Room:
+        return Room(learner=num_bytes)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rl.weights.source import WeightSource
-from rl.weights.transport import Connection, Transport
+from rl.weights.transport import Connection, Room, Transport
 
 if TYPE_CHECKING:
     import torch
@@ -42,3 +42,8 @@ class Nccl(Transport):
         if min(*ranks, *engines) < 1:
             return "a GPU can have only one place in an NCCL group, so ranks and engines cannot share one"
         return ""
+
+    def room(self, num_bytes: float) -> Room:
+        from rl.weights.broadcast import BUFFER_BYTES
+
+        return Room(learner=2 * BUFFER_BYTES, engine=2 * BUFFER_BYTES)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rl.weights.source import WeightSource
-from rl.weights.transport import Received, Transport
+from rl.weights.transport import Received, Room, Transport
 
 if TYPE_CHECKING:
     from rl.weights.object_store import ObjectStorePublisher
@@ -32,3 +32,6 @@ class ObjectStore(Transport):
         from rl.weights.object_store import read_fetched
 
         return read_fetched(source)
+
+    def room(self, num_bytes: float) -> Room:
+        return Room(host=super().room(num_bytes).host + num_bytes)  # and the learner's own block
