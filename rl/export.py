@@ -14,14 +14,16 @@ from transformers import GenerationConfig
 from envs.errors import InputError
 from rl.chat.chat import Chat, load_chat
 from rl.config.experiment import ExperimentConfig
-from rl.config.read import load_config
-from rl.config.saved_policy import is_adapter, policy_in
+from rl.config.read import ConfigError, load_config
+from rl.config.saved_policy import holds_policy, is_adapter, policy_in
 from rl.config.served import Served
 from rl.learner.actor import CHAT_FILES
 from rl.learner.served import write_served
+from rl.learner.state import LearnerStateError
+from rl.runs.checkpoint import latest_checkpoint
 from rl.runs.files import remove, storing
 from rl.runs.history import History, Line, read_history
-from rl.runs.newest import newest_policy
+from rl.runs.newest import first_policy
 
 
 class ExportError(InputError):
@@ -35,7 +37,7 @@ def export_policy(source: Path, out: Path, *, only_adapter: bool = False) -> Pat
     of the run. An adapter is merged into its base, or with `only_adapter` written alone, in peft's format. `out`
     appears at once and complete. Raises `ExportError`, `ConfigError` and `StorageError`.
     """
-    run_dir, policy = _policy_of(source)
+    run_dir, policy, slices = _policy_of(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} exists already; give a new folder")
     config = load_config(run_dir / "config.yaml")
@@ -46,7 +48,7 @@ def export_policy(source: Path, out: Path, *, only_adapter: bool = False) -> Pat
         if only_adapter:
             _write_adapter(policy, partial)
         else:
-            write_served(policy, partial, config.precision)
+            _write_weights(policy, partial, config, slices)
         _write_chat(load_chat(policy, config.policy.chat), policy, partial, config)
         (partial / "README.md").write_text(
             model_card(read_history(run_dir), config, only_adapter=only_adapter), encoding="utf-8"
@@ -70,18 +72,39 @@ def push(folder: Path, repository: str) -> str:
     return str(address)
 
 
-def _policy_of(source: Path) -> tuple[Path, Path]:
-    """Run folder and policy folder of what is to be exported."""
+def _policy_of(source: Path) -> tuple[Path, Path, Path | None]:
+    """Run folder and policy folder of what is to be exported.
+
+    Of a checkpoint of slices alone also the folder of these; the policy is then the one that the run started from.
+    """
     if (source / "config.yaml").is_file():
-        config = load_config(source / "config.yaml")
-        return source, newest_policy(config.model_copy(update={"run_dir": source}))
-    run_dir = source.parent.parent
-    policy = policy_in(source / "learner")
-    if policy.is_dir() and (run_dir / "config.yaml").is_file():
-        return run_dir, policy
-    raise ExportError(
-        f"{source} is neither a run folder (with config.yaml) nor one of its checkpoints (checkpoints/step_*)"
-    )
+        run_dir, checkpoint = source, latest_checkpoint(source / "checkpoints")
+        learner = checkpoint.learner if checkpoint else None
+    else:
+        run_dir, learner = source.parent.parent, source / "learner"
+        if not learner.is_dir() or not (run_dir / "config.yaml").is_file():
+            raise ExportError(
+                f"{source} is neither a run folder (with config.yaml) nor one of its checkpoints (checkpoints/step_*)"
+            )
+    if learner is not None and holds_policy(policy_in(learner)):
+        return run_dir, policy_in(learner), None
+    config = load_config(run_dir / "config.yaml").model_copy(update={"run_dir": run_dir})
+    try:
+        return run_dir, first_policy(config), learner
+    except ConfigError as error:
+        if learner is None:
+            raise
+        raise ExportError(
+            f"{learner} holds the slices of several ranks, which are read into the policy that the run started from,"
+            f" and {config.policy.path} is not there; put it back"
+        ) from error
+
+
+def _write_weights(policy: Path, out: Path, config: ExperimentConfig, slices: Path | None) -> None:
+    try:
+        write_served(policy, out, config.precision, slices)
+    except LearnerStateError as error:
+        raise ExportError(f"{error}. It is read into {policy}; put back the policy that the run started from") from None
 
 
 def _write_adapter(policy: Path, out: Path) -> None:

@@ -6,6 +6,7 @@ few steps it evaluates and writes a checkpoint. `run_loop` is the loop; `rl.part
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rl.algorithms.corrections import NonFiniteError
@@ -99,9 +100,17 @@ def evaluate(parts: Parts, label: str) -> None:
 def checkpoint(parts: Parts) -> None:
     """Write one checkpoint with weights, optimiser state and ledger of the same step."""
     with parts.phase("checkpoint"):
-        state = {"ledger": parts.ledger.state()}
-        keep = parts.config.train.keep_checkpoints
-        save_checkpoint(parts.folder.checkpoints, parts.step, parts.learner.save, state, keep=keep)
+        train, folder = parts.config.train, parts.folder
+        with_policy = train.saves_policy(parts.step)
+        folder.newest = save_checkpoint(
+            folder.checkpoints,
+            parts.step,
+            partial(parts.learner.save, with_policy=with_policy),
+            {"ledger": parts.ledger.state()},
+            keep=train.keep_checkpoints,
+            known=folder.newest,
+            needs_policy=with_policy,
+        )
 
 
 def train(config: ExperimentConfig, *, resume: bool | None = False) -> Path:

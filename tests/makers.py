@@ -134,7 +134,7 @@ def make_update(version: int = 1, **changes: Any) -> Update:
 
 
 def save_empty_checkpoint(run: RunFolder, step: int) -> None:
-    save_checkpoint(run.checkpoints, step, lambda folder: None, {})
+    save_checkpoint(run.checkpoints, step, lambda folder: {}, {})
 
 
 def write_run(config: ExperimentConfig, num_steps: int) -> Path:

@@ -21,6 +21,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.policy import TinyHybrid
 from rl.data_types import Budget
 from rl.export import ExportError, export_policy, push
+from rl.file_hashes import WrittenFile, files_in, sync_and_hash
 from rl.learner.actor import CHAT_FILES
 from rl.learner.learner import Learner
 from rl.policies import build_policy
@@ -96,11 +97,12 @@ def finished_run(run_dir: Path, policy: Path, **sections: Any) -> tuple[Experime
             parameter.add_(0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator))
     learner.folded.refresh()
 
-    def save(folder: Path) -> None:
+    def save(folder: Path) -> dict[str, WrittenFile]:
         learner.save_state(folder)
         for pattern in CHAT_FILES:
             for file in policy.glob(pattern):
                 (folder / "model" / file.name).write_bytes(file.read_bytes())
+        return sync_and_hash(folder, files_in(folder))
 
     save_checkpoint(run_dir / "checkpoints", 3, save, {})
     return config, learner

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from envs.json_lines import read_lines
 from rl.config.read import load_config
+from rl.file_hashes import WrittenFile, files_in, sync_and_hash
 from rl.runs.checkpoint import save_checkpoint
 from rl.runs.files import StorageError
 from rl.runs.folder import RunFolder, RunFolderError
@@ -133,7 +134,12 @@ def test_the_policy_s_folder_may_move_once_the_checkpoint_holds_the_policy(
     write_policy(tmp_path / "moved")
     with pytest.raises(RunFolderError, match=r"policy\.path: was 'models/none', now"):
         RunFolder.open(moved, resume=True).__enter__()
-    save_checkpoint(tmp_path / "run" / "checkpoints", 2, lambda folder: write_policy(folder / "model"), {})
+
+    def write_learner(folder: Path) -> dict[str, WrittenFile]:
+        write_policy(folder / "model")
+        return sync_and_hash(folder, files_in(folder))
+
+    save_checkpoint(tmp_path / "run" / "checkpoints", 2, write_learner, {})
     with caplog.at_level(logging.WARNING), RunFolder.open(moved, resume=True) as run:
         assert load_config(run.config_file).policy.path == tmp_path / "moved"
     assert "policy.path was models/none and is" in caplog.text

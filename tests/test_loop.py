@@ -11,13 +11,14 @@ from rl.algorithms.corrections import NonFiniteError
 from rl.cluster.actors import ActorDied, ClusterError
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Task, Update
+from rl.file_hashes import WrittenFile, files_in, sync_and_hash
 from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import latest_checkpoint
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
 from rl.runs.tracker import Tracker
 from rl.tasks.ledger import Ledger
-from rl.train import Parts, train_with
+from rl.train import Parts, leave_checkpoint, train_with
 from rl.weights.source import WeightSource
 from tests.makers import make_config, make_group, make_update
 
@@ -51,9 +52,13 @@ class FakeLearner:
         self.log.call("publish")
         return WeightSource(self.version, "", "")
 
-    def save(self, folder: Path) -> None:
-        self.log.call("save")
+    def save(self, folder: Path, *, with_policy: bool) -> dict[str, WrittenFile]:
+        self.log.call("save" if with_policy else "save slices")
         (folder / "weights").write_text(str(self.version))
+        if with_policy:
+            (folder / "model").mkdir()
+            (folder / "model" / "config.json").write_text("{}")
+        return sync_and_hash(folder, files_in(folder))
 
     def notes(self) -> list[str]:
         said, self.said = self.said, []
@@ -96,6 +101,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
         config: ExperimentConfig = make_config(
             tmp_path,
             train={"num_steps": 3, "num_prompts": 1, "group_size": 2, "checkpoint_every": 100, **train},
+            learner={"num_ranks": 2},
         )
         log, ledger = Log(), Ledger()
         for name in ("rollouts", "checkpoints"):
@@ -199,6 +205,24 @@ def test_an_error_between_two_steps_leaves_a_checkpoint_of_the_last_one(
     assert saved is not None
     trained = saved.state["ledger"]["num_started"] - len(saved.state["ledger"]["in_flight"])
     assert trained == step
+
+
+def test_policies_are_saved_every_k_th_step_and_with_the_last(make: Make) -> None:
+    parts = make(checkpoint_every=1, save_policy_every=2)
+    train_with(parts)
+    assert [call for call in log_of(parts) if call.startswith("save")] == ["save slices", "save", "save"]
+
+
+def test_a_stop_leaves_slices_alone_and_the_end_of_a_resumed_run_adds_the_policy(make: Make) -> None:
+    parts = make(save_policy_every=100, num_steps=4)
+    parts.step = 3
+    leave_checkpoint(parts)
+    stopped = parts.folder.newest
+    assert stopped is not None and stopped.step == 3 and not stopped.has_policy
+    parts.config = parts.config.model_copy(update={"train": parts.config.train.model_copy(update={"num_steps": 3})})
+    train_with(parts)
+    ended = latest_checkpoint(parts.folder.checkpoints)
+    assert ended is not None and ended.step == 3 and ended.has_policy and ended == parts.folder.newest
 
 
 def test_a_learner_that_died_leaves_none_and_says_how_to_go_on(make: Make) -> None:

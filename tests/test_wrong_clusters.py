@@ -43,6 +43,15 @@ WRONG = {
         ["ray.local_cpus (2) is less than the sum of the ranks'"],
     ),
     "ranks on GPUs that are not there": ([TWO, "learner.gpus=1"], ["2 learner ranks with 1 CPUs and 1 GPUs each"]),
+    "policies saved more often than checkpoints": (
+        [TWO, "train.save_policy_every=30"],
+        ["save_policy_every (30) must be a multiple of checkpoint_every (20)"],
+    ),
+    "a policy left out that is the state": (
+        ["train.save_policy_every=40"],
+        ["train.save_policy_every leaves out a copy", "learner.num_ranks is 1", "remove it"],
+    ),
+    "an adapter left out": ([TWO, "train.save_policy_every=40", "learner.adapter={}"], ["learner.adapter is set"]),
     "negative restarts": (["train.num_learner_restarts=-1"], ["train.num_learner_restarts"]),
     "a placement of Ray": (["ray.placement=spread"], ["ray.placement", "separate"]),
     "ranks and engines that do not pair": (

@@ -18,8 +18,9 @@ from rl.config.environments import BudgetConfig, EnvironmentConfig
 from rl.config.learner import LearnerConfig
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import RolloutConfig
-from rl.config.section import Aside, NonNegative, Positive, Seconds, Section, Share
+from rl.config.section import Aside, NonNegative, Positive, Section, Share
 from rl.config.supervised import SftConfig
+from rl.config.train import TrainConfig
 from rl.precision.formats import AnyFormat
 from rl.precision.formats.float32 import Float32
 from rl.runs.sinks import Tracking
@@ -27,41 +28,6 @@ from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.tensorboard import TensorBoard
 from rl.weights.transports import AnyTransport
 from rl.weights.transports.object_store import ObjectStore
-
-
-class TrainConfig(Section):
-    """The training loop: its length, batch, staleness, checkpoints and deadlines."""
-
-    num_steps: Positive
-    """Optimiser steps."""
-    num_prompts: Positive = 8
-    """P: prompts per step, each with one group of rollouts."""
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """G: rollouts per group."""
-    max_staleness: NonNegative = 0
-    """Maximum updates between the start of a group and its training; 0 is strictly synchronous."""
-    checkpoint_every: Positive = 20
-    """Steps between checkpoints. One is always written at the end and when the run is stopped."""
-    keep_checkpoints: Positive = 2
-    """Number of newest checkpoints to keep."""
-    num_learner_restarts: NonNegative = 2
-    """How often a learner that dies is started again, from the newest checkpoint; engines go on."""
-    save_rollouts_every: Positive = 1
-    """Save the rollouts of every k-th step (a few KiB per rollout). Rollouts of evaluations are always saved."""
-    collect_timeout_s: Seconds = 900.0
-    """Deadline for collecting the groups of one step."""
-    update_timeout_s: Seconds = 900.0
-    """Deadline for one update, and for writing a checkpoint."""
-    publish_timeout_s: Seconds = 120.0
-    """Deadline for publishing new weights and loading them into all engines."""
-    start_timeout_s: Seconds = 300.0
-    """Deadline for starting the learner and the engines."""
-
-    def checkpoint_due(self, step: int) -> bool:
-        return step % self.checkpoint_every == 0
-
-    def saves_rollouts(self, step: int) -> bool:
-        return step % self.save_rollouts_every == 0
 
 
 class EvaluationConfig(Section):
@@ -188,6 +154,18 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"sft.adapter does not go with precision {self.precision.name}: the stage's merged weights would be"
                 " quantised anew for reinforcement learning; remove sft.adapter, or choose bf16"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _policies_that_are_left_out_are_copies(self) -> "ExperimentConfig":
+        if self.train.save_policy_every is not None and (
+            self.learner.num_ranks == 1 or self.learner.adapter is not None
+        ):
+            why = "learner.num_ranks is 1" if self.learner.num_ranks == 1 else "learner.adapter is set"
+            raise ValueError(
+                f"train.save_policy_every leaves out a copy of what several ranks save in slices, but {why}: then"
+                " the policy's folder is the only place of the weights, and each checkpoint has it; remove it"
             )
         return self
 

@@ -38,6 +38,11 @@ def policy_in(learner: Path) -> Path:
     return learner / ("adapter" if has_only_adapter else "model")
 
 
+def holds_policy(policy: Path) -> bool:
+    """Whether this folder holds weights, all or an adapter's: of a state in slices it may hold the tokenizer only."""
+    return (policy / "config.json").is_file() or is_adapter(policy)
+
+
 def is_adapter(policy: Path) -> bool:
     """Whether this folder holds an adapter, without its base."""
     return (policy / ADAPTER_FILE).is_file() and not (policy / "config.json").is_file()

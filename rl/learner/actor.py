@@ -13,6 +13,7 @@ from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
 from rl.config.saved_policy import policy_in
 from rl.data_types import Update
+from rl.file_hashes import WrittenFile, sync_and_hash
 from rl.learner.samples import JoinedSamples
 from rl.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from rl.run_log import join_run_log
@@ -133,15 +134,18 @@ class LearnerProcess:
         learner, arithmetic = self._learner, self._config.precision.arithmetic
         return checkpoint_tensors(learner.model, arithmetic, learner.folded.quantised, is_merged=is_merged)
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimiser state, exactly, into the folder; `policy_in(folder)` is the policy."""
-        self._learner.save_state(folder)
-        if not self._ranks.is_first:
-            return
-        policy = policy_in(folder)
-        for pattern in CHAT_FILES:
-            for file in self._policy_path.glob(pattern):
-                shutil.copy(file, policy)
+    def save(self, folder: Path, *, with_policy: bool = True) -> dict[str, WrittenFile]:
+        """As `LearnerGroup.save`; tells the files that this rank wrote."""
+        from rl.learner.state import own_files
+
+        self._learner.save_state(folder, with_policy=with_policy)
+        if self._ranks.is_first:
+            policy = policy_in(folder)
+            policy.mkdir(exist_ok=True)
+            for pattern in CHAT_FILES:
+                for file in self._policy_path.glob(pattern):
+                    shutil.copy(file, policy)
+        return sync_and_hash(folder, own_files(folder, self._ranks))
 
     def shutdown(self) -> None:
         for end in (self._publisher, self._sender):

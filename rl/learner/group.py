@@ -10,6 +10,7 @@ from rl.cluster.actors import Actor, Deadline, shared, start_actor, stop_togethe
 from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
+from rl.file_hashes import WrittenFile
 from rl.learner.actor import LearnerProcess
 from rl.learner.samples import JoinedSamples
 from rl.weights.source import Listener, Offer, Publication
@@ -94,10 +95,15 @@ class LearnerGroup:
         done = partial(self._together, deadline, LearnerProcess.release)
         return Offer([replace(source, epoch=self._epoch) for source in sources], sending, done)
 
-    def save(self, folder: Path) -> None:
-        """Write the state that a learner needs to continue bit for bit, with the policy in `policy_in(folder)`."""
+    def save(self, folder: Path, *, with_policy: bool = True) -> dict[str, WrittenFile]:
+        """Write the state that a learner needs to continue bit for bit, with the policy in `policy_in(folder)`; of
+        several ranks' slices it is a copy, without which only the tokenizer is there.
+
+        Each rank syncs and hashes what it wrote. Returns all files by their names in the folder.
+        """
         deadline = Deadline(self._train.update_timeout_s, "writing a checkpoint", "train.update_timeout_s")
-        self._together(deadline, LearnerProcess.save, folder)
+        told = self._together(deadline, LearnerProcess.save, folder, with_policy=with_policy)
+        return {name: file for files in told for name, file in files.items()}
 
     def notes(self) -> list[str]:
         """Notes of the processes since the last call."""

@@ -138,17 +138,20 @@ class Learner:
             measures={name: mean(measures, name) or 0.0 for name in measures if name not in UPDATE_FIELDS},
         )
 
-    def save_state(self, folder: Path) -> None:
+    def save_state(self, folder: Path, *, with_policy: bool = True) -> None:
         """Write all that `load_state` needs to go on bit by bit.
 
         `folder/model` is a Hugging Face checkpoint of the float32 master weights, or `folder/adapter` the adapter in
         peft's format, which names its base; `folder/learner.json` holds the version. AdamW's moments are in
         `folder/optimizer.safetensors`, or, with the weights' slices, in `folder/state` (`rl.learner.state`). The folder
         is made; an old state in it is overwritten, so write to a fresh folder and rename it to be safe against crashes.
+        Without `with_policy` the slices are the only weights: `folder/model` is left out.
         """
+        assert with_policy or (self._ranks.num > 1 and self._adapter is None)  # else it is the state
         folder.mkdir(parents=True, exist_ok=True)
         if self._adapter is None:
-            save_weights(self.model, folder / "model", self._ranks)
+            if with_policy:
+                save_weights(self.model, folder / "model", self._ranks)
         elif self._ranks.is_first:
             precision = self._config.precision
             save_adapter(self.model, self._adapter, self._policy_path, precision, folder / "adapter")

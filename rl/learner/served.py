@@ -11,14 +11,18 @@ from transformers import PreTrainedModel
 from rl.config.saved_policy import base_of, is_adapter
 from rl.learner.adapter import read_adapter
 from rl.learner.policy import load_policy
+from rl.learner.state import load_sliced_weights
 from rl.precision.folded import FoldedWeights
 from rl.precision.formats import AnyFormat
 from rl.precision.number_format import NumberFormat
 from rl.weights.names import checkpoint_tensors, restored_tensors
 
 
-def write_served(policy: Path, out: Path, number_format: NumberFormat) -> None:
+def write_served(policy: Path, out: Path, number_format: NumberFormat, slices: Path | None = None) -> None:
     """Write weights and config.json to the existing folder `out`, in the dtype of the engines' forward passes.
+
+    With `slices`, the learner's part of a checkpoint of several ranks, the weights are those in there, and `policy` is
+    the one that training started from. Raises `rl.learner.state.LearnerStateError` if they do not fit each other.
 
     Of a policy in a quantised format these are the values of the codes. An adapter is merged into its base, which is
     held in the format that it was trained beside. Raises `rl.config.saved_policy.BaseError`.
@@ -30,6 +34,8 @@ def write_served(policy: Path, out: Path, number_format: NumberFormat) -> None:
         policy, published = base.path, checkpoint_tensors(model, number_format.arithmetic)
     else:
         model = load_policy(policy)
+        if slices is not None:
+            load_sliced_weights(model, slices)
         folded = FoldedWeights(model, number_format)
         published = checkpoint_tensors(model, number_format.arithmetic, folded.quantised)
     tensors = dict(restored_tensors(published, number_format, getattr(torch, number_format.arithmetic)))

@@ -2,11 +2,12 @@
 
 Format 1 is written by a learner of one process: a Hugging Face folder of float32 weights and AdamW's moments as
 safetensors. Format 2 is written by several ranks (`torch.distributed.checkpoint`): each writes its slices to `state/`,
-and the Hugging Face folder is written layer by layer, so that no rank holds the whole policy. Both are read by one rank
-and by several.
+and the Hugging Face folder, where it is wanted, is written layer by layer, so that no rank holds the whole policy. Both
+are read by one rank and by several.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from rl.file_hashes import files_in
 from rl.learner.optimizer import load_optimizer_tensors, new_optimizer_tensors, optimizer_tensors
 from rl.ranks import Ranks
 from rl.weights.names import checkpoint_parts
@@ -28,6 +30,8 @@ from rl.weights.names import checkpoint_parts
 FORMAT, SHARDED_FORMAT = 1, 2
 SLICES = "state"
 """Folder of format 2 with the slices of all ranks."""
+SLICES_FILE = re.compile(r"__([0-9]+)_[0-9]+\.distcp")
+"""What torch.distributed.checkpoint names the files of a rank."""
 MOMENTS_FILE = "optimizer.safetensors"
 """Of format 1."""
 
@@ -76,6 +80,12 @@ def save_moments(
         save({**weights, **_named("optimizer", moments)}, checkpoint_id=folder / SLICES)
 
 
+def own_files(folder: Path, ranks: Ranks) -> list[Path]:
+    """The files of a saved state that this rank wrote: its slices, and the first rank all that are no slices."""
+    writers = {file: SLICES_FILE.fullmatch(file.name) for file in files_in(folder)}
+    return [file for file, found in writers.items() if (int(found[1]) if found else 0) == ranks.rank]
+
+
 def load_weights_and_moments(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
@@ -102,13 +112,27 @@ def load_weights_and_moments(
 def _load_slices(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: Path, *, with_weights: bool) -> None:
     reader = FileSystemReader(folder)
     saved = set(reader.read_metadata().state_dict_metadata)
-    weights = _weights(model) if with_weights else {}
-    if with_weights:
-        _check_names({name for name in saved if name.startswith("weights.")}, weights)
+    weights = _sliced_weights(model, saved) if with_weights else {}
     moments = new_optimizer_tensors(optimizer, model)
     moments = {name: tensor for name, tensor in moments.items() if f"optimizer.{name}" in saved}
     load({**weights, **_named("optimizer", moments)}, storage_reader=reader)
     load_optimizer_tensors(optimizer, model, moments)
+
+
+def load_sliced_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Take over the weights alone from the state of several ranks, whole. Raises `LearnerStateError`."""
+    reader = FileSystemReader(folder / SLICES)
+    try:
+        load(_sliced_weights(model, set(reader.read_metadata().state_dict_metadata)), storage_reader=reader)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
+
+
+def _sliced_weights(model: PreTrainedModel, saved: Iterable[str]) -> dict[str, Tensor]:
+    """The model's weights by their names in the slices. Raises `LearnerStateError` if others were saved."""
+    weights = _weights(model)
+    _check_names({name for name in saved if name.startswith("weights.")}, weights)
+    return weights
 
 
 @torch.no_grad()

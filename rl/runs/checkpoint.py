@@ -4,41 +4,35 @@
       learner/         what `write_learner` wrote
       manifest.json    step, state (JSON), size and xxh3 hash of every file, and a hash of the manifest itself
 
-A checkpoint is written to a hidden folder, synced to the disk, and renamed into place. Reading verifies every byte.
-Other files in `checkpoints/`, such as a copy `step_000020.bak`, are neither read nor removed.
+A checkpoint is written to a hidden folder and renamed into place. The processes that write its files sync and hash
+them; here the files on the disk are compared with what they tell. Reading verifies every byte. Other files in
+`checkpoints/`, such as a copy `step_000020.bak`, are neither read nor removed.
 """
 
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
 from envs.errors import InputError
 from envs.json_lines import JsonObject
-from rl.config.saved_policy import policy_in
+from rl.config.saved_policy import holds_policy, policy_in
+from rl.file_hashes import WrittenFile
 from rl.runs.files import remove, storing, sync_folder
+from rl.runs.manifest import CheckpointError, InvalidError, check_hashes, check_sizes, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 UNFINISHED, REPLACED = ".unfinished_", ".replaced_"
 NAME = re.compile(rf"(?:{re.escape(REPLACED)})?step_([0-9]{{6,}})")
-BLOCK_BYTES = 1 << 20
-
-
-class CheckpointError(ValueError):
-    """Checkpoints exist but none of them can be used, or the state to save is not JSON."""
+WriteLearner = Callable[[Path], Mapping[str, WrittenFile]]
+"""Fills an existing empty folder, and tells its files, which are on the disk, by their names in the folder."""
 
 
 class NoCheckpointError(CheckpointError, InputError):
     """There are checkpoints, and all of them are damaged."""
-
-
-class _Invalid(Exception):
-    """A checkpoint cannot be trusted; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +50,37 @@ class Checkpoint:
 
     @property
     def policy(self) -> Path:
-        """The policy's folder: all weights, or an adapter."""
+        """The policy's folder: all weights, or an adapter. Only the tokenizer unless it `has_policy`."""
         return policy_in(self.learner)
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether it holds the policy's folder, beside the slices of several ranks (`train.save_policy_every`)."""
+        return holds_policy(self.policy)
 
 
 def save_checkpoint(
-    folder: Path, step: int, write_learner: Callable[[Path], None], state: JsonObject, *, keep: int = 2
+    folder: Path,
+    step: int,
+    write_learner: WriteLearner,
+    state: JsonObject,
+    *,
+    keep: int = 2,
+    known: Checkpoint | None = None,
+    needs_policy: bool = False,
 ) -> Checkpoint:
     """Write the checkpoint of a step into `folder` and delete all but the newest `keep` whole ones.
 
-    `write_learner` is given an existing empty folder. `state` must be JSON. Nothing is written if the step is already
-    saved whole with this state; another checkpoint of the step is replaced. Raises `CheckpointError` if the state is
-    not JSON, `StorageError` if the disk is full or may not be written.
+    `state` must be JSON. Nothing is written if the step is already saved whole with this state, and with a policy if it
+    `needs_policy`; another checkpoint of the step is replaced. Of the checkpoint that is `known` to this process the
+    bytes are not read again for that. Raises `CheckpointError` if the state is not JSON, or if files that were told are
+    missing, have another size, or were not told; `StorageError` if the disk is full or may not be written.
     """
     assert keep >= 1
     target, unfinished = folder / f"step_{step:06d}", folder / f"{UNFINISHED}step_{step:06d}"
     state = _as_json(step, state)
-    if (saved := _saved_whole(target)) and saved.state == state:
+    saved = _saved_whole(target, state, known)
+    if saved and (saved.has_policy or not needs_policy):
         return saved
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,8 +88,9 @@ def save_checkpoint(
             remove(leftover)
         try:
             (unfinished / "learner").mkdir(parents=True, exist_ok=True)
-            write_learner(unfinished / "learner")
-            _write_manifest(unfinished, step, state)  # after the learner's files, which it hashes
+            told = write_learner(unfinished / "learner")
+            files = {f"learner/{name}": file for name, file in told.items()}
+            write_manifest(unfinished, step, state, files)  # after the learner's files, which are on the disk
             _put_in_place(unfinished, target)
         except Exception:
             remove(unfinished)  # the disk may be full, and others need the space
@@ -99,10 +108,17 @@ def _as_json(step: int, state: JsonObject) -> JsonObject:
         raise CheckpointError(f"the state of step {step} cannot be saved as JSON: {error}") from error
 
 
-def _saved_whole(path: Path) -> Checkpoint | None:
+def _saved_whole(path: Path, state: JsonObject, known: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint at this path if it is whole and has this state; every byte is read unless it is `known`."""
     try:
-        return _verified(path)
-    except _Invalid:
+        content = read_manifest(path)
+        if content["state"] != state:
+            return None
+        if known is None or known.path != path:
+            return _verified(path)
+        check_sizes(path, content["files"])
+        return known
+    except InvalidError:
         return None
 
 
@@ -124,7 +140,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     for path in checkpoint_folders(folder):
         try:
             return _verified(path)
-        except _Invalid as reason:
+        except InvalidError as reason:
             refused.append(f"{path}: {reason}")
             logger.warning("checkpoint %s is refused: %s; trying the one before it", path, reason)
     if refused:
@@ -136,53 +152,12 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _write_manifest(path: Path, step: int, state: JsonObject) -> None:
-    files = {}
-    for file in _files(path):
-        files[str(file.relative_to(path))] = {"size": file.stat().st_size, "xxh3": _hash(file)}
-        _sync(file)
-    text = json.dumps({"step": step, "state": state, "files": files})
-    manifest = path / "manifest.json"
-    manifest.write_text(json.dumps({"xxh3": xxhash.xxh3_64_hexdigest(text.encode()), "content": text}) + "\n")
-    _sync(manifest)
-    for directory in [path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
-        sync_folder(directory)
-
-
-def _read_manifest(path: Path) -> JsonObject:
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        text, expected = manifest["content"], manifest["xxh3"]
-    except FileNotFoundError:
-        raise _Invalid("manifest.json is missing, so it was not written whole") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise _Invalid("manifest.json is damaged") from None
-    if xxhash.xxh3_64_hexdigest(str(text).encode()) != expected:
-        raise _Invalid("manifest.json was changed after it was written")
-    return json.loads(text)
-
-
-def _check_sizes(path: Path, files: Mapping[str, JsonObject]) -> None:
-    for name, entry in files.items():
-        file = path / name
-        if not file.is_file():
-            raise _Invalid(f"{name} is missing")
-        if file.stat().st_size != entry["size"]:
-            raise _Invalid(f"{name} has {file.stat().st_size} bytes and was written with {entry['size']}")
-
-
 def _verified(path: Path) -> Checkpoint:
-    content = _read_manifest(path)
-    _check_sizes(path, content["files"])
-    for name, entry in content["files"].items():
-        try:
-            is_as_written = _hash(path / name) == entry["xxh3"]
-        except OSError as error:
-            raise _Invalid(f"{name} cannot be read: {error.strerror}") from None
-        if not is_as_written:
-            raise _Invalid(f"{name} was changed after it was written")
+    content = read_manifest(path)
+    check_sizes(path, content["files"])
+    check_hashes(path, content["files"])
     if _step(path) != content["step"]:
-        raise _Invalid(f"it holds step {content['step']}")
+        raise InvalidError(f"it holds step {content['step']}")
     return Checkpoint(path, content["step"], content["state"])
 
 
@@ -196,8 +171,8 @@ def _prune(folder: Path, keep: int) -> None:
             remove(path)
             continue
         try:
-            _check_sizes(path, _read_manifest(path)["files"])
-        except _Invalid:
+            check_sizes(path, read_manifest(path)["files"])
+        except InvalidError:
             continue
         num_whole += 1
 
@@ -215,21 +190,3 @@ def _step(path: Path) -> int:
     name = NAME.fullmatch(path.name)
     assert name is not None
     return int(name[1])
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """All files except those that a network file system keeps for removed, still open files: they will disappear."""
-    yield from sorted(entry for entry in path.rglob("*") if entry.is_file() and not entry.name.startswith(".nfs"))
-
-
-def _hash(file: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with file.open("rb") as opened:
-        while block := opened.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())

@@ -49,7 +49,8 @@ class RunFolder:
     def __init__(self, path: Path, newest: Checkpoint | None = None) -> None:
         self.path = path
         self.newest = newest
-        """The verified checkpoint that the run goes on from; None when it begins, or was not opened to be resumed."""
+        """The newest checkpoint that this process verified or wrote, from which the run goes on; None if there is none
+        yet, or the run was not opened to be resumed."""
         self.config_file = path / "config.yaml"
         self.versions_file = path / "versions.json"
         self.metrics_file = path / "metrics.jsonl"

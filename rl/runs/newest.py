@@ -1,4 +1,4 @@
-"""Which policy did a run train last?"""
+"""Which policy did a run train last, and from which did it start?"""
 
 from pathlib import Path
 
@@ -8,14 +8,26 @@ from rl.runs.checkpoint import latest_checkpoint
 
 
 def newest_policy(config: ExperimentConfig) -> Path:
-    """The policy in the run's newest checkpoint, otherwise its supervised policy, otherwise `policy.path`.
+    """The policy in the run's newest checkpoint, otherwise the one that training starts from.
 
-    It may be an adapter (`rl.config.saved_policy`).
+    It may be an adapter (`rl.config.saved_policy`). Raises `ConfigError` if the newest checkpoint holds slices only.
     """
     checkpoint = latest_checkpoint(config.run_dir / "checkpoints")
-    trained = checkpoint.policy if checkpoint else None
-    candidates = [trained, config.run_dir / "sft", config.policy.path]
-    for candidate in candidates:
+    if checkpoint is None:
+        return first_policy(config)
+    if not checkpoint.has_policy:
+        as_served = " precision=bf16" if config.precision.is_quantised else ""  # exports are folded already
+        raise ConfigError(
+            f"run_dir: the newest checkpoint, {checkpoint.path}, holds the slices of several ranks and no policy"
+            f" (train.save_policy_every); make one with `python -m rl export {checkpoint.path} FOLDER`, and give"
+            f" --policy FOLDER{as_served}"
+        )
+    return checkpoint.policy
+
+
+def first_policy(config: ExperimentConfig) -> Path:
+    """The policy that reinforcement learning starts from: the supervised one, otherwise `policy.path`."""
+    for candidate in (config.run_dir / "sft", config.policy.path):
         if candidate is not None and candidate.exists():
             return candidate
     raise ConfigError(f"run_dir: {config.run_dir} holds no policy yet; train first, or give one with --policy")

@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "train.num_steps",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.save_policy_every",
     "train.save_rollouts_every",
     "train.num_learner_restarts",
     "train.*_timeout_s",
