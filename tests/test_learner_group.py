@@ -11,6 +11,7 @@ from rl.algorithms.corrections import NonFiniteError
 from rl.cluster.actors import ActorDied, Deadline, Pending
 from rl.cluster.cluster import cluster
 from rl.config.experiment import ExperimentConfig
+from rl.file_hashes import files_in
 from rl.learner.actor import LearnerProcess
 from rl.learner.group import LearnerGroup
 from rl.learner.learner import Learner
@@ -79,7 +80,10 @@ def test_two_processes_train_publish_and_go_on_as_one_would(
         assert isinstance(source, WeightSource)
         names = [name for name, _ in read_weights(source).tensors]
         assert source.version == 1 and "model.layers.1.mlp.down_proj.weight" in names
-        group.save(tmp_path / "learner")
+        folder = tmp_path / "learner"
+        told = group.save(folder, with_policy=False)
+        assert set(map(folder.joinpath, told)) == set(files_in(folder))
+        assert {"state/__1_0.distcp", "model/tokenizer.json"} <= told.keys() and "model/config.json" not in told
         second = group.update(samples)
     finally:
         group.shutdown()

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from rl.algorithms.corrections import NonFiniteError
 from rl.algorithms.grpo import Grpo
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.policy import TinyHybrid
 from rl.data_types import Sample, Update
+from rl.file_hashes import sync_and_hash
 from rl.learner.learner import Learner, LearnerStateError
 from rl.learner.optimizer import optimizer_tensors
 from rl.learner.policy import load_policy
+from rl.learner.state import load_sliced_weights, own_files
 from rl.policies import build_policy
 from rl.precision.float32_weights import ROUTER_BIAS
 from rl.ranks import ALONE, PeerFailed, Ranks, local, whole
@@ -208,12 +211,65 @@ def test_a_state_is_taken_over_by_any_number_of_ranks(policy: Path, tmp_path: Pa
         assert mine["policy_version"] == others["policy_version"]
 
 
+@pytest.mark.parametrize("with_policy", [True, False])
+def test_each_rank_hashes_what_it_wrote_and_together_they_hash_all(
+    policy: Path, tmp_path: Path, with_policy: bool
+) -> None:
+    config, samples = config_of(policy, "bf16", num_ranks=3), samples_of(policy)
+
+    def save(ranks: Ranks) -> Any:
+        learner = Learner(policy, config, ranks)
+        learner.update(samples)
+        learner.save_state(tmp_path, with_policy=with_policy)
+        return sync_and_hash(tmp_path, own_files(tmp_path, ranks))
+
+    told = on_ranks(3, save)
+    assert [sorted(files)[-1] for files in told[1:]] == ["state/__1_0.distcp", "state/__2_0.distcp"]
+    assert {"learner.json", "state/.metadata", "state/__0_0.distcp"} <= told[0].keys()
+    assert ("model/config.json" in told[0]) is with_policy
+    every = {name: file for files in told for name, file in files.items()}
+    assert sum(map(len, told)) == len(every)
+    assert every == {
+        str(file.relative_to(tmp_path)): (file.stat().st_size, xxhash.xxh3_64_hexdigest(file.read_bytes()))
+        for file in tmp_path.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_slices_without_a_policy_are_taken_over_by_one_rank_as_those_with_one(policy: Path, tmp_path: Path) -> None:
+    config, samples = config_of(policy, "nvfp4"), samples_of(policy)
+
+    def save(ranks: Ranks) -> Any:
+        learner = Learner(policy, config, ranks)
+        learner.update(samples)
+        learner.save_state(tmp_path / "slices", with_policy=False)
+        learner.save_state(tmp_path / "whole")
+        return published(learner)
+
+    expected = on_ranks(2, save)[0]
+    assert not (tmp_path / "slices" / "model").exists()
+    told = []
+    for folder in (tmp_path / "slices", tmp_path / "whole"):
+        learner = Learner(policy, config)
+        learner.load_state(folder)
+        told.append((published(learner), learner.update(samples).loss))
+    assert told[0] == told[1]
+    assert told[0][0] == expected
+    model = load_policy(policy)
+    load_sliced_weights(model, tmp_path / "slices")
+    whole_policy = load_policy(tmp_path / "whole" / "model")
+    pairs = zip(model.state_dict().items(), whole_policy.state_dict().items(), strict=True)
+    assert all(one[0] == other[0] and torch.equal(one[1], other[1]) for one, other in pairs)
+
+
 def test_the_state_of_another_policy_is_refused(policy: Path, tmp_path: Path) -> None:
     config = config_of(policy, "float32")
     on_ranks(2, lambda ranks: Learner(policy, config, ranks).save_state(tmp_path / "state"))
     other = write_policy("qwen3", tmp_path / "other")
     with pytest.raises(LearnerStateError, match="holds the state of another policy"):
         Learner(other, config_of(other, "float32")).load_state(tmp_path / "state")
+    with pytest.raises(LearnerStateError, match="holds the state of another policy"):
+        load_sliced_weights(load_policy(other), tmp_path / "state")
 
 
 @pytest.mark.parametrize("num", [2, 4, 5])

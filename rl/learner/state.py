@@ -8,6 +8,7 @@ are read by one rank and by several.
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _load_slices(model: PreTrainedModel, optimizer: torch.optim.Optimizer, folde
     weights = _sliced_weights(model, saved) if with_weights else {}
     moments = new_optimizer_tensors(optimizer, model)
     moments = {name: tensor for name, tensor in moments.items() if f"optimizer.{name}" in saved}
-    load({**weights, **_named("optimizer", moments)}, storage_reader=reader)
+    _load({**weights, **_named("optimizer", moments)}, reader)
     load_optimizer_tensors(optimizer, model, moments)
 
 
@@ -123,9 +124,15 @@ def load_sliced_weights(model: PreTrainedModel, folder: Path) -> None:
     """Take over the weights alone from the state of several ranks, whole. Raises `LearnerStateError`."""
     reader = FileSystemReader(folder / SLICES)
     try:
-        load(_sliced_weights(model, set(reader.read_metadata().state_dict_metadata)), storage_reader=reader)
+        _load(_sliced_weights(model, set(reader.read_metadata().state_dict_metadata)), reader)
     except (ValueError, RuntimeError, OSError) as error:
         raise LearnerStateError(f"{folder} holds the state of another policy: {error}") from error
+
+
+def _load(tensors: dict[str, Tensor], reader: FileSystemReader) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read them alone
+        load(tensors, storage_reader=reader)
 
 
 def _sliced_weights(model: PreTrainedModel, saved: Iterable[str]) -> dict[str, Tensor]:
