@@ -50,7 +50,7 @@ def checkpoint_parts(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """What `checkpoint_tensors` yields, a layer at a time; what belongs to no layer comes first."""
     quantised = quantised or {}
-    state = remove_tied_weights_from_state_dict(merged_state(model) if is_merged else base_state(model), model)
+    state = _without_copies(model, merged_state(model) if is_merged else base_state(model))
     in_float32 = float32_weights(model)
     for names in _layers(state):
         codes = {name: _whole_parts(quantised[name], state[name]) for name in names if name in quantised}
@@ -79,6 +79,19 @@ def _layers(names: Iterable[str]) -> Iterator[list[str]]:
         found = LAYER.search(name)
         layers.setdefault(int(found[1]) if found else -1, []).append(name)
     return (layers[number] for number in sorted(layers))
+
+
+def _without_copies(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Of tied weights only the one that is saved."""
+    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+        return remove_tied_weights_from_state_dict(state, model)
+    # transformers would gather the embeddings from all ranks, several times, only to compare where they lie.
+    copies = {
+        copy
+        for copy, saved in model.all_tied_weights_keys.items()
+        if model.get_parameter(copy) is model.get_parameter(saved)
+    }
+    return {name: tensor for name, tensor in state.items() if name not in copies}
 
 
 def _whole_parts(parts: Parts, weight: torch.Tensor) -> Parts:
