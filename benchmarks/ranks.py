@@ -49,6 +49,7 @@ def summarised(raw: Mapping[str, Raw]) -> dict[str, dict[str, float]]:
         learner: {
             **{name: statistics.median(values) for name, values in parts.items()},
             "ratio_to_one": statistics.median(parts["trained_tokens_per_s"]) / rate,
+            "publish_by_update": statistics.median(parts["publish_s"]) / statistics.median(parts["update_s"]),
         }
         for learner, parts in raw.items()
     }
@@ -87,6 +88,7 @@ def measure(config: ExperimentConfig, policy: Path, size: Size) -> dict[str, lis
             group.shutdown()
     return {
         "trained_tokens_per_s": [update.num_tokens / update.seconds for update in updates],
+        "update_s": [update.seconds for update in updates],
         "publish_s": publish_s,
     }
 

@@ -1,5 +1,6 @@
 """The transport over NCCL, without a GPU: what travels in which form, to which ranks, and in which order of calls."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from rl.precision.formats.nvfp4 import Nvfp4
 from rl.preflight import preflight
 from rl.rollouts import loading
 from rl.rollouts.loading import begin_loading, check_hash
+from rl.rollouts.worker import RolloutWorker
 from rl.weights import nccl
 from rl.weights.broadcast import Broadcast, Checksum, Incoming, Meta, Outgoing, metas_of, rank_offsets
 from rl.weights.names import Restoring
@@ -278,3 +280,19 @@ def test_whole_gpus_are_accepted_and_reach_all_nodes() -> None:
     assert config.weights.fault([1, 1], [2]) == ""
     assert config.weights.reaches_all_nodes
     assert make_config().weights.fault([0], [0]) == ""
+
+
+def test_engines_that_receive_over_nccl_use_the_network_device_of_the_learner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str | None] = []
+    monkeypatch.setattr("rl.cluster.network.choose_network_interface", chosen.append)
+    monkeypatch.setitem(sys.modules, "rl.engine.vllm_core", SimpleNamespace(VllmEngine=lambda *given: None))  # type: ignore[arg-type]
+    monkeypatch.setattr("rl.chat.chat.load_chat", lambda *given: None)
+    for name in ("join_run_log", "Notes"):
+        monkeypatch.setattr(f"rl.rollouts.worker.{name}", lambda *given: None)
+    for transport, gpus in (("object_store", 0), ("nccl", 1)):
+        rollout, ray = {"gpus_per_worker": gpus}, {"network_interface": "eth7"}
+        config = make_config(tmp_path, weights=transport, learner={"gpus": gpus}, rollout=rollout, ray=ray)
+        RolloutWorker(config, tmp_path)
+    assert chosen == ["eth7"]

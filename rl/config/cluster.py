@@ -22,5 +22,5 @@ class RayConfig(Section):
     """`separate` places the learner's ranks close together and spreads the engines. `colocated` places one rank and one
     engine together, on one card if they reserve fractions of a GPU."""
     network_interface: str | None = None
-    """Network device over which the learner's ranks exchange data, such as `eth0`; null uses the one that has the
-    address of the Ray node."""
+    """Network device over which the learner's ranks exchange data, and send weights to engines with
+    `weights.transport: nccl`, such as `eth0`; null uses the one that has the address of the Ray node."""

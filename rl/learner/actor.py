@@ -48,12 +48,16 @@ class LearnerProcess:
         """Meet the other ranks at this address, and load the policy, or the learner's part of a checkpoint."""
         from rl.learner.learner import Learner
 
+        weights = self._config.weights
+        if address is not None or weights.is_live:
+            from rl.cluster.network import choose_network_interface
+
+            choose_network_interface(self._config.ray.network_interface)
         self._ranks = ALONE if address is None else self._join(address)
         self._learner = Learner(self._policy_path, self._config, self._ranks)
         if checkpoint is not None:
             self._learner.load_state(checkpoint)
         logger.info("the learner holds %s, policy version %d", self._policy_path, self._learner.policy_version)
-        weights = self._config.weights
         self._publisher = None if weights.is_live else weights.publisher()
         self._sender = weights.sender(self._rank, self._learner.model.device) if weights.is_live else None
         self._published: list[WeightSource] = []
@@ -62,9 +66,6 @@ class LearnerProcess:
     def _join(self, address: str) -> Ranks:
         import torch
 
-        from rl.cluster.network import choose_network_interface
-
-        choose_network_interface(self._config.ray.network_interface)
         learner, train = self._config.learner, self._config.train
         device = torch.device("cuda" if learner.gpus > 0 else "cpu")
         timeout_s = max(train.start_timeout_s, train.update_timeout_s, train.publish_timeout_s)

@@ -49,6 +49,10 @@ class RolloutWorker:
         from rl.engine.vllm_core import VllmEngine
         from rl.rollouts.env_runner import EnvRunner
 
+        if config.weights.is_live:
+            from rl.cluster.network import choose_network_interface
+
+            choose_network_interface(config.ray.network_interface)
         synchronous = config.train.max_staleness == 0
         self._config = config
         self._chat = load_chat(policy_path, config.policy.chat)
