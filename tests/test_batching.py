@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rl.data_types import Sample
 from rl.learner.batching import SampleTooLongError, make_batches
+from rl.ranks import Ranks
 from rl.tokens import Tokens
 
 PAD = 99
@@ -52,6 +53,21 @@ def test_no_samples_give_no_batches():
 def test_a_row_longer_than_a_micro_batch_is_an_error_that_names_the_key():
     with pytest.raises(SampleTooLongError, match=r"9 tokens, learner\.tokens_per_micro_batch is 8"):
         make_batches([make_sample(9)], 8, PAD)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(1, 5))
+def test_micro_batches_are_dealt_to_ranks_in_turn_and_filled_up(lengths, num):
+    samples = [make_sample(length, first=100 * index) for index, length in enumerate(lengths)]
+    alone = make_batches(samples, 24, pad_id=-1)
+    dealt = [make_batches(samples, 24, -1, Ranks(rank, num)) for rank in range(num)]
+    assert {len(batches) for batches in dealt} == {-(-len(alone) // num)}
+    in_turn = [batch for turn in zip(*dealt, strict=True) for batch in turn]
+    assert [batch.token_ids_BT.tolist() for batch in in_turn[: len(alone)]] == [
+        batch.token_ids_BT.tolist() for batch in alone
+    ]
+    fillers = in_turn[len(alone) :]
+    assert len(fillers) < num and not any(batch.env_ids or batch.advantages_BT.any() for batch in fillers)
+    assert {batch.num_loss_tokens for batch in in_turn} == {alone[0].num_loss_tokens}
 
 
 @given(st.lists(st.integers(1, 12), max_size=20), st.integers(12, 40))
