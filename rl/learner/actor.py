@@ -15,13 +15,13 @@ from rl.config.saved_policy import policy_in
 from rl.data_types import Update
 from rl.file_hashes import WrittenFile, sync_and_hash
 from rl.learner.samples import JoinedSamples
-from rl.ranks import ALONE, Ranks, join_ranks, leave_ranks
 from rl.run_log import join_run_log
 from rl.weights.source import BASE_VERSION, Listener, WeightSource
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rl.ranks import Ranks
     from rl.weights.broadcast import Tensors
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class LearnerProcess:
     def start(self, address: str | None = None, checkpoint: Path | None = None) -> None:
         """Meet the other ranks at this address, and load the policy, or the learner's part of a checkpoint."""
         from rl.learner.learner import Learner
+        from rl.ranks import ALONE
 
         weights = self._config.weights
         if address is not None or weights.is_live:
@@ -63,8 +64,10 @@ class LearnerProcess:
         self._published: list[WeightSource] = []
         self._base: WeightSource | None = None
 
-    def _join(self, address: str) -> Ranks:
+    def _join(self, address: str) -> "Ranks":
         import torch
+
+        from rl.ranks import join_ranks
 
         learner, train = self._config.learner, self._config.train
         device = torch.device("cuda" if learner.gpus > 0 else "cpu")
@@ -154,4 +157,6 @@ class LearnerProcess:
                 end.close()
         self._published.clear()
         if self._ranks.num > 1:  # else a process group is not the learner's, but an engine's in the same process
+            from rl.ranks import leave_ranks
+
             leave_ranks()
