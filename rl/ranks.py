@@ -64,6 +64,22 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
+    def from_first(self, value: T | None) -> T:
+        """The first rank's value on all ranks. It is pickled."""
+        values = [value]
+        if self.num > 1:
+            dist.broadcast_object_list(values, 0)
+        return values[0]  # type: ignore[return-value]
+
+    def tells(self, error: BaseException) -> bool:
+        """Whether this rank should tell the error that ends it: no rank that failed before has told its own."""
+        if self.num == 1 or getattr(error, "is_echo", False):
+            return self.num == 1
+        try:
+            return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
+        except RuntimeError:  # the first rank, which keeps the store, has failed
+            return False
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """If the block raises on one rank, it raises on all: the error itself there, and `PeerFailed` elsewhere.

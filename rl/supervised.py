@@ -1,7 +1,8 @@
 """Which policy does reinforcement learning start from? The supervised stage runs first, as a process of its own.
 
-Its memory is free again when reinforcement learning starts, and `rl` need not import TRL. In a cluster that was joined
-it runs on any node with the resources of a rank of the learner.
+Its memory is free again when reinforcement learning starts, and `rl` need not import TRL. With several ranks of the
+learner it is as many processes: on this machine that process starts them (`sft.ranks`), and in a cluster that was
+joined they run on any nodes with the resources of a rank.
 """
 
 import os
@@ -52,14 +53,11 @@ def _run_here(command: Sequence[str]) -> int:
 
 
 def _run_on(address: str, command: Sequence[str], config: ExperimentConfig) -> int:
-    """On a node of the cluster, with what a rank of the learner reserves: the driver's node may have no GPU."""
-    learner = config.learner
+    """On nodes of the cluster, with what the learner reserves: the driver's node may have no GPU."""
     try:
-        return run_on_cluster(address, command, learner.cpus, learner.gpus, config.train.start_timeout_s, print)
+        return run_on_cluster(address, command, config, print)
     except ActorDied as error:
-        raise StageError(
-            f"the process of the supervised stage is lost ({error}); --resume goes on from there"
-        ) from error
+        raise StageError(f"a process of the supervised stage is lost ({error}); --resume goes on from there") from error
 
 
 class StageError(RuntimeError):

@@ -12,10 +12,12 @@ import typer
 from rich.console import Console
 
 from envs.exit_codes import run_command
+from rl.cluster.rank_variables import rank_variables
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config, stage_problems
 from rl.library_output import quieten_libraries
+from sft.ranks import joined_ranks, run_ranks
 
 ANY_LENGTH = 2**31
 """More tokens than any `policy.max_tokens`, which the learner of reinforcement learning must hold."""
@@ -30,12 +32,19 @@ def train(
 ) -> None:
     """Run an experiment's supervised stage alone and print the checkpoint's folder, RUN/sft.
 
-    The YAML needs no `train` section, and with `sft.data` no `environments` either.
+    The YAML needs no `train` section, and with `sft.data` no `environments` either. With `learner.num_ranks` above 1,
+    as many processes train; torchrun can start them too.
     """
     config = checked_stage(yaml, overrides or [])
-    from sft.train import run  # takes ten seconds to import: mistakes in the YAML come first
+    num = config.learner.num_ranks
+    if num > 1 and rank_variables() is None:
+        raise typer.Exit(run_ranks(["sft", "train", str(yaml), *(overrides or [])], num))
+    with joined_ranks(config) as ranks:
+        from sft.train import run  # takes ten seconds to import: mistakes in the YAML come first
 
-    typer.echo(f"checkpoint: {run(config)}")
+        folder = run(config, ranks)
+        if ranks.is_first:
+            typer.echo(f"checkpoint: {folder}")
 
 
 @app.command()

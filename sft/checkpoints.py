@@ -18,6 +18,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rl.config.experiment import ExperimentConfig
+from rl.ranks import ALONE, Ranks
 from rl.stop import StopRequested, raise_if_requested
 from sft.data import Row
 from sft.rows import SftDataError
@@ -30,8 +31,8 @@ INTERVAL_S = 600.0
 class Checkpoints(TrainerCallback):
     """Requests checkpoints, and ends training after the step in which a signal arrived."""
 
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps = num_steps
+    def __init__(self, num_steps: int, ranks: Ranks = ALONE) -> None:
+        self._num_steps, self._ranks = num_steps, ranks
         self._saved_at = time.monotonic()
         self.stop: StopRequested | None = None
         """Set when a signal ended training before the last step."""
@@ -39,18 +40,22 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= self._num_steps:
             return  # the final policy is written next
+        requested: tuple[str, int] | None = None
         try:
             raise_if_requested()
         except StopRequested as stop:
-            self.stop = stop
-            control.should_training_stop = True
+            requested = str(stop), stop.exit_code
         is_due = time.monotonic() - self._saved_at >= INTERVAL_S
-        control.should_save = self.stop is not None or is_due
+        told = self._ranks.gather((requested, is_due))  # all ranks must decide alike
+        if requests := [request for request, _ in told if request is not None]:
+            self.stop = StopRequested(*requests[0])
+            control.should_training_stop = True
+        control.should_save = self.stop is not None or any(due for _, due in told)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep only the newest checkpoint, now that it is complete."""
         self._saved_at = time.monotonic()
-        for path in Path(str(args.output_dir)).glob("checkpoint-*"):
+        for path in Path(str(args.output_dir)).glob("checkpoint-*") if self._ranks.is_first else ():
             if _step(path) != state.global_step:
                 shutil.rmtree(path)
 

@@ -37,6 +37,10 @@ class Row:
     labels: tuple[int, ...]
 
 
+UNTRAINED = Row((0, 0), (IGNORED_LABEL, IGNORED_LABEL))
+"""A row that fills up a batch and changes nothing."""
+
+
 def training_conversations(config: ExperimentConfig) -> list[Conversation]:
     """The conversations of `sft.data`, or gold conversations. Raises `SftDataError` and `envs.gold.GoldError`."""
     assert config.sft is not None
@@ -141,12 +145,14 @@ def token_row(conversation: Conversation, chat: Chat, config: ExperimentConfig) 
     return Row(ids, tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True)))
 
 
-def training_order(rows: Sequence[Row], num_steps: int, batch_size: int, seed: int) -> tuple[list[int], int]:
+def training_order(
+    rows: Sequence[Row], num_steps: int, batch_size: int, seed: int, num_ranks: int = 1
+) -> tuple[list[int], int]:
     """Indices of the rows in training order, and the number of micro-batches per optimiser step.
 
     Each step takes `batch_size` random rows, each row once per epoch, and sorts them by length, so that micro-batches
     hold rows of similar length and little padding. Whole steps of one length would need even less padding, but each
-    would hold one kind of task, and learning would be far slower.
+    would hold one kind of task, and learning would be far slower. Ranks take micro-batches in turn, equally many each.
     """
     rng = np.random.default_rng([seed, 0x0DE])
     lengths = np.array([len(row.input_ids) for row in rows])
@@ -154,15 +160,18 @@ def training_order(rows: Sequence[Row], num_steps: int, batch_size: int, seed: i
     drawn = np.concatenate([rng.permutation(len(rows)) for _ in range(num_epochs)])[: num_steps * batch_size]
     steps = drawn.reshape(num_steps, batch_size)
     steps = np.take_along_axis(steps, np.argsort(lengths[steps], axis=1, kind="stable"), axis=1)
-    cuts = [cut for cut in MICRO_BATCHES if batch_size % cut == 0]
-    return steps.flatten().tolist(), min(cuts, key=lambda cut: _cost(lengths[steps], cut))
+    cuts = [cut * num_ranks for cut in MICRO_BATCHES if batch_size % (cut * num_ranks) == 0]
+    return steps.flatten().tolist(), min(cuts, key=lambda cut: _cost(lengths[steps], cut, num_ranks))
 
 
-def _cost(sorted_lengths: np.ndarray, num_micro_batches: int) -> float:
-    """Tokens that a step processes, padding included, plus the cost of starting each micro-batch, in tokens."""
-    cut = sorted_lengths.reshape(len(sorted_lengths), num_micro_batches, -1)
+def _cost(sorted_lengths: np.ndarray, num_micro_batches: int, num_ranks: int) -> float:
+    """Tokens that a step processes, padding included, plus the cost of starting each micro-batch, in tokens.
+
+    Of micro-batches that ranks compute at the same time, the longest one counts.
+    """
+    cut = sorted_lengths.reshape(len(sorted_lengths), num_micro_batches, -1)[:, num_ranks - 1 :: num_ranks]
     padded = cut[:, :, -1].sum(axis=1) * cut.shape[2]
-    return float(padded.mean()) + num_micro_batches * TOKENS_PER_START
+    return float(padded.mean()) + cut.shape[1] * TOKENS_PER_START
 
 
 def _budget(conversation: Conversation, chat: Chat) -> Budget:

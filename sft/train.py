@@ -4,16 +4,18 @@ Rows come tokenised from `rl.chat.chat`, so that training sees the ids that roll
 rows of similar length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
 """
 
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -21,41 +23,63 @@ from rl.chat.chat import load_chat
 from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
 from rl.learner.adapter import describe_adapter
+from rl.learner.state import save_weights
 from rl.policies import build_policy
 from rl.policy_checks import rate_warning
+from rl.ranks import ALONE, Ranks
 from rl.run_log import run_log
 from rl.runs.files import storing
 from rl.runs.sinks.opened import OpenSinks
 from rl.runs.versions import start_line
 from rl.stop import handled_signals
-from rl.weights.merged import merged_state
+from rl.weights.merged import adapted_weights, merged_state
 from sft.checkpoints import Checkpoints, discard, prepare
-from sft.data import Row, token_rows, tokenizer_texts, training_conversations, training_order
-from sft.heldout import Measurements, Trainer, split_rows
+from sft.data import UNTRAINED, Row, token_rows, tokenizer_texts, training_conversations, training_order
+from sft.heldout import Measurements, split_rows
 from sft.plain_thinking import plain_thinking
 from sft.precision import FoldedSteps, load_trained
 from sft.progress import StepMetrics
 from sft.rows import Conversation
+from sft.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: ExperimentConfig) -> Path:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the first rank prepares for all."""
+
+    policy: Path
+    rows: list[Row]
+    pad_id: int
+    checkpoint: Path | None
+    """Of the stopped stage that is continued."""
+
+
+def run(config: ExperimentConfig, ranks: Ranks = ALONE) -> Path:
     """Train as `config.sft` says and return the checkpoint's folder, `<run_dir>/sft`.
 
-    The folder appears only when it is complete. A stopped stage continues where it stopped. With `policy.build`, the
-    random policy is first written to `<run_dir>/policy`. Raises `sft.rows.SftDataError`,
-    `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`, and `rl.stop.StopRequested` when a signal
-    stopped training.
+    The folder appears only when it is complete. A stopped stage continues where it stopped, with any number of ranks.
+    With `policy.build`, the random policy is first written to `<run_dir>/policy`. If one rank raises, all raise.
+    Raises `sft.rows.SftDataError`, `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`, and
+    `rl.stop.StopRequested` when a signal stopped training.
     """
     with storing(config.run_dir):
         config.run_dir.mkdir(parents=True, exist_ok=True)
-    with run_log(config.run_dir, "supervised", start_line()):
-        return _run(config)
+    name = "supervised" if ranks.num == 1 else f"supervised rank {ranks.rank}"
+    with run_log(config.run_dir, name, start_line()):
+        torch.set_num_threads(max(1, int(config.learner.cpus)))
+        partial = config.run_dir / "sft.partial"
+        with ranks.together():
+            prepared = _prepare(config, partial) if ranks.is_first else None
+        _train(config, ranks.from_first(prepared), partial, ranks)
+        if ranks.is_first:
+            discard(partial)
+            _replace(partial, config.run_dir / "sft")
+        return config.run_dir / "sft"
 
 
-def _run(config: ExperimentConfig) -> Path:
-    torch.set_num_threads(max(1, int(config.learner.cpus)))
+def _prepare(config: ExperimentConfig, partial: Path) -> Prepared:
     conversations = training_conversations(config)
     policy = config.policy.path or _build(config, conversations)
     chat = load_chat(policy, config.policy.chat)
@@ -63,12 +87,7 @@ def _run(config: ExperimentConfig) -> Path:
         _say(warning)
     rows, num_too_long = token_rows(conversations, chat, config)
     _describe(rows, num_too_long)
-    target, partial = config.run_dir / "sft", config.run_dir / "sft.partial"
-    checkpoint = prepare(partial, rows, config)
-    _train(config, policy, rows, chat.pad_id, partial, checkpoint)
-    discard(partial)
-    _replace(partial, target)
-    return target
+    return Prepared(policy, rows, chat.pad_id, prepare(partial, rows, config))
 
 
 def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> Path:
@@ -81,59 +100,86 @@ def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> P
     return target
 
 
-def _train(
-    config: ExperimentConfig, policy: Path, rows: Sequence[Row], pad_id: int, folder: Path, checkpoint: Path | None
-) -> None:
-    sft = config.sft
+def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ranks) -> None:
+    sft, checkpoint = config.sft, prepared.checkpoint
     assert sft is not None
-    rows, heldout = split_rows(rows, sft.heldout_share, config.seed)
-    if heldout:
-        _say(f"{len(heldout):,} conversations are held out")
-    model, folded = load_trained(config, policy, checkpoint)
-    _say(folded.describe() + describe_adapter(model))
-    if sft.adapter is None and (warning := rate_warning(policy, "sft.learning_rate", sft.learning_rate)):
-        _say(warning)
-    if checkpoint is not None:
-        _say(f"continuing the stopped stage from {checkpoint.name}")
-    order, num_micro_batches = training_order(rows, sft.num_steps, sft.batch_size, config.seed)
-    sinks = [sink for sink in config.tracking if not sink.is_record]  # the record is that of reinforcement learning
-    metrics = StepMetrics(folder / "metrics.jsonl", lambda: OpenSinks(sinks, config.run_dir, []))
-    checkpoints = Checkpoints(sft.num_steps)
-    trainer = Trainer(
-        folded=folded,
-        heldout=heldout,
-        model=model,
-        args=_trl_config(config, folder, num_micro_batches),
-        train_dataset=_dataset(rows).select(order),
-        eval_dataset=_dataset(heldout) if heldout else None,
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=pad_id),
-        callbacks=[metrics, FoldedSteps(folded), checkpoints, *([Measurements(sft.heldout_every)] if heldout else [])],
-    )
-    trainer.remove_callback(PrinterCallback)
-    try:
+    rows, heldout = split_rows(prepared.rows, sft.heldout_share, config.seed)
+    order, num_micro_batches = training_order(rows, sft.num_steps, sft.batch_size, config.seed, ranks.num)
+    arguments = _trl_config(config, folder, num_micro_batches, ranks)
+    model, folded = load_trained(config, prepared.policy, checkpoint, ranks, arguments.device)
+    num_heldout = len(heldout)
+    if ranks.num > 1:  # accelerate would fill the last batches with rows that count twice
+        heldout += [UNTRAINED] * (-num_heldout % (arguments.per_device_eval_batch_size * ranks.num))
+    checkpoints = Checkpoints(sft.num_steps, ranks)
+    callbacks = [FoldedSteps(folded), checkpoints, *([Measurements(sft.heldout_every)] if heldout else [])]
+    with contextlib.ExitStack() as open:
+        if ranks.is_first:
+            for line in _begun(config, prepared, num_heldout, folded.describe() + describe_adapter(model)):
+                _say(line)
+            callbacks.insert(0, open.enter_context(contextlib.closing(_metrics(config, folder))))
+        trainer = Trainer(
+            folded=folded,
+            heldout=heldout,
+            ranks=ranks,
+            exchanges_once=config.learner.exchange == "step",
+            model=model,
+            args=arguments,
+            train_dataset=_dataset(rows).select(order),
+            eval_dataset=_dataset(heldout) if heldout else None,
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=prepared.pad_id),
+            callbacks=callbacks,
+        )
+        trainer.remove_callback(PrinterCallback)
         with handled_signals():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        metrics.close()
     if checkpoints.stop is not None:
         raise checkpoints.stop
-    model.save_pretrained(folder, state_dict=merged_state(model))
-    assert trainer.processing_class is not None
-    trainer.processing_class.save_pretrained(folder)
+    _save(model, folder, ranks)
+    if ranks.is_first:
+        assert trainer.processing_class is not None
+        trainer.processing_class.save_pretrained(folder)
+
+
+def _begun(config: ExperimentConfig, prepared: Prepared, num_heldout: int, description: str) -> Iterator[str]:
+    assert config.sft is not None
+    if num_heldout:
+        yield f"{num_heldout:,} conversations are held out"
+    yield description
+    if config.sft.adapter is None and (
+        warning := rate_warning(prepared.policy, "sft.learning_rate", config.sft.learning_rate)
+    ):
+        yield warning
+    if prepared.checkpoint is not None:
+        yield f"continuing the stopped stage from {prepared.checkpoint.name}"
+
+
+def _metrics(config: ExperimentConfig, folder: Path) -> StepMetrics:
+    sinks = [sink for sink in config.tracking if not sink.is_record]  # the record is that of reinforcement learning
+    return StepMetrics(folder / "metrics.jsonl", lambda: OpenSinks(sinks, config.run_dir, []))
+
+
+def _save(model: PreTrainedModel, folder: Path, ranks: Ranks) -> None:
+    """Write the policy as a Hugging Face folder, with its adapter merged."""
+    if not any(adapted_weights(model)):
+        save_weights(model, folder, ranks)
+    elif ranks.is_first:
+        model.save_pretrained(folder, state_dict=merged_state(model))
+    if ranks.is_first and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) -> TrlConfig:
+def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int, ranks: Ranks = ALONE) -> TrlConfig:
     assert config.sft is not None
     arguments = TrlConfig(
         output_dir=str(folder),
         max_steps=config.sft.num_steps,
         per_device_train_batch_size=config.sft.batch_size // num_micro_batches,
         per_device_eval_batch_size=config.sft.batch_size // num_micro_batches,
-        gradient_accumulation_steps=num_micro_batches,
+        gradient_accumulation_steps=num_micro_batches // ranks.num,
         learning_rate=config.sft.learning_rate,
         warmup_steps=config.sft.warmup_steps,
         lr_scheduler_type="cosine",
@@ -141,7 +187,7 @@ def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) 
         weight_decay=0.0,
         max_grad_norm=1.0,
         bf16=config.precision.arithmetic == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available() or (ranks.num > 1 and not config.learner.gpus),
         seed=config.seed,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
@@ -151,6 +197,8 @@ def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int) 
         logging_steps=1,
         disable_tqdm=True,
         save_strategy="no",  # `Checkpoints` decides when
+        log_level_replica="error",  # warnings are those of all ranks
+        log_on_each_node=False,
         report_to="none",
         dataloader_pin_memory=False,
     )

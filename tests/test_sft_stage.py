@@ -26,6 +26,7 @@ from rl.learner.policy import IncompleteCheckpointError, load_policy
 from rl.policies import train_tokenizer
 from rl.precision.formats.float32 import Float32
 from rl.precision.formats.nvfp4 import Nvfp4
+from rl.ranks import ALONE, Ranks
 from rl.runs.sinks.opened import OpenSinks, supervised_lines
 from tests.test_chat import CHATML
 from tests.test_sft import SIZES
@@ -105,8 +106,10 @@ def test_smollm2_learns_a_few_rows(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "warning: sft.learning_rate" not in " ".join(capsys.readouterr().out.split())
 
 
-def run_stage(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> Path:
-    """Run the stage; a signal comes in step `stop_at`."""
+def run_stage(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None, ranks: Ranks = ALONE
+) -> Path:
+    """Run the stage; a signal comes in step `stop_at`, with several ranks to the first."""
     import sft.train
     from sft.progress import StepMetrics
 
@@ -117,7 +120,7 @@ def run_stage(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, stop_at
                 signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(sft.train, "StepMetrics", Stopping)
-    return sft.train.run(config)
+    return sft.train.run(config, ranks)
 
 
 @pytest.mark.slow

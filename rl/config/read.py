@@ -72,9 +72,14 @@ def check_references(config: ExperimentConfig) -> None:
 
 
 def stage_problems(config: ExperimentConfig) -> list[Problem]:
-    """What is missing of the files that the supervised stage reads: the policy's folder and the data."""
+    """What the supervised stage cannot train: files that are missing, and steps that ranks cannot share."""
     problems = [problem] if (problem := policy_problem(config)) else []
     data = config.sft.data if config.sft is not None else None
+    size, num = config.sft.batch_size if config.sft is not None else 0, config.learner.num_ranks
+    if size % num:
+        text = f"{size} conversations a step cannot be dealt evenly to the {num} ranks of the learner"
+        fix = f"choose a multiple of learner.num_ranks, such as {num * -(-size // num)}"
+        problems.append(Problem(config.place("sft", "batch_size"), "sft.batch_size", text, fix))
     if data is not None and not data.exists() and hub_name(data) is None:
         fix = "give a file, a folder or a data set of the hub, or remove the key to train on gold conversations"
         problems.append(Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {data}", fix))

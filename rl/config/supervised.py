@@ -36,7 +36,7 @@ class SftConfig(Section):
     policy, with the adapter merged. Reinforcement learning starts from it, and trains all of its weights unless
     `learner.adapter` is set too."""
     batch_size: Positive = 32
-    """Conversations per optimiser step."""
+    """Conversations per optimiser step; a multiple of `learner.num_ranks`, whose ranks train the stage too."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of the cosine schedule."""
     warmup_steps: NonNegative = 20

@@ -6,7 +6,9 @@ are rounded where `rl.learner.forward` rounds them, routers and Mamba's A stay f
 float32, because the loss is already divided by the whole step's tokens.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from rl.learner.logprobs import token_logprobs
 from rl.learner.policy import load_policy
 from rl.precision.float32_weights import float32_weights
 from rl.ranks import Ranks
+
+Root = TypeVar("Root", bound=nn.Module)
 
 
 class ShardedPolicy(nn.Module):
@@ -59,26 +63,45 @@ def load_sharded_policy(
     *,
     stays_whole: bool,
 ) -> ShardedPolicy:
+    """A checkpoint of which each rank holds its slices, to compute logprobs with. Arguments are as of `load_sharded`.
+
+    Raises as `rl.learner.policy.load_policy` and `rl.learner.forward.check_head`.
+    """
+
+    def as_called(model: PreTrainedModel) -> ShardedPolicy:
+        check_head(model)
+        return ShardedPolicy(model, temperature, chunk_tokens)
+
+    return load_sharded(path, as_called, ranks, device, dtype, stays_whole=stays_whole)
+
+
+def load_sharded(
+    path: Path,
+    as_called: Callable[[PreTrainedModel], Root],
+    ranks: Ranks,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    stays_whole: bool,
+) -> Root:
     """A checkpoint of which each rank holds its slices, to compute in `dtype`. The names of parameters stay.
 
-    With `stays_whole`, layers stay whole from their first forward pass on, until `exchange_with` lets go of them.
-    Parameters become `DTensor`s, but for Mamba's A, which each rank holds whole. Raises as
-    `rl.learner.policy.load_policy` and `rl.learner.forward.check_head`.
+    `as_called` gives the module whose forward pass will be called: the model, or one that holds it. With `stays_whole`,
+    layers stay whole from their first forward pass on, until `exchange_with` lets go of them. Parameters become
+    `DTensor`s, but for Mamba's A, which each rank holds whole. Raises as `rl.learner.policy.load_policy`.
     """
-    made: list[ShardedPolicy] = []
+    made: list[Root] = []
 
     def spread(model: PreTrainedModel) -> None:
-        check_head(model)
-        made.append(ShardedPolicy(model, temperature, chunk_tokens))
-        _shard(made[0], ranks, dtype, stays_whole=stays_whole)
+        made.append(as_called(model))
+        _shard(made[0], model, ranks, dtype, stays_whole=stays_whole)
 
     load_policy(path, spread, ranks.num)
     # FSDP also learns here where the slices are that were read, before others hold on to their memory.
     return made[0].to(device)
 
 
-def _shard(policy: ShardedPolicy, ranks: Ranks, dtype: torch.dtype, *, stays_whole: bool) -> None:
-    model = policy.model
+def _shard(root: nn.Module, model: PreTrainedModel, ranks: Ranks, dtype: torch.dtype, *, stays_whole: bool) -> None:
     names = sorted(float32_weights(model))  # all ranks must do everything in one order
     modules = dict(model.named_modules())
     owners = {name: modules[name.rpartition(".")[0]] for name in names}
@@ -92,7 +115,7 @@ def _shard(policy: ShardedPolicy, ranks: Ranks, dtype: torch.dtype, *, stays_who
     for router in routers:
         fully_shard(router, mesh=ranks.mesh, mp_policy=_sums(None), reshard_after_forward=False)
     layers = getattr(model.base_model, "layers", ())
-    for module in (*layers, policy):
+    for module in (*layers, root):
         fully_shard(
             module,
             mesh=ranks.mesh,
@@ -100,7 +123,7 @@ def _shard(policy: ShardedPolicy, ranks: Ranks, dtype: torch.dtype, *, stays_who
             ignored_params=bare,
             reshard_after_forward=False if stays_whole else None,
         )
-    for module in policy.modules():
+    for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide

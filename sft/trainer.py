@@ -1,0 +1,123 @@
+"""How does trl's trainer train a policy that it did not load, and that several ranks may hold together?
+
+Each rank takes its share of a step's micro-batches. The gradient is that of one process: losses are divided by the
+trained tokens of the whole step, and gradients are added up over the ranks (`rl.learner.sharding`,
+`rl.learner.optimizer`). transformers leaves a model alone that says that it is distributed already.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+from trl.trainer.sft_trainer import SFTTrainer
+
+from rl.learner.adapter import save_matrices
+from rl.learner.optimizer import clip_gradients
+from rl.learner.policy import load_policy
+from rl.learner.sharding import after_an_error, exchange_with
+from rl.learner.state import load_weights_and_moments, save_moments, save_weights
+from rl.precision.folded import FoldedWeights
+from rl.ranks import Ranks
+from rl.weights.merged import adapted_weights
+from sft.data import IGNORED_LABEL, Row
+from sft.precision import ADAPTER
+
+
+class Trainer(SFTTrainer):
+    """trl's trainer for a model that is already the checkpoint's, without a model card.
+
+    Its `evaluate` measures the mean loss of the trained tokens of all held-out rows (nats a token), with the folded
+    weights. Its checkpoints can be taken over by any number of ranks.
+    """
+
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        folded: FoldedWeights,
+        heldout: Sequence[Row],
+        ranks: Ranks,
+        exchanges_once: bool,
+        **arguments: Any,
+    ) -> None:
+        """`heldout` are the rows of `eval_dataset`; with several ranks, they fill whole batches of all ranks."""
+        model._is_distributed_loading_by_transformers = True
+        super().__init__(model=model, **arguments)
+        self._folded, self._ranks, self._exchanges_once = folded, ranks, exchanges_once
+        num_tokens = sum(label != IGNORED_LABEL for row in heldout for label in row.labels)
+        self._tokens_per_row = num_tokens / max(1, len(heldout))
+
+    def compute_loss(self, *arguments: Any, **more: Any) -> Any:
+        """As in one process: trl multiplies by the number of ranks, for gradients that are averaged over them."""
+        return super().compute_loss(*arguments, **more) / self._ranks.num
+
+    def training_step(self, *arguments: Any, **more: Any) -> Tensor:
+        """Add a micro-batch's gradients; the loss that is returned will be averaged over the ranks."""
+        exchange_with(self.model, is_last=not self._exchanges_once or self.accelerator.sync_gradients)
+        return super().training_step(*arguments, **more) * self._ranks.num
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Nothing: `clip_gradients` adds up the gradients of parameters that each rank holds whole."""
+
+    def _clip_grad_norm(self, model: nn.Module) -> float:
+        return clip_gradients(self.model, self.args.max_grad_norm, self._ranks)
+
+    def evaluate(self, *arguments: Any, **more: Any) -> dict[str, float]:
+        try:
+            with self._folded.in_place():
+                return super().evaluate(*arguments, **more)
+        finally:
+            after_an_error(self.model)  # no backward pass has let go of whole weights
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
+    ) -> tuple[Tensor, None, None]:
+        """A batch's loss, divided so that transformers' mean over the rows becomes one over all of their tokens."""
+        inputs = self._prepare_inputs(inputs)  # type: ignore[assignment]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            num_items = self._tokens_per_row * len(inputs["labels"])
+            return self.compute_loss(model, inputs, num_items_in_batch=num_items), None, None  # type: ignore[return-value]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The policy, or only its adapter: the base does not change."""
+        assert output_dir is not None
+        if any(adapted_weights(self.model)):
+            if self._ranks.is_first:
+                save_matrices(self.model, Path(output_dir) / ADAPTER)
+            return
+        save_weights(self.model, Path(output_dir), self._ranks)
+        if self._ranks.is_first and self.processing_class is not None:  # trl looks for it beside the weights
+            self.processing_class.save_pretrained(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_moments(self.model, self._adamw, Path(output_dir), self._ranks, with_weights=False)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The moments; rates are a function of the step, and of how many groups of parameters there are."""
+        if checkpoint is None:
+            return
+        load_weights_and_moments(self.model, self._adamw, Path(checkpoint), load_policy, with_weights=False)
+        schedule, step = self.lr_scheduler, self.state.global_step
+        assert isinstance(schedule, LambdaLR)
+        rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        now = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+        schedule.load_state_dict(schedule.state_dict() | now)
+        for group, rate in zip(self._adamw.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    @property
+    def _adamw(self) -> torch.optim.Optimizer:
+        wrapped: Any = self.optimizer  # by accelerate
+        return wrapped.optimizer
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """Nothing: transformers would look for the names in memory, but experts are stored under others."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: the folder belongs to a run, which says what was done."""
