@@ -16,6 +16,7 @@ from rl.checks import check_room, store_bytes
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import Joined, cluster
+from rl.cluster.reserve import wait_until_living
 from rl.config.experiment import ExperimentConfig
 from rl.learner.group import LearnerGroup
 from rl.rollouts.collector import Collector
@@ -27,6 +28,7 @@ from rl.stop import handled_signals
 from rl.supervised import supervised_stage
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream
+from rl.weights.source import WeightsLost
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +118,12 @@ def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
 
 
 def go_back(served: Served, error: LearnerDied) -> None:
-    """Drop what was done since the newest checkpoint, so that the learner can be started again."""
+    """Drop what was done since the newest checkpoint, so that the learner can be started again, and wait until it has
+    places: its node may be lost.
+    """
     logger.warning("%s", error)
     served.pool.drop_plays()
+    wait_until_living(served.joined.places.learner, served.config.train.start_timeout_s)
     served.folder.go_back(served.config.train.num_steps)
 
 
@@ -134,5 +139,6 @@ def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, *, is_ag
         # Engines load the run's first policy, unquantised: publish if the learner holds other values.
         if parts.step > 0 or parts.config.precision.is_quantised or is_again:
             served.pool.load_weights(parts.learner.publish())
-    except ActorDied as error:
-        raise ClusterError(f"the learner or an engine failed to start: {error}") from error
+    except (ActorDied, WeightsLost) as error:
+        failure = LearnerDied if is_again else ClusterError  # what fails at the first start would fail again
+        raise failure(f"the learner or an engine failed to start: {error}") from error

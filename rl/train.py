@@ -24,6 +24,7 @@ from rl.runs.report import write_report
 from rl.runs.tracking import step_metrics
 from rl.stop import deferred_stop, handled_signals
 from rl.tasks.stream import evaluation_tasks
+from rl.weights.source import WeightsLost
 
 
 def run_loop(parts: Parts) -> None:
@@ -145,7 +146,7 @@ def train_with(parts: Parts) -> None:
         checkpoint(parts)
         if not parts.tracker.has_evaluation("after", parts.step):
             evaluate(parts, "after")
-    except ActorDied as error:  # workers are replaced by the pool; the learner holds the only newest weights
+    except (ActorDied, WeightsLost) as error:  # the pool replaces workers; the learner holds the only newest weights
         raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
     except BaseException:
         say(parts)

@@ -15,6 +15,7 @@ from benchmarks.data_path import SharedMemory, experiment, make_group, summarise
 from benchmarks.episodes import ROOT as REPO
 from benchmarks.episodes import SIDES, missing_sides
 from benchmarks.episodes import summary as episodes_summary
+from benchmarks.node_figures import compared
 from benchmarks.ranks import LEARNERS
 from rl.data_types import Group
 from rl.learner.batching import make_batches
@@ -175,6 +176,44 @@ def test_ranks_measures_learners_of_one_and_of_two_processes(tmp_path: Path, smo
     assert summary.keys() == LEARNERS.keys()
     assert summary["one"]["ratio_to_one"] == 1.0
     assert all(figures["trained_tokens_per_s"] > 0 and figures["publish_s"] > 0 for figures in summary.values())
+
+
+@pytest.mark.slow
+def test_nodes_trains_each_task_once_although_a_rank_and_then_a_node_are_lost(tmp_path: Path) -> None:
+    report = run_short("nodes", tmp_path, "--runs", str(tmp_path / "runs"))
+    two, story = report["summary"]["seed_0"]["two"], report["raw"]["seed_0"]["two"]["story"]
+    assert (two["num_trained"], two["is_each_task_trained_once"]) == (12, 1)
+    assert two["num_learner_restarts"] == 2 and two["num_engines_replaced"] == 1
+    before, after = (story[when]["places"] for when in ("before the loss of the node of rank 0", "after both"))
+    assert sorted(before.values()) == ["node 1", "node 1", "node 2", "node 2"]  # a rank and an engine each
+    assert before["learner rank 0"] != before["learner rank 1"]
+    assert before["learner rank 0"] not in after.values() and "node 3" in after.values()
+
+
+def test_nodes_compares_two_runs_task_by_task_with_standard_errors_of_tasks() -> None:
+    before = {"a": [0.0, 1.0], "b": [0.0, 0.0]}
+    one = {"before": before, "after": {"a": [1.0, 0.0], "b": [0.0, 1.0, 0.0]}, "seconds": 9.0}
+    one |= {"replies": ["a", "b"], "grad_norms": [0.0, 2.0]}
+    two = {
+        "before": before,
+        "after": {"a": [1.0, 0.5], "b": [0.5, None, 0.0]},  # no rollout of the second task of b counts
+        "seconds": 12.0,
+        "replies": ["a", "c"],
+        "grad_norms": [0.0, 1.5],
+        "num_trained": 6,
+        "is_each_task_trained_once": True,
+        "learner_restarts": ["from step 2", "from step 4"],
+        "engines_replaced": ["worker 1"],
+    }
+    summary = compared(one, two)
+    assert summary["one"]["before"]["a"] == {"mean": 0.5, "stderr": 0.5}
+    assert summary["one"]["before"]["mean"] == {"mean": 0.25, "stderr": 0.25}
+    assert summary["two_less_one"]["a"] == {"mean": 0.25, "stderr": 0.25}  # 0 and 0.5
+    assert summary["two_less_one"]["b"] == {"mean": 0.25, "stderr": 0.25}  # 0.5 and 0
+    assert summary["two_less_one"]["mean"] == pytest.approx({"mean": 0.25, "stderr": 0.125 * 2**0.5})
+    assert (summary["two"]["num_learner_restarts"], summary["two"]["is_each_task_trained_once"]) == (2, 1)
+    assert summary["num_steps_with_equal_replies"] == 1
+    assert summary["largest_relative_difference_of_grad_norms"] == 0.25
 
 
 @pytest.mark.slow

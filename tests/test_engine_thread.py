@@ -13,7 +13,7 @@ import pytest
 from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, Lane, SamplingParams
 from rl.engine.thread import ThreadedEngine, ThreadedLane
-from rl.weights.source import WeightSource
+from rl.weights.source import WeightsLost, WeightSource
 from tests.scripted import SampledTurn, sample_turn
 
 PARAMS = SamplingParams(max_reply_tokens=8, temperature=1.0, top_p=1.0, seed=0, stop_ids=())
@@ -61,6 +61,8 @@ class ScriptedCore:
     def load(self, source: WeightSource) -> str:
         if source.hash == "damaged":
             raise EngineError("damaged")
+        if source.hash == "lost":
+            raise WeightsLost("lost")
         if self.error is not None:
             raise self.error
         return source.hash
@@ -276,6 +278,9 @@ async def test_versions_only_grow_and_a_refused_one_changes_nothing(start: Start
             await engine.load_weights(WeightSource(version, "", ""))
     with pytest.raises(EngineError, match="damaged"):
         await engine.load_weights(WeightSource(3, "", "damaged"))
+    with pytest.raises(WeightsLost):  # not an error of the engine, which would be replaced
+        await engine.load_weights(WeightSource(3, "", "lost"))
+    engine.check_alive()
     assert engine.version == 2
 
 

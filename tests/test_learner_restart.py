@@ -46,24 +46,29 @@ def notes(run_dir: Path) -> list[str]:
     return [line["text"] for line in lines if line["kind"] == "note"]
 
 
-def run_with_a_death(yaml: Path, run_dir: Path, step: int, *more: str) -> tuple[int, str]:
-    """Run, and kill one rank of the learner after this step; exit code and output."""
+def run_with_deaths(yaml: Path, run_dir: Path, step: int, num: int, *more: str) -> tuple[int, str]:
+    """Run, and kill one rank of the learner after this step, and so often one that starts in its place; exit code and
+    output.
+    """
     process: Any = subprocess.Popen(
         command(yaml, run_dir, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    killed: list[psutil.Process] = []
     deadline = time.monotonic() + START_TIMEOUT_S
-    while len(steps(run_dir)) < step and time.monotonic() < deadline and process.poll() is None:
+    while len(killed) < 2 * num and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    ranks = ranks_of(process.pid)
-    assert len(ranks) == 2
-    ranks[1].kill()
+        ranks = [rank for rank in ranks_of(process.pid) if rank not in killed]
+        if len(steps(run_dir)) >= (0 if killed else step) and len(ranks) == 2:
+            ranks[1].kill()
+            killed += ranks
+    assert len(killed) == 2 * num
     output, _ = process.communicate(timeout=START_TIMEOUT_S)
     return process.returncode, output
 
 
-def test_a_dead_rank_costs_no_task_and_no_run(tmp_path: Path) -> None:
+def test_a_dead_rank_and_one_that_dies_while_it_starts_again_cost_no_task_and_no_run(tmp_path: Path) -> None:
     yaml, run_dir = yaml_of(tmp_path, staleness=1), tmp_path / "run"
-    code, output = run_with_a_death(yaml, run_dir, 3)
+    code, output = run_with_deaths(yaml, run_dir, 3, 2)
     assert code == 0, output[-3000:]
     assert "the learner died and goes on from step" in output
     assert any("the learner died and was started again from step" in note for note in notes(run_dir))
@@ -74,7 +79,7 @@ def test_a_dead_rank_costs_no_task_and_no_run(tmp_path: Path) -> None:
 
 def test_a_learner_that_dies_too_often_ends_the_run_which_one_rank_can_resume(tmp_path: Path) -> None:
     yaml, run_dir = yaml_of(tmp_path, 0), tmp_path / "run"
-    code, output = run_with_a_death(yaml, run_dir, 2, "train.num_learner_restarts=0")
+    code, output = run_with_deaths(yaml, run_dir, 2, 1, "train.num_learner_restarts=0")
     assert code == 1
     assert "the learner died; --resume goes on from the newest checkpoint" in output
     run(yaml, run_dir, "learner.num_ranks=1", "--resume")

@@ -19,7 +19,7 @@ from rl.runs.folder import RunFolder
 from rl.runs.tracker import Tracker
 from rl.tasks.ledger import Ledger
 from rl.train import Parts, leave_checkpoint, train_with
-from rl.weights.source import WeightSource
+from rl.weights.source import WeightsLost, WeightSource
 from tests.makers import make_config, make_group, make_update
 
 
@@ -225,9 +225,16 @@ def test_a_stop_leaves_slices_alone_and_the_end_of_a_resumed_run_adds_the_policy
     assert ended is not None and ended.step == 3 and ended.has_policy and ended == parts.folder.newest
 
 
-def test_a_learner_that_died_leaves_none_and_says_how_to_go_on(make: Make) -> None:
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("update", ActorDied("OutOfMemoryError")),
+        ("collect", WeightsLost("of version 3")),  # found by an engine that is replaced, because its node is lost too
+    ],
+)
+def test_a_learner_that_died_leaves_none_and_says_how_to_go_on(make: Make, call: str, error: Exception) -> None:
     parts = make()
-    log_of(parts).errors["update"] = ActorDied("OutOfMemoryError")
+    log_of(parts).errors[call] = error
     with pytest.raises(ClusterError, match="the learner died; --resume goes on from the newest checkpoint"):
         train_with(parts)
     assert saved_step(parts) is None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rl.cluster.actors import ActorDied, Deadline
 from rl.cluster.address import ClusterError
+from rl.cluster.objects import ObjectLost
 from rl.config.errors import ConfigError
 from rl.engine.protocol import EngineError
 from rl.engine.weight_loader import WeightLoader
@@ -21,11 +22,11 @@ from rl.preflight import preflight
 from rl.rollouts import loading
 from rl.rollouts.loading import begin_loading, check_hash
 from rl.rollouts.worker import RolloutWorker
-from rl.weights import nccl
+from rl.weights import nccl, object_store
 from rl.weights.broadcast import Broadcast, Checksum, Incoming, Meta, Outgoing, metas_of, rank_offsets
 from rl.weights.names import Restoring
 from rl.weights.nccl import NcclSender
-from rl.weights.source import Listener, Offer, WeightsError, WeightSource
+from rl.weights.source import Listener, Offer, WeightsError, WeightsLost, WeightSource
 from tests.makers import make_config
 
 CPU = torch.device("cpu")
@@ -218,6 +219,17 @@ def test_an_engine_joins_a_group_once_and_loads_in_the_order_of_vllm() -> None:
     shared = Client("h", "h")
     WeightLoader(make_config(), shared).load(WeightSource(1, "path", "h"))
     assert shared.calls == rounds[0]  # nothing to join
+
+
+def test_lost_weights_leave_an_engine_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(stored: object) -> None:
+        raise ObjectLost("OwnerDiedError")
+
+    client = Client("h", "h")
+    monkeypatch.setattr(object_store, "fetch", lost)
+    with pytest.raises(WeightsLost, match="version 1 cannot be fetched: OwnerDiedError"):
+        WeightLoader(make_config(weights="object_store"), client).load(WeightSource(1, "", "h"))
+    assert client.calls == []  # vLLM takes no other version after a beginning without an end
 
 
 def learner_offers(source: WeightSource) -> Any:

@@ -228,3 +228,27 @@ def test_the_least_busy_worker_is_the_one_with_the_fewest_groups() -> None:
     pool.play(0, [spec(0), spec(1)])
     pool.play(1, [spec(2)])
     assert pool.least_busy() == 1
+
+
+def test_after_the_learners_death_groups_are_dropped_and_idle_workers_that_died_are_replaced() -> None:
+    """A node that is lost with a rank of the learner takes an engine that may have nothing to play."""
+
+    class Lost(FakeWorker):
+        def call(self, method: Callable[..., Any], *args: Any) -> FakePending:
+            if method is RolloutWorker.wait_until_ready:
+                return FakePending(lambda: self._alive(None))
+            return super().call(method, *args)
+
+    busy, idle, fresh = FakeWorker([0]), Lost(), [FakeWorker(), FakeWorker()]
+    pool = make_pool(busy, idle, *fresh, num_workers=2)
+    pool.load_weights(WeightSource(3, "", "hash"))
+    pool.play(0, [spec(0), spec(1)])
+    idle.is_dead = True
+    pool.drop_plays()
+    assert busy.is_stopped and idle.is_stopped
+    assert [worker.calls for worker in fresh] == [[], []]  # what is dropped is not played again
+    assert [worker.sources for worker in fresh] == [[], []]  # the published weights are lost with the learner
+    assert len([note for note in pool.notes() if "died and is replaced" in note]) == 2
+    pool.load_weights(WeightSource(2, "", "hash", epoch=1))
+    assert masked(pool.collect(pool.play(0, [spec(0)]), SOON)) == []
+    assert [worker.sources for worker in fresh] == [[2], [2]]

@@ -18,7 +18,7 @@ from torch import Tensor
 from rl.cluster.address import ClusterError
 from rl.config.experiment import ExperimentConfig
 from rl.engine import vllm_plugin
-from rl.weights.source import WeightsError, WeightSource
+from rl.weights.source import WeightsError, WeightsLost, WeightSource
 from rl.weights.transport import Received, Transport
 from rl.weights.transports import TRANSPORTS
 from rl.weights.transports.object_store import ObjectStore
@@ -149,7 +149,7 @@ def test_an_adapter_brings_its_base_and_a_lost_array_is_told(
         raise ObjectLostError("ab" * 28, None, "")
 
     monkeypatch.setattr(ray, "get", lost)
-    with pytest.raises(WeightsError, match="version -1 cannot be fetched: ObjectLostError"):
+    with pytest.raises(WeightsLost, match="version -1 cannot be fetched: ObjectLostError"):
         transport.fetched(replace(source, base=base))
 
 

@@ -18,6 +18,7 @@ from rl.cluster.actors import Deadline, start_actor
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster, cluster
 from rl.cluster.command import run_on_cluster
+from rl.cluster.reserve import wait_until_living
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import TinyHybrid
 from rl.learner.group import LearnerGroup
@@ -147,6 +148,23 @@ def test_engines_on_another_node_answer_the_hash_of_two_updates(nodes: Cluster, 
         finally:
             pool.shutdown()
             learner.shutdown()
+
+
+def test_a_place_of_a_lost_node_can_be_used_again_when_ray_has_found_another(
+    nodes: Cluster, policy: Path, tmp_path: Path
+) -> None:
+    """An actor that is started there earlier dies, so a learner that lost a node waits."""
+    with cluster(config_of(nodes, policy, tmp_path), policy) as joined:
+        places = [*joined.places.learner, *joined.places.engines]
+        (lost,) = nodes.worker_nodes
+        (far,) = [place for place in places if place.node_id == lost.node_id]
+        nodes.remove_node(lost, allow_graceful=False)
+        with pytest.raises(ClusterError, match=r"1 of 2 places are lost .* within 1 s \(train\.start_timeout_s\)"):
+            wait_until_living(places, 1.0)
+        fresh = nodes.add_node(**SIZE)
+        wait_until_living(places, 120.0)
+        node_id, _ = start_actor(Card, 1.0, 0.0, far).call(Card.numbers).wait(Deadline(60, "starting", "none"))
+        assert node_id == fresh.node_id
 
 
 def test_a_node_that_goes_takes_only_what_its_engine_had_not_finished(

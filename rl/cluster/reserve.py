@@ -6,10 +6,12 @@ If a node is lost, Ray looks for another place for its bundles, so a new actor i
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.cluster.address import ClusterError
 from rl.cluster.placement import Bundle, Layout, Slot, nodes_of
@@ -66,6 +68,30 @@ def reserve(asked: Layout, timeout_s: float) -> Places:
         return Place(groups[slot[0]], slot[1])
 
     return Places([place(slot) for slot in asked.ranks], [place(slot) for slot in asked.engines])
+
+
+def wait_until_living(places: Sequence[Place], timeout_s: float) -> None:
+    """Wait until the node of each place answers. Raises `ClusterError` at the deadline.
+
+    Ray needs up to half a minute to notice that a node is lost, and only then looks for other places. An actor that is
+    started in the meantime dies with the lost node; a task is started again until it has run.
+    """
+    look: Any = ray.remote(num_cpus=0, max_retries=-1)(_nothing)  # pyright: ignore[reportCallIssue]
+    strategies = [PlacementGroupSchedulingStrategy(place.group, place.bundle) for place in places]
+    left = [look.options(scheduling_strategy=strategy).remote() for strategy in strategies]
+    deadline = time.monotonic() + timeout_s
+    while left:
+        raise_if_requested()
+        _, left = ray.wait(left, num_returns=len(left), timeout=POLL_S)
+        if left and time.monotonic() > deadline:
+            raise ClusterError(
+                f"{len(left)} of {len(places)} places are lost with their node, and no others were found within"
+                f" {timeout_s:g} s (train.start_timeout_s). Free on the nodes: {_free()}. Bring a node back, or lower"
+                " what the run reserves; then the same command with --resume"
+            )
+
+
+def _nothing() -> None: ...
 
 
 def _free() -> str:

@@ -15,7 +15,7 @@ from rl.engine.core import Core, StepOutput
 from rl.engine.lane import ThreadedLane
 from rl.engine.protocol import EngineError, SampledReply, SamplingParams
 from rl.engine.request import ReplyTimeoutError, Request, fail
-from rl.weights.source import WeightSource
+from rl.weights.source import WeightsLost, WeightSource
 
 SHUTDOWN_TIMEOUT_S = 30.0
 _log = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ class ThreadedEngine:
                     f"version {source.version} of the weights is not newer than {self._version}, the served version"
                 )
             digest = self._core.load(source)
-        except EngineError as error:
+        except (EngineError, WeightsLost) as error:
             future.set_exception(error)
             return
         except BaseException as error:

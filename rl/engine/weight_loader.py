@@ -40,6 +40,7 @@ class WeightLoader:
         """The hash of the bytes that were loaded.
 
         Raises `EngineError`: with the old weights if the new ones are damaged, or if the cards loaded different ones.
+        Raises `WeightsLost` before anything has begun: that is no failure of this engine.
         """
         transport = self._config.weights
         update: dict[str, Any] = {"transport": transport, "precision": self._config.precision}
@@ -49,9 +50,9 @@ class WeightLoader:
         if connection is not None and connection.key != self._connected:
             self._client.init_weight_transfer_engine(connection.init_info)
             self._connected = connection.key
+        update["source"] = transport.fetched(source)  # before vLLM begins, because it takes no beginning back
         self._client.start_weight_update()
         try:
-            update["source"] = transport.fetched(source)
             self._client.update_weights(update)
         except WeightsError as error:
             raise EngineError(str(error)) from error

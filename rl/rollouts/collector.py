@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from rl.cluster.actors import Deadline
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
-from rl.rollouts.pool import Play, WorkerPool
+from rl.rollouts.plays import Play
+from rl.rollouts.pool import WorkerPool
 from rl.rollouts.worker import GroupSpec
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream

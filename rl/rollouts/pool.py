@@ -7,47 +7,19 @@ else on that worker. A group that kills a second worker while it is alone is the
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rl.cluster.actors import Actor, ActorDied, Deadline, DeadlinePassed, Pending, start_actor
 from rl.cluster.address import ClusterError
 from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
-from rl.data_types import Group, Outcome, Rollout
+from rl.data_types import Group
 from rl.engine.protocol import EngineError
 from rl.rollouts.loading import begin_loading, check_hash
+from rl.rollouts.plays import Part, Play, masked_group
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
 from rl.weights.source import Listener, Publication, WeightSource
-
-
-@dataclass(eq=False, slots=True)
-class _Part:
-    """Groups that are handed to a worker in one call."""
-
-    worker: int
-    specs: tuple[GroupSpec, ...]
-    num_deaths: int = 0
-    """Workers that died while they played these groups."""
-    pending: Pending[Played] | None = None
-    """None until it is handed to the worker."""
-    groups: list[Group] | None = None
-    """None until it has ended."""
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.num_deaths > 0 and self.groups is None
-
-
-@dataclass(eq=False, slots=True)
-class Play:
-    """Groups that one worker plays; `WorkerPool.collect` waits for them."""
-
-    parts: list[_Part] = field(default_factory=list)
-
-    @property
-    def num_groups(self) -> int:
-        return sum(len(part.specs) for part in self.parts)
 
 
 class WorkerPool:
@@ -89,7 +61,7 @@ class WorkerPool:
 
     def play(self, worker: int, specs: Sequence[GroupSpec]) -> Play:
         """Hand groups to a worker, in one call."""
-        play = Play([_Part(worker, tuple(specs))])
+        play = Play([Part(worker, tuple(specs))])
         self._plays.append(play)
         # A suspect group must be alone on its worker: `collect` hands this one over later, when its turn comes.
         if not any(part.is_suspect for part in self._parts_of(worker)):
@@ -120,11 +92,20 @@ class WorkerPool:
         return [group for part in play.parts for group in part.groups or ()]
 
     def drop_plays(self) -> None:
-        """Let all groups in flight end, and drop them. Raises `ClusterError` at train.collect_timeout_s."""
-        for play in list(self._plays):
-            self.collect(
-                play, Deadline(self._config.train.collect_timeout_s, "ending groups", "train.collect_timeout_s")
-            )
+        """Let all groups in flight end and drop them, and replace workers that died, also idle ones: the learner that
+        died may have taken its node with it. No version is published any more. Raises `ClusterError`.
+        """
+        self._published = None
+        deadline = Deadline(self._config.train.collect_timeout_s, "ending groups", "train.collect_timeout_s")
+        for index, worker in enumerate(self._workers):
+            try:
+                for part in self._parts_of(index):
+                    if part.pending is not None and part.groups is None:
+                        self._take(part, part.pending.wait(deadline))
+                worker.call(RolloutWorker.wait_until_ready).wait(deadline)
+            except (ActorDied, EngineError, DeadlinePassed) as error:
+                self._replace(index, error)
+        self._plays.clear()
 
     def least_busy(self) -> int:
         """The worker that plays the fewest groups."""
@@ -157,14 +138,14 @@ class WorkerPool:
         for worker in self._workers:
             worker.stop(RolloutWorker.shutdown)
 
-    def _hand_over(self, part: _Part) -> None:
+    def _hand_over(self, part: Part) -> None:
         part.pending = self._workers[part.worker].call(RolloutWorker.play_groups, part.specs)
 
-    def _take(self, part: _Part, played: Played) -> None:
+    def _take(self, part: Part, played: Played) -> None:
         part.groups = played.groups
         self._notes += [f"worker {part.worker}: {note}" for note in played.notes]
 
-    def _parts_of(self, worker: int) -> list[_Part]:
+    def _parts_of(self, worker: int) -> list[Part]:
         return [part for play in self._plays for part in play.parts if part.worker == worker]
 
     def _replace(self, index: int, error: Exception) -> None:
@@ -194,7 +175,7 @@ class WorkerPool:
             source, (answer,) = self._begin_loading([index], deadline)
             check_hash(index, source, answer, deadline)
 
-    def _after_death(self, part: _Part, worker: int, error: Exception) -> list[_Part]:
+    def _after_death(self, part: Part, worker: int, error: Exception) -> list[Part]:
         """The parts that replace `part` after `worker` died."""
         if part.worker != worker or part.groups is not None or part.pending is None:
             return [part]
@@ -206,7 +187,7 @@ class WorkerPool:
                 pass  # it ended with its worker
         num_deaths = part.num_deaths + 1
         if num_deaths <= self._config.rollout.num_retries:
-            return [_Part(worker, (spec,), num_deaths) for spec in part.specs]
+            return [Part(worker, (spec,), num_deaths) for spec in part.specs]
         reason = f"{num_deaths} workers died while they played it, the last of: {error}"
         part.groups = [masked_group(spec, reason) for spec in part.specs]
         return [part]
@@ -222,26 +203,3 @@ class WorkerPool:
         num_cards = max(1, int(self._config.rollout.gpus_per_worker))
         asked = [(Listener(self._numbers[worker], num_cards), self._workers[worker]) for worker in workers]
         return begin_loading(self._published, asked, deadline)
-
-
-def masked_group(spec: GroupSpec, error: str) -> Group:
-    """A group that could not be played: every rollout is an infrastructure error."""
-    rollouts = tuple(
-        Rollout(
-            task=spec.task,
-            group_id=spec.group_id,
-            member=member,
-            turns=(),
-            messages=(),
-            reward=None,
-            reward_parts={},
-            outcome=Outcome.INFRA_ERROR,
-            error=error,
-            malformed_calls={},
-            budget_violation="",
-            num_attempts=1,
-            seconds=0.0,
-        )
-        for member in range(spec.group_size)
-    )
-    return Group(spec.group_id, spec.task, rollouts)

@@ -12,7 +12,7 @@ import torch
 
 from rl.cluster.objects import ObjectLost, fetch, store
 from rl.weights.flat import read_flat, write_flat
-from rl.weights.source import WeightsError, WeightSource
+from rl.weights.source import WeightsLost, WeightSource
 from rl.weights.transport import Received
 
 
@@ -48,12 +48,12 @@ class ObjectStorePublisher:
 
 
 def fetched(source: WeightSource) -> WeightSource:
-    """The same version, its place being the array itself. Raises `WeightsError` if it is lost."""
+    """The same version, its place being the array itself. Raises `WeightsLost`."""
     base = fetched(source.base) if source.base is not None else None
     try:
         return replace(source, place=fetch(source.place), base=base)
     except ObjectLost as error:
-        raise WeightsError(f"the weights of version {source.version} cannot be fetched: {error}") from error
+        raise WeightsLost(f"the weights of version {source.version} cannot be fetched: {error}") from error
 
 
 def read_fetched(source: WeightSource) -> Received:

@@ -60,3 +60,7 @@ BASE_VERSION = -1
 
 class WeightsError(ValueError):
     """Published weights are damaged, incomplete or of another version."""
+
+
+class WeightsLost(WeightsError):
+    """Published weights exist on no node any more, because the process that published them is lost."""

@@ -114,7 +114,7 @@ class Transport(Section):
     def fetched(self, source: WeightSource) -> WeightSource:
         """Bring a published version to this process; called in the engine's own process, which belongs to the cluster.
 
-        The result is passed to the processes of the engine's cards, which may not. Raises `WeightsError`.
+        The result is passed to the processes of the engine's cards, which may not. Raises `WeightsLost`.
         """
         return source
 
