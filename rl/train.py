@@ -70,7 +70,7 @@ def account(parts: Parts, groups: Sequence[Group]) -> None:
 
 def track(parts: Parts, groups: Sequence[Group], update: Update, warnings: Sequence[str]) -> None:
     """Write and display the metrics of the step, warnings, and the actors' notes."""
-    metrics = step_metrics(groups, update, parts.seconds)
+    metrics = step_metrics(groups, update, parts.seconds) | {"groups_in_flight": parts.collector.num_in_flight}
     parts.seconds.clear()  # what tracking takes from here on is counted with the next step
     parts.tracker.save_rollouts(parts.step, "train", groups)
     parts.tracker.track(parts.step, metrics)

@@ -77,6 +77,8 @@ class FakePool:
 
 
 class FakeCollector:
+    num_in_flight = 1
+
     def __init__(self, log: Log, ledger: Ledger) -> None:
         self.log, self.ledger = log, ledger
         self.rewards: tuple[float | None, ...] = (1.0, 0.0)

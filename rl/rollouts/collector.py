@@ -1,16 +1,18 @@
 """How are groups collected: how many are in flight, and in which order are they handed over?
 
-Up to P * (1 + max_staleness) groups are in flight. They are handed over in start order, so a group is trained at most
-`max_staleness` updates after its start, and short replies are not preferred. With `max_staleness` 0 all groups of a
-step are started together, after the weights of that step are served.
+Up to P * (1 + max_staleness) groups are in flight (`rl.rollouts.admission`). They are handed over in start order, so a
+group is trained at most `max_staleness` updates after its start, and short replies are not preferred. With
+`max_staleness` 0 all groups of a step are started together, after the weights of that step are served.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
 from rl.cluster.actors import Deadline
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
+from rl.rollouts.admission import Admission
 from rl.rollouts.plays import Play
 from rl.rollouts.pool import WorkerPool
 from rl.rollouts.worker import GroupSpec
@@ -25,17 +27,26 @@ class Collector:
         self._stream = stream
         self._ledger = ledger
         self._plays: deque[Play] = deque()
+        self._admission = Admission(config.train.num_prompts, config.train.max_staleness)
+        self._handed_over_at: float | None = None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Groups that are in flight when a step's are collected, these included."""
+        return self._admission.num_in_flight
 
     def collect(self) -> list[Group]:
         """The P groups of one step, in start order. Raises `ClusterError` at train.collect_timeout_s."""
-        train = self._config.train
-        deadline = self._deadline()
-        num_in_flight = sum(play.num_groups for play in self._plays)
-        self._start(train.num_prompts * (1 + train.max_staleness) - num_in_flight)
+        deadline, begun = self._deadline(), time.monotonic()
+        self._start(self.num_in_flight - sum(play.num_groups for play in self._plays))
         groups: list[Group] = []
-        while len(groups) < train.num_prompts:
+        while len(groups) < self._config.train.num_prompts:
             groups += self._pool.collect(self._plays[0], deadline)
             self._plays.popleft()
+        now = time.monotonic()
+        if self._handed_over_at is not None:  # the first step also starts engines and environments
+            self._admission.follow(now - begun, now - self._handed_over_at)
+        self._handed_over_at = now
         return sorted(groups, key=lambda group: group.task.ordinal)
 
     def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:

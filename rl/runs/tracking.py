@@ -12,6 +12,8 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     turns/ENV, malformed_calls/ENV  mean per rollout; malformed_calls/ENV/KIND by the kind of fault
     budget_violations               rollouts in which the engine violated the budget; must be 0
     staleness, staleness_max        updates between sampling and training, over sampled tokens
+    staleness_share/AGE             share of the sampled tokens of this age
+    groups_in_flight                when the groups of the next step are collected (`rl.rollouts.admission`)
     tokens_per_s/sampled            sampled tokens of the step per second of phase `collect`
     tokens_per_s/trained            tokens through the model per second of the update
     tokens_per_s/step               sampled tokens per second of all phases of the step
@@ -93,7 +95,8 @@ def _staleness(rollouts: Sequence[Rollout], trained_version: int) -> dict[str, f
     num_tokens = sum(ages.values())
     if not num_tokens:
         return {}
-    return {"staleness": sum(age * num for age, num in ages.items()) / num_tokens, "staleness_max": max(ages)}
+    metrics = {"staleness": sum(age * num for age, num in ages.items()) / num_tokens, "staleness_max": max(ages)}
+    return metrics | {f"staleness_share/{age}": num / num_tokens for age, num in sorted(ages.items())}
 
 
 def _time_metrics(rollouts: Sequence[Rollout], update: Update, seconds: Mapping[str, float]) -> dict[str, float]:
