@@ -71,16 +71,16 @@ class WorkerPool:
     def collect(self, play: Play, deadline: Deadline) -> list[Group]:
         """Wait for the groups, in the order in which they were handed over.
 
-        A worker that dies is replaced. So is a worker that still plays at the deadline, because it may hang: a new one
-        plays its groups with the same time again. Raises `ClusterError` if that passes too.
+        A worker that dies is replaced, and so is one whose process does not answer for rollout.heartbeat_timeout_s. A
+        worker that still plays at the deadline may hang too: a new one plays its groups with the same time again.
+        Raises `ClusterError` if that passes too.
         """
         is_last = False
         while unfinished := next((part for part in play.parts if part.groups is None), None):
             if unfinished.pending is None:
                 self._hand_over(unfinished)
-            assert unfinished.pending is not None
             try:
-                self._take(unfinished, unfinished.pending.wait(deadline))
+                self._take(unfinished, self._played(unfinished, deadline))
             except (ActorDied, EngineError) as error:
                 self._replace(unfinished.worker, error)
             except DeadlinePassed as error:
@@ -117,8 +117,8 @@ class WorkerPool:
     def load_weights(self, published: Publication) -> None:
         """Load a version into every engine; each must answer with the hash of what the learner published.
 
-        A worker that died meanwhile, or whose engine did, is replaced by one that has the version. Raises
-        `WeightHashError`, and `ClusterError` if that happened while the learner was sending.
+        A worker that died meanwhile, whose engine did, or that does not answer in time is replaced by one that has the
+        version. Raises `WeightHashError`, and `ClusterError` if that happened while the learner was sending.
         """
         self._published = published  # before the calls: a worker that is replaced below loads this version
         deadline = self._publish_deadline()
@@ -126,7 +126,7 @@ class WorkerPool:
         for index, answer in enumerate(answers):
             try:
                 check_hash(index, source, answer, deadline)
-            except (ActorDied, EngineError) as error:
+            except (ActorDied, EngineError, DeadlinePassed) as error:
                 self._replace(index, error)
 
     def notes(self) -> list[str]:
@@ -140,6 +140,20 @@ class WorkerPool:
 
     def _hand_over(self, part: Part) -> None:
         part.pending = self._workers[part.worker].call(RolloutWorker.play_groups, part.specs)
+
+    def _played(self, part: Part, deadline: Deadline) -> Played:
+        """Wait for the part. Raises `ActorDied` also for a worker whose process does not answer."""
+        assert part.pending is not None
+        limit_s = self._config.rollout.heartbeat_timeout_s
+        while deadline.left_s > limit_s:
+            beat = self._workers[part.worker].call(RolloutWorker.wait_until_ready)
+            try:
+                return part.pending.wait(replace(deadline, seconds=limit_s, started=time.monotonic()))
+            except DeadlinePassed:
+                if not beat.is_done():
+                    told = f"its process has not answered for {limit_s:g} s (rollout.heartbeat_timeout_s)"
+                    raise ActorDied(told) from None
+        return part.pending.wait(deadline)
 
     def _take(self, part: Part, played: Played) -> None:
         part.groups = played.groups
