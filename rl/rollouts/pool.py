@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rl.cluster.actors import Actor, ActorDied, Deadline, DeadlinePassed, Pending, start_actor
+from rl.cluster.actors import Actor, ActorDied, Deadline, DeadlinePassed, Pending, start_actor, stop_together
 from rl.cluster.address import ClusterError
 from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
@@ -97,12 +97,13 @@ class WorkerPool:
         """
         self._published = None
         deadline = Deadline(self._config.train.collect_timeout_s, "ending groups", "train.collect_timeout_s")
-        for index, worker in enumerate(self._workers):
+        answers = [worker.call(RolloutWorker.wait_until_ready) for worker in self._workers]
+        for index, answer in enumerate(answers):
             try:
                 for part in self._parts_of(index):
                     if part.pending is not None and part.groups is None:
-                        self._take(part, part.pending.wait(deadline))
-                worker.call(RolloutWorker.wait_until_ready).wait(deadline)
+                        self._take(part, self._played(part, deadline))
+                answer.wait(self._heartbeat_deadline())
             except (ActorDied, EngineError, DeadlinePassed) as error:
                 self._replace(index, error)
         self._plays.clear()
@@ -118,7 +119,7 @@ class WorkerPool:
         """Load a version into every engine; each must answer with the hash of what the learner published.
 
         A worker that died meanwhile, whose engine did, or that does not answer in time is replaced by one that has the
-        version. Raises `WeightHashError`, and `ClusterError` if that happened while the learner was sending.
+        version. Raises `WeightHashError`, and `WeightsLost` if that happened while the learner was sending.
         """
         self._published = published  # before the calls: a worker that is replaced below loads this version
         deadline = self._publish_deadline()
@@ -135,8 +136,7 @@ class WorkerPool:
         return said
 
     def shutdown(self) -> None:
-        for worker in self._workers:
-            worker.stop(RolloutWorker.shutdown)
+        stop_together(self._workers, RolloutWorker.shutdown)
 
     def _hand_over(self, part: Part) -> None:
         part.pending = self._workers[part.worker].call(RolloutWorker.play_groups, part.specs)
@@ -205,6 +205,10 @@ class WorkerPool:
         reason = f"{num_deaths} workers died while they played it, the last of: {error}"
         part.groups = [masked_group(spec, reason) for spec in part.specs]
         return [part]
+
+    def _heartbeat_deadline(self) -> Deadline:
+        limit_s = self._config.rollout.heartbeat_timeout_s
+        return Deadline(limit_s, "an answer of a worker", "rollout.heartbeat_timeout_s")
 
     def _start_deadline(self, what: str) -> Deadline:
         return Deadline(self._config.train.start_timeout_s, what, "train.start_timeout_s")
