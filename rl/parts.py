@@ -23,6 +23,7 @@ from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
+from rl.runs.spool import Spool
 from rl.runs.tracker import Tracker
 from rl.stop import handled_signals
 from rl.supervised import supervised_stage
@@ -47,6 +48,7 @@ class Parts:
     pool: WorkerPool
     collector: Collector
     ledger: Ledger
+    spool: Spool
     tracker: Tracker
     display: Display
     step: int
@@ -107,10 +109,14 @@ def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
         try:
             ledger = Ledger.from_state(newest.state["ledger"] if newest else Ledger().state())
             stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
-            collector = Collector(config, served.pool, stream, ledger)
-            step = newest.step if newest else 0
-            parts = Parts(config, folder, learner, served.pool, collector, ledger, tracker, display, step)
+            step, spool = folder.saved_step, Spool(folder.spool, config.train)
+            taken_over = spool.take_over(step, ledger, stream)
+            collector = Collector(config, served.pool, stream, ledger, spool.file)
+            parts = Parts(config, folder, learner, served.pool, collector, ledger, spool, tracker, display, step)
             _wait_until_ready(parts, served, stream, is_again=num_deaths > 0)
+            if taken_over:
+                display.message(taken_over)
+                tracker.note(step, taken_over)
             display.stage("training")
             yield parts
         finally:

@@ -65,6 +65,7 @@ def account(parts: Parts, groups: Sequence[Group]) -> None:
     parts.step += 1
     for group in groups:
         parts.ledger.finish(group.task.ordinal, masked=not any(rollout.outcome.counts for rollout in group.rollouts))
+    parts.spool.trained(groups, parts.folder.saved_step)
     parts.is_consistent = True
 
 
@@ -112,6 +113,7 @@ def checkpoint(parts: Parts) -> None:
             known=folder.newest,
             needs_policy=with_policy,
         )
+        parts.spool.saved(parts.ledger)
 
 
 def train(config: ExperimentConfig, *, resume: bool | None = False) -> Path:
@@ -148,8 +150,10 @@ def train_with(parts: Parts) -> None:
             evaluate(parts, "after")
     except (ActorDied, WeightsLost) as error:  # the pool replaces workers; the learner holds the only newest weights
         raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
-    except BaseException:
+    except BaseException as error:
         say(parts)
+        if isinstance(error, CanaryStop):
+            parts.spool.clear()  # else a resumed run would meet the same groups, and stop again
         leave_checkpoint(parts)
         raise
 

@@ -16,11 +16,12 @@ from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import latest_checkpoint
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
+from rl.runs.spool import Spool
 from rl.runs.tracker import Tracker
 from rl.tasks.ledger import Ledger
 from rl.train import Parts, leave_checkpoint, train_with
 from rl.weights.source import WeightsLost, WeightSource
-from tests.makers import make_config, make_group, make_update
+from tests.makers import make_config, make_group, make_task, make_update
 
 
 class Log(list[str]):
@@ -85,7 +86,9 @@ class FakeCollector:
 
     def collect(self) -> list[Group]:
         self.log.call("collect")
-        return [make_group(self.rewards, self.ledger.start())]
+        ordinal = self.ledger.start()
+        self.ledger.play([ordinal])
+        return [make_group(self.rewards, ordinal)]
 
     def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
         self.log.call("evaluate")
@@ -112,7 +115,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
         tracker = Tracker(folder, config)
         closing.append(tracker)
         learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger)))
-        return Parts(config, folder, learner, pool, collector, ledger, tracker, Display(config), step=0)
+        spool = Spool(folder.spool, config.train)
+        return Parts(config, folder, learner, pool, collector, ledger, spool, tracker, Display(config), step=0)
 
     yield make
     for tracker in closing:
@@ -167,12 +171,16 @@ def test_what_actors_say_reaches_the_record(make: Make) -> None:
 
 
 def test_too_many_lost_rollouts_stop_the_run_before_anything_is_trained_on_them(make: Make) -> None:
-    parts = make()
+    parts = make(max_staleness=1)
+    kept = parts.spool.file(make_task())
+    assert kept is not None
+    kept.write(make_group([1.0]))
     parts.collector.rewards = (1.0, None, None)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(CanaryStop, match="67% of the step's rollouts"):
         train_with(parts)
     assert "update" not in log_of(parts)
     assert saved_step(parts) == 0
+    assert kept.read() is None  # or a resumed run would meet the same groups again
 
 
 def test_a_policy_that_the_engine_does_not_compute_is_never_served(make: Make) -> None:

@@ -1,6 +1,7 @@
 """The pool: a dead worker costs what it had not finished, and a group that kills workers costs itself only."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,6 +140,20 @@ def test_finished_groups_of_a_dead_worker_are_kept() -> None:
     assert ordinals(groups) == [2, 1, 0]
     assert masked(groups) == []
     assert second.calls == [[2], [0]]
+
+
+def test_a_group_that_was_kept_outlives_the_worker_that_takes_the_answer_along() -> None:
+    class Keeper:
+        def write(self, group: Group) -> None: ...
+
+        def read(self) -> Group | None:
+            return play(spec(1))
+
+    second = FakeWorker([0])
+    pool = make_pool(FakeWorker([0, 1]), second, FakeWorker())
+    plays = [pool.play(0, [spec(0)]), pool.play(0, [replace(spec(1), keeper=Keeper())])]
+    assert [masked(pool.collect(one, SOON)) for one in plays] == [[0], []]
+    assert second.calls == [[0]]
 
 
 def test_groups_handed_over_after_a_death_wait_until_the_suspects_have_been_played() -> None:

@@ -115,8 +115,9 @@ def steps(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if line["kind"] == "train"]
 
 
-def reached(run_dir: Path, step: int) -> Callable[[], bool]:
-    return lambda: (run_dir / "checkpoints" / f"step_{step:06d}").exists()
+def notes(run_dir: Path) -> list[str]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["text"] for line in lines if line["kind"] == "note"]
 
 
 def abandoned_weights() -> set[Path]:
@@ -222,13 +223,18 @@ def test_a_stopped_run_leaves_a_checkpoint_no_process_and_a_truthful_exit_code(
 def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(
     yaml: Path, killed: list[psutil.Process], tmp_path: Path
 ) -> None:
+    """The groups of step 4 ended before its update, so none is newer than the checkpoint of step 3."""
     run_dir = tmp_path / "run"
-    more = ("train.max_staleness=2", "train.num_steps=6")
-    _, family = interrupted(yaml, run_dir, signal.SIGKILL, reached(run_dir, 3), *more)
+    more = ("train.max_staleness=2", "train.num_steps=6", "train.checkpoint_every=3")
+    _, family = interrupted(yaml, run_dir, signal.SIGKILL, lambda: len(steps(run_dir)) >= 4, *more)
     killed += family
+    rollouts = run_dir / "rollouts" / "train_000004.jsonl"
+    trained = rollouts.read_text()
     run(yaml, run_dir, *more, "--resume")
     assert trained_ordinals(run_dir) == list(range(12))
     assert all(line["staleness_max"] <= 2 for line in steps(run_dir))
+    assert rollouts.read_text() == trained  # clocks included: they were not played again
+    assert any("finished groups that are not played again: " in note for note in notes(run_dir))
 
 
 def test_a_quantised_policy_trains_with_thinking_budgets(yaml: Path, tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ class WorkerPool:
     def _replace(self, index: int, error: Exception) -> None:
         """Start a new worker in place of one that died, twice if need be; returns when it serves the current version.
 
-        Groups that the dead worker had finished are kept. Groups that were in flight on it are suspects.
+        Groups that the dead worker had finished are kept, also those whose only copy is a keeper's: large answers lie
+        on the worker's node. Groups that were in flight on it are suspects.
         """
         self._notes.append(f"worker {index} died and is replaced: {error}")
         # Before the new worker starts: it has the same index, and its calls must not be mistaken for the old ones.
@@ -201,9 +202,9 @@ class WorkerPool:
                 pass  # it ended with its worker
         num_deaths = part.num_deaths + 1
         if num_deaths <= self._config.rollout.num_retries:
-            return [Part(worker, (spec,), num_deaths) for spec in part.specs]
+            return [_again(worker, spec, num_deaths) for spec in part.specs]
         reason = f"{num_deaths} workers died while they played it, the last of: {error}"
-        part.groups = [masked_group(spec, reason) for spec in part.specs]
+        part.groups = [spec.kept() or masked_group(spec, reason) for spec in part.specs]
         return [part]
 
     def _heartbeat_deadline(self) -> Deadline:
@@ -221,3 +222,8 @@ class WorkerPool:
         num_cards = max(1, int(self._config.rollout.gpus_per_worker))
         asked = [(Listener(self._numbers[worker], num_cards), self._workers[worker]) for worker in workers]
         return begin_loading(self._published, asked, deadline)
+
+
+def _again(worker: int, spec: GroupSpec, num_deaths: int) -> Part:
+    kept = spec.kept()
+    return Part(worker, (spec,), num_deaths, groups=[kept] if kept else None)
