@@ -223,15 +223,15 @@ def test_a_stopped_run_leaves_a_checkpoint_no_process_and_a_truthful_exit_code(
 def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(
     yaml: Path, killed: list[psutil.Process], tmp_path: Path
 ) -> None:
-    """The groups of step 4 ended before its update, so none is newer than the checkpoint of step 3."""
+    """The groups of step 6 ended before its update, so none is newer than the checkpoint of step 5."""
     run_dir = tmp_path / "run"
-    more = ("train.max_staleness=2", "train.num_steps=6", "train.checkpoint_every=3")
-    _, family = interrupted(yaml, run_dir, signal.SIGKILL, lambda: len(steps(run_dir)) >= 4, *more)
+    more = ("train.max_staleness=2", "train.num_steps=10", "train.checkpoint_every=5")
+    _, family = interrupted(yaml, run_dir, signal.SIGKILL, lambda: len(steps(run_dir)) >= 6, *more)
     killed += family
-    rollouts = run_dir / "rollouts" / "train_000004.jsonl"
+    rollouts = run_dir / "rollouts" / "train_000006.jsonl"
     trained = rollouts.read_text()
     run(yaml, run_dir, *more, "--resume")
-    assert trained_ordinals(run_dir) == list(range(12))
+    assert trained_ordinals(run_dir) == list(range(20))
     assert all(line["staleness_max"] <= 2 for line in steps(run_dir))
     assert rollouts.read_text() == trained  # clocks included: they were not played again
     assert any("finished groups that are not played again: " in note for note in notes(run_dir))
