@@ -220,6 +220,24 @@ def test_a_stopped_run_leaves_a_checkpoint_no_process_and_a_truthful_exit_code(
         assert [line["step"] for line in steps(run_dir)] == list(range(1, last + 1))
 
 
+def test_a_run_that_paused_and_went_on_equals_the_undisturbed_one_bit_for_bit(
+    yaml: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    paused = run_dir / "paused"
+
+    def is_paused() -> bool:
+        if len(steps(run_dir)) == 1:
+            paused.touch()
+        return paused.exists() and "paused with engines" in (run_dir / "metrics.jsonl").read_text()
+
+    code, family = interrupted(yaml, run_dir, signal.SIGUSR1, is_paused)
+    assert (code, left_of(family), paused.exists()) == (0, [], False)
+    assert state_of(run_dir) == state_of(undisturbed)
+    assert without_time(steps(run_dir)) == without_time(steps(undisturbed))
+    assert any("seconds/paused" in line for line in steps(run_dir))
+
+
 def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(
     yaml: Path, killed: list[psutil.Process], tmp_path: Path
 ) -> None:
@@ -310,7 +328,7 @@ def test_bad_environments_cost_their_own_episodes_only(yaml: Path, tmp_path: Pat
         f"run_dir={run_dir}",
         "train={num_steps: 2, num_prompts: 10, group_size: 2}",
         "rollout.step_timeout_s=2",
-        "canaries.masked_rows_stop=1.0",
+        "canaries.masked_rows.stop=null",
         "evaluation.num_tasks=1",
     ]
     python("rl", "train", yaml, *overrides)

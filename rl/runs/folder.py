@@ -5,6 +5,7 @@ versions.json     packages, Python, platform, git commit and environments; one e
 metrics.jsonl     one line per step, evaluation and note: the run's record, which --resume and the report read
 rollouts/         one file of JSON lines per saved step
 tokens.json       the text of every token by its id
+paused            the reasons of a pause, while the run pauses (rl.runs.pause)
 tracking_id       the id by which W&B, MLflow and trackio know the run again
 checkpoints/      see rl.runs.checkpoint
 spool/            groups that ended and are in no checkpoint yet (rl.runs.spool)
@@ -55,6 +56,7 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.versions_file = path / "versions.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.paused_file = path / "paused"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.spool = path / "spool"

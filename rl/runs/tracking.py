@@ -20,6 +20,10 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     seconds, seconds/PHASE, share/PHASE     of the step
     update/FIELD                    every field of `rl.data_types.Update`, such as mismatch (of fresh tokens)
     update/MEASURE                  measures of the algorithms, such as clip_fraction (`rl/algorithms/`)
+    canary/NAME                     value of a canary over its window, once there are as many steps (`rl.runs.canaries`)
+    canary/NAME/level               what it does about the value: 0 nothing, 1 warns, 2 pauses
+    canary/NAME/masked_groups       groups of the step that it masked, if it may mask
+    canary/not_finite               updates that were refused since the step before, their groups masked
 """
 
 import dataclasses
