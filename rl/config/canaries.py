@@ -11,6 +11,7 @@ from rl.config.section import NonNegative, Positive, Seconds, Section, Share
 
 Level = Literal["ok", "warn", "pause", "stop"]
 LEVELS: tuple[Level, ...] = ("ok", "warn", "pause", "stop")
+"""From the weakest to the strongest."""
 Agreement = Annotated[float, Field(gt=1)]
 Norm = Annotated[float, Field(gt=0)]
 
@@ -32,7 +33,8 @@ class Canary(Section):
     def level(self, value: float) -> Level:
         """The strongest action whose threshold the value exceeds."""
         limits: dict[Level, float | None] = {"warn": self.warn, "pause": self.pause, "stop": self.stop}
-        return max((name for name, at in limits.items() if at is not None and value > at), key=_rank, default="ok")
+        exceeded: list[Level] = [name for name, limit in limits.items() if limit is not None and value > limit]
+        return exceeded[-1] if exceeded else "ok"
 
     @model_validator(mode="before")
     @classmethod
@@ -42,10 +44,6 @@ class Canary(Section):
                 f"this canary cannot mask: {cls.unmaskable}; remove the key mask, or use warn, pause or stop"
             )
         return tree
-
-
-def _rank(level: Level) -> int:
-    return LEVELS.index(level)
 
 
 class RowsCanary(Canary):

@@ -139,8 +139,10 @@ class Canaries:
         """The groups of which no canary masks too large a share."""
         kept = list(groups)
         for name, (is_bad, words) in ROWS.items():
-            limit = getattr(self._config, name).mask
-            bad = [group for group in groups if limit is not None and _share(group.rollouts, is_bad) > limit]
+            limit: float | None = getattr(self._config, name).mask
+            if limit is None:
+                continue
+            bad = [group for group in groups if _share(group.rollouts, is_bad) > limit]
             self._num_masked[name] = len(bad)
             if bad:
                 ids = {group.group_id for group in bad}
