@@ -16,6 +16,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Update
 from rl.learner.samples import make_samples
 from rl.parts import LearnerDied, Parts, engines, go_back, started
+from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import save_checkpoint
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder

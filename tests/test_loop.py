@@ -123,9 +123,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
         closing.append(tracker)
         learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger)))
         spool, watching = Spool(folder.spool, config.train), Canaries(config.canaries, {})
-        return Parts(
-            config, folder, learner, pool, collector, ledger, spool, watching, tracker, Display(config), step=0
-        )
+        display = Display(config)
+        return Parts(config, folder, learner, pool, collector, ledger, spool, watching, tracker, display, step=0)
 
     yield make
     for tracker in closing:
@@ -204,7 +203,7 @@ def test_a_group_that_a_canary_masks_is_not_trained_and_counts_as_masked(make: M
     fakes(parts)[1].rewards = [(1.0, 0.0), (1.0, 0.0, None, None, None)]
     train_with(parts)
     assert fakes(parts)[0].num_samples == [2, 2, 2]
-    assert parts.ledger.state() == {"num_started": 6, "in_flight": [], "masked": [1, 3, 5]}
+    assert parts.ledger.state() == {"num_started": 6, "in_flight": [], "played": [], "masked": [1, 3, 5]}
     assert [line["canary/masked_rows/masked_groups"] for line in lines(parts, "train")] == [1, 1, 1]
 
 
@@ -220,7 +219,7 @@ def test_an_update_that_is_refused_masks_its_groups_and_is_no_step(make: Make) -
 
     parts.learner.update = update  # pyright: ignore[reportAttributeAccessIssue]
     train_with(parts)
-    assert parts.ledger.state() == {"num_started": 4, "in_flight": [], "masked": [1]}
+    assert parts.ledger.state() == {"num_started": 4, "in_flight": [], "played": [], "masked": [1]}
     assert [(line["step"], line["canary/not_finite"]) for line in lines(parts, "train")] == [(1, 0), (2, 1), (3, 0)]
     assert log_of(parts).count("publish") == 3
 
