@@ -192,9 +192,9 @@ def test_what_a_node_lacks_is_told_in_words(tmp_path: Path) -> None:
 
 def test_a_folder_that_only_has_the_name_of_the_runs_folder_is_told(tmp_path: Path) -> None:
     with mark_in(tmp_path) as mark:
-        assert missing_here([tmp_path, mark], []) == []
+        assert missing_here([tmp_path], [], mark) == []
         mark.rename(tmp_path / "elsewhere")
-        told = missing_here([tmp_path, mark], [])
+        told = missing_here([tmp_path], [], mark)
         (tmp_path / "elsewhere").unlink()
     assert told == [f"the run's own {tmp_path} (it has another folder of that name)"]
     assert list(tmp_path.iterdir()) == []

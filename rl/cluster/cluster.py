@@ -63,8 +63,8 @@ def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_byt
         words = _words(address)
         if address is not None and policy_path is not None:
             with mark_in(config.run_dir) as mark:
-                paths = [policy_path, config.run_dir, mark]
-                check_visible(nodes, paths, list(config.environments), config.train.start_timeout_s)
+                folders = [policy_path, config.run_dir]
+                check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s, mark)
         with watched(ray.get_runtime_context().gcs_address):
             places = reserve(asked, config.train.start_timeout_s)
             yield Joined(f"{words}; {places.words()}" if address else words, places)

@@ -28,8 +28,14 @@ def mark_in(folder: Path) -> Iterator[Path]:
         mark.unlink(missing_ok=True)
 
 
-def check_visible(nodes: Sequence[Node], paths: Sequence[Path], env_ids: Sequence[str], timeout_s: float) -> None:
-    """Look for the folders, files and environments in a process on each node.
+def check_visible(
+    nodes: Sequence[Node],
+    folders: Sequence[Path],
+    env_ids: Sequence[str],
+    timeout_s: float,
+    mark: Path | None = None,
+) -> None:
+    """Look for the folders, the environments and the file of `mark_in` in a process on each node.
 
     Raises `ClusterError` with the address of the first node that lacks something or does not answer in time.
     """
@@ -37,7 +43,7 @@ def check_visible(nodes: Sequence[Node], paths: Sequence[Path], env_ids: Sequenc
     asked = {}
     for node in nodes:
         on_node = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        asked[look.options(num_cpus=0, scheduling_strategy=on_node).remote(paths, env_ids)] = node
+        asked[look.options(num_cpus=0, scheduling_strategy=on_node).remote(folders, env_ids, mark)] = node
     waiting, deadline = list(asked), time.monotonic() + timeout_s
     while waiting:
         raise_if_requested()
@@ -65,13 +71,11 @@ def _check_answer(node: Node, reference: Any) -> None:
         )
 
 
-def missing_here(paths: Sequence[Path], env_ids: Sequence[str]) -> list[str]:
-    """What this machine lacks, in words. Of a file that lacks, its folder is said to be another one."""
-    missing = []
-    for path in paths:
-        if not path.exists():
-            other = f"the run's own {path.parent} (it has another folder of that name)"
-            missing.append(other if path.parent.is_dir() and path.name.startswith(".driver_") else f"the folder {path}")
+def missing_here(folders: Sequence[Path], env_ids: Sequence[str], mark: Path | None = None) -> list[str]:
+    """What this machine lacks, in words."""
+    missing = [f"the folder {folder}" for folder in folders if not folder.is_dir()]
+    if mark is not None and mark.parent.is_dir() and not mark.exists():
+        missing.append(f"the run's own {mark.parent} (it has another folder of that name)")
     for env_id in env_ids:
         try:
             whole_name(env_id)

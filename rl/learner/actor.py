@@ -70,9 +70,8 @@ class LearnerProcess:
 
         from rl.ranks import join_ranks
 
-        learner, train = self._config.learner, self._config.train
+        learner, timeout_s = self._config.learner, self._config.train.ranks_timeout_s
         device = torch.device("cuda", torch.cuda.current_device()) if learner.gpus > 0 else torch.device("cpu")
-        timeout_s = max(train.start_timeout_s, train.update_timeout_s, train.publish_timeout_s)
         return join_ranks(self._rank, learner.num_ranks, address, device, timeout_s, learner.expert_parallel)
 
     def describe(self) -> str:
