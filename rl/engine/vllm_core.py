@@ -57,10 +57,10 @@ class VllmEngine(ThreadedEngine):
 def longest_silence_s(rollout: RolloutConfig) -> float:
     """Maximum seconds between two requests of a lane if everything meets its deadlines.
 
-    The deadline of an environment call starts when a thread takes the call. Before that, the call may have to wait
-    until a thread has run the calls of all other rollouts.
+    The deadline of an environment call starts when a thread or a process takes the call. Before that, the call may have
+    to wait until the calls of all other rollouts have been run.
     """
-    num_waves = math.ceil(rollout.max_in_flight / rollout.num_env_threads)
+    num_waves = math.ceil(rollout.max_in_flight / min(rollout.num_env_threads, rollout.num_computing))
     return num_waves * (rollout.reset_timeout_s + rollout.step_timeout_s)
 
 

@@ -47,6 +47,7 @@ class RolloutWorker:
         from envs.sandbox import require_level
         from rl.chat.chat import load_chat
         from rl.engine.vllm_core import VllmEngine
+        from rl.rollouts.env_processes import EnvProcesses
         from rl.rollouts.env_runner import EnvRunner
 
         if config.weights.is_live:
@@ -60,8 +61,10 @@ class RolloutWorker:
         logger.info("the engine serves %s", policy_path)
         self._runner = EnvRunner(config.rollout.num_env_threads)
         require_level(config.rollout.sandbox_level)
+        self._processes = EnvProcesses(config)
         for env_id, environment in config.environments.items():
-            load_data(env_id, environment.options)
+            if not environment.process:
+                load_data(env_id, environment.options)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> Played:
         """Play the groups. Their lanes open together; a rollout begins when its lane has a seat in the engine.
@@ -81,7 +84,7 @@ class RolloutWorker:
         from rl.rollouts.group_score import with_group_scores
         from rl.rollouts.play import Player, play
 
-        player = Player(self._config, self._chat, self._engine, self._runner, spec.temperature)
+        player = Player(self._config, self._chat, self._engine, self._runner, spec.temperature, self._processes)
         rollouts = await asyncio.gather(
             *(play(player, spec.task, spec.group_id, member, lane) for member, lane in enumerate(lanes))
         )
@@ -100,3 +103,4 @@ class RolloutWorker:
 
     async def shutdown(self) -> None:
         self._engine.shutdown()
+        self._processes.close()
