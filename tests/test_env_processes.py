@@ -1,8 +1,9 @@
-"""Environments in processes of their own: what one does costs its own episode, and the rollouts are those of threads."""
+"""Environments in processes of their own: what one does costs its episode only; rollouts equal those of threads."""
 
 import asyncio
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,15 +13,18 @@ from typing import Any
 
 import pytest
 
+from envs.messages import Message
 from envs.registry import environment_ids, is_built_in
 from rl.data_types import Outcome, Rollout, Task
+from rl.engine.protocol import SampledReply
 from rl.rollouts.env_processes import EXPENSIVE_S, MEASURED_S, EnvProcesses
 from rl.rollouts.env_runner import EnvRunner
+from rl.rollouts.frames import FrameError, read_answer
 from rl.rollouts.group_score import with_group_scores
 from rl.rollouts.play import Player, play
 from tests.echo import soon
 from tests.hostile_play import Table, gold_text
-from tests.makers import make_config
+from tests.makers import make_config, make_reply
 from tests.scripted import CharacterChat, ScriptedEngine
 
 OBEDIENT = "tests.process_envs:Obedient"
@@ -215,8 +219,7 @@ def test_an_environment_that_computes_on_threads_moves_to_processes(tmp_path: Pa
 
     async def spend(cpu_s: float) -> None:
         stage.processes.spent_on_thread(OBEDIENT, cpu_s)
-        if moving := getattr(stage.processes, "_moving", None):
-            await moving
+        await asyncio.gather(*(moving for _, moving in stage.processes._moving.values()))
 
     stage.runner.run(spend(MEASURED_S - EXPENSIVE_S))
     assert stage.notes("loaded") == []
@@ -225,6 +228,14 @@ def test_an_environment_that_computes_on_threads_moves_to_processes(tmp_path: Pa
     assert stage.play("more", "end")[0].reward == 1.0
     assert soon(lambda: len(stage.notes("closed")) == 2) and stage.notes("closed")[1] != os.getpid()
     stage.close()
+
+
+def test_a_worker_reads_only_messages_and_plain_data_from_a_process() -> None:
+    value = ("done", ((Message("user", "hi"),), 0.1 + 0.2, {"parts": [1, None, True]}))
+    assert read_answer(pickle.dumps(value)) == value
+    for wrong in (("done", Path("x")), ("done", print), "no pair"):
+        with pytest.raises(FrameError):
+            read_answer(pickle.dumps(wrong))
 
 
 BUILT_IN = [env_id for env_id in environment_ids() if is_built_in(env_id) and not env_id.startswith("other/")]
@@ -278,9 +289,6 @@ class _Repeats:
         pass
 
     async def sample(self, prompt_ids: Any, params: Any) -> Any:
-        from rl.engine.protocol import SampledReply
-        from tests.makers import make_reply
-
         return SampledReply(make_reply(next(self._replies)), "stop")
 
     def close(self) -> None:

@@ -118,7 +118,7 @@ class ZygoteHandle:
 
     def close(self) -> None:
         """End the zygote and all processes of its episodes."""
-        with contextlib.suppress(RuntimeError):  # there is no loop any more
+        with contextlib.suppress(RuntimeError, ValueError):  # there is no loop any more, or it has died
             asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()  # it ends when it sees this
         try:
@@ -126,6 +126,9 @@ class ZygoteHandle:
         except subprocess.TimeoutExpired:  # it still loads
             self._process.kill()
             self._process.wait()
+        while self._ended:
+            _, ended = self._ended.popitem()
+            ended.set_result(ProcessEnded("its process ended with the worker", is_from_outside=True))
 
     def _order(self, order: dict[str, Any], *descriptors: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it died, which `_hear` hears too
