@@ -2,9 +2,9 @@
 
 An environment that computes holds the interpreter lock, so on threads it stops the engine, which runs in the same
 process. Each of its episodes then gets a process of its own, forked from one that has loaded the environment
-(`rl.rollouts.env_zygote`): a crash, a hang or used-up memory costs that episode only. A process costs milliseconds, more
-than a whole episode of a light environment, so by default an environment begins on threads and moves when its calls
-have been measured to be expensive.
+(`rl.rollouts.env_zygote`): a crash, a hang or used-up memory costs that episode only. A process costs milliseconds,
+more than a whole episode of a light environment, so by default an environment begins on threads and moves when its
+calls have been measured to be expensive.
 """
 
 import asyncio
