@@ -17,12 +17,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from benchmarks.node_figures import lines
-from benchmarks.nodes import ROOT, YAML, untrained
+from benchmarks.nodes import ROOT, untrained
 from benchmarks.report import write_report
 
 ENVIRONMENT = "benchmarks.computing_env:computes"
@@ -42,7 +42,7 @@ class Form:
         return self.num_prompts * self.group_size * self.cpu_s
 
 
-FULL = Form(num_steps=6, num_prompts=8, group_size=8, cpu_s=0.3)
+FULL = Form(num_steps=5, num_prompts=8, group_size=8, cpu_s=0.3)
 SHORT = Form(num_steps=2, num_prompts=1, group_size=2, cpu_s=0.01)
 WAYS: Mapping[str, tuple[bool, bool]] = {"nothing": (False, False), "threads": (True, False), "processes": (True, True)}
 """Whether the environment computes, and whether it has processes."""
@@ -73,18 +73,19 @@ def summarised(raw: Mapping[str, Sequence[float]], form: Form, num_cores: int) -
 def step_seconds(run_dir: Path, policy: Path, way: str, form: Form) -> list[float]:
     """Seconds of every step of a run."""
     computes, process = WAYS[way]
-    environment: dict[str, Any] = {"process": process, "options": {"cpu_s": form.cpu_s if computes else 0.0}}
-    keys = {
+    experiment = {
         "run_dir": str(run_dir),
-        "sft": None,
-        "policy": {"path": str(policy), "build": None},
-        "environments": {ENVIRONMENT: environment},
+        "seed": 0,
+        "policy": {"path": str(policy)},
+        "environments": {ENVIRONMENT: {"process": process, "options": {"cpu_s": form.cpu_s if computes else 0.0}}},
         "train": {"num_steps": form.num_steps, "num_prompts": form.num_prompts, "group_size": form.group_size},
-        "rollout": {"num_workers": 1, "cpus_per_worker": 0.5, "max_reply_tokens": 64, "kv_cache_gib": 0.1},
+        "rollout": {"cpus_per_worker": 0.5, "max_reply_tokens": 64, "kv_cache_gib": 0.1},
         "evaluation": {"num_tasks": 1},
         "ray": {"address": "local"},
     }
-    command = [sys.executable, "-m", "rl", "train", str(YAML), *(f"{key}={json.dumps(keys[key])}" for key in keys)]
+    yaml = run_dir.with_suffix(".yaml")
+    yaml.write_text(json.dumps(experiment))
+    command = [sys.executable, "-m", "rl", "train", str(yaml)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{way}: {done.stdout[-2000:]}{done.stderr[-4000:]}")
