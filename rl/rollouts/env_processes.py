@@ -22,7 +22,7 @@ EXPENSIVE_S = 0.05
 MEASURED_S = 2.0
 """CPU seconds of an environment before it is judged."""
 MOVED = (
-    "%s computes %.2f s an episode, for which the engine waits; its next episodes run in processes of their own"
+    "%s computes at least %.2f s an episode, while the engine waits; its next episodes run in processes of their own"
     " (environments.ID.process: true does so from the start, false never)"
 )
 
@@ -32,6 +32,7 @@ class _Cost:
     """What an environment has cost on threads."""
 
     num_sessions: int = 0
+    """Also those that have not ended."""
     cpu_s: float = 0.0
 
 
