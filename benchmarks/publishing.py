@@ -2,8 +2,8 @@
 
     python -m benchmarks.publishing --out benchmarks/results/publishing.json     (about two minutes, two cores)
 
-Random tensors are published by one process and verified by two others, the engines' side without vLLM: the time ends
-with the last hash. The readers are on the publisher's node, or one of them on another logical node of this machine.
+Random tensors are published by one process and verified by two or four others, the engines' side without vLLM: the time
+ends with the last hash. The readers are on the publisher's node, or some on another logical node of this machine.
 """
 
 import os
@@ -25,7 +25,6 @@ from benchmarks.report import write_report
 
 SIZES = {"small": (84, 31_000), "large": (272, 992_000)}
 """Tensors and bytes of each: the quickstart's policy in float32 (2.6 MB), and SmolLM2-135M in bfloat16 (270 MB)."""
-NUM_READERS = 2
 NUM_VERSIONS = 2
 """That a publisher keeps, as the learner does."""
 
@@ -91,15 +90,15 @@ def measure(sizes: dict[str, tuple[int, int]], num_repeats: int) -> Iterator[tup
         ray.init(cluster.address, log_to_driver=False)
         here, other = (node.node_id for node in nodes)
         for name, (num_tensors, num_bytes) in sizes.items():
-            for transport, places in (
-                ("shared_memory", [here, here]),
-                ("object_store", [here, here]),
-                ("object_store", [here, other]),
+            for transport, where, places in (
+                ("shared_memory", "one_node", [here, here]),
+                ("object_store", "one_node", [here, here]),
+                ("object_store", "two_nodes", [here, other]),
+                ("object_store", "two_on_each_node", [here, here, other, other]),
             ):
                 ends = started(transport, [here, *places])
                 ray.get(ends[0].prepare.remote(num_tensors, num_bytes))
                 figures = [publish(ends, version) for version in range(num_repeats + 1)]
-                where = "one_node" if len(set(places)) == 1 else "two_nodes"
                 yield f"{name}_{transport}_{where}_ms", figures[1:]
                 ray.get(ends[0].close.remote())
                 for end in ends:

@@ -1,6 +1,6 @@
 """Which parts does a run have, and how are they started, started again after a failure, and stopped?
 
-Engines serve for the whole run. Learner, ledger and tracker begin anew when the learner dies: from the newest
+Engines serve for the whole run. Learner, ledger, canaries and tracker begin anew when the learner dies: from the newest
 checkpoint, as with --resume.
 """
 
@@ -21,8 +21,10 @@ from rl.config.experiment import ExperimentConfig
 from rl.learner.group import LearnerGroup
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
+from rl.runs.canaries import Canaries
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
+from rl.runs.spool import Spool
 from rl.runs.tracker import Tracker
 from rl.stop import handled_signals
 from rl.supervised import supervised_stage
@@ -47,6 +49,8 @@ class Parts:
     pool: WorkerPool
     collector: Collector
     ledger: Ledger
+    spool: Spool
+    canaries: Canaries
     tracker: Tracker
     display: Display
     step: int
@@ -106,11 +110,18 @@ def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
         )
         try:
             ledger = Ledger.from_state(newest.state["ledger"] if newest else Ledger().state())
+            canaries = Canaries(config.canaries, newest.state["canaries"] if newest else {})
             stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
-            collector = Collector(config, served.pool, stream, ledger)
-            step = newest.step if newest else 0
-            parts = Parts(config, folder, learner, served.pool, collector, ledger, tracker, display, step)
+            step, spool = folder.saved_step, Spool(folder.spool, config.train)
+            taken_over = spool.take_over(step, ledger, stream)
+            collector = Collector(config, served.pool, stream, ledger, spool.file)
+            parts = Parts(
+                config, folder, learner, served.pool, collector, ledger, spool, canaries, tracker, display, step
+            )
             _wait_until_ready(parts, served, stream, is_again=num_deaths > 0)
+            if taken_over:
+                display.message(taken_over)
+                tracker.note(step, taken_over)
             display.stage("training")
             yield parts
         finally:

@@ -1,4 +1,5 @@
 """How does a run stop on Ctrl-C and SIGTERM? At the next safe point, with a checkpoint and the signal's exit code.
+SIGUSR1 lets a run that pauses go on.
 
 The handler of a run only records the signal: an exception from a handler would surface inside any C code that is
 running. Code that waits polls for the record with `raise_if_requested`.
@@ -7,7 +8,7 @@ running. Code that waits polls for the record with `raise_if_requested`.
 import contextlib
 import ctypes
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1
@@ -32,21 +33,27 @@ class _Note:
 
     received: StopRequested | None = None
     is_deferred = False
+    goes_on = False
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def handled_signals() -> contextlib.AbstractContextManager[None]:
-    """Record SIGINT and SIGTERM inside this block. Nest it inside code that installs its own handlers, such as Ray."""
-    return _handled(_note)
+    """Record SIGINT, SIGTERM and SIGUSR1 inside this block. Nest it inside code that installs its own handlers, such as
+    Ray.
+    """
+    return _handled(_note, (*STOPS, signal.SIGUSR1))
 
 
 def raised_signals() -> contextlib.AbstractContextManager[None]:
     """Raise `StopRequested` at once on SIGINT and SIGTERM, for commands without a state that must stay consistent."""
-    return _handled(_raise)
+    return _handled(_raise, STOPS)
 
 
 @contextlib.contextmanager
-def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+def _handled(handle: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -55,11 +62,20 @@ def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    _Note.received = StopRequested(signal.Signals(number).name, 128 + number)
+    if number == signal.SIGUSR1:
+        _Note.goes_on = True
+    else:
+        _Note.received = StopRequested(signal.Signals(number).name, 128 + number)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
     raise StopRequested(signal.Signals(number).name, 128 + number)
+
+
+def take_go_on() -> bool:
+    """Whether SIGUSR1 came since the last call."""
+    came, _Note.goes_on = _Note.goes_on, False
+    return came
 
 
 def request_stop(what: str) -> None:

@@ -13,13 +13,14 @@ from rl.algorithms.corrections import NonFiniteError
 from rl.checks import check
 from rl.cluster.actors import ActorDied
 from rl.config.experiment import ExperimentConfig
-from rl.data_types import Group, Sample, Update
+from rl.data_types import Group, Update
 from rl.learner.samples import make_samples
 from rl.parts import LearnerDied, Parts, engines, go_back, started
-from rl.runs.canaries import CanaryStop, check_groups, check_update
+from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import save_checkpoint
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
+from rl.runs.pause import ask_to_pause, wait_to_go_on
 from rl.runs.report import write_report
 from rl.runs.tracking import step_metrics
 from rl.stop import deferred_stop, handled_signals
@@ -31,58 +32,84 @@ def run_loop(parts: Parts) -> None:
     """Train until `train.num_steps` updates have been made. Raises `StopRequested` between two steps only."""
     train = parts.config.train
     while parts.step < train.num_steps:
+        wait_if_paused(parts)
         # At the start of an iteration, so that a resumed run makes an evaluation that was due before it stopped.
         if parts.config.evaluation.due(parts.step) and not parts.tracker.has_evaluation("step", parts.step):
             evaluate(parts, "step")
         with parts.phase("collect"):
             groups = parts.collector.collect()
-        warnings = check_groups(parts.config.canaries, groups)  # before the update: nothing is trained on bad groups
+        trained = parts.canaries.check_groups(groups)  # before the update: nothing is trained on bad groups
         with deferred_stop():  # a signal must not separate an update from its ledger entry
             with parts.phase("update"):
-                update = update_policy(parts, make_samples(groups, parts.config.algorithm_of))
-            warnings += check_update(parts.config.canaries, update)  # before broken weights reach the engines
-            account(parts, groups)  # before publishing, which may fail: the step is trained whether it is served or not
+                update = update_policy(parts, trained)
+            if update is None:
+                finish(parts, groups, trained=())
+                continue
+            parts.canaries.check_update(update)  # before broken weights reach the engines
+            account(parts, groups, trained)  # before publishing, which may fail: they are trained, served or not
             with parts.phase("publish"):
                 parts.pool.load_weights(parts.learner.publish())
             with parts.phase("track"):
-                track(parts, groups, update, warnings)
+                track(parts, groups, update)
             # After tracking: a resumed run keeps the lines of all steps in the checkpoint, so they must be written.
             if train.checkpoint_due(parts.step):
                 checkpoint(parts)
 
 
-def update_policy(parts: Parts, samples: list[Sample]) -> Update:
+def update_policy(parts: Parts, trained: Sequence[Group]) -> Update | None:
+    """Train on the groups; None if nothing was trained and they are to be masked."""
+    samples = make_samples(trained, parts.config.algorithm_of)
     parts.is_consistent = False
     try:
         return parts.learner.update(samples)
     except NonFiniteError as error:  # nothing was trained
         parts.is_consistent = True
-        raise CanaryStop(str(error)) from error
+        parts.canaries.mask_update(trained, error)
+        return None
 
 
-def account(parts: Parts, groups: Sequence[Group]) -> None:
-    """Count the step and mark its tasks as finished, so that they are never played again."""
+def account(parts: Parts, groups: Sequence[Group], trained: Sequence[Group]) -> None:
+    """Count the step and finish its tasks, so that they are never played again; ask for a pause if a canary does."""
     parts.step += 1
-    for group in groups:
-        parts.ledger.finish(group.task.ordinal, masked=not any(rollout.outcome.counts for rollout in group.rollouts))
+    finish(parts, groups, trained)
+    reasons = parts.canaries.count_step()
     parts.is_consistent = True
+    ask_to_pause(parts.folder.paused_file, reasons)
 
 
-def track(parts: Parts, groups: Sequence[Group], update: Update, warnings: Sequence[str]) -> None:
-    """Write and display the metrics of the step, warnings, and the actors' notes."""
-    metrics = step_metrics(groups, update, parts.seconds)
+def finish(parts: Parts, groups: Sequence[Group], trained: Sequence[Group]) -> None:
+    """Mark the tasks of the groups as finished, and those that gave nothing to train as masked."""
+    rows = {group.group_id: any(rollout.outcome.counts for rollout in group.rollouts) for group in trained}
+    for group in groups:
+        parts.ledger.finish(group.task.ordinal, masked=not rows.get(group.group_id))
+    parts.spool.trained(groups, parts.folder.saved_step)
+
+
+def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
+    """Write and display the metrics of the step, and what canaries and actors said."""
+    metrics = step_metrics(groups, update, parts.seconds) | parts.canaries.metrics()
+    metrics["groups_in_flight"] = parts.collector.num_in_flight
     parts.seconds.clear()  # what tracking takes from here on is counted with the next step
     parts.tracker.save_rollouts(parts.step, "train", groups)
     parts.tracker.track(parts.step, metrics)
     parts.display.step(parts.step, metrics)
-    say(parts, warnings)
+    say(parts)
 
 
-def say(parts: Parts, warnings: Sequence[str] = ()) -> None:
-    """Show and record warnings, and the actors' notes since the last time."""
-    for text in (*warnings, *parts.pool.notes(), *parts.learner.notes()):
+def say(parts: Parts, *texts: str) -> None:
+    """Show and record texts, and what canaries and actors said since the last time."""
+    for text in (*texts, *parts.canaries.notes(), *parts.pool.notes(), *parts.learner.notes()):
         parts.tracker.note(parts.step, text)
         parts.display.message(f"step {parts.step}: {text}")
+
+
+def wait_if_paused(parts: Parts) -> None:
+    """Write a checkpoint and wait, if a canary or somebody asked for a pause."""
+    paused = parts.folder.paused_file
+    if paused.exists():
+        checkpoint(parts)
+        with parts.phase("paused"):
+            wait_to_go_on(paused, parts.config.canaries.pause_timeout_s, partial(say, parts))
 
 
 def evaluate(parts: Parts, label: str) -> None:
@@ -107,11 +134,12 @@ def checkpoint(parts: Parts) -> None:
             folder.checkpoints,
             parts.step,
             partial(parts.learner.save, with_policy=with_policy),
-            {"ledger": parts.ledger.state()},
+            {"ledger": parts.ledger.state(), "canaries": parts.canaries.state()},
             keep=train.keep_checkpoints,
             known=folder.newest,
             needs_policy=with_policy,
         )
+        parts.spool.saved(parts.ledger)
 
 
 def train(config: ExperimentConfig, *, resume: bool | None = False) -> Path:
@@ -148,8 +176,10 @@ def train_with(parts: Parts) -> None:
             evaluate(parts, "after")
     except (ActorDied, WeightsLost) as error:  # the pool replaces workers; the learner holds the only newest weights
         raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
-    except BaseException:
+    except BaseException as error:
         say(parts)
+        if isinstance(error, CanaryStop):
+            parts.spool.clear()  # else a resumed run would meet the same groups, and stop again
         leave_checkpoint(parts)
         raise
 

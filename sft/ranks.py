@@ -24,9 +24,6 @@ from rl.stop import POLL_S, StopRequested, end_with_parent, handled_signals, rai
 if TYPE_CHECKING:
     from rl.ranks import Ranks
 
-TIMEOUT_S = 3600.0
-"""How long ranks wait for each other: the first one reads the rows and makes tokens of them, while the others wait."""
-
 
 class RankDied(RuntimeError):
     """A rank was ended by a signal that it could not handle."""
@@ -52,7 +49,8 @@ def joined_ranks(config: ExperimentConfig) -> Iterator["Ranks"]:
         device = torch.device("cuda", told.local_rank) if learner.gpus > 0 else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        ranks = join_ranks(told.rank, told.num, told.address, device, TIMEOUT_S, learner.expert_parallel)
+        timeout_s = config.train.ranks_timeout_s  # also of the others, while the first one makes tokens of the rows
+        ranks = join_ranks(told.rank, told.num, told.address, device, timeout_s, learner.expert_parallel)
     try:
         yield ranks
     except BaseException as error:

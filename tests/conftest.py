@@ -15,6 +15,14 @@ settings.register_profile("tests", deadline=None)  # a busy machine is no failur
 settings.load_profile("tests")
 
 
+LONGEST = ("test_train", "test_benchmarks", "test_families", "test_guides", "test_doctor_whole", "test_two_nodes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: a worker takes a file at a time, and the others would wait for one that comes last."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def new_package(tmp_path: Path) -> Path:
     """The folder of a package as `envs new` writes it; it announces my/WordGame-v0."""

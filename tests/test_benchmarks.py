@@ -111,7 +111,8 @@ def test_data_path_takes_the_best_repetition_of_each_part_and_adds_up_stages() -
 @pytest.mark.slow
 def test_publishing_measures_each_transport_on_one_and_two_nodes(tmp_path: Path) -> None:
     report = run_short("publishing", tmp_path)
-    ways = ("shared_memory_one_node", "object_store_one_node", "object_store_two_nodes")
+    places = ("one_node", "two_nodes", "two_on_each_node")
+    ways = ("shared_memory_one_node", *(f"object_store_{where}" for where in places))
     assert report["summary"].keys() == report["raw"].keys() == {f"small_{way}_ms" for way in ways}
     assert all(len(figures) == 2 for figures in report["raw"].values())
 

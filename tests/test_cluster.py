@@ -25,7 +25,7 @@ from rl.cluster.placement import layout
 from rl.cluster.places import num_cores
 from rl.cluster.reserve import reserve
 from rl.cluster.shared_memory import check_shared_memory, store_size
-from rl.cluster.visible import missing_here
+from rl.cluster.visible import mark_in, missing_here
 from rl.cluster.watch import watched
 from rl.config.cluster import RayConfig
 from rl.stop import StopRequested, handled_signals, raise_if_requested
@@ -188,6 +188,16 @@ def test_what_a_node_lacks_is_told_in_words(tmp_path: Path) -> None:
     folder, env = missing_here([tmp_path / "policy", tmp_path], [ARITHMETIC, "math/Arithmetik-v0"])
     assert folder == f"the folder {tmp_path / 'policy'}"
     assert "math/Arithmetik-v0" in env and ARITHMETIC in env
+
+
+def test_a_folder_that_only_has_the_name_of_the_runs_folder_is_told(tmp_path: Path) -> None:
+    with mark_in(tmp_path) as mark:
+        assert missing_here([tmp_path], [], mark) == []
+        mark.rename(tmp_path / "elsewhere")
+        told = missing_here([tmp_path], [], mark)
+        (tmp_path / "elsewhere").unlink()
+    assert told == [f"the run's own {tmp_path} (it has another folder of that name)"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_head_that_no_longer_answers_asks_the_run_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:

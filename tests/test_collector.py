@@ -120,7 +120,7 @@ def test_a_held_out_task_is_sampled_with_the_same_seed_in_every_version() -> Non
 def test_after_a_restart_the_oldest_tasks_in_flight_come_first() -> None:
     ledger = Ledger()
     make_collector(FakePool(), max_staleness=1, ledger=ledger).collect()
-    for ordinal in (0, 1, 2, 3):
+    for ordinal in (0, 1, 2, 3):  # `collect` has marked them as played
         ledger.finish(ordinal, masked=False)
     resumed = make_collector(FakePool(), max_staleness=1, ledger=Ledger.from_state(ledger.state()))
     assert ordinals(resumed.collect()) == [4, 5, 6, 7]

@@ -59,7 +59,7 @@ def test_learner_and_engine_agree_before_and_after_an_update(kind: str, tmp_path
         engine.shutdown()
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "qwen3"])  # the guides take Qwen3 through this
 def test_a_policy_is_taught_trained_evaluated_exported_and_served(kind: str, tmp_path: Path) -> None:
     policy = write_policy(kind, tmp_path / "policy", store_texts())
     thinks = load_chat(policy, "auto").has_thinking

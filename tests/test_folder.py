@@ -97,7 +97,7 @@ def test_resuming_may_change_how_far_and_where_it_runs(tmp_path: Path) -> None:
         "train": {"num_steps": 20, "collect_timeout_s": 5, "checkpoint_every": 3},
         "ray": {"address": "local"},
         "evaluation": {"every": 5},
-        "canaries": {"mismatch_warn": 1.5},
+        "canaries": {"mismatch": {"warn": 1.5}},
     }
     with RunFolder.open(make_run_config(tmp_path / "moved", **sections), resume=True) as run:
         assert load_config(run.config_file).train.num_steps == 20

@@ -22,6 +22,7 @@ from rl.weights.shared_memory import read_weights
 from rl.weights.source import Listener, WeightSource
 from rl.weights.transports.nccl import Nccl
 from tests.families import write_policy
+from tests.makers import make_config
 from tests.test_ranks import config_of, samples_of, with_nan
 
 pytestmark = pytest.mark.slow
@@ -132,3 +133,18 @@ def test_all_ranks_take_part_in_sending_and_tell_the_hash(config: ExperimentConf
             offer.done()
     finally:
         group.shutdown()
+
+
+def test_a_rank_with_a_gpu_meets_the_others_with_the_number_of_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a number torch refuses the device before the ranks have met."""
+    met: list[Any] = []
+    monkeypatch.setattr("rl.ranks.join_ranks", lambda *given: met.append(given))
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("rl.learner.actor.join_run_log", lambda *given: None)
+    monkeypatch.setattr("signal.signal", lambda *given: None)
+    config = make_config(tmp_path, learner={"num_ranks": 2, "gpus": 1})
+    LearnerProcess(config, tmp_path, rank=1)._join("10.0.0.1:2000")
+    rank, num, address, device, *_ = met[0]
+    assert (rank, num, address, device) == (1, 2, "10.0.0.1:2000", torch.device("cuda", 0))

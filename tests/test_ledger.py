@@ -12,22 +12,31 @@ def test_ordinals_are_handed_out_in_order() -> None:
 
 def test_an_ordinal_cannot_be_finished_twice_or_before_it_started() -> None:
     ledger = Ledger()
-    ledger.finish(ledger.start(), masked=False)
+    assert ledger.start() == 0
+    with pytest.raises(LedgerError, match="task 0 was finished without being played"):
+        ledger.finish(0, masked=False)
+    ledger.play([0])
+    ledger.finish(0, masked=False)
     with pytest.raises(LedgerError, match="task 0 is not in flight"):
         ledger.finish(0, masked=False)
     with pytest.raises(LedgerError, match="task 5"):
-        ledger.finish(5, masked=False)
+        ledger.play([5])
 
 
 def test_what_was_in_flight_is_played_again_first_and_only_once() -> None:
     ledger = Ledger()
     for _ in range(5):
         ledger.start()
+    ledger.play([1, 2, 3])
     ledger.finish(1, masked=False)
     ledger.finish(3, masked=True)
-    again = Ledger.from_state(ledger.state())
+    state = ledger.state()
+    assert state == {"num_started": 5, "in_flight": [0, 2, 4], "played": [2], "masked": [3]}
+    again = Ledger.from_state(state)
+    assert [ordinal for ordinal in range(7) if again.is_open(ordinal)] == [0, 2, 4, 5, 6]
     assert [again.start() for _ in range(4)] == [0, 2, 4, 5]
-    assert again.state()["masked"] == [3]
+    assert [ordinal for ordinal in range(7) if again.is_open(ordinal)] == [0, 2, 4, 5, 6]
+    assert (again.state()["played"], again.state()["masked"]) == ([], [3])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -47,6 +56,7 @@ def test_killed_at_random_points_each_ordinal_is_trained_exactly_once(seed: int)
             flying.append(ledger.start())
         else:
             ordinal = flying.pop(0)
+            ledger.play([ordinal])
             ledger.finish(ordinal, masked=False)
             trained.append(ordinal)
     assert len(set(trained)) == len(trained)

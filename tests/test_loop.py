@@ -12,15 +12,16 @@ from rl.cluster.actors import ActorDied, ClusterError
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Task, Update
 from rl.file_hashes import WrittenFile, files_in, sync_and_hash
-from rl.runs.canaries import CanaryStop
+from rl.runs.canaries import Canaries, CanaryStop
 from rl.runs.checkpoint import latest_checkpoint
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
+from rl.runs.spool import Spool
 from rl.runs.tracker import Tracker
 from rl.tasks.ledger import Ledger
 from rl.train import Parts, leave_checkpoint, train_with
 from rl.weights.source import WeightsLost, WeightSource
-from tests.makers import make_config, make_group, make_update
+from tests.makers import make_config, make_group, make_task, make_update
 
 
 class Log(list[str]):
@@ -42,9 +43,11 @@ class FakeLearner:
         self.mismatch = 1.0
         self.said = ["it is warm in here"]
         self.version = 0
+        self.num_samples: list[int] = []
 
     def update(self, samples: Sequence[Sample]) -> Update:
         self.log.call("update")
+        self.num_samples.append(len(samples))
         self.version += 1
         return make_update(self.version, mismatch=self.mismatch)
 
@@ -77,13 +80,21 @@ class FakePool:
 
 
 class FakeCollector:
+    num_in_flight = 1
+
     def __init__(self, log: Log, ledger: Ledger) -> None:
         self.log, self.ledger = log, ledger
-        self.rewards: tuple[float | None, ...] = (1.0, 0.0)
+        self.rewards: list[tuple[float | None, ...]] = [(1.0, 0.0)]
+        """Of each group of a step."""
 
     def collect(self) -> list[Group]:
         self.log.call("collect")
-        return [make_group(self.rewards, self.ledger.start())]
+        groups = []
+        for rewards in self.rewards:
+            ordinal = self.ledger.start()
+            self.ledger.play([ordinal])
+            groups.append(make_group(rewards, ordinal))
+        return groups
 
     def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
         self.log.call("evaluate")
@@ -97,11 +108,12 @@ Make = Callable[..., Parts]
 def make(tmp_path: Path) -> Iterator[Make]:
     closing: list[Any] = []
 
-    def make(**train: Any) -> Parts:
+    def make(canaries: Any = None, **train: Any) -> Parts:
         config: ExperimentConfig = make_config(
             tmp_path,
             train={"num_steps": 3, "num_prompts": 1, "group_size": 2, "checkpoint_every": 100, **train},
             learner={"num_ranks": 2},
+            canaries=canaries or {},
         )
         log, ledger = Log(), Ledger()
         for name in ("rollouts", "checkpoints"):
@@ -110,7 +122,9 @@ def make(tmp_path: Path) -> Iterator[Make]:
         tracker = Tracker(folder, config)
         closing.append(tracker)
         learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger)))
-        return Parts(config, folder, learner, pool, collector, ledger, tracker, Display(config), step=0)
+        spool, watching = Spool(folder.spool, config.train), Canaries(config.canaries, {})
+        display = Display(config)
+        return Parts(config, folder, learner, pool, collector, ledger, spool, watching, tracker, display, step=0)
 
     yield make
     for tracker in closing:
@@ -164,18 +178,77 @@ def test_what_actors_say_reaches_the_record(make: Make) -> None:
     assert "it is warm in here" in [line["text"] for line in lines(parts, "note")]
 
 
+def fakes(parts: Parts) -> tuple[FakeLearner, FakeCollector]:
+    return cast(Any, (parts.learner, parts.collector))
+
+
 def test_too_many_lost_rollouts_stop_the_run_before_anything_is_trained_on_them(make: Make) -> None:
-    parts = make()
-    parts.collector.rewards = (1.0, None, None)  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(CanaryStop, match="67% of the step's rollouts"):
+    parts = make(canaries={"masked_rows": {"window": 2}}, max_staleness=1)
+    kept = parts.spool.file(make_task(7))
+    assert kept is not None
+    kept.write(make_group([1.0], 7))
+    fakes(parts)[1].rewards = [(1.0, None, None)]
+    with pytest.raises(CanaryStop, match=r"66\.7% of the rollouts"):
         train_with(parts)
-    assert "update" not in log_of(parts)
-    assert saved_step(parts) == 0
+    assert log_of(parts).count("update") == 1
+    assert kept.read() is None  # or a resumed run would meet the same groups again
+    saved = latest_checkpoint(parts.folder.checkpoints)
+    assert saved is not None and saved.step == 1
+    assert saved.state["canaries"]["masked_rows"] == {"steps": [[2 / 3, 3]]}  # not of the step that is played again
+    assert any(line["text"].startswith("canary stops the run: 66.7%") for line in lines(parts, "note"))
+
+
+def test_a_group_that_a_canary_masks_is_not_trained_and_counts_as_masked(make: Make) -> None:
+    parts = make(canaries={"masked_rows": {"mask": 0.5, "stop": None}})
+    fakes(parts)[1].rewards = [(1.0, 0.0), (1.0, 0.0, None, None, None)]
+    train_with(parts)
+    assert fakes(parts)[0].num_samples == [2, 2, 2]
+    assert parts.ledger.state() == {"num_started": 6, "in_flight": [], "played": [], "masked": [1, 3, 5]}
+    assert [line["canary/masked_rows/masked_groups"] for line in lines(parts, "train")] == [1, 1, 1]
+
+
+def test_an_update_that_is_refused_masks_its_groups_and_is_no_step(make: Make) -> None:
+    parts = make(canaries={"not_finite": {"mask": 1}})
+    errors = [None, NonFiniteError("the gradient's norm is nan"), None, None]
+    train_one = parts.learner.update
+
+    def update(samples: Sequence[Sample]) -> Update:
+        if error := errors.pop(0):
+            raise error
+        return train_one(samples)
+
+    parts.learner.update = update  # pyright: ignore[reportAttributeAccessIssue]
+    train_with(parts)
+    assert parts.ledger.state() == {"num_started": 4, "in_flight": [], "played": [], "masked": [1]}
+    assert [(line["step"], line["canary/not_finite"]) for line in lines(parts, "train")] == [(1, 0), (2, 1), (3, 0)]
+    assert log_of(parts).count("publish") == 3
+
+
+def test_a_pause_comes_with_a_checkpoint_and_before_anything_else_is_played(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make(canaries={"mismatch": {"pause": 1.5}})
+    fakes(parts)[0].mismatch = 1.6
+    monkeypatch.setattr("rl.runs.pause.time.sleep", lambda seconds: parts.folder.paused_file.unlink())
+    train_with(parts)
+    step = ["collect", "update", "publish", "load"]
+    assert log_of(parts) == ["evaluate", *step, "save", *step, *step, "save", "evaluate"]
+    assert "seconds/paused" in lines(parts, "train")[1]
+    said = [line["text"] for line in lines(parts, "note") if "pause" in line["text"]]
+    assert [text.split()[0] for text in said] == ["canary", "paused", "pause"]
+
+
+def test_a_pause_that_nobody_ends_stops_the_run_with_the_checkpoint_it_began_with(make: Make) -> None:
+    parts = make(canaries={"mismatch": {"pause": 1.5}, "pause_timeout_s": 1e-9})
+    fakes(parts)[0].mismatch = 1.6
+    with pytest.raises(CanaryStop, match=r"canaries.pause_timeout_s"):
+        train_with(parts)
+    assert log_of(parts).count("save") == saved_step(parts) == 1
 
 
 def test_a_policy_that_the_engine_does_not_compute_is_never_served(make: Make) -> None:
     parts = make()
-    parts.learner.mismatch = 9.0  # pyright: ignore[reportAttributeAccessIssue]
+    fakes(parts)[0].mismatch = 9.0
     with pytest.raises(CanaryStop, match="mismatch between learner and engine is 9"):
         train_with(parts)
     assert "publish" not in log_of(parts)

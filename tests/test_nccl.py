@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from rl.cluster.actors import ActorDied, Deadline
-from rl.cluster.address import ClusterError
 from rl.cluster.objects import ObjectLost
 from rl.config.errors import ConfigError
 from rl.engine.protocol import EngineError
@@ -257,13 +256,22 @@ def test_engines_receive_while_the_learner_sends(monkeypatch: pytest.MonkeyPatch
         check_hash(1, replace(source, hash="other"), answers[1], SOON)
 
 
-def test_a_death_while_weights_are_sent_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_death_while_weights_are_sent_counts_as_that_of_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(pending: Sequence[Any], deadline: Deadline) -> None:
         raise ActorDied("killed")
 
     monkeypatch.setattr(loading, "wait_together", fail)
-    with pytest.raises(ClusterError, match=r"failed while weights were sent.*--resume"):
+    with pytest.raises(WeightsLost, match=r"failed while weights were sent"):
         begin_loading(learner_offers(a_source(4, "a")), workers([], 1), SOON)
+
+
+def test_a_learner_that_is_dead_when_a_worker_is_replaced_is_not_taken_for_the_worker() -> None:
+    class Dead:
+        def offer(self, listeners: Sequence[Listener]) -> Offer:
+            raise ActorDied("killed")
+
+    with pytest.raises(WeightsLost, match="the learner died before it could send weights: killed"):
+        begin_loading(Dead(), workers([], 1), SOON)
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,7 @@ def test_ranks_train_at_the_same_time() -> None:
 def test_publishing_copies_once_and_doubles_the_nodes_each_round() -> None:
     assert publish_s(1.1e9, 1) == 1.0
     assert publish_s(12.5e9, 5) == pytest.approx(12.5 / 1.1 + 3)
+    assert publish_s(12.5e9, 5, is_live=True) == 1.0  # to all at the same time, from card to card
     config = run_of(1, 1, 1).model_copy(
         update={"train": make_config(train={"num_steps": 1, "publish_timeout_s": 1}).train}
     )

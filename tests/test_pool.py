@@ -1,6 +1,7 @@
 """The pool: a dead worker costs what it had not finished, and a group that kills workers costs itself only."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,6 +142,20 @@ def test_finished_groups_of_a_dead_worker_are_kept() -> None:
     assert second.calls == [[2], [0]]
 
 
+def test_a_group_that_was_kept_outlives_the_worker_that_takes_the_answer_along() -> None:
+    class Keeper:
+        def write(self, group: Group) -> None: ...
+
+        def read(self) -> Group | None:
+            return play(spec(1))
+
+    second = FakeWorker([0])
+    pool = make_pool(FakeWorker([0, 1]), second, FakeWorker())
+    plays = [pool.play(0, [spec(0)]), pool.play(0, [replace(spec(1), keeper=Keeper())])]
+    assert [masked(pool.collect(one, SOON)) for one in plays] == [[0], []]
+    assert second.calls == [[0]]
+
+
 def test_groups_handed_over_after_a_death_wait_until_the_suspects_have_been_played() -> None:
     pool = make_pool(FakeWorker([0]), FakeWorker([0]), third := FakeWorker())
     plays = [pool.play(0, [spec(0)]), pool.play(0, [spec(1)])]
@@ -174,6 +189,42 @@ def test_a_worker_that_hangs_is_replaced_at_the_deadline_and_its_groups_are_play
     pool = make_pool(Hanging(), Hanging())
     with pytest.raises(DeadlinePassed):
         pool.collect(pool.play(0, [spec(0)]), SOON)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_worker_whose_process_does_not_answer_is_replaced_before_the_deadline(answers: bool) -> None:
+    class Slow(FakeWorker):
+        num_waits = 0
+
+        def call(self, method: Callable[..., Any], *args: Any) -> FakePending:
+            if method is RolloutWorker.wait_until_ready:
+                return FakePending(lambda: None, is_done=answers)
+            return super().call(method, *args)
+
+        def _play(self, specs: Sequence[GroupSpec]) -> Played:
+            self.num_waits += 1
+            if self.num_waits < 3:
+                raise DeadlinePassed("collecting groups took longer than 120 s")
+            return super()._play(specs)
+
+    slow, fresh = Slow(), FakeWorker()
+    pool = make_pool(slow, fresh)
+    play = pool.play(0, [spec(0)])
+    assert masked(pool.collect(play, Deadline(900.0, "collecting groups", "train.collect_timeout_s"))) == []
+    assert fresh.calls == ([] if answers else [[0]])
+    told = [note for note in pool.notes() if "has not answered for 120 s (rollout.heartbeat_timeout_s)" in note]
+    assert len(told) == (0 if answers else 1)
+
+
+def test_a_worker_that_does_not_load_weights_in_time_is_replaced() -> None:
+    class Stuck(FakeWorker):
+        def _alive(self, answer: Any) -> Any:
+            raise DeadlinePassed("publishing weights took longer than 120 s")
+
+    fresh = FakeWorker()
+    pool = make_pool(Stuck(), fresh)
+    pool.load_weights(WeightSource(3, "", "hash"))
+    assert fresh.sources == [3]
 
 
 def test_a_worker_that_dies_while_it_is_replaced_is_told_as_what_it_is() -> None:

@@ -11,7 +11,7 @@ from rl.runs.figures import FIGURES, smoothed
 from rl.runs.files import StorageError
 from rl.runs.folder import RunFolder
 from rl.runs.history import DamagedError, NoRunError, read_history
-from rl.runs.report import evaluation_table, outcome_table, sample_rollouts, summary, write_report
+from rl.runs.report import canary_table, evaluation_table, outcome_table, sample_rollouts, summary, write_report
 from rl.runs.tracker import Tracker
 from tests.makers import ARITHMETIC, STORE, group_of, make_rollout, make_run_config, write_run
 
@@ -58,7 +58,7 @@ def test_a_run_that_has_hardly_begun_is_reported(num_lines: int, tmp_path: Path)
 def test_a_run_that_wrote_nothing_yet_is_reported(tmp_path: Path) -> None:
     with RunFolder.open(make_run_config(tmp_path / "run")) as run:
         page = write_report(run.path).read_text()
-    assert page.count("Nothing of this in the run folder.") == len(FIGURES) + 3
+    assert page.count("Nothing of this in the run folder.") == len(FIGURES) + 4
 
 
 @pytest.mark.parametrize("names", [(), ("notes.txt", "model/config.json"), ("config.yaml",), ("figures/x.png",)])
@@ -139,6 +139,21 @@ def test_tables_count_what_was_written(tmp_path: Path) -> None:
     assert f"<tr><td>{ARITHMETIC}</td><td>9</td><td>-</td>" in outcome_table(history)
     assert evaluation_table(history) == ""
     assert summary(history) == "2 steps, 9 rollouts and 1,200 sampled tokens in 2 min; 1 environment."
+
+
+def test_the_table_of_canaries_has_the_newest_and_the_highest_value_and_what_was_said(tmp_path: Path) -> None:
+    canaries = {"masked_rows": {"window": 1, "warn": 0.2, "mask": 0.75}}
+    config = make_run_config(tmp_path / "run", canaries=canaries)
+    with RunFolder.open(config) as run, Tracker(run, config) as tracker:
+        for step, (value, level) in enumerate([(0.5, 1), (0.125, 0)], start=1):
+            tracker.track(step, {"canary/masked_rows": value, "canary/masked_rows/level": level})
+        tracker.note(1, "canary masked_rows: 50% of <them>")
+        tracker.note(1, "worker 0: it is warm")
+    table = canary_table(read_history(config.run_dir))
+    row = ("masked_rows", "0.125", "0.5", "1", "0.2", "0.75", "-", "0.5", "ok")
+    assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" in table
+    assert "<td>reward_fall</td><td>-</td><td>-</td><td>20</td>" in table
+    assert "<pre>step 1: canary masked_rows: 50% of &lt;them&gt;</pre>" in table
 
 
 def test_smoothing_is_a_trailing_mean_over_a_twentieth() -> None:

@@ -151,6 +151,8 @@ def test_step_metrics_are_what_a_hand_counts() -> None:
         # trained at version 3: ages 1 (4 tokens), 2 (4, forced ones left out), 0 (2), 3 (6)
         "staleness": (4 * 1 + 4 * 2 + 2 * 0 + 6 * 3) / 16,
         "staleness_max": 3,
+        "staleness_share/0": 2 / 16,
+        "staleness_share/3": 6 / 16,
         # sampled: 4 + 4 + 2 + 5 + 3 + 3 = 21, those of the masked rollout included
         "tokens_per_s/sampled": 7.0,
         "tokens_per_s/trained": 25.0,

@@ -3,26 +3,32 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard
 
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.policy import TinyHybrid
 from rl.data_types import Batch
 from rl.learner.batching import make_batches
 from rl.learner.forward import policy_logprobs
+from rl.learner.learner import Learner
+from rl.learner.optimizer import spread_as
 from rl.learner.policy import load_policy
 from rl.learner.sharding import load_sharded_policy
 from rl.policies import build_policy
-from rl.ranks import Ranks, whole
+from rl.ranks import PeerFailed, Ranks, local, whole
 from tests.families import write_policy
 from tests.ranks import on_ranks
-from tests.test_ranks import hashed, samples_of
+from tests.test_ranks import config_of, hashed, samples_of
 
 pytestmark = pytest.mark.slow
 Score = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -44,6 +50,58 @@ def computed(model: nn.Module, score: Score, batches: list[Batch]) -> dict[str, 
         scores += [hashed(logprobs.detach()), hashed(entropy.detach())]
     gradients = {name: hashed(whole(p.grad)) for name, p in model.named_parameters() if p.grad is not None}
     return gradients | {"scores": scores}
+
+
+def test_ranks_whose_slices_differ_in_length_agree_on_what_each_holds_whole(policy: Path) -> None:
+    """Mamba's A and the experts' biases; moments that are rounded at random must be rounded alike."""
+    config, samples = config_of(policy, "bf16", moments="bfloat16"), samples_of(policy)
+
+    def work(ranks: Ranks) -> Any:
+        learner = Learner(policy, config, ranks)
+        before = learner.replicas()
+        return before, [learner.update(samples).policy_version and learner.replicas() for _ in range(3)]
+
+    results = on_ranks(3, work)
+    assert results[0] == results[1] == results[2], results
+    before, after = results[0]
+    assert before and (len({before, *after}) == 4) == ("nemotron" in load_policy(policy).config.model_type)
+
+
+@pytest.mark.parametrize("broken", ["rl.learner.state.save_file", "rl.learner.state.json.dumps"])
+def test_a_full_disk_of_the_first_rank_is_told_by_all_and_ranks_go_on(
+    policy: Path, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(policy, "float32")
+
+    def work(ranks: Ranks) -> Any:
+        learner = Learner(policy, config, ranks)
+        with monkeypatch.context() as patched:
+            patched.setattr(broken, full_disk)
+            with pytest.raises((OSError, PeerFailed)) as raised:
+                learner.save_state(tmp_path / "full")
+        learner.save_state(tmp_path / "state")
+        return raised.typename
+
+    assert on_ranks(2, work) == ["OSError", "PeerFailed"]
+    assert load_policy(tmp_path / "state" / "model")
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_moments_on_the_host_are_saved_from_there_though_weights_are_on_a_card(tmp_path: Path) -> None:
+    def work(ranks: Ranks) -> Any:
+        card = DeviceMesh("cuda", torch.arange(2), mesh_dim_names=("ranks",), _init_backend=False)
+        parameter: Any = SimpleNamespace(device_mesh=card, placements=(Shard(0),), shape=torch.Size((5, 2)))
+        parameter.stride = lambda: (2, 1)
+        values = torch.arange(10.0).view(5, 2)[3 * ranks.rank : 3 + 3 * ranks.rank]
+        save({"moment": spread_as(values, parameter)}, checkpoint_id=tmp_path)
+        held = spread_as(torch.zeros_like(values), parameter)
+        load({"moment": held}, checkpoint_id=tmp_path)
+        return local(held).tolist()
+
+    assert on_ranks(2, work) == [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9]]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

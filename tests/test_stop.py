@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rl.stop import StopRequested, deferred_stop, handled_signals, raise_if_requested, raised_signals
+from rl.stop import StopRequested, deferred_stop, handled_signals, raise_if_requested, raised_signals, take_go_on
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,12 @@ def test_a_deferred_stop_comes_when_the_block_is_complete() -> None:
         raise_if_requested()
         done.append("all of it")
     assert done == ["all of it"]
+
+
+def test_the_signal_to_go_on_is_heard_once_and_stops_nothing() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    raise_if_requested()
+    assert [take_go_on(), take_go_on()] == [True, False]
 
 
 def test_a_command_without_a_state_to_keep_stops_at_once() -> None:

@@ -115,8 +115,9 @@ def steps(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if line["kind"] == "train"]
 
 
-def reached(run_dir: Path, step: int) -> Callable[[], bool]:
-    return lambda: (run_dir / "checkpoints" / f"step_{step:06d}").exists()
+def notes(run_dir: Path) -> list[str]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["text"] for line in lines if line["kind"] == "note"]
 
 
 def abandoned_weights() -> set[Path]:
@@ -219,16 +220,39 @@ def test_a_stopped_run_leaves_a_checkpoint_no_process_and_a_truthful_exit_code(
         assert [line["step"] for line in steps(run_dir)] == list(range(1, last + 1))
 
 
+def test_a_run_that_paused_and_went_on_equals_the_undisturbed_one_bit_for_bit(
+    yaml: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    paused = run_dir / "paused"
+
+    def is_paused() -> bool:
+        if len(steps(run_dir)) == 1:
+            paused.touch()
+        return paused.exists() and "paused with engines" in (run_dir / "metrics.jsonl").read_text()
+
+    code, family = interrupted(yaml, run_dir, signal.SIGUSR1, is_paused)
+    assert (code, left_of(family), paused.exists()) == (0, [], False)
+    assert state_of(run_dir) == state_of(undisturbed)
+    assert without_time(steps(run_dir)) == without_time(steps(undisturbed))
+    assert any("seconds/paused" in line for line in steps(run_dir))
+
+
 def test_an_asynchronous_run_that_is_killed_trains_every_task_exactly_once(
     yaml: Path, killed: list[psutil.Process], tmp_path: Path
 ) -> None:
+    """The groups of step 6 ended before its update, so none is newer than the checkpoint of step 5."""
     run_dir = tmp_path / "run"
-    more = ("train.max_staleness=2", "train.num_steps=6")
-    _, family = interrupted(yaml, run_dir, signal.SIGKILL, reached(run_dir, 3), *more)
+    more = ("train.max_staleness=2", "train.num_steps=10", "train.checkpoint_every=5")
+    _, family = interrupted(yaml, run_dir, signal.SIGKILL, lambda: len(steps(run_dir)) >= 6, *more)
     killed += family
+    rollouts = run_dir / "rollouts" / "train_000006.jsonl"
+    trained = rollouts.read_text()
     run(yaml, run_dir, *more, "--resume")
-    assert trained_ordinals(run_dir) == list(range(12))
+    assert trained_ordinals(run_dir) == list(range(20))
     assert all(line["staleness_max"] <= 2 for line in steps(run_dir))
+    assert rollouts.read_text() == trained  # clocks included: they were not played again
+    assert any("finished groups that are not played again: " in note for note in notes(run_dir))
 
 
 def test_a_quantised_policy_trains_with_thinking_budgets(yaml: Path, tmp_path: Path) -> None:
@@ -304,7 +328,7 @@ def test_bad_environments_cost_their_own_episodes_only(yaml: Path, tmp_path: Pat
         f"run_dir={run_dir}",
         "train={num_steps: 2, num_prompts: 10, group_size: 2}",
         "rollout.step_timeout_s=2",
-        "canaries.masked_rows_stop=1.0",
+        "canaries.masked_rows.stop=null",
         "evaluation.num_tasks=1",
     ]
     python("rl", "train", yaml, *overrides)

@@ -2,7 +2,7 @@
 
 import pickle
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import ClassVar, Literal
@@ -18,6 +18,7 @@ from torch import Tensor
 from rl.cluster.address import ClusterError
 from rl.config.experiment import ExperimentConfig
 from rl.engine import vllm_plugin
+from rl.learner.actor import LearnerProcess
 from rl.weights.source import WeightsError, WeightsLost, WeightSource
 from rl.weights.transport import Received, Transport
 from rl.weights.transports import TRANSPORTS
@@ -72,6 +73,24 @@ def test_weights_travel_through_the_object_store_unless_something_else_is_named(
     assert make_config(weights=written).weights == ObjectStore()
     assert make_config(weights="shared_memory").weights == SharedMemory()
     assert ExperimentConfig.model_fields["weights"].default == ObjectStore()
+
+
+def test_an_error_while_publishing_still_takes_all_tensors_with_which_other_ranks_help() -> None:
+    taken = []
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for number in range(3):
+            taken.append(number)
+            yield str(number), torch.ones(1)
+
+    class Full(Registry):
+        def publish(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> WeightSource:
+            next(iter(tensors))
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        LearnerProcess._published_by(Full(), tensors(), 1)
+    assert taken == [0, 1, 2]
 
 
 def test_a_new_transport_carries_what_the_learner_publishes(config: ExperimentConfig) -> None:

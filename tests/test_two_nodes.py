@@ -60,13 +60,13 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def config_of(nodes: Cluster, policy: Path, run_dir: Path, **sections: Any) -> ExperimentConfig:
+def config_of(nodes: Cluster, policy: Path, run_dir: Path, max_tokens: int = 128, **sections: Any) -> ExperimentConfig:
     return make_config(
         run_dir,
         **{
             "weights": "object_store",
             "ray": {"address": nodes.address},
-            "policy": {"path": policy, "max_tokens": 128},
+            "policy": {"path": policy, "max_tokens": max_tokens},
             "rollout": {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 8},
             **sections,
         },
@@ -170,9 +170,9 @@ def test_a_place_of_a_lost_node_can_be_used_again_when_ray_has_found_another(
 def test_a_node_that_goes_takes_only_what_its_engine_had_not_finished(
     nodes: Cluster, policy: Path, tmp_path: Path
 ) -> None:
-    # Long replies, so that no group ends before its node does.
-    rollout = {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 100, "num_workers": 2}
-    config = config_of(nodes, policy, tmp_path, rollout=rollout, learner={"cpus": 0})
+    # Long replies, so that no group ends before its node does: a worker outlives its raylet by a moment.
+    rollout = {"kv_cache_gib": 0.1, "max_in_flight": 4, "max_reply_tokens": 1900, "num_workers": 2}
+    config = config_of(nodes, policy, tmp_path, rollout=rollout, learner={"cpus": 0}, max_tokens=2048)
     with cluster(config, policy, store_bytes(config, policy)) as joined:
         places = joined.places.engines
         head: Any = nodes.head_node

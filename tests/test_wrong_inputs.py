@@ -235,8 +235,12 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["query_key_value match no layer of policy", "fix: choose among its linear layers: q_proj, up_proj"],
     ),
     "a GPU that the machine lacks": (
-        ["learner.gpus=64"],
-        ["1 learner rank with 1 CPUs and 64 GPUs and", "cannot hold that (this machine:", "Lower learner.cpus"],
+        ["rollout.gpus_per_worker=64"],
+        ["CPUs and 64 GPUs", "cannot hold that (this machine:", "Lower learner.cpus"],
+    ),
+    "a rank on more GPUs than one": (
+        ["learner.gpus=2"],
+        ["2 is not valid; the key takes: number, at least 0, at most 1"],
     ),
     "weights over NCCL between engines without GPUs": (
         ["weights=nccl", "learner.gpus=1"],
@@ -247,8 +251,8 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["the transport ipc cannot be used where learner.gpus is 0", "both must have a part of one GPU", "fix: "],
     ),
     "weights over NCCL on a machine without enough GPUs": (
-        ["weights=nccl", "learner.gpus=64", "rollout.gpus_per_worker=1"],
-        ["1 learner rank with 1 CPUs and 64 GPUs", "Lower learner.cpus, learner.gpus"],
+        ["weights=nccl", "learner.gpus=1", "rollout.gpus_per_worker=64"],
+        ["1 learner rank with 1 CPUs and 1 GPUs and", "Lower learner.cpus, learner.gpus"],
     ),
     # values
     "a chat format of another project": (["policy.chat=chatml"], ["one of template, nemotron, auto", "fix: "]),

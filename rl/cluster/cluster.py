@@ -21,7 +21,7 @@ from rl.cluster.placement import Bundle, Layout, Node, PlacementError, check_nod
 from rl.cluster.places import num_cores, room
 from rl.cluster.reserve import Places, reserve
 from rl.cluster.shared_memory import check_local_room, store_size
-from rl.cluster.visible import check_visible
+from rl.cluster.visible import check_visible, mark_in
 from rl.cluster.watch import watched
 from rl.config.experiment import ExperimentConfig
 
@@ -62,8 +62,9 @@ def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_byt
         nodes = _checked_nodes(asked, nodes_of(ray.nodes()), store_bytes)
         words = _words(address)
         if address is not None and policy_path is not None:
-            folders = [policy_path, config.run_dir]
-            check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s)
+            with mark_in(config.run_dir) as mark:
+                folders = [policy_path, config.run_dir]
+                check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s, mark)
         with watched(ray.get_runtime_context().gcs_address):
             places = reserve(asked, config.train.start_timeout_s)
             yield Joined(f"{words}; {places.words()}" if address else words, places)

@@ -19,9 +19,6 @@ from rl.cluster.rank_variables import GRACE_S, RankVariables, exit_code_of_all
 from rl.config.experiment import ExperimentConfig
 from rl.stop import POLL_S, end_with_parent
 
-STOP_S = 30.0
-"""What a command that is stopped has to write its last checkpoint."""
-
 
 def run_on_cluster(address: str, module: Sequence[str], config: ExperimentConfig, tell: Callable[[str], None]) -> int:
     """Run `python -m MODULE ...` as the ranks of the learner, with their resources, on any nodes that have these.
@@ -46,7 +43,8 @@ def run_on_cluster(address: str, module: Sequence[str], config: ExperimentConfig
             wait_together(calls, limit)
             return _watched(processes, limit, tell)
         finally:
-            stop_together(processes, CommandProcess.stop, STOP_S + 5.0)
+            # They write a last checkpoint, which takes as long as one of the learner's may.
+            stop_together(processes, CommandProcess.stop, config.train.update_timeout_s)
     finally:
         ray.shutdown()
 
@@ -108,10 +106,7 @@ class CommandProcess:
         if self._child is None:
             return
         self._child.terminate()
-        try:
-            self._child.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
+        self._child.wait()  # whoever asked ends this process after a time, and the command with it
 
     def _read(self) -> None:
         assert self._child is not None and self._child.stdout is not None

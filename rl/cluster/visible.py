@@ -1,7 +1,9 @@
 """Does every node see what learner and engines need there: the policy's folder, the run's folder, the environments?"""
 
+import contextlib
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,25 @@ from rl.cluster.placement import Node
 from rl.stop import POLL_S, raise_if_requested
 
 
-def check_visible(nodes: Sequence[Node], folders: Sequence[Path], env_ids: Sequence[str], timeout_s: float) -> None:
-    """Look for the folders and the environments in a process on each node.
+@contextlib.contextmanager
+def mark_in(folder: Path) -> Iterator[Path]:
+    """A file in the folder, by which other machines see that theirs is the same folder and no other of its name."""
+    mark = folder / f".driver_{uuid.uuid4().hex}"
+    mark.touch()
+    try:
+        yield mark
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def check_visible(
+    nodes: Sequence[Node],
+    folders: Sequence[Path],
+    env_ids: Sequence[str],
+    timeout_s: float,
+    mark: Path | None = None,
+) -> None:
+    """Look for the folders, the environments and the file of `mark_in` in a process on each node.
 
     Raises `ClusterError` with the address of the first node that lacks something or does not answer in time.
     """
@@ -24,7 +43,7 @@ def check_visible(nodes: Sequence[Node], folders: Sequence[Path], env_ids: Seque
     asked = {}
     for node in nodes:
         on_node = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        asked[look.options(num_cpus=0, scheduling_strategy=on_node).remote(folders, env_ids)] = node
+        asked[look.options(num_cpus=0, scheduling_strategy=on_node).remote(folders, env_ids, mark)] = node
     waiting, deadline = list(asked), time.monotonic() + timeout_s
     while waiting:
         raise_if_requested()
@@ -52,9 +71,11 @@ def _check_answer(node: Node, reference: Any) -> None:
         )
 
 
-def missing_here(folders: Sequence[Path], env_ids: Sequence[str]) -> list[str]:
+def missing_here(folders: Sequence[Path], env_ids: Sequence[str], mark: Path | None = None) -> list[str]:
     """What this machine lacks, in words."""
     missing = [f"the folder {folder}" for folder in folders if not folder.is_dir()]
+    if mark is not None and mark.parent.is_dir() and not mark.exists():
+        missing.append(f"the run's own {mark.parent} (it has another folder of that name)")
     for env_id in env_ids:
         try:
             whole_name(env_id)

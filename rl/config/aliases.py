@@ -1,4 +1,4 @@
-"""What are keys called here that TRL, verl, NeMo RL and others call by another name?"""
+"""What are keys called here that TRL, verl, NeMo RL and others, or earlier versions, call by another name?"""
 
 _OTHER_NAMES = {
     "learner.learning_rate sft.learning_rate": "lr actor_lr",
@@ -51,8 +51,12 @@ _OTHER_NAMES = {
     "evaluation.every": "eval_steps eval_interval val_period test_freq",
     "tracking": "report_to logger logging wandb",
     "seed": "random_seed data_seed",
+    "canaries.mismatch.warn": "mismatch_warn",
+    "canaries.mismatch.stop": "mismatch_stop",
+    "canaries.truncated_rows.warn": "truncated_warn",
+    "canaries.masked_rows.stop": "masked_rows_stop",
 }
-"""By the keys that mean the same or come nearest: names of other projects."""
+"""By the keys that mean the same or come nearest: names of other projects, and of earlier versions."""
 
 ALIASES = {name: tuple(keys.split()) for keys, names in _OTHER_NAMES.items() for name in names.split()}
 """Only suggested, never accepted."""

@@ -13,12 +13,13 @@ from pydantic import Field, PrivateAttr, model_validator
 from rl.algorithms import AnyAlgorithm
 from rl.algorithms.algorithm import Algorithm
 from rl.algorithms.grpo import Grpo
+from rl.config.canaries import CanaryConfig
 from rl.config.cluster import RayConfig
 from rl.config.environments import BudgetConfig, EnvironmentConfig
 from rl.config.learner import LearnerConfig
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import RolloutConfig
-from rl.config.section import Aside, NonNegative, Positive, Section, Share
+from rl.config.section import Aside, NonNegative, Positive, Section
 from rl.config.supervised import SftConfig
 from rl.config.train import TrainConfig
 from rl.precision.formats import AnyFormat
@@ -45,19 +46,6 @@ class EvaluationConfig(Section):
 
     def due(self, step: int) -> bool:
         return self.every > 0 and step > 0 and step % self.every == 0
-
-
-class CanaryConfig(Section):
-    """Canaries: thresholds that warn, or stop the run before it trains the wrong thing."""
-
-    mismatch_warn: Annotated[float, Field(gt=1)] = 1.05
-    """Warn if the mismatch of a step, mean exp|delta logp| over fresh tokens, is above this."""
-    mismatch_stop: Annotated[float, Field(gt=1)] = 2.0
-    """Stop the run if the mismatch of a step is above this."""
-    truncated_warn: Share = 0.5
-    """Warn if more than this share of one step's rollouts was cut off: they are trained without their end."""
-    masked_rows_stop: Share = 0.5
-    """Stop the run if more than this share of one step's rollouts was masked. Steps are looked at one by one."""
 
 
 class ExperimentConfig(Section):

@@ -24,6 +24,7 @@ UNITS = {
     "_tokens": "tokens",
     "_steps": "optimiser steps",
     "every": "optimiser steps",
+    "window": "optimiser steps",
 }
 """By the ending of a key's name; the first match counts."""
 TEXT_WIDTH = 90

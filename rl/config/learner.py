@@ -68,8 +68,8 @@ class LearnerConfig(Section):
     small policies and slow connections."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """Ray CPUs that each rank reserves."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-    """Ray GPUs that each rank reserves. A rank computes on one device."""
+    gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Ray GPUs that each rank reserves: a rank computes on one device, or on a part of one."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegative = 5

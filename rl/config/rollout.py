@@ -49,6 +49,8 @@ class RolloutConfig(Section):
     """Deadline for one environment step, scoring included."""
     reply_timeout_s: Seconds = 300.0
     """Deadline for sampling one reply, counted from its admission to the engine."""
+    heartbeat_timeout_s: Seconds = 120.0
+    """A worker whose process does not answer for so long is replaced, as one that died. It answers while it plays."""
     max_message_characters: Positive = 1_000_000
     """Maximum length of a message from an environment; a longer message is an environment error."""
     num_retries: NonNegative = 1

@@ -39,6 +39,11 @@ class TrainConfig(Section):
     start_timeout_s: Seconds = 300.0
     """Deadline for starting the learner and the engines."""
 
+    @property
+    def ranks_timeout_s(self) -> float:
+        """How long ranks wait for each other: at most as long as whoever waits for all of them."""
+        return max(self.start_timeout_s, self.update_timeout_s, self.publish_timeout_s)
+
     def checkpoint_due(self, step: int) -> bool:
         return step % self.checkpoint_every == 0
 

@@ -137,9 +137,14 @@ def learner_finding(config: ExperimentConfig, update: Update) -> Finding:
         return Finding(STEPS[1], "warning", "no token was trained, so the mismatch is unknown")
     found = f"{update.num_loss_tokens} tokens trained in {update.seconds:.1f} s, loss {update.loss:.4f},"
     found += f" mismatch between learner and engine {update.mismatch:.6f} (1 is none)"
-    if update.mismatch > config.canaries.mismatch_warn:
-        status = "failed" if update.mismatch > config.canaries.mismatch_stop else "warning"
-        return Finding(STEPS[1], status, found, "docs/metrics.md tells the causes of a mismatch")
+    level = config.canaries.mismatch.level(update.mismatch)
+    if level != "ok":
+        return Finding(
+            STEPS[1],
+            "failed" if level == "stop" else "warning",
+            found,
+            "docs/metrics.md tells the causes of a mismatch",
+        )
     return Finding(STEPS[1], "ok", found)
 
 
@@ -149,7 +154,6 @@ def run_step(config: ExperimentConfig) -> Iterator[Finding]:
     from rl.parts import engines, started
     from rl.runs.folder import RunFolder
     from rl.stop import handled_signals
-    from rl.train import update_policy
 
     with (
         RunFolder.open(config) as folder,
@@ -159,7 +163,7 @@ def run_step(config: ExperimentConfig) -> Iterator[Finding]:
     ):
         groups = parts.collector.collect()
         yield engine_finding(groups)
-        yield learner_finding(config, update_policy(parts, make_samples(groups, config.algorithm_of)))
+        yield learner_finding(config, parts.learner.update(make_samples(groups, config.algorithm_of)))
         parts.pool.load_weights(parts.learner.publish())
         yield Finding(STEPS[2], "ok", "each engine loaded the new weights, with the learner's hash")
 

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from rl.ranks import Ranks
     from rl.weights.broadcast import Tensors
+    from rl.weights.transport import Publisher
 
 logger = logging.getLogger(__name__)
 CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
@@ -69,9 +70,8 @@ class LearnerProcess:
 
         from rl.ranks import join_ranks
 
-        learner, train = self._config.learner, self._config.train
-        device = torch.device("cuda" if learner.gpus > 0 else "cpu")
-        timeout_s = max(train.start_timeout_s, train.update_timeout_s, train.publish_timeout_s)
+        learner, timeout_s = self._config.learner, self._config.train.ranks_timeout_s
+        device = torch.device("cuda", torch.cuda.current_device()) if learner.gpus > 0 else torch.device("cpu")
         return join_ranks(self._rank, learner.num_ranks, address, device, timeout_s, learner.expert_parallel)
 
     def describe(self) -> str:
@@ -80,10 +80,10 @@ class LearnerProcess:
 
         return self._learner.folded.describe() + describe_adapter(self._learner.model)
 
-    def update(self, samples: JoinedSamples) -> tuple[Update, tuple[str, ...]]:
-        """Train on the samples; also returns the process's notes."""
+    def update(self, samples: JoinedSamples) -> tuple[Update, str, tuple[str, ...]]:
+        """Train on the samples; also returns a hash of what all ranks must hold alike, and the process's notes."""
         update = self._learner.update(samples.cut())
-        return update, self._notes.take()
+        return update, self._learner.replicas(), self._notes.take()
 
     def publish(self) -> WeightSource:
         """Publish the current weights to the engines, and remove versions that no engine reads any more. Only the first
@@ -94,13 +94,23 @@ class LearnerProcess:
         assert self._publisher is not None
         policy, base = self._outgoing()
         if base is not None and self._base is None:
-            self._base = self._publisher.publish(base(), BASE_VERSION)
-        source = self._publisher.publish(policy(), self._learner.policy_version)
+            self._base = self._published_by(self._publisher, base(), BASE_VERSION)
+        source = self._published_by(self._publisher, policy(), self._learner.policy_version)
         source = replace(source, base=self._base)
         self._published.append(source)
         while len(self._published) > 2:
             self._publisher.forget(self._published.pop(0))
         return source
+
+    @staticmethod
+    def _published_by(publisher: "Publisher", tensors: "Iterable[tuple[str, Tensor]]", version: int) -> WeightSource:
+        left = iter(tensors)
+        try:
+            return publisher.publish(left, version)
+        except Exception:  # such as a full disk: the other ranks still help with the rest, and would wait for ever
+            for _ in left:
+                pass
+            raise
 
     def gather(self) -> None:
         """Help the first rank to make the weights whole that it publishes."""

@@ -63,15 +63,16 @@ class LearnerGroup:
         deadline = Deadline(self._train.update_timeout_s, "an update", "train.update_timeout_s")
         joined = shared(JoinedSamples.join(samples))  # one copy a node, which its ranks read in place
         results = self._together(deadline, LearnerProcess.update, joined)
-        for rank, (_, notes) in enumerate(results):
+        for rank, (*_, notes) in enumerate(results):
             name = "learner" if len(results) == 1 else f"learner rank {rank}"
             self._notes += [f"{name}: {note}" for note in notes]
-        update = results[0][0]
-        for rank, (other, _) in enumerate(results):
-            if replace(other, seconds=update.seconds) != update:
+        update, replicas, _ = results[0]
+        for rank, (other, held, _) in enumerate(results):
+            # As text, in which NaN is equal to itself: a canary is to tell of that.
+            if held != replicas or str(replace(other, seconds=update.seconds)) != str(update):
                 raise RanksDiffer(
-                    f"rank {rank} of the learner computed {other} where rank 0 computed {update}. Go on from the last"
-                    " checkpoint with --resume"
+                    f"rank {rank} of the learner computed {other} and holds weights {held}, rank 0 computed {update}"
+                    f" and holds {replicas}. Go on from the last checkpoint with --resume"
                 )
         return update
 

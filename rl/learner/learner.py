@@ -1,6 +1,4 @@
-"""How does the learner update the policy from a step's samples? One optimiser update, by one process or by several
-ranks together, without Ray.
-"""
+"""How does the learner update the policy? One optimiser update, by one process or several ranks, without Ray."""
 
 import math
 import time
@@ -32,7 +30,7 @@ from rl.learner.optimizer import clip_gradients, learning_rate, make_optimizer
 from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
 from rl.learner.router import RouterBalancer
-from rl.learner.sharding import after_an_error, exchange_with, load_sharded_policy
+from rl.learner.sharding import after_an_error, exchange_with, hash_of_replicas, load_sharded_policy
 from rl.learner.state import (
     LearnerStateError,
     load_weights_and_moments,
@@ -137,6 +135,10 @@ class Learner:
             seconds=time.perf_counter() - start,
             measures={name: mean(measures, name) or 0.0 for name in measures if name not in UPDATE_FIELDS},
         )
+
+    def replicas(self) -> str:
+        """A hash of what each rank holds whole and trains, which must be the same on all; "" with one rank."""
+        return hash_of_replicas(self.model) if self._ranks.num > 1 else ""
 
     def save_state(self, folder: Path, *, with_policy: bool = True) -> None:
         """Write all that `load_state` needs to go on bit by bit.

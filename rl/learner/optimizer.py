@@ -102,19 +102,39 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def new_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """As `optimizer_tensors`, with zeros, and for all parameters that train."""
     dtype = optimizer.dtype if isinstance(optimizer, StoredMomentsAdamW) else torch.float32
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    moments = {
-        f"{name}.{moment}": torch.zeros_like(p, dtype=dtype) for name, p in trained.items() for moment in MOMENTS
-    }
-    return moments | {f"{name}.{STATE[0]}": torch.zeros((), device=p.device) for name, p in trained.items()}
+    moments: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            zeros = (
+                torch.zeros_like(local(parameter), dtype=dtype, device=held_on(optimizer, parameter)) for _ in MOMENTS
+            )
+            moments |= {
+                f"{name}.{moment}": _as_held(new, parameter) for moment, new in zip(MOMENTS, zeros, strict=True)
+            }
+            moments[f"{name}.{STATE[0]}"] = torch.zeros((), device=parameter.device)
+    return moments
+
+
+def held_on(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> torch.device:
+    """The device of this parameter's moments between two updates."""
+    host = optimizer.host if isinstance(optimizer, StoredMomentsAdamW) else None
+    return host or parameter.device
 
 
 def _as_held(state: Tensor, parameter: nn.Parameter) -> Tensor:
     """A moment as the parameter is held; those in bfloat16 or in the CPU's memory are kept as plain slices."""
     if not isinstance(parameter, DTensor) or isinstance(state, DTensor) or not state.dim():
         return state
+    return spread_as(state, parameter)
+
+
+def spread_as(values: Tensor, parameter: DTensor) -> DTensor:
+    """This rank's slice, on whatever device, as a part of a tensor that is spread as the parameter is."""
+    mesh = parameter.device_mesh
+    if values.device.type != mesh.device_type:  # else it would be moved to the card
+        mesh = DeviceMesh(values.device.type, mesh.mesh, mesh_dim_names=mesh.mesh_dim_names, _init_backend=False)
     return DTensor.from_local(
-        state, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+        values, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
 
 

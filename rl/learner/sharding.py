@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import xxhash
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_expert_parallelism, replace_layer_number_by_wildcard
 
@@ -22,7 +24,7 @@ from rl.data_types import Batch
 from rl.learner.forward import check_head
 from rl.learner.logprobs import token_logprobs
 from rl.learner.policy import load_policy
-from rl.precision.float32_weights import float32_weights
+from rl.precision.float32_weights import ROUTER_BIAS, float32_weights
 from rl.ranks import Ranks
 
 Root = TypeVar("Root", bound=nn.Module)
@@ -160,6 +162,16 @@ def after_an_error(policy: object) -> None:
     """Make a sharded policy usable again after a pass that was not completed."""
     if isinstance(policy, FSDPModule):
         policy.reset_iter_state()
+
+
+def hash_of_replicas(model: PreTrainedModel) -> str:
+    """Of the parameters that train and the expert biases, as far as each rank holds the whole of them."""
+    digest = xxhash.xxh3_64()
+    biases = (buffer for name, buffer in model.named_buffers() if name.endswith(ROUTER_BIAS))
+    for tensor in (*(p for p in model.parameters() if p.requires_grad), *biases):
+        if not isinstance(tensor, DTensor):
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _sums(dtype: torch.dtype | None) -> MixedPrecisionPolicy:

@@ -24,7 +24,13 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rl.file_hashes import files_in
-from rl.learner.optimizer import load_optimizer_tensors, new_optimizer_tensors, optimizer_tensors
+from rl.learner.optimizer import (
+    held_on,
+    load_optimizer_tensors,
+    new_optimizer_tensors,
+    optimizer_tensors,
+    spread_as,
+)
 from rl.ranks import Ranks
 from rl.weights.names import checkpoint_parts
 
@@ -153,7 +159,10 @@ def _take_over(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
 def _load_whole_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, file: Path) -> None:
     parameters = dict(model.named_parameters())
     with safe_open(file, framework="pt") as saved:
-        moments = {name: _read(saved, name, parameters[name.rpartition(".")[0]]) for name in saved.keys()}  # noqa: SIM118
+        moments = {}
+        for name in saved.keys():  # noqa: SIM118
+            parameter = parameters[name.rpartition(".")[0]]
+            moments[name] = _read(saved, name, parameter, held_on(optimizer, parameter))
     load_optimizer_tensors(optimizer, model, moments)
 
 
@@ -171,36 +180,40 @@ def _check_names(saved: Iterable[str], held: Iterable[str]) -> None:
         raise LearnerStateError(f"{name} is {'missing' if name in set(held) else 'unknown'}")
 
 
-def _read(saved: Any, name: str, parameter: Tensor) -> Tensor:
+def _read(saved: Any, name: str, parameter: Tensor, device: torch.device) -> Tensor:
     """A moment of this parameter from an open file, as the parameter is held: in slices of the ranks, or whole."""
     stored = saved.get_slice(name)
-    if not isinstance(parameter, DTensor) or not stored.get_shape():
+    if not stored.get_shape():
         return saved.get_tensor(name).to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return saved.get_tensor(name).to(device)
     (chunk,) = parameter.__create_chunk_list__()  # what torch.distributed.checkpoint asks a tensor for
     part = stored[tuple(slice(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes, strict=True))]
-    return DTensor.from_local(
-        part.to(parameter.device),
-        parameter.device_mesh,
-        parameter.placements,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+    return spread_as(part.to(device), parameter)
 
 
 def _write_layers(model: PreTrainedModel, parts: Iterable[Mapping[str, Tensor]], folder: Path, ranks: Ranks) -> None:
     """One file a layer; the first rank writes them, and all take part in gathering."""
+    left = iter(parts)
+    with ranks.together():
+        try:
+            if ranks.is_first:
+                _write_parts(model, left, folder)
+        finally:  # also after an error of the first rank, such as a full disk: the others would wait for ever
+            for _ in left:
+                pass
+
+
+def _write_parts(model: PreTrainedModel, parts: Iterable[Mapping[str, Tensor]], folder: Path) -> None:
     weight_map: dict[str, str] = {}
     num_bytes = 0
-    if ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(parts):
-        if ranks.is_first:
-            file = f"model-{number:05d}.safetensors"
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in part.items()}
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, file)
-            num_bytes += sum(tensor.nbytes for tensor in tensors.values())
-    if ranks.is_first:
-        index: dict[str, Any] = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        model.config.save_pretrained(folder)
+        file = f"model-{number:05d}.safetensors"
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in part.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+        num_bytes += sum(tensor.nbytes for tensor in tensors.values())
+    index: dict[str, Any] = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    model.config.save_pretrained(folder)

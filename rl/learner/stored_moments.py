@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from rl.ranks import local
+from rl.tasks.seeds import derive_seed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -20,7 +21,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class StoredMomentsAdamW(torch.optim.Optimizer):
     """AdamW; `dtype` is that of the moments between two updates, `offload` keeps them in the CPU's memory.
 
-    What is rounded up depends only on `seed` and the number of updates, so a resumed run goes on bit for bit.
+    What is rounded up depends only on `seed`, the number of updates and the parameter's place, so a resumed run goes on
+    bit for bit, and ranks whose slices differ in length agree on the parameters that each of them holds whole.
     """
 
     def __init__(
@@ -36,6 +38,11 @@ class StoredMomentsAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8})
         self.dtype, self._offload, self._seed = dtype, offload, seed
 
+    @property
+    def host(self) -> torch.device | None:
+        """Where moments are kept, unless it is where their parameters are."""
+        return torch.device("cpu") if self._offload else None
+
     def kept(self, moment: Tensor) -> Tensor:
         """A moment as it is kept between two updates."""
         if not self._offload:
@@ -50,25 +57,24 @@ class StoredMomentsAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         assert closure is None, "the learner computes gradients before the step"
-        generator: torch.Generator | None = None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                values, gradient = local(parameter), local(parameter.grad)
-                state = self.state[parameter]
-                if not state:
-                    state |= {name: self.kept(torch.zeros_like(values)) for name in MOMENTS}
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                moments = [state[name].to(parameter.device, torch.float32, copy=True) for name in MOMENTS]
-                update(values, gradient, moments, state["step"], group)
-                generator = generator or self._generator(parameter.device, int(state["step"]))
-                for name, moment in zip(MOMENTS, moments, strict=True):
-                    state[name].copy_(rounded(moment, generator) if self.dtype == torch.bfloat16 else moment)
+        placed = ((group, parameter) for group in self.param_groups for parameter in group["params"])
+        for place, (group, parameter) in enumerate(placed):
+            if parameter.grad is None:
+                continue
+            values, gradient = local(parameter), local(parameter.grad)
+            state = self.state[parameter]
+            if not state:
+                state |= {name: self.kept(torch.zeros_like(values)) for name in MOMENTS}
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            moments = [state[name].to(parameter.device, torch.float32, copy=True) for name in MOMENTS]
+            update(values, gradient, moments, state["step"], group)
+            if self.dtype == torch.bfloat16:
+                seed = derive_seed("moments", self._seed, int(state["step"]), place)
+                generator = torch.Generator(parameter.device).manual_seed(seed)
+                moments = [rounded(moment, generator) for moment in moments]
+            for name, moment in zip(MOMENTS, moments, strict=True):
+                state[name].copy_(moment)
         return None
-
-    def _generator(self, device: torch.device, num_updates: int) -> torch.Generator:
-        return torch.Generator(device).manual_seed((self._seed << 32) + num_updates)
 
 
 def update(values: Tensor, gradient: Tensor, moments: list[Tensor], step: Tensor, group: dict[str, Any]) -> None:

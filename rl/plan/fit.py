@@ -70,6 +70,11 @@ class Plan:
     """The processes of each node that is needed; empty without nodes, or if one of them is larger than a node."""
 
     @property
+    def publish_s(self) -> float:
+        """Seconds from the learner to all engines."""
+        return publish_s(self.published, max(1, len(self.layout)), is_live=self.config.weights.is_live)
+
+    @property
     def fits(self) -> bool:
         return not list(self.problems())
 
@@ -96,7 +101,7 @@ class Plan:
                 f"the cache holds {num:,} sequences of full length, fewer than rollout.max_in_flight ({seats}): if more"
                 " become that long, vLLM stops some and computes them again"
             )
-        seconds, deadline = publish_s(self.published, max(1, len(self.layout))), self.config.train.publish_timeout_s
+        seconds, deadline = self.publish_s, self.config.train.publish_timeout_s
         if self.nodes is not None and seconds > deadline / 2:
             yield (
                 f"a publish takes about {seconds:,.0f} s, and train.publish_timeout_s is {deadline:g}: raise it to"

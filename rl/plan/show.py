@@ -24,7 +24,6 @@ from rl.plan.speed import (
     LEAST_STEP_S,
     NETWORK_BYTES_S,
     Speed,
-    publish_s,
     step_speed,
     train_flops,
 )
@@ -190,11 +189,13 @@ def _speed_text(speed: Speed, shapes: PolicyShapes, config: ExperimentConfig) ->
 
 
 def _publish_text(plan: Plan) -> str:
-    num_nodes = max(1, len(plan.layout))
+    assumed = f"{NETWORK_BYTES_S / 1e9:g} GB/s between two nodes"
+    if not plan.config.weights.is_live:
+        copied = f"{COPY_BYTES_S / 1e9:g} GB/s from the learner into engines on its node"
+        assumed = f"{copied}, {assumed}, and nodes that pass a version on"
     return (
-        f"a publish: {_gib(plan.published)} in {publish_s(plan.published, num_nodes):,.0f} s to engines on"
-        f" {num_nodes} nodes. Assumed: {COPY_BYTES_S / 1e9:g} GB/s from the learner into engines on its node,"
-        f" {NETWORK_BYTES_S / 1e9:g} GB/s between two nodes, and nodes that pass a version on"
+        f"a publish: {_gib(plan.published)} in {plan.publish_s:,.0f} s to engines on {max(1, len(plan.layout))} nodes."
+        f" Assumed: {assumed}"
     )
 
 

@@ -85,10 +85,13 @@ def train_flops(shapes: PolicyShapes, config: ExperimentConfig) -> float:
     return passes * shapes.num_active_weights
 
 
-def publish_s(num_bytes: float, num_nodes: int) -> float:
+def publish_s(num_bytes: float, num_nodes: int, *, is_live: bool = False) -> float:
     """Seconds to publish so many bytes to engines on so many nodes.
 
-    The nodes that have a version pass it on to as many others at the same time, so their number doubles each round.
+    The nodes that have a version pass it on to as many others at the same time, so their number doubles each round. A
+    transport that sends while engines receive (`is_live`) goes from card to card, and all receive at the same time.
     """
+    if is_live:
+        return num_bytes / NETWORK_BYTES_S
     rounds = math.ceil(math.log2(num_nodes))
     return num_bytes / COPY_BYTES_S + rounds * num_bytes / NETWORK_BYTES_S

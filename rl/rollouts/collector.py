@@ -1,41 +1,66 @@
 """How are groups collected: how many are in flight, and in which order are they handed over?
 
-Up to P * (1 + max_staleness) groups are in flight. They are handed over in start order, so a group is trained at most
-`max_staleness` updates after its start, and short replies are not preferred. With `max_staleness` 0 all groups of a
-step are started together, after the weights of that step are served.
+Up to P * (1 + max_staleness) groups are in flight (`rl.rollouts.admission`). They are handed over in start order, so a
+group is trained at most `max_staleness` updates after its start, and short replies are not preferred. With
+`max_staleness` 0 all groups of a step are started together, after the weights of that step are served.
+
+A group that was kept when the run broke off (`rl.runs.spool`) is handed over in its turn, without being played again.
 """
 
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rl.cluster.actors import Deadline
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
+from rl.rollouts.admission import Admission
 from rl.rollouts.plays import Play
 from rl.rollouts.pool import WorkerPool
-from rl.rollouts.worker import GroupSpec
+from rl.rollouts.worker import GroupSpec, Keeper
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream
 
 
 class Collector:
-    def __init__(self, config: ExperimentConfig, pool: WorkerPool, stream: TaskStream, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        pool: WorkerPool,
+        stream: TaskStream,
+        ledger: Ledger,
+        keeper_of: Callable[[Task], Keeper | None] = lambda task: None,
+    ) -> None:
         self._config = config
         self._pool = pool
         self._stream = stream
         self._ledger = ledger
-        self._plays: deque[Play] = deque()
+        self._keeper_of = keeper_of
+        self._plays: deque[Play | Group] = deque()
+        """In start order; a group in place of a play was kept."""
+        self._admission = Admission(config.train.num_prompts, config.train.max_staleness)
+        self._handed_over_at: float | None = None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Groups that are in flight when a step's are collected, these included."""
+        return self._admission.num_in_flight
 
     def collect(self) -> list[Group]:
         """The P groups of one step, in start order. Raises `ClusterError` at train.collect_timeout_s."""
-        train = self._config.train
-        deadline = self._deadline()
-        num_in_flight = sum(play.num_groups for play in self._plays)
-        self._start(train.num_prompts * (1 + train.max_staleness) - num_in_flight)
+        deadline, begun = self._deadline(), time.monotonic()
+        self._start(self.num_in_flight - sum(1 if isinstance(one, Group) else one.num_groups for one in self._plays))
         groups: list[Group] = []
-        while len(groups) < train.num_prompts:
-            groups += self._pool.collect(self._plays[0], deadline)
+        while len(groups) < self._config.train.num_prompts:
+            first = self._plays[0]
+            ended = [first] if isinstance(first, Group) else self._pool.collect(first, deadline)
             self._plays.popleft()
+            self._ledger.play(group.task.ordinal for group in ended)
+            groups += ended
+        now = time.monotonic()
+        if self._handed_over_at is not None:  # the first step also starts engines and environments
+            self._admission.follow(now - begun, now - self._handed_over_at)
+        self._handed_over_at = now
         return sorted(groups, key=lambda group: group.task.ordinal)
 
     def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
@@ -65,12 +90,15 @@ class Collector:
         for _ in range(num_groups):
             task = self._stream.task(self._ledger.start())
             group_id = f"{self._config.seed}-{task.ordinal}"
-            specs.append(GroupSpec(group_id, task, self._config.train.group_size, self._config.rollout.temperature))
+            size, temperature = self._config.train.group_size, self._config.rollout.temperature
+            specs.append(GroupSpec(group_id, task, size, temperature, self._keeper_of(task)))
         if self._config.train.max_staleness == 0:  # one call per worker: all its rollouts enter the engine together
             self._plays.extend(self._pool.play(worker, share) for worker, share in self._deal(specs))
         else:
             for spec in specs:
-                self._plays.append(self._pool.play(self._pool.least_busy(), [spec]))
+                if kept := spec.kept():
+                    self._ledger.play([spec.task.ordinal])
+                self._plays.append(kept or self._pool.play(self._pool.least_busy(), [spec]))
 
     def _deal(self, specs: Sequence[GroupSpec]) -> list[tuple[int, list[GroupSpec]]]:
         """Distribute groups over the workers, round robin; workers without groups are omitted.

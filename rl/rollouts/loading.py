@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rl.cluster.actors import Actor, ActorDied, Deadline, Pending, wait_together
-from rl.cluster.address import ClusterError
 from rl.engine.protocol import EngineError
 from rl.rollouts.worker import RolloutWorker
-from rl.weights.source import Listener, Publication, WeightSource
+from rl.weights.source import Listener, Publication, WeightsLost, WeightSource
 
 
 class WeightHashError(RuntimeError):
@@ -19,10 +18,13 @@ def begin_loading(
 ) -> tuple[WeightSource, list[Pending[str]]]:
     """What these workers load, with its hash, and their calls, which load it at the same time.
 
-    If the learner sends meanwhile, all calls have ended. Then raises `ClusterError` if one failed: the others wait for
-    it inside the transfer for ever.
+    If the learner sends meanwhile, all calls have ended. Raises `WeightsLost` if the learner is dead, or if one end of
+    such a sending failed: the others wait for it inside the transfer for ever, so the learner must start again.
     """
-    offer = published.offer([listener for listener, _ in workers])
+    try:
+        offer = published.offer([listener for listener, _ in workers])
+    except ActorDied as error:  # not that of a worker, for which callers would take it
+        raise WeightsLost(f"the learner died before it could send weights: {error}") from error
     answers = [
         worker.call(RolloutWorker.load_weights, source)
         for (_, worker), source in zip(workers, offer.sources, strict=True)
@@ -32,9 +34,8 @@ def begin_loading(
     try:
         wait_together([*offer.sending, *answers], deadline)
     except (ActorDied, EngineError) as error:
-        raise ClusterError(
-            f"the learner or an engine failed while weights were sent, so the others cannot go on: {error}; --resume"
-            " continues from the newest checkpoint"
+        raise WeightsLost(
+            f"the learner or an engine failed while weights were sent, so the others cannot go on: {error}"
         ) from error
     offer.done()
     return replace(offer.sources[0], hash=offer.sending[0].wait(deadline)), answers

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rl.cluster.actors import Actor, ActorDied, Deadline, DeadlinePassed, Pending, start_actor
+from rl.cluster.actors import Actor, ActorDied, Deadline, DeadlinePassed, Pending, start_actor, stop_together
 from rl.cluster.address import ClusterError
 from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
@@ -71,16 +71,16 @@ class WorkerPool:
     def collect(self, play: Play, deadline: Deadline) -> list[Group]:
         """Wait for the groups, in the order in which they were handed over.
 
-        A worker that dies is replaced. So is a worker that still plays at the deadline, because it may hang: a new one
-        plays its groups with the same time again. Raises `ClusterError` if that passes too.
+        A worker that dies is replaced, and so is one whose process does not answer for rollout.heartbeat_timeout_s. A
+        worker that still plays at the deadline may hang too: a new one plays its groups with the same time again.
+        Raises `ClusterError` if that passes too.
         """
         is_last = False
         while unfinished := next((part for part in play.parts if part.groups is None), None):
             if unfinished.pending is None:
                 self._hand_over(unfinished)
-            assert unfinished.pending is not None
             try:
-                self._take(unfinished, unfinished.pending.wait(deadline))
+                self._take(unfinished, self._played(unfinished, deadline))
             except (ActorDied, EngineError) as error:
                 self._replace(unfinished.worker, error)
             except DeadlinePassed as error:
@@ -97,12 +97,13 @@ class WorkerPool:
         """
         self._published = None
         deadline = Deadline(self._config.train.collect_timeout_s, "ending groups", "train.collect_timeout_s")
-        for index, worker in enumerate(self._workers):
+        answers = [worker.call(RolloutWorker.wait_until_ready) for worker in self._workers]
+        for index, answer in enumerate(answers):
             try:
                 for part in self._parts_of(index):
                     if part.pending is not None and part.groups is None:
-                        self._take(part, part.pending.wait(deadline))
-                worker.call(RolloutWorker.wait_until_ready).wait(deadline)
+                        self._take(part, self._played(part, deadline))
+                answer.wait(self._heartbeat_deadline())
             except (ActorDied, EngineError, DeadlinePassed) as error:
                 self._replace(index, error)
         self._plays.clear()
@@ -117,8 +118,8 @@ class WorkerPool:
     def load_weights(self, published: Publication) -> None:
         """Load a version into every engine; each must answer with the hash of what the learner published.
 
-        A worker that died meanwhile, or whose engine did, is replaced by one that has the version. Raises
-        `WeightHashError`, and `ClusterError` if that happened while the learner was sending.
+        A worker that died meanwhile, whose engine did, or that does not answer in time is replaced by one that has the
+        version. Raises `WeightHashError`, and `WeightsLost` if that happened while the learner was sending.
         """
         self._published = published  # before the calls: a worker that is replaced below loads this version
         deadline = self._publish_deadline()
@@ -126,7 +127,7 @@ class WorkerPool:
         for index, answer in enumerate(answers):
             try:
                 check_hash(index, source, answer, deadline)
-            except (ActorDied, EngineError) as error:
+            except (ActorDied, EngineError, DeadlinePassed) as error:
                 self._replace(index, error)
 
     def notes(self) -> list[str]:
@@ -135,11 +136,24 @@ class WorkerPool:
         return said
 
     def shutdown(self) -> None:
-        for worker in self._workers:
-            worker.stop(RolloutWorker.shutdown)
+        stop_together(self._workers, RolloutWorker.shutdown)
 
     def _hand_over(self, part: Part) -> None:
         part.pending = self._workers[part.worker].call(RolloutWorker.play_groups, part.specs)
+
+    def _played(self, part: Part, deadline: Deadline) -> Played:
+        """Wait for the part. Raises `ActorDied` also for a worker whose process does not answer."""
+        assert part.pending is not None
+        limit_s = self._config.rollout.heartbeat_timeout_s
+        while deadline.left_s > limit_s:
+            beat = self._workers[part.worker].call(RolloutWorker.wait_until_ready)
+            try:
+                return part.pending.wait(replace(deadline, seconds=limit_s, started=time.monotonic()))
+            except DeadlinePassed:
+                if not beat.is_done():
+                    told = f"its process has not answered for {limit_s:g} s (rollout.heartbeat_timeout_s)"
+                    raise ActorDied(told) from None
+        return part.pending.wait(deadline)
 
     def _take(self, part: Part, played: Played) -> None:
         part.groups = played.groups
@@ -151,7 +165,8 @@ class WorkerPool:
     def _replace(self, index: int, error: Exception) -> None:
         """Start a new worker in place of one that died, twice if need be; returns when it serves the current version.
 
-        Groups that the dead worker had finished are kept. Groups that were in flight on it are suspects.
+        Groups that the dead worker had finished are kept, also those whose only copy is a keeper's: large answers lie
+        on the worker's node. Groups that were in flight on it are suspects.
         """
         self._notes.append(f"worker {index} died and is replaced: {error}")
         # Before the new worker starts: it has the same index, and its calls must not be mistaken for the old ones.
@@ -187,10 +202,14 @@ class WorkerPool:
                 pass  # it ended with its worker
         num_deaths = part.num_deaths + 1
         if num_deaths <= self._config.rollout.num_retries:
-            return [Part(worker, (spec,), num_deaths) for spec in part.specs]
+            return [_again(worker, spec, num_deaths) for spec in part.specs]
         reason = f"{num_deaths} workers died while they played it, the last of: {error}"
-        part.groups = [masked_group(spec, reason) for spec in part.specs]
+        part.groups = [spec.kept() or masked_group(spec, reason) for spec in part.specs]
         return [part]
+
+    def _heartbeat_deadline(self) -> Deadline:
+        limit_s = self._config.rollout.heartbeat_timeout_s
+        return Deadline(limit_s, "an answer of a worker", "rollout.heartbeat_timeout_s")
 
     def _start_deadline(self, what: str) -> Deadline:
         return Deadline(self._config.train.start_timeout_s, what, "train.start_timeout_s")
@@ -203,3 +222,8 @@ class WorkerPool:
         num_cards = max(1, int(self._config.rollout.gpus_per_worker))
         asked = [(Listener(self._numbers[worker], num_cards), self._workers[worker]) for worker in workers]
         return begin_loading(self._published, asked, deadline)
+
+
+def _again(worker: int, spec: GroupSpec, num_deaths: int) -> Part:
+    kept = spec.kept()
+    return Part(worker, (spec,), num_deaths, groups=[kept] if kept else None)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class Keeper(Protocol):
+    """Keeps a group that has ended, whatever becomes of the processes that played it (`rl.runs.spool`)."""
+
+    def write(self, group: Group) -> None: ...
+
+    def read(self) -> Group | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
     """A group to play: `group_size` rollouts of one task."""
@@ -27,6 +35,11 @@ class GroupSpec:
     task: Task
     group_size: int
     temperature: float
+    keeper: Keeper | None = None
+
+    def kept(self) -> Group | None:
+        """The group, if it has ended and was kept."""
+        return self.keeper.read() if self.keeper else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,10 @@ class RolloutWorker:
         rollouts = await asyncio.gather(
             *(play(player, spec.task, spec.group_id, member, lane) for member, lane in enumerate(lanes))
         )
-        return Group(spec.group_id, spec.task, await with_group_scores(player, spec.task, rollouts))
+        group = Group(spec.group_id, spec.task, await with_group_scores(player, spec.task, rollouts))
+        if spec.keeper:
+            await asyncio.to_thread(spec.keeper.write, group)  # at once: others of the call may play for long
+        return group
 
     async def load_weights(self, source: WeightSource) -> str:
         """Serve this version from the next engine step on; returns the hash of what was loaded."""

@@ -5,8 +5,10 @@ versions.json     packages, Python, platform, git commit and environments; one e
 metrics.jsonl     one line per step, evaluation and note: the run's record, which --resume and the report read
 rollouts/         one file of JSON lines per saved step
 tokens.json       the text of every token by its id
+paused            the reasons of a pause, while the run pauses (rl.runs.pause)
 tracking_id       the id by which W&B, MLflow and trackio know the run again
 checkpoints/      see rl.runs.checkpoint
+spool/            groups that ended and are in no checkpoint yet (rl.runs.spool)
 run.log           log of all processes; when it is large, the older part is run.log.1 (rl.run_log)
 sft/              checkpoint and metrics of the supervised stage
 figures/, report.html
@@ -31,7 +33,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.read import dump_config, load_config
 from rl.run_log import run_log
 from rl.runs.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
-from rl.runs.files import keep_lines, storing, write_atomically
+from rl.runs.files import keep_lines, remove, storing, write_atomically
 from rl.runs.resume import differences, remarks
 from rl.runs.versions import add_versions, start_line
 
@@ -54,8 +56,10 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.versions_file = path / "versions.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.paused_file = path / "paused"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
+        self.spool = path / "spool"
         self.sft = path / "sft"
         """The supervised stage's checkpoint; it exists when that stage is complete."""
         self.sft_metrics_file = self.sft / "metrics.jsonl"
@@ -102,8 +106,15 @@ class RunFolder:
                     with storing(place):
                         place.mkdir(exist_ok=True)
                 if resume:
-                    folder.drop_after(folder.newest.step if folder.newest else 0, config.train.num_steps)
+                    folder.drop_after(folder.saved_step, config.train.num_steps)
+                else:
+                    remove(folder.spool)  # of a start that left no results, maybe with another configuration
                 yield folder
+
+    @property
+    def saved_step(self) -> int:
+        """The step to which a crash would go back."""
+        return self.newest.step if self.newest else 0
 
     @property
     def holds_run(self) -> bool:
@@ -152,7 +163,7 @@ class RunFolder:
     def go_back(self, num_steps: int) -> None:
         """Make the newest valid checkpoint `newest`, and drop everything that was written after it, as on resume."""
         self.newest = latest_checkpoint(self.checkpoints)
-        self.drop_after(self.newest.step if self.newest else 0, num_steps)
+        self.drop_after(self.saved_step, num_steps)
 
     def _holds_results(self) -> bool:
         """Whether anything would be lost; a start that failed early leaves nothing."""

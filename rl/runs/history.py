@@ -23,6 +23,7 @@ class History:
     """Versions, one entry a start of the run."""
     steps: Sequence[Line]
     evaluations: Sequence[Line]
+    notes: Sequence[Line]
     sft: Sequence[Line]
     budgets: Mapping[str, Line]
     """Evaluations by thinking budget, in the order of the command line."""
@@ -69,6 +70,7 @@ def read_history(run_dir: Path) -> History:
         read_versions(run.versions_file),
         [line for line in lines if line.get("kind") == "train"],
         [line for line in lines if line.get("kind") == "evaluation"],
+        [line for line in lines if line.get("kind") == "note"],
         list(read_lines(run.sft_metrics_file)),
         _budgets(run),
     )

@@ -7,14 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+import yaml
+
 from envs.json_lines import JsonObject
 from envs.rollout_file import read_rollouts
+from rl.config.canaries import LEVELS
 from rl.data_types import Outcome
 from rl.runs.figures import FIGURES
 from rl.runs.files import storing, write_atomically
 from rl.runs.history import History, Line, read_history
 
 NUM_SAMPLE_FILES = 3  # newest files that sample rollouts are chosen from
+NUM_NOTES = 20  # newest notes of canaries and pauses
 DOTS_PER_INCH = 130
 STYLE = """
 :root { color-scheme: light; }
@@ -46,6 +50,7 @@ def write_report(run_dir: Path) -> Path:
             _section("Held-out tasks, before and after", evaluation_table(history)),
             *(_section(title, html) for title, html in _figures(history)),
             _section("Outcomes of all training rollouts", outcome_table(history)),
+            _section("Canaries", canary_table(history)),
             _section("Rollouts", _rollouts_html(history)),
             _section("Configuration", f"<pre>{escape(history.config_text)}</pre>" if history.config_text else ""),
             _section("Versions", _versions_html(history)),
@@ -107,6 +112,23 @@ def outcome_table(history: History) -> str:
         if any(totals):
             rows.append([env_id, *(f"{total:,.0f}" if total else "-" for total in totals)])
     return _table(["environment", *(str(outcome) for outcome in Outcome)], rows) if rows else ""
+
+
+def canary_table(history: History) -> str:
+    """Value, thresholds and state of each canary in the newest step, and what canaries said; empty without steps."""
+    config = (yaml.safe_load(history.config_text) or {}).get("canaries") or {}
+    rows = []
+    for name, keys in config.items():
+        if isinstance(keys, Mapping) and history.steps:
+            last, (_, values) = history.steps[-1], history.series(f"canary/{name}")
+            row = [name, _number(last, f"canary/{name}", ".4g"), f"{max(values):.4g}" if values else "-"]
+            row += [_number(keys, key, "g") for key in ("window", "warn", "mask", "pause", "stop")]
+            level = last.get(f"canary/{name}/level")
+            rows.append([*row, "-" if level is None else LEVELS[int(level)]])
+    notes = [line for line in history.notes if line["text"].startswith(("canary", "pause"))][-NUM_NOTES:]
+    said = "\n".join(f"step {line['step']}: {line['text']}" for line in notes)
+    head = ["canary", "value", "highest", "window", "warn", "mask", "pause", "stop", "state"]
+    return (_table(head, rows) if rows else "") + (f"<pre>{escape(said)}</pre>" if said else "")
 
 
 def sample_rollouts(history: History) -> dict[str, dict[str, JsonObject]]:

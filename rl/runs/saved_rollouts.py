@@ -30,16 +30,8 @@ def load_rollouts(place: Path) -> Iterator[Rollout]:
 
 def rollout_object(rollout: Rollout) -> JsonObject:
     """A rollout as JSON can hold it. `dataclasses.asdict` would copy every array."""
-    task = rollout.task
     return {
-        "task": {
-            "ordinal": task.ordinal,
-            "env_id": task.env_id,
-            "seed": task.seed,
-            "split": task.split,
-            "budget": task.budget,
-            "options": dict(task.options),
-        },
+        "task": task_object(rollout.task),
         "group_id": rollout.group_id,
         "member": rollout.member,
         "reward": rollout.reward,
@@ -63,8 +55,19 @@ def rollout_object(rollout: Rollout) -> JsonObject:
     }
 
 
-def rollout_from(saved: JsonObject) -> Rollout:
-    """The inverse of `rollout_object`."""
+def task_object(task: Task) -> JsonObject:
+    return {
+        "ordinal": task.ordinal,
+        "env_id": task.env_id,
+        "seed": task.seed,
+        "split": task.split,
+        "budget": task.budget,
+        "options": dict(task.options),
+    }
+
+
+def rollout_from(saved: JsonObject, task: Task | None = None) -> Rollout:
+    """The inverse of `rollout_object`; with this task if one is given, as JSON may have changed its options."""
     turns = tuple(
         Turn(_tokens_from(turn["prompt"]), _tokens_from(turn["reply"]), turn["finish"], turn["is_start"])
         for turn in saved["turns"]
@@ -77,7 +80,8 @@ def rollout_from(saved: JsonObject) -> Rollout:
         )
     }
     messages = tuple(map(message_from, saved["messages"]))
-    return Rollout(Task(**saved["task"]), turns=turns, messages=messages, outcome=Outcome(saved["outcome"]), **fields)
+    task = task or Task(**saved["task"])
+    return Rollout(task, turns=turns, messages=messages, outcome=Outcome(saved["outcome"]), **fields)
 
 
 def _tokens_object(tokens: Tokens) -> JsonObject:

@@ -12,12 +12,18 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     turns/ENV, malformed_calls/ENV  mean per rollout; malformed_calls/ENV/KIND by the kind of fault
     budget_violations               rollouts in which the engine violated the budget; must be 0
     staleness, staleness_max        updates between sampling and training, over sampled tokens
+    staleness_share/AGE             share of the sampled tokens of this age
+    groups_in_flight                when the groups of the next step are collected (`rl.rollouts.admission`)
     tokens_per_s/sampled            sampled tokens of the step per second of phase `collect`
     tokens_per_s/trained            tokens through the model per second of the update
     tokens_per_s/step               sampled tokens per second of all phases of the step
     seconds, seconds/PHASE, share/PHASE     of the step
     update/FIELD                    every field of `rl.data_types.Update`, such as mismatch (of fresh tokens)
     update/MEASURE                  measures of the algorithms, such as clip_fraction (`rl/algorithms/`)
+    canary/NAME                     value of a canary over its window, once there are as many steps (`rl.runs.canaries`)
+    canary/NAME/level               what it does about the value: 0 nothing, 1 warns, 2 pauses
+    canary/NAME/masked_groups       groups of the step that it masked, if it may mask
+    canary/not_finite               updates that were refused since the step before, their groups masked
 """
 
 import dataclasses
@@ -93,7 +99,8 @@ def _staleness(rollouts: Sequence[Rollout], trained_version: int) -> dict[str, f
     num_tokens = sum(ages.values())
     if not num_tokens:
         return {}
-    return {"staleness": sum(age * num for age, num in ages.items()) / num_tokens, "staleness_max": max(ages)}
+    metrics = {"staleness": sum(age * num for age, num in ages.items()) / num_tokens, "staleness_max": max(ages)}
+    return metrics | {f"staleness_share/{age}": num / num_tokens for age, num in sorted(ages.items())}
 
 
 def _time_metrics(rollouts: Sequence[Rollout], update: Update, seconds: Mapping[str, float]) -> dict[str, float]:

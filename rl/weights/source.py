@@ -63,4 +63,5 @@ class WeightsError(ValueError):
 
 
 class WeightsLost(WeightsError):
-    """Published weights exist on no node any more, because the process that published them is lost."""
+    """Published weights can be had nowhere any more: the process that published them is lost, or one that they were
+    sent to. The learner must start again."""
