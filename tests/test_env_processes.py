@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from rl.data_types import Outcome, Rollout
 from rl.engine.protocol import SampledReply
 from rl.rollouts.env_processes import EXPENSIVE_S, MEASURED_S, EnvProcesses
 from rl.rollouts.env_runner import EnvRunner
-from rl.rollouts.frames import FrameError, read_answer
+from rl.rollouts.env_zygote import ending_with
+from rl.rollouts.frames import FrameError, frame, next_frame, read_answer
 from rl.rollouts.group_score import with_group_scores
 from rl.rollouts.play import Player, play
 from tests.echo import soon
@@ -126,14 +128,17 @@ def test_groups_are_compared_in_a_process(stage: Stage) -> None:
 def test_a_zygote_that_is_killed_costs_the_episodes_in_flight_and_is_replaced(stage: Stage) -> None:
     stage.play("end")
     num_before, zygote = len(stage.notes("loaded")), stage.notes("loaded")[-1]
+    (stage.folder / "started").unlink(missing_ok=True)
 
-    async def kill() -> None:
-        await asyncio.sleep(0.2)
+    async def kill() -> int:
+        while not stage.notes("started"):
+            await asyncio.sleep(0.01)
         os.kill(zygote, signal.SIGKILL)
+        return stage.notes("started")[0]
 
     killing = stage.runner.get_loop().create_task(kill())
-    (rollout,) = stage.play("loop", num_retries=1, step_timeout_s=5.0)
-    assert killing.done()
+    (rollout,) = stage.play("start_another", "loop", num_retries=1, step_timeout_s=5.0)
+    assert killing.done() and soon(lambda: is_gone(killing.result()))
     assert (rollout.outcome, rollout.num_attempts) == (Outcome.ENV_TIMEOUT, 2)  # the second time it loops to its end
     assert len(stage.notes("loaded")) == num_before + 1
 
@@ -141,6 +146,8 @@ def test_a_zygote_that_is_killed_costs_the_episodes_in_flight_and_is_replaced(st
 @pytest.mark.slow
 def test_an_environment_that_dies_while_it_is_loaded_is_told(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "tests.process_envs:DiesWhenLoaded")
+    stage.runner.run(stage.processes.loaded())
+    assert len(stage.notes("loaded")) == 1
     first, second = stage.play("end", num=2)
     stage.close()
     for rollout in (first, second):
@@ -192,6 +199,28 @@ def test_a_worker_reads_only_messages_and_plain_data_from_a_process() -> None:
     for wrong in (("done", Path("x")), ("done", print), "no pair"):
         with pytest.raises(FrameError):
             read_answer(pickle.dumps(wrong))
+
+
+def test_a_worker_reads_no_answer_that_is_longer_than_the_bound() -> None:
+    async def read(max_bytes: int) -> bytes:
+        reader = asyncio.StreamReader()
+        reader.feed_data(frame("x"))
+        return await next_frame(reader, max_bytes)
+
+    length = len(pickle.dumps("x", protocol=5))
+    assert pickle.loads(asyncio.run(read(length))) == "x"
+    with pytest.raises(FrameError, match=f"answered with {length} bytes, which is more than {length - 1}"):
+        asyncio.run(read(length - 1))
+
+
+def test_a_zygote_whose_worker_has_ended_before_does_not_begin_to_load() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.close()
+    if (process := os.fork()) == 0:
+        with ending_with(theirs):
+            os._exit(7)
+    theirs.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
 
 
 BUILT_IN = [env_id for env_id in environment_ids() if is_built_in(env_id) and not env_id.startswith("other/")]

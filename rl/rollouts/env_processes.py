@@ -44,9 +44,17 @@ class EnvProcesses:
         self._costs = {env_id: _Cost() for env_id, one in config.environments.items() if one.process is None}
         """Of environments that have not been judged yet."""
         self._zygotes = {env_id: self._start(env_id) for env_id, one in config.environments.items() if one.process}
+        self._loading = tuple(self._zygotes.values())
         self._moving: dict[str, tuple[ZygoteHandle, asyncio.Task[None]]] = {}
         self.slots = asyncio.Semaphore(config.rollout.num_computing)
         """Of processes that compute."""
+
+    async def loaded(self) -> None:
+        """Wait, the first time, for the environments that have processes from the start: a rollout that waits for
+        them holds up the engine. What fails here fails again in the episodes, which report it.
+        """
+        loading, self._loading = self._loading, ()
+        await asyncio.gather(*(zygote.ready() for zygote in loading), return_exceptions=True)
 
     def zygote_of(self, env_id: str) -> ZygoteHandle | None:
         """What the environment's next episode is forked from; None if it runs on threads."""

@@ -3,7 +3,8 @@
 A worker starts one for each environment that runs in processes (`rl.rollouts.env_processes`), so that an episode costs
 a fork and no start-up. It holds no torch, vLLM or Ray, and has one thread, because it does nothing but fork. An order
 is JSON: `{"fork": NUMBER}`, with the descriptor of the episode's channel, or `{"kill": NUMBER}`. It reports the end of
-each process. When a process ends, or the worker, so do the processes that the environment has started in its group.
+each process. When a process ends, so do the processes that the environment has started in its group; when the worker
+or the zygote ends, so do all of the zygote's session.
 """
 
 import contextlib
@@ -68,6 +69,8 @@ def ending_with(worker: socket.socket) -> Iterator[None]:
     flags = fcntl.fcntl(worker, fcntl.F_GETFL)
     fcntl.fcntl(worker, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(worker, fcntl.F_SETFL, flags | os.O_ASYNC)
+    if select.select([worker], [], [], 0)[0]:  # it ended before
+        os._exit(0)
     try:
         yield
     finally:
@@ -121,8 +124,7 @@ class Zygote:
         with contextlib.suppress(OSError):
             message, descriptors, _, _ = socket.recv_fds(self._worker, MAX_ORDER_BYTES, 1)
         if not message:  # the worker has ended
-            for _, process in self._processes.values():
-                end_group(process)
+            end_session(os.getpid())
             os._exit(0)
         order = json.loads(message)
         if "fork" in order:
@@ -183,3 +185,11 @@ def end_group(process: int) -> None:
     """Kill a process that was not buried yet, and the processes that it started in its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process, signal.SIGKILL)
+
+
+def end_session(session: int) -> None:
+    """Kill the processes of a session, apart from this one: a zygote, its episodes and what these have started."""
+    for process in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process) == session and process != os.getpid():
+                os.kill(process, signal.SIGKILL)

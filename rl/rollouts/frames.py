@@ -6,6 +6,7 @@ an environment, so the worker reads only plain data and messages from them (`rea
 
 import asyncio
 import io
+import math
 import pickle
 import struct
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from envs.messages import Message, Reply, ToolCall, ToolSpec
 
 LENGTH = struct.Struct("!Q")
-MAX_BYTES = 2**30
-"""A longer frame is none of ours."""
+MAX_ANSWER_BYTES = 64 * 2**20
+"""The worker holds an answer in its own memory."""
 TYPES = {(kind.__module__, kind.__name__): kind for kind in (Message, Reply, ToolCall, ToolSpec)}
 """What an answer may consist of, apart from None, truth values, numbers, text, tuples, lists and dicts."""
 
@@ -29,11 +30,11 @@ def frame(value: object) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-async def next_frame(reader: asyncio.StreamReader) -> bytes:
-    """The data of the next frame. Raises `asyncio.IncompleteReadError` at the end, and `FrameError`."""
+async def next_frame(reader: asyncio.StreamReader, max_bytes: float = math.inf) -> bytes:
+    """The data of the next frame. Raises `asyncio.IncompleteReadError` at the end, and `FrameError` if it is longer."""
     (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    if length > MAX_BYTES:
-        raise FrameError(f"its process wrote a frame of {length} bytes")
+    if length > max_bytes:
+        raise FrameError(f"its process answered with {length} bytes, which is more than {max_bytes}")
     return await reader.readexactly(length)
 
 

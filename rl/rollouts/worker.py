@@ -111,12 +111,13 @@ class RolloutWorker:
         return await self._engine.load_weights(source)
 
     async def wait_until_ready(self) -> None:
-        """Returns once the engine is up."""
+        """Returns once the engine is up and environments are loaded; after that, at once."""
+        await self._processes.loaded()
 
     async def token_texts(self) -> list[str]:
         """The text of every token by its id."""
         return self._chat.token_texts()
 
     async def shutdown(self) -> None:
+        self._processes.close()  # first: it is quick, and an engine may use up the time
         self._engine.shutdown()
-        self._processes.close()

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.loading import LOAD_S
-from rl.rollouts.env_zygote import Setup
-from rl.rollouts.frames import frame, next_frame, read_answer
+from rl.rollouts.env_zygote import Setup, end_session
+from rl.rollouts.frames import MAX_ANSWER_BYTES, frame, next_frame, read_answer
 
 logger = logging.getLogger(__name__)
 START_S = 60.0
 """Time to start a zygote, in addition to the time to load data."""
 END_S = 10.0
-"""Maximum time from the end of a process until the zygote has reported it."""
+"""Maximum time from the end of a process until it is reported, and from the kill of a zygote until it is gone."""
+AGAIN_S = 0.1
 BOOTSTRAP = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
@@ -31,6 +32,7 @@ main()
 """
 FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 """Signals that code does not cause by what it computes."""
+ZYGOTE = "the process that its episodes are forked from"
 THREADS = (
     "loading %s leaves %d threads running, which forked processes do not have; if its episodes hang, set"
     " environments.ID.process: false"
@@ -76,6 +78,8 @@ class ZygoteHandle:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(pickle.dumps(sys.path) + pickle.dumps(self._setup))
+        # Its socket does not tell of its end: what the environment has started may hold the other side open.
+        self._pidfd = os.pidfd_open(self._process.pid)
 
     @property
     def is_ready(self) -> bool:
@@ -90,6 +94,7 @@ class ZygoteHandle:
             self._ready.add_done_callback(lambda ready: ready.exception())  # read here, in case that nobody waits
             self._socket.setblocking(False)
             asyncio.get_running_loop().add_reader(self._socket, self._hear)
+            asyncio.get_running_loop().add_reader(self._pidfd, self._died)
         if self._ready.done():
             return self._ready.result()
         try:
@@ -101,49 +106,74 @@ class ZygoteHandle:
     async def fork(self) -> "EpisodeProcess":
         """A new process for an episode. Raises `ProcessEnded`."""
         await self.ready()
-        loop = asyncio.get_running_loop()
         self._num_forks += 1
-        number, ended = self._num_forks, loop.create_future()
-        self._ended[number] = ended
+        number, ended = self._num_forks, asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
             with theirs:
                 self._order({"fork": number}, theirs)
+            self._ended[number] = ended
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
             ours.close()
             raise
-        return EpisodeProcess(reader, writer, ended, lambda: self._order({"kill": number}))
+        return EpisodeProcess(reader, writer, ended, lambda: self._kill(number))
 
     def close(self) -> None:
         """End the zygote and all processes of its episodes."""
-        with contextlib.suppress(RuntimeError, ValueError):  # there is no loop any more, or it has died
-            asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()  # it ends when it sees this
+        if self._socket.fileno() >= 0:
+            self._release()
+        self._tell(ProcessEnded("its process ended with the worker", is_from_outside=True))
+
+    def _release(self) -> int:
+        """End the zygote, if it lives, its episodes and what they have started; returns the zygote's exit code."""
+        with contextlib.suppress(RuntimeError):  # there is no loop any more
+            for descriptor in (self._socket, self._pidfd):
+                asyncio.get_running_loop().remove_reader(descriptor)
+        self._socket.close()
+        end_session(self._process.pid)  # not waited for yet, so no other session has this id
+        os.close(self._pidfd)
         try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:  # it still loads
-            self._process.kill()
-            self._process.wait()
-        while self._ended:
-            _, ended = self._ended.popitem()
-            ended.set_result(ProcessEnded("its process ended with the worker", is_from_outside=True))
+            return self._process.wait(END_S)
+        except subprocess.TimeoutExpired:  # the kernel does not let it go
+            return -signal.SIGKILL
+
+    def _tell(self, end: ProcessEnded) -> None:
+        waiting, self._ended = list(self._ended.values()), {}
+        for ended in waiting:
+            ended.set_result(end)
 
     def _order(self, order: dict[str, Any], *descriptors: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it died, which `_hear` hears too
+        """Raises `ProcessEnded` if too many orders wait."""
+        try:
             socket.send_fds(self._socket, [json.dumps(order).encode()], [one.fileno() for one in descriptors])
+        except BlockingIOError:
+            raise ProcessEnded(f"{ZYGOTE} does not take its orders", is_from_outside=True) from None
+        except ConnectionError:
+            return  # it is ending, which `_died` hears
 
-    def _hear(self) -> None:
-        """Take one report, or the end of the zygote."""
+    def _kill(self, number: int) -> None:
+        if number not in self._ended:
+            return
+        try:
+            self._order({"kill": number})
+        except ProcessEnded:
+            asyncio.get_running_loop().call_later(AGAIN_S, self._kill, number)
+
+    def _hear(self) -> bool:
+        """Take one report; returns whether there was one."""
         try:
             message = self._socket.recv(65_536)
         except BlockingIOError:
-            return
-        except OSError:
+            return False
+        except ConnectionError:
             message = b""
         if not message:
-            return self._died()
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._socket)
+            loop.call_later(END_S, self._process.kill)  # it ends, or it has lost its socket and is of no use
+            return False
         report = json.loads(message)
         if (number := report.pop("ended", None)) is None:
             assert self._ready is not None
@@ -152,6 +182,7 @@ class ZygoteHandle:
                 logger.warning(THREADS, self._setup.env_id, ready.num_threads - 1)
         else:
             self._ended.pop(number).set_result(self._end_of(**report))
+        return True
 
     def _end_of(self, code: int = 1, peak_mib: int = 0, unforked: str = "") -> ProcessEnded:
         """How a process ended, from the report about it."""
@@ -163,15 +194,11 @@ class ZygoteHandle:
 
     def _died(self) -> None:
         """Tell everyone who waits."""
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
-        code = self._process.wait()
+        while self._hear():
+            pass
+        code = self._release()
         is_from_outside = self.is_ready or -code in FROM_OUTSIDE  # once it is ready it runs no code of the environment
-        reason = f"the process that its episodes are forked from {told_end(code)}"
-        told = ProcessEnded(reason, is_from_outside=is_from_outside)
-        waiting, self._ended = list(self._ended.values()), {}
-        for ended in waiting:
-            ended.set_result(told)
+        self._tell(told := ProcessEnded(f"{ZYGOTE} {told_end(code)}", is_from_outside=is_from_outside))
         ready, self._ready = self._ready, None
         if ready is not None and not ready.done():
             ready.set_exception(told)
@@ -199,7 +226,7 @@ class EpisodeProcess:
     async def answer(self) -> tuple[str, Any]:
         """What the process says next. Raises `ProcessEnded`, and `FrameError`."""
         try:
-            return read_answer(await next_frame(self._reader))
+            return read_answer(await next_frame(self._reader, MAX_ANSWER_BYTES))
         except (asyncio.IncompleteReadError, ConnectionError):
             raise await self._end() from None
 
