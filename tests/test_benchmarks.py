@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.adapter import WAYS
+from benchmarks.computing import Form as ComputingForm
+from benchmarks.computing import summarised as computing_summary
 from benchmarks.data_path import SharedMemory, experiment, make_group, summarised
 from benchmarks.episodes import ROOT as REPO
 from benchmarks.episodes import SIDES, missing_sides
@@ -120,6 +122,25 @@ def test_environments_measures_episodes_programs_and_checks(tmp_path: Path) -> N
     report = run_short("environments", tmp_path)
     assert report["summary"].keys() == {*report["raw"], "peak_gib"}
     assert report["sandbox_level"]
+
+
+@pytest.mark.slow
+def test_computing_measures_threads_and_processes(tmp_path: Path) -> None:
+    report = run_short("computing", tmp_path)
+    assert report["raw"].keys() == {"nothing", "threads", "processes"}
+    assert all(len(steps) == 2 for steps in report["raw"].values())
+
+
+def test_computing_spreads_all_work_over_all_cores() -> None:
+    raw = {"nothing": [9.0, 1.0, 3.0], "threads": [9.0, 20.0, 20.0], "processes": [9.0, 6.0, 6.0]}
+    assert computing_summary(raw, ComputingForm(3, 4, 2, cpu_s=1.0), num_cores=2) == {
+        "nothing_s": 2.0,
+        "threads_s": 20.0,
+        "processes_s": 6.0,
+        "ideal_s": 5.0,  # (2 + 4 * 2 * 1) / 2
+        "threads_by_ideal": 4.0,
+        "processes_by_ideal": 1.2,
+    }
 
 
 @pytest.mark.slow

@@ -56,11 +56,11 @@ def test_what_replies_depend_on_is_the_same_everywhere(is_cpu: bool) -> None:
     assert (arguments["max_model_len"], arguments["max_num_batched_tokens"]) == (10_000, 10_000)
 
 
-def test_a_lane_may_be_silent_as_long_as_all_others_may_take_the_threads_before_it() -> None:
-    rollout = make_config(
-        rollout={"max_in_flight": 65, "num_env_threads": 16, "reset_timeout_s": 10, "step_timeout_s": 20}
-    ).rollout
-    assert longest_silence_s(rollout) == 5 * 30
+@pytest.mark.parametrize("num", [1, 16])
+def test_lanes_may_be_silent_for_two_deadlines_of_a_call_whatever_waits_for_a_place(num: int) -> None:
+    counts = {"max_in_flight": 65, "num_env_threads": num, "num_env_processes": num}
+    rollout = make_config(rollout={**counts, "reset_timeout_s": 10, "step_timeout_s": 20}).rollout
+    assert longest_silence_s(rollout) == 2 * (10 + 20)
 
 
 def test_only_an_engine_that_is_alone_on_a_gpu_during_updates_sleeps() -> None:

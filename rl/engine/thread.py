@@ -49,8 +49,9 @@ class ThreadedEngine:
         rests: bool = False,
     ) -> None:
         """`num_seats` lanes may send requests at the same time. `lane_timeout_s` bounds each wait for the lanes that
-        the next step needs; see `rl.engine.clock`. `version` is the version of the core's first policy; below 0 nothing
-        can be sampled. With `rests`, the core rests while no lane is open.
+        the next step needs (`rl.engine.clock`), counted from the last request or end of any lane. `version` is the
+        version of the core's first policy; below 0 nothing can be sampled. With `rests`, the core rests while no lane
+        is open.
 
         Returns when the core is up; raises what `make_core` raises.
         """
@@ -122,6 +123,7 @@ class ThreadedEngine:
             request = Request(f"{place.number}-{self._num_requests}", place, tuple(prompt_ids), params)
             self._num_requests += 1
             self._asked[place] = request
+            self._waiting_since = None
             self._changed.notify()
         try:
             return await request.reply()
@@ -137,6 +139,7 @@ class ThreadedEngine:
                 seat.cancel()
             if request := self._asked.pop(place, None):
                 fail([request.future], "the lane was closed")
+            self._waiting_since = None
             self._changed.notify()
 
     async def load_weights(self, source: WeightSource) -> str:

@@ -1,6 +1,5 @@
 """How does the vLLM engine sample replies? vLLM runs in this process, on CPUs and GPUs, and one thread steps it."""
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,13 +54,12 @@ class VllmEngine(ThreadedEngine):
 
 
 def longest_silence_s(rollout: RolloutConfig) -> float:
-    """Maximum seconds between two requests of a lane if everything meets its deadlines.
+    """Maximum seconds without a request from any lane and without the end of any, if everything meets its deadlines.
 
-    The deadline of an environment call starts when a thread takes the call. Before that, the call may have to wait
-    until a thread has run the calls of all other rollouts.
+    Calls that wait for a thread or a process do not count: what they wait for are calls of other lanes, each of which
+    ends in a request or in the end of its lane. A call has its deadline twice if it returns something to await.
     """
-    num_waves = math.ceil(rollout.max_in_flight / rollout.num_env_threads)
-    return num_waves * (rollout.reset_timeout_s + rollout.step_timeout_s)
+    return 2 * (rollout.reset_timeout_s + rollout.step_timeout_s)
 
 
 class VllmCore:

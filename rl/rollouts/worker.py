@@ -61,6 +61,7 @@ class RolloutWorker:
         from envs.sandbox import require_level
         from rl.chat.chat import load_chat
         from rl.engine.vllm_core import VllmEngine
+        from rl.rollouts.env_processes import EnvProcesses
         from rl.rollouts.env_runner import EnvRunner
 
         if config.weights.is_live:
@@ -74,8 +75,10 @@ class RolloutWorker:
         logger.info("the engine serves %s", policy_path)
         self._runner = EnvRunner(config.rollout.num_env_threads)
         require_level(config.rollout.sandbox_level)
+        self._processes = EnvProcesses(config)
         for env_id, environment in config.environments.items():
-            load_data(env_id, environment.options)
+            if not environment.process:
+                load_data(env_id, environment.options)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> Played:
         """Play the groups. Their lanes open together; a rollout begins when its lane has a seat in the engine.
@@ -95,7 +98,7 @@ class RolloutWorker:
         from rl.rollouts.group_score import with_group_scores
         from rl.rollouts.play import Player, play
 
-        player = Player(self._config, self._chat, self._engine, self._runner, spec.temperature)
+        player = Player(self._config, self._chat, self._engine, self._runner, spec.temperature, self._processes)
         rollouts = await asyncio.gather(
             *(play(player, spec.task, spec.group_id, member, lane) for member, lane in enumerate(lanes))
         )
@@ -117,11 +120,13 @@ class RolloutWorker:
         return await self._engine.load_weights(source)
 
     async def wait_until_ready(self) -> None:
-        """Returns once the engine is up."""
+        """Returns once the engine is up and environments are loaded; after that, at once."""
+        await self._processes.loaded()
 
     async def token_texts(self) -> list[str]:
         """The text of every token by its id."""
         return self._chat.token_texts()
 
     async def shutdown(self) -> None:
+        self._processes.close()  # first: it is quick, and an engine may use up the time
         self._engine.shutdown()
