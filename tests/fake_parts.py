@@ -109,7 +109,7 @@ Make = Callable[..., Parts]
 
 @contextlib.contextmanager
 def making(folder: Path) -> Iterator[Make]:
-    """Makes the parts of a run in this folder; it takes keys of `train`, and the sections `canaries` and `evaluation`."""
+    """Makes the parts of a run in this folder. It takes keys of `train`, and sections `canaries` and `evaluation`."""
     with contextlib.ExitStack() as closing:
 
         def make(canaries: Any = None, evaluation: Any = None, **train: Any) -> Parts:
