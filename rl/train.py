@@ -15,7 +15,7 @@ from rl.cluster.actors import ActorDied
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Update
 from rl.learner.samples import make_samples
-from rl.parts import LearnerDied, Parts, engines, go_back, started
+from rl.parts import Evaluation, LearnerDied, Parts, engines, go_back, started
 from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import save_checkpoint
 from rl.runs.evaluation import evaluation_metrics
@@ -34,8 +34,8 @@ def run_loop(parts: Parts) -> None:
     while parts.step < train.num_steps:
         wait_if_paused(parts)
         # At the start of an iteration, so that a resumed run makes an evaluation that was due before it stopped.
-        if parts.config.evaluation.due(parts.step) and not parts.tracker.has_evaluation("step", parts.step):
-            evaluate(parts, "step")
+        if parts.config.evaluation.due(parts.step):
+            begin_evaluation(parts, "step")
         with parts.phase("collect"):
             groups = parts.collector.collect()
         trained = parts.canaries.check_groups(groups)  # before the update: nothing is trained on bad groups
@@ -47,6 +47,7 @@ def run_loop(parts: Parts) -> None:
                 continue
             parts.canaries.check_update(update)  # before broken weights reach the engines
             account(parts, groups, trained)  # before publishing, which may fail: they are trained, served or not
+            end_evaluation(parts)  # before publishing: it is of one version
             with parts.phase("publish"):
                 parts.pool.load_weights(parts.learner.publish())
             with parts.phase("track"):
@@ -87,9 +88,10 @@ def finish(parts: Parts, groups: Sequence[Group], trained: Sequence[Group]) -> N
 
 def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
     """Write and display the metrics of the step, and what canaries and actors said."""
-    metrics = step_metrics(groups, update, parts.seconds) | parts.canaries.metrics()
+    seconds, overlap = parts.times.seconds(), parts.times.overlap(parts.pool.work_times())
+    metrics = step_metrics(groups, update, seconds, overlap) | parts.canaries.metrics()
     metrics["groups_in_flight"] = parts.collector.num_in_flight
-    parts.seconds.clear()  # what tracking takes from here on is counted with the next step
+    parts.times.clear()  # what tracking takes from here on is counted with the next step
     parts.tracker.save_rollouts(parts.step, "train", groups)
     parts.tracker.track(parts.step, metrics)
     parts.display.step(parts.step, metrics)
@@ -112,17 +114,38 @@ def wait_if_paused(parts: Parts) -> None:
             wait_to_go_on(paused, parts.config.canaries.pause_timeout_s, partial(say, parts))
 
 
-def evaluate(parts: Parts, label: str) -> None:
-    """Evaluate the served policy on the held-out tasks."""
-    config = parts.config
+def begin_evaluation(parts: Parts, label: str) -> None:
+    """Evaluate the served policy on the held-out tasks, if that is not done. In an asynchronous run this only begins:
+    the evaluation goes on while the next update is computed, until new weights are to be published.
+    """
+    if parts.evaluation or parts.tracker.has_evaluation(label, parts.step):
+        return
+    config, is_asynchronous = parts.config, parts.config.train.max_staleness > 0
+    tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks)
+    rounds = parts.collector.evaluate(tasks, at_once=is_asynchronous)
+    parts.evaluation = Evaluation(label, parts.step, rounds)
+    if not is_asynchronous:  # else the step's groups would share the engine with it, and their bits would change
+        end_evaluation(parts)
+
+
+def end_evaluation(parts: Parts) -> None:
+    """Wait for the evaluation that was begun, if any, and write it."""
+    if parts.evaluation is None:
+        return
+    (label, step, rounds), parts.evaluation = parts.evaluation, None
     with parts.phase("evaluate"):
-        tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks)
-        groups = [group for round in parts.collector.evaluate(tasks) for group in round]
-        parts.tracker.save_rollouts(parts.step, "evaluation", groups)  # first, so that no failure below loses them
+        groups = [group for round in rounds for group in round]
+        parts.tracker.save_rollouts(step, "evaluation", groups)  # first, so that no failure below loses them
         metrics = evaluation_metrics(groups)
-        parts.tracker.track_evaluation(parts.step, label, metrics)
+        parts.tracker.track_evaluation(step, label, metrics)
     parts.display.evaluation(label, metrics)
     say(parts)
+
+
+def evaluate(parts: Parts, label: str) -> None:
+    """Evaluate the served policy now, if that is not done."""
+    begin_evaluation(parts, label)
+    end_evaluation(parts)
 
 
 def checkpoint(parts: Parts) -> None:
@@ -169,11 +192,10 @@ def train_with(parts: Parts) -> None:
     try:
         if not parts.tracker.has_evaluation("before", 0):
             evaluate(parts, "before")
-            parts.seconds.clear()
+            parts.times.clear()
         run_loop(parts)
         checkpoint(parts)
-        if not parts.tracker.has_evaluation("after", parts.step):
-            evaluate(parts, "after")
+        evaluate(parts, "after")
     except (ActorDied, WeightsLost) as error:  # the pool replaces workers; the learner holds the only newest weights
         raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
     except BaseException as error:

@@ -19,6 +19,8 @@ from benchmarks.episodes import SIDES, missing_sides
 from benchmarks.episodes import summary as episodes_summary
 from benchmarks.node_figures import compared
 from benchmarks.ranks import LEARNERS
+from benchmarks.waiting_ideal import A, B, Simulation, Speeds
+from benchmarks.waiting_ideal import Group as WaitingGroup
 from rl.data_types import Group
 from rl.learner.batching import make_batches
 from rl.learner.samples import make_samples
@@ -141,6 +143,43 @@ def test_computing_spreads_all_work_over_all_cores() -> None:
         "threads_by_ideal": 4.0,
         "processes_by_ideal": 1.2,
     }
+
+
+@pytest.mark.slow
+def test_waiting_measures_each_bound_beside_its_ideal(tmp_path: Path) -> None:
+    report = run_short("waiting", tmp_path, "--runs", str(tmp_path / "runs"))
+    assert report["summary"].keys() == {"bound_0", "bound_1"}
+    assert report["raw"]["seed_0_bound_0"]["age"] == 0
+
+
+def test_the_ideal_of_a_waiting_run_is_what_a_hand_counts() -> None:
+    """Updates take 5 s; the third group waits 10 s, so with a bound of 1 the fourth and the learner wait for it."""
+    groups: list[WaitingGroup] = [[[(1, 2.0)]], [[(1, 2.0)]], [[(1, 10.0)]], [[(1, 2.0)]]]
+    ends = {
+        bound: Simulation(groups, 1, bound, Speeds(token_s=0.0, update_s=5.0)).run().step_ends for bound in (0, 1, 3)
+    }
+    assert ends[0] == [7.0, 14.0, 29.0, 36.0]  # 2 + 5, 2 + 5, 10 + 5, 2 + 5
+    assert ends[1] == [7.0, 12.0, 22.0, 27.0]  # the third begins at 7, when the first is trained: 17, then 5 + 5
+    assert ends[3] == [7.0, 12.0, 17.0, 22.0]
+    # A turn of 3 tokens, then one of 1; the engine takes A + B seconds a token of one request.
+    slow = Simulation([[[(3, 1.0), (1, 0.0)]]], 1, 0, Speeds(token_s=1.0, update_s=5.0)).run()
+    assert slow.engine_s == pytest.approx(4 * (A + B))
+    assert slow.step_ends == pytest.approx([4 * (A + B) + 1.0 + 5.0])
+
+
+@pytest.mark.slow
+def test_the_fleet_keeps_the_bound_of_the_staleness(tmp_path: Path) -> None:
+    report = run_short("fleet", tmp_path)
+    assert report["summary"]["age_max"] == report["summary"]["age_bound"] == 1
+    assert report["settings"]["in_flight"] == 4 * 2 * 8
+    assert len(report["raw"]["cpu_s"]) == 3
+
+
+@pytest.mark.slow
+def test_long_run_reads_the_memory_of_every_process(tmp_path: Path) -> None:
+    summary = run_short("long_run", tmp_path)["summary"]
+    assert summary["steps"] > 1 and summary["exit_code"] == 130
+    assert {"driver", "learner", "worker", "raylet", "gcs"} <= summary["mib"].keys()
 
 
 @pytest.mark.slow

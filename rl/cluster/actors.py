@@ -98,6 +98,9 @@ def wait_together(pending: Sequence[Pending[Any]], deadline: Deadline, grace_s: 
     errors: list[Exception] = []
     while left and not errors:
         done, _ = ray.wait(list(left), timeout=min(POLL_S, deadline.left_s))
+        if not done and not deadline.left_s and len(pending) > 1:
+            late = ", ".join(str(number) for number, one in enumerate(pending) if one._reference in left)
+            deadline = replace(deadline, what=f"{deadline.what} (no answer from {late} of 0 to {len(pending) - 1})")
         for reference in done or (list(left)[:1] if not deadline.left_s else ()):
             errors += _error_of(left.pop(reference), deadline)
         raise_if_requested()

@@ -15,6 +15,7 @@ from rl.engine.core import Core, StepOutput
 from rl.engine.lane import ThreadedLane
 from rl.engine.protocol import EngineError, SampledReply, SamplingParams
 from rl.engine.request import ReplyTimeoutError, Request, fail
+from rl.engine.work_times import Interval, WorkTimes
 from rl.weights.source import WeightsLost, WeightSource
 
 SHUTDOWN_TIMEOUT_S = 30.0
@@ -68,6 +69,7 @@ class ThreadedEngine:
         self._num_requests = 0
         self._epoch, self._version = 0, version
         self._rests, self._is_resting = rests, False
+        self._work_times = WorkTimes()
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
@@ -83,6 +85,15 @@ class ThreadedEngine:
     def num_steps(self) -> int:
         """Engine steps so far, those that logical time skipped included."""
         return self._clock.step
+
+    def work_times(self) -> list[Interval]:
+        """When it has sampled since the last call."""
+        return self._work_times.take()
+
+    def describe(self) -> str:
+        """What the lanes do, in words."""
+        with self._changed:
+            return self._clock.describe()
 
     def open_lanes(self, num: int) -> list[ThreadedLane]:
         with self._changed:
@@ -247,7 +258,9 @@ class ThreadedEngine:
         self._step()
 
     def _step(self) -> None:
+        begun = time.time()
         outputs = self._core.step()
+        self._work_times.add(begun, time.time())
         with self._changed:
             self._clock.step += 1  # before `_take`: a reply that ends in this step is due this step + lockstep
             for output in outputs:

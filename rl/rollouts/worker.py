@@ -15,6 +15,7 @@ from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
     from rl.engine.protocol import Lane
+    from rl.engine.work_times import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,14 @@ class RolloutWorker:
         if spec.keeper:
             await asyncio.to_thread(spec.keeper.write, group)  # at once: others of the call may play for long
         return group
+
+    async def doing(self) -> str:
+        """What its rollouts do, in words. That it answers shows that its process lives."""
+        return self._engine.describe()
+
+    async def work_times(self) -> "list[Interval]":
+        """When its engine has sampled since the last call."""
+        return self._engine.work_times()
 
     async def load_weights(self, source: WeightSource) -> str:
         """Serve this version from the next engine step on; returns the hash of what was loaded."""

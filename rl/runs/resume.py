@@ -16,6 +16,7 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.save_policy_every",
     "train.save_rollouts_every",
+    "train.keep_rollouts",
     "train.num_learner_restarts",
     "train.*_timeout_s",
     "rollout.*_timeout_s",
