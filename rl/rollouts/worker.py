@@ -1,6 +1,8 @@
 """What does a worker do? It is the Ray actor that holds one engine and plays many rollouts at once."""
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +119,9 @@ class RolloutWorker:
 
     async def load_weights(self, source: WeightSource) -> str:
         """Serve this version from the next engine step on; returns the hash of what was loaded."""
-        return await self._engine.load_weights(source)
+        digest = await self._engine.load_weights(source)
+        await asyncio.to_thread(_give_back_memory)  # once a step
+        return digest
 
     async def wait_until_ready(self) -> None:
         """Returns once the engine is up and environments are loaded; after that, at once."""
@@ -130,3 +134,9 @@ class RolloutWorker:
     async def shutdown(self) -> None:
         self._processes.close()  # first: it is quick, and an engine may use up the time
         self._engine.shutdown()
+
+
+def _give_back_memory() -> None:
+    """Let glibc return what has been freed, so that a worker does not grow over thousands of steps."""
+    with contextlib.suppress(OSError, AttributeError):  # of another C library
+        ctypes.CDLL(None).malloc_trim(0)
