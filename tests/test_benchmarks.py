@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from benchmarks.adapter import WAYS
 from benchmarks.computing import Form as ComputingForm
@@ -17,7 +18,9 @@ from benchmarks.data_path import SharedMemory, experiment, make_group, summarise
 from benchmarks.episodes import ROOT as REPO
 from benchmarks.episodes import SIDES, missing_sides
 from benchmarks.episodes import summary as episodes_summary
+from benchmarks.gpu import SAVING
 from benchmarks.node_figures import compared
+from benchmarks.random_policies import active_weights, random_policies
 from benchmarks.ranks import LEARNERS
 from benchmarks.waiting_ideal import A, B, Simulation, Speeds
 from benchmarks.waiting_ideal import Group as WaitingGroup
@@ -186,6 +189,23 @@ def test_long_run_reads_the_memory_of_every_process(tmp_path: Path) -> None:
 def test_pipeline_measures_every_part(tmp_path: Path) -> None:
     summary = run_short("pipeline", tmp_path)["summary"]
     assert {"supervised_tokens_per_s", "sampled_tokens_per_s", "with_budget_by_without", "publish_s"} <= summary.keys()
+
+
+@pytest.mark.slow
+def test_gpu_measures_every_part_on_a_cpu_too(tmp_path: Path) -> None:
+    report = run_short("gpu", tmp_path)
+    learners = {f"learner {name} {way}" for name in random_policies(short=True) for way in SAVING}
+    assert report["summary"].keys() == {"card", "nvfp4", "engine", "failed_parts"} | learners, report["errors"]
+
+
+def test_experts_that_a_token_does_not_choose_do_not_count() -> None:
+    config = random_policies(short=True)["hybrid"]
+    model = AutoModelForCausalLM.from_config(config)
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    embeddings = config.vocab_size * config.hidden_size
+    share = config.num_experts_per_tok / config.n_routed_experts
+    assert active_weights(model) == sum(sizes.values()) - embeddings - experts * (1 - share)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 
 from rl.config.experiment import ExperimentConfig
 from rl.config.rollout import RolloutConfig
-from rl.engine.arguments import engine_arguments
+from rl.engine.arguments import ENVIRONMENT, engine_arguments
 from rl.engine.columns import COLUMNS
 from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SamplingParams
@@ -153,7 +153,7 @@ class VllmCore:
 
 def _set_environment() -> None:
     """Must come before vLLM is imported."""
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind")
+    os.environ |= {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     # With more threads than one, small policies run several times slower.
     defaults = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     for name, value in defaults.items():
