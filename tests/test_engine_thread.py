@@ -217,7 +217,7 @@ async def test_the_wait_for_a_silent_lane_begins_again_whenever_another_lane_doe
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1.0]
-    monkeypatch.setattr("rl.engine.thread.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("rl.engine.thread.time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
     engine, _ = start(lockstep_steps=2, lane_timeout_s=5.0)
     silent, *others = engine.open_lanes(4)
     with caplog.at_level(logging.WARNING):
