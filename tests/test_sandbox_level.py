@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -17,6 +20,7 @@ from envs.sandbox import (
     level_here,
     minimum_level,
     require_level,
+    run_function,
     run_program,
 )
 
@@ -80,3 +84,26 @@ def test_the_commands_take_the_level_as_an_option_or_from_the_variable(
     chosen = CliRunner().invoke(app, ["--sandbox-level", "restricted", "list"])
     assert (chosen.exit_code, minimum_level()) == (0, "restricted")
     level_here.cache_clear()
+
+
+@pytest.mark.skipif(level_here() == "process", reason="code may send signals there")
+def test_code_that_is_killed_from_outside_has_no_result_that_could_be_scored() -> None:
+    """It was the kernel, out of memory, or somebody else."""
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(run_function, "def f(x):\n    while True: pass", "f", [[1]])
+        while not (jailed := jailed_processes()) or jailed[0].cpu_times().user < 0.1:  # it runs the function then
+            time.sleep(0.01)
+        jailed[0].kill()
+        with pytest.raises(SandboxError, match="killed from outside"):
+            running.result()
+
+
+def jailed_processes() -> list[psutil.Process]:
+    """Children of the supervisors, which are children of the processes that jails are forked from."""
+    return [
+        jailed
+        for zygote in psutil.Process().children()
+        if any("zygote.py" in argument for argument in zygote.cmdline())
+        for supervisor in zygote.children()
+        for jailed in supervisor.children()
+    ]
