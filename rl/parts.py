@@ -6,7 +6,7 @@ checkpoint, as with --resume.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -104,17 +104,17 @@ def engines(config: ExperimentConfig, folder: RunFolder) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
+def started(served: Served, deaths: Sequence[LearnerDied] = ()) -> Iterator[Parts]:
     """All parts of the loop, which serve and train the weights of the newest checkpoint; the learner is always stopped.
 
-    `num_deaths` is how often the learner has died in this run.
+    `deaths` are those of the run's learners before.
     """
     config, folder = served.config, served.folder
     with Display(config) as display, Tracker(folder, config) as tracker:
-        display.stage("starting learner and engines" if not num_deaths else "starting the learner again")
+        display.stage("starting learner and engines" if not deaths else "starting the learner again")
         newest = folder.newest  # verified when the folder was opened
         learner = LearnerGroup(
-            config, served.policy_path, newest.learner if newest else None, served.joined.places.learner, num_deaths
+            config, served.policy_path, newest.learner if newest else None, served.joined.places.learner, len(deaths)
         )
         try:
             ledger = Ledger.from_state(newest.state["ledger"] if newest else Ledger().state())
@@ -126,7 +126,7 @@ def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
             parts = Parts(
                 config, folder, learner, served.pool, collector, ledger, spool, canaries, tracker, display, step
             )
-            _wait_until_ready(parts, served, stream, is_again=num_deaths > 0)
+            _wait_until_ready(parts, served, stream, deaths)
             if taken_over:
                 display.message(taken_over)
                 tracker.note(step, taken_over)
@@ -146,19 +146,24 @@ def go_back(served: Served, error: LearnerDied) -> None:
     served.folder.go_back(served.config.train.num_steps)
 
 
-def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, *, is_again: bool) -> None:
+def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, deaths: Sequence[LearnerDied]) -> None:
     try:
-        served.pool.wait_until_ready()
+        if deaths:
+            served.pool.drop_plays()  # again: a node that was lost may have been noticed only now
+        else:
+            served.pool.wait_until_ready()
         parts.folder.save_token_texts(served.pool.token_texts())
         for line in (served.joined.words, parts.learner.describe(), *stream.described()):
             parts.display.message(line)
-        if is_again:
-            parts.display.message(f"the learner died and goes on from step {parts.step}")
-            parts.tracker.note(parts.step, f"the learner died and was started again from step {parts.step}")
+        if deaths:
+            why = str(deaths[-1].__cause__ or deaths[-1]).partition("\n")[0]
+            told = f"the learner died and was started again from step {parts.step}: {why}"
+            parts.display.message(told)
+            parts.tracker.note(parts.step, told)
         # Engines load the run's first policy, unquantised: publish if the learner holds other values.
-        if parts.step > 0 or parts.config.precision.is_quantised or is_again:
+        if parts.step > 0 or parts.config.precision.is_quantised or deaths:
             served.pool.load_weights(parts.learner.publish())
             served.pool.wait_until_loaded()
     except (ActorDied, WeightsLost) as error:
-        failure = LearnerDied if is_again else ClusterError  # what fails at the first start would fail again
+        failure = LearnerDied if deaths else ClusterError  # what fails at the first start would fail again
         raise failure(f"the learner or an engine failed to start: {error}") from error
