@@ -120,14 +120,15 @@ def test_a_rank_that_is_stopped_is_lost_at_the_deadline(config: ExperimentConfig
     group = LearnerGroup(hasty, policy)
     try:
         group.describe()
-        ranks = [process for process in psutil.process_iter() if "LearnerProcess" in " ".join(process.cmdline())]
+        listed = psutil.process_iter(["cmdline"])  # others end meanwhile
+        ranks = [process for process in listed if "LearnerProcess" in " ".join(process.info["cmdline"] or ())]
         mine = [rank for rank in ranks if psutil.Process() in rank.parents()]
         mine[-1].suspend()
-        with pytest.raises(ActorDied, match=r"an update took longer than 5 s; train\.update_timeout_s sets"):
+        with pytest.raises(ActorDied, match=r"an update .* took longer than 5 s; train\.update_timeout_s"):
             group.update(samples_of(policy))
     finally:
         group.shutdown()
-    assert mine[-1].wait(60) is None or not mine[-1].is_running()
+    assert psutil.wait_procs(mine[-1:], timeout=30)[1] == []
 
 
 def test_all_ranks_take_part_in_sending_and_tell_the_hash(config: ExperimentConfig, policy: Path) -> None:

@@ -1,5 +1,6 @@
 """Which level runs code here, and who may ask for a weaker one."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -91,19 +92,19 @@ def test_code_that_is_killed_from_outside_has_no_result_that_could_be_scored() -
     """It was the kernel, out of memory, or somebody else."""
     with ThreadPoolExecutor() as threads:
         running = threads.submit(run_function, "def f(x):\n    while True: pass", "f", [[1]])
-        while not (jailed := jailed_processes()) or jailed[0].cpu_times().user < 0.1:  # it runs the function then
+        while (jailed := busy_jailed_process()) is None:
             time.sleep(0.01)
-        jailed[0].kill()
+        jailed.kill()
         with pytest.raises(SandboxError, match="killed from outside"):
             running.result()
 
 
-def jailed_processes() -> list[psutil.Process]:
-    """Children of the supervisors, which are children of the processes that jails are forked from."""
-    return [
-        jailed
-        for zygote in psutil.Process().children()
-        if any("zygote.py" in argument for argument in zygote.cmdline())
-        for supervisor in zygote.children()
-        for jailed in supervisor.children()
-    ]
+def busy_jailed_process() -> psutil.Process | None:
+    """A child of a supervisor, which is a child of a process that jails are forked from, that runs code."""
+    with contextlib.suppress(psutil.Error):  # others end meanwhile
+        for zygote in psutil.Process().children():
+            for supervisor in zygote.children() if any("zygote.py" in part for part in zygote.cmdline()) else ():
+                for jailed in supervisor.children():
+                    if jailed.cpu_times().user > 0.1:
+                        return jailed
+    return None
