@@ -75,18 +75,28 @@ def doctor(
 
 @app.command()
 def train(
-    yaml: Yaml,
+    yaml: Annotated[str, typer.Argument(help="Experiment YAML; none with --replay.")] = "",
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in the run folder.")] = False,
     resume_if_any: Annotated[
         bool, typer.Option("--resume-if-any", help="Continue if the run folder holds a run, otherwise begin one.")
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check all that is checked before a run; start none.")] = False,
+    replay: Annotated[
+        Path | None, typer.Option(help="Repeat this asynchronous run bit for bit, into RUN/replay or run_dir=...")
+    ] = None,
 ) -> None:
     """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
-    if resume and resume_if_any:
-        raise typer.BadParameter("--resume needs a run and --resume-if-any does not; give one of them")
-    config = load_config(yaml, overrides or [], fetch=downloaded_snapshot)
+    if sum((resume, resume_if_any, dry_run, replay is not None)) > 1:
+        raise typer.BadParameter(
+            "--resume, --resume-if-any, --dry-run and --replay exclude each other; give one of them"
+        )
+    if replay is not None:
+        _replay(replay, [*([yaml] if yaml else []), *(overrides or [])])
+        return
+    if not yaml:
+        raise typer.BadParameter("give an experiment YAML")
+    config = load_config(Path(yaml), overrides or [], fetch=downloaded_snapshot)
     if dry_run:
         from rl.checks import check
 
@@ -102,6 +112,16 @@ def train(
         raise typer.Exit(stop.exit_code) from None
     typer.echo(f"report: {report}")
     typer.echo(f"policy: python -m rl export {report.parent} FOLDER writes it for transformers and vLLM")
+
+
+def _replay(run_dir: Path, overrides: list[str]) -> None:
+    if files := [one for one in overrides if "=" not in one]:
+        raise typer.BadParameter(f"--replay takes the configuration of the run, and no YAML: remove {files[0]}")
+    from rl.replay import replay as run
+
+    replayed = run(run_dir, overrides)
+    typer.echo(f"report: {replayed.report}")
+    typer.echo(f"all {replayed.num_steps} recorded steps were repeated bit for bit")
 
 
 @app.command()

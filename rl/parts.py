@@ -24,6 +24,7 @@ from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import Canaries
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
+from rl.runs.recording import Recording
 from rl.runs.spool import Spool
 from rl.runs.tracker import Tracker
 from rl.stop import handled_signals
@@ -59,6 +60,12 @@ class Parts:
     """Whether weights and ledger are of the same step; False between an update and its bookkeeping."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds per phase since the last step's metrics."""
+    recording: Recording = field(default_factory=Recording)
+
+    @property
+    def last_step(self) -> int:
+        """Updates after which the loop ends."""
+        return self.recording.last_step or self.config.train.num_steps
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -96,10 +103,11 @@ def engines(config: ExperimentConfig, folder: RunFolder) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
+def started(served: Served, num_deaths: int = 0, recording: Recording | None = None) -> Iterator[Parts]:
     """All parts of the loop, which serve and train the weights of the newest checkpoint; the learner is always stopped.
 
-    `num_deaths` is how often the learner has died in this run.
+    `num_deaths` is how often the learner has died in this run. An asynchronous run is recorded, also without a
+    `recording`, which may be one that repeats another.
     """
     config, folder = served.config, served.folder
     with Display(config) as display, Tracker(folder, config) as tracker:
@@ -114,9 +122,12 @@ def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
             stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
             step, spool = folder.saved_step, Spool(folder.spool, config.train)
             taken_over = spool.take_over(step, ledger, stream)
-            collector = Collector(config, served.pool, stream, ledger, spool.file)
+            recording = recording or Recording(folder if config.train.max_staleness else None)
+            recording.begin(config, step, spool.folder, is_again=num_deaths > 0)
+            collector = Collector(config, served.pool, stream, ledger, spool.file, recording)
             parts = Parts(
-                config, folder, learner, served.pool, collector, ledger, spool, canaries, tracker, display, step
+                *(config, folder, learner, served.pool, collector, ledger, spool, canaries, tracker, display, step),
+                recording=recording,
             )
             _wait_until_ready(parts, served, stream, is_again=num_deaths > 0)
             if taken_over:
@@ -126,6 +137,8 @@ def started(served: Served, num_deaths: int = 0) -> Iterator[Parts]:
             yield parts
         finally:
             learner.shutdown()
+            if recording is not None:
+                recording.close()
 
 
 def go_back(served: Served, error: LearnerDied) -> None:
@@ -141,6 +154,7 @@ def go_back(served: Served, error: LearnerDied) -> None:
 def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, *, is_again: bool) -> None:
     try:
         served.pool.wait_until_ready()
+        served.pool.record(parts.recording)
         parts.folder.save_token_texts(served.pool.token_texts())
         for line in (served.joined.words, parts.learner.describe(), *stream.described()):
             parts.display.message(line)

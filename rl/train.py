@@ -29,15 +29,16 @@ from rl.weights.source import WeightsLost
 
 
 def run_loop(parts: Parts) -> None:
-    """Train until `train.num_steps` updates have been made. Raises `StopRequested` between two steps only."""
+    """Train until the last step's update has been made. Raises `StopRequested` between two steps only."""
     train = parts.config.train
-    while parts.step < train.num_steps:
+    while parts.step < parts.last_step:
         wait_if_paused(parts)
         # At the start of an iteration, so that a resumed run makes an evaluation that was due before it stopped.
-        if parts.config.evaluation.due(parts.step) and not parts.tracker.has_evaluation("step", parts.step):
-            evaluate(parts, "step")
+        if parts.config.evaluation.due(parts.step):
+            evaluate_once(parts, "step")
         with parts.phase("collect"):
             groups = parts.collector.collect()
+        parts.recording.collected(parts.step + 1, groups)
         trained = parts.canaries.check_groups(groups)  # before the update: nothing is trained on bad groups
         with deferred_stop():  # a signal must not separate an update from its ledger entry
             with parts.phase("update"):
@@ -48,7 +49,9 @@ def run_loop(parts: Parts) -> None:
             parts.canaries.check_update(update)  # before broken weights reach the engines
             account(parts, groups, trained)  # before publishing, which may fail: they are trained, served or not
             with parts.phase("publish"):
-                parts.pool.load_weights(parts.learner.publish())
+                published = parts.learner.publish()
+                parts.pool.load_weights(published)
+            parts.recording.updated(parts.step, update, published)
             with parts.phase("track"):
                 track(parts, groups, update)
             # After tracking: a resumed run keeps the lines of all steps in the checkpoint, so they must be written.
@@ -112,6 +115,12 @@ def wait_if_paused(parts: Parts) -> None:
             wait_to_go_on(paused, parts.config.canaries.pause_timeout_s, partial(say, parts))
 
 
+def evaluate_once(parts: Parts, label: str) -> None:
+    """Evaluate the served policy, if this evaluation has not been made; in a replay, if the recorded run made it."""
+    if parts.recording.evaluates(label, parts.step) and not parts.tracker.has_evaluation(label, parts.step):
+        evaluate(parts, label)
+
+
 def evaluate(parts: Parts, label: str) -> None:
     """Evaluate the served policy on the held-out tasks."""
     config = parts.config
@@ -121,6 +130,7 @@ def evaluate(parts: Parts, label: str) -> None:
         parts.tracker.save_rollouts(parts.step, "evaluation", groups)  # first, so that no failure below loses them
         metrics = evaluation_metrics(groups)
         parts.tracker.track_evaluation(parts.step, label, metrics)
+    parts.recording.evaluated(label, parts.step, groups)
     parts.display.evaluation(label, metrics)
     say(parts)
 
@@ -168,12 +178,11 @@ def train_with(parts: Parts) -> None:
     """Evaluate, train, evaluate. If the loop ends between two steps, for any reason, the last step is saved."""
     try:
         if not parts.tracker.has_evaluation("before", 0):
-            evaluate(parts, "before")
+            evaluate_once(parts, "before")
             parts.seconds.clear()
         run_loop(parts)
         checkpoint(parts)
-        if not parts.tracker.has_evaluation("after", parts.step):
-            evaluate(parts, "after")
+        evaluate_once(parts, "after")
     except (ActorDied, WeightsLost) as error:  # the pool replaces workers; the learner holds the only newest weights
         raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
     except BaseException as error:

@@ -8,27 +8,19 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 from rl.engine.clock import Clock, Place
 from rl.engine.core import Core, StepOutput
 from rl.engine.lane import ThreadedLane
 from rl.engine.protocol import EngineError, SampledReply, SamplingParams
+from rl.engine.record import Recorder, Work, reply_hash
 from rl.engine.request import ReplyTimeoutError, Request, fail
+from rl.engine.script import Script
 from rl.weights.source import WeightsLost, WeightSource
 
 SHUTDOWN_TIMEOUT_S = 30.0
+TELL_AFTER_S = 30.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Work:
-    """What the thread does next, outside the lock."""
-
-    rest: bool = False
-    load: "tuple[WeightSource, Future[str]] | None" = None
-    withdrawn: list[str] = field(default_factory=list)
-    admitted: list[Request] = field(default_factory=list)
 
 
 class ThreadedEngine:
@@ -60,13 +52,15 @@ class ThreadedEngine:
         self._waiting_since: float | None = None
         self._asked: dict[Place, Request] = {}
         self._running: dict[str, Request] = {}
-        self._withdrawn: list[str] = []
+        self._withdrawn: list[Request] = []
         self._loads: list[tuple[WeightSource, Future[str]]] = []
         self._failure: str | None = None
         self._is_stopping = False
         self._num_requests = 0
         self._epoch, self._version = 0, version
         self._rests, self._is_resting = rests, False
+        self._recorder = Recorder()
+        self._script: Script | None = None
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
@@ -82,6 +76,18 @@ class ThreadedEngine:
     def num_steps(self) -> int:
         """Engine steps so far, those that logical time skipped included."""
         return self._clock.step
+
+    def record(self, recorder: Recorder, script: Script | None = None) -> None:
+        """Record what the engine does from now on, and with a script do what that says. Nothing is being sampled.
+
+        With a script all lanes have seats at once, because the script says which request enters when; deadlines of
+        replies do not run, because it says which were missed.
+        """
+        with self._changed:
+            self._recorder.close()
+            self._recorder, self._script = recorder, script
+            if script is not None:
+                self._clock.seat_all()
 
     def open_lanes(self, num: int) -> list[ThreadedLane]:
         with self._changed:
@@ -175,34 +181,73 @@ class ThreadedEngine:
             requests = (*self._asked.values(), *self._running.values())
             loads = (future for _, future in self._loads)
             fail([*(request.future for request in requests), *loads, *self._seats.values()], failure)
+            self._recorder.close()
         self._core.shutdown()  # last: it may take long or raise, and the futures have failed already
 
-    def _next_work(self) -> _Work | None:
+    def _next_work(self) -> Work | None:
         """Wait until there is something to do; None ends the thread."""
         with self._changed:
             while not self._is_stopping:
+                if self._script is not None:
+                    if (work := self._scripted(self._script)) is not None:
+                        return work
+                    continue
                 # Loads come first: all requests that are admitted after `load_weights` use the new version.
                 if self._loads:
-                    return _Work(load=self._loads.pop(0))
+                    return Work(load=self._loads.pop(0))
                 # Withdrawn requests leave before new ones enter: the engine must not hold two requests of one place.
                 if self._withdrawn:
-                    work, self._withdrawn = _Work(withdrawn=self._withdrawn), []
+                    work, self._withdrawn = Work(withdrawn=self._withdrawn), []
                     return work
-                admitted = [self._asked.pop(place) for place in self._clock.admit(is_busy=bool(self._running))]
+                admitted = self._admit(self._clock.admit(is_busy=bool(self._running)))
                 self._tell_seated()  # after `admit`, which gives out seats
                 for request in admitted:
                     request.admitted_at = time.monotonic()
-                self._running |= {request.request_id: request for request in admitted}
                 # Even with running requests the engine must not step past an overdue lane: logical time would depend on
                 # how long the environment takes.
                 is_held_up = bool(self._clock.overdue())
                 if admitted or (self._running and not is_held_up):
                     self._waiting_since = None
-                    return _Work(admitted=admitted)
+                    return Work(admitted=admitted)
                 if self._rests and not self._is_resting and not self._running and self._clock.is_empty:
-                    return _Work(rest=True)
+                    return Work(rest=True)
                 self._wait(is_held_up)
             return None
+
+    def _admit(self, places: Sequence[Place]) -> list[Request]:
+        admitted = [self._asked.pop(place) for place in places]
+        self._running |= {request.request_id: request for request in admitted}
+        return admitted
+
+    def _scripted(self, script: Script) -> Work | None:
+        """What the script says is next; waits for it, and returns None, while it is not there."""
+        self._clock.seat()
+        self._tell_seated()
+        work = script.next(self._asked.values(), self._running.values(), self._loads)
+        if not isinstance(work, Work):
+            self._wait_for(script, work)
+            return None
+        self._waiting_since = None
+        if work.load is not None:
+            self._loads.pop(0)
+        for request in work.withdrawn:
+            del self._running[request.request_id]
+            self._clock.finish(request.place)
+            request.settle(ReplyTimeoutError("the reply was withdrawn in the recorded run"))
+        self._clock.take(request.place for request in work.admitted)
+        self._admit([request.place for request in work.admitted])
+        return work
+
+    def _wait_for(self, script: Script, what: str | None) -> None:
+        if what is None:  # the record has ended
+            self._changed.wait()
+            return
+        self._waiting_since = self._waiting_since or time.monotonic()
+        left_s = self._waiting_since + script.timeout_s - time.monotonic()
+        if left_s <= 0:
+            raise script.waited(what)
+        if not self._changed.wait(min(left_s, TELL_AFTER_S)) and left_s > TELL_AFTER_S:
+            _log.info("the replay waits for %s", what)
 
     def _tell_seated(self) -> None:
         for place in [place for place in self._seats if place.state != "waiting"]:
@@ -227,7 +272,7 @@ class ThreadedEngine:
             self._lane_timeout_s,
         )
 
-    def _do(self, work: _Work) -> None:
+    def _do(self, work: Work) -> None:
         self._is_resting = work.rest  # whatever else is done wakes the core
         if work.rest:
             self._core.rest()
@@ -236,39 +281,46 @@ class ThreadedEngine:
             self._load(*work.load)
             return
         if work.withdrawn:
-            for request_id in work.withdrawn:
-                self._core.abort(request_id)
+            for request in work.withdrawn:
+                self._core.abort(request.request_id)
+            self._recorder.withdrawn([request.params.name for request in work.withdrawn])
             return
         for request in work.admitted:
             self._core.add(request.request_id, request.prompt_ids, request.params)
-        self._step()
+        self._step(work.admitted)
 
-    def _step(self) -> None:
+    def _step(self, admitted: Sequence[Request]) -> None:
         outputs = self._core.step()
         with self._changed:
             self._clock.step += 1  # before `_take`: a reply that ends in this step is due this step + lockstep
-            for output in outputs:
-                self._take(output)
+            ended = [pair for output in outputs if (pair := self._take(output)) is not None]
+            hashes = {request.params.name: reply_hash(request) for request, _ in ended}
+            self._recorder.stepped([request.params.name for request in admitted], hashes)
+            if self._script is not None:
+                self._script.stepped([request for request, _ in ended], self._running.values())
+            for request, result in ended:
+                request.settle(result)
 
-    def _take(self, output: StepOutput) -> None:
+    def _take(self, output: StepOutput) -> tuple[Request, SampledReply | EngineError] | None:
+        """Add what was sampled to its request; the request and its result, if it has ended."""
         request = self._running.get(output.request_id)
         if request is None:  # withdrawn
-            return
+            return None
         result = request.take(output, self._version)
         if result is None:
-            return
+            return None
         if output.finish is None:  # it ends here for us, and would go on in the core
             self._core.abort(output.request_id)
         del self._running[request.request_id]
         self._clock.finish(request.place)
-        request.settle(result)
+        return request, result
 
     def _withdraw(self, request: Request) -> None:
         with self._changed:
             if self._asked.get(request.place) is request:
                 del self._asked[request.place]
             elif self._running.pop(request.request_id, None) is not None:
-                self._withdrawn.append(request.request_id)
+                self._withdrawn.append(request)
             else:  # its reply came at the same moment, and `_finish` has already updated the clock
                 return
             self._clock.finish(request.place)
@@ -289,4 +341,5 @@ class ThreadedEngine:
             raise
         with self._changed:
             self._epoch, self._version = source.epoch, source.version
+            self._recorder.loaded(source.version)  # before the learner hears of it
         future.set_result(digest)
