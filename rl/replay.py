@@ -54,9 +54,7 @@ def replay(run_dir: Path, overrides: Sequence[str] = ()) -> Replayed:
     configs = [_config(attempt, run_dir, overrides) for attempt in attempts]
     check(configs[0])
     with RunFolder.open(configs[0]) as folder, handled_signals():
-        if recorded.sft.exists():
-            with storing(folder.sft):
-                folder.sft.symlink_to(recorded.sft.absolute())
+        folder.link_sft(recorded)
         step = 0
         for attempt, config in zip(attempts, configs, strict=True):
             step = _repeat(attempt, config, folder, step)

@@ -49,9 +49,7 @@ def run_loop(parts: Parts) -> None:
             parts.canaries.check_update(update)  # before broken weights reach the engines
             account(parts, groups, trained)  # before publishing, which may fail: they are trained, served or not
             with parts.phase("publish"):
-                published = parts.learner.publish()
-                parts.pool.load_weights(published)
-            parts.recording.updated(parts.step, update, published)
+                publish(parts, update)
             with parts.phase("track"):
                 track(parts, groups, update)
             # After tracking: a resumed run keeps the lines of all steps in the checkpoint, so they must be written.
@@ -88,6 +86,14 @@ def finish(parts: Parts, groups: Sequence[Group], trained: Sequence[Group]) -> N
     parts.spool.trained(groups, parts.folder.saved_step)
 
 
+def publish(parts: Parts, update: Update) -> None:
+    """Let the engines, if the run has any, serve what the update made."""
+    if parts.pool.num_workers:
+        published = parts.learner.publish()
+        parts.pool.load_weights(published)
+        parts.recording.updated(parts.step, update, published)
+
+
 def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
     """Write and display the metrics of the step, and what canaries and actors said."""
     metrics = step_metrics(groups, update, parts.seconds) | parts.canaries.metrics()
@@ -117,7 +123,8 @@ def wait_if_paused(parts: Parts) -> None:
 
 def evaluate_once(parts: Parts, label: str) -> None:
     """Evaluate the served policy, if this evaluation has not been made; in a replay, if the recorded run made it."""
-    if parts.recording.evaluates(label, parts.step) and not parts.tracker.has_evaluation(label, parts.step):
+    is_due = parts.pool.num_workers > 0 and parts.recording.evaluates(label, parts.step)
+    if is_due and not parts.tracker.has_evaluation(label, parts.step):
         evaluate(parts, label)
 
 

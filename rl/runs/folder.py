@@ -125,6 +125,12 @@ class RunFolder:
         begun = self.config_file.is_file() and self.versions_file.is_file()
         return begun or any(file.is_file() for file in (self.metrics_file, self.evaluation_file, self.sft_metrics_file))
 
+    def link_sft(self, other: "RunFolder") -> None:
+        """Use the supervised policy of another run, if that has one and this run none."""
+        if other.sft.exists() and not self.sft.exists():
+            with storing(self.sft):
+                self.sft.symlink_to(other.sft.absolute())
+
     def save_token_texts(self, texts: Sequence[str]) -> None:
         """Save the texts of the tokens, with which rollout pages show what was sampled."""
         write_atomically(self.path / "tokens.json", json.dumps(list(texts)))
