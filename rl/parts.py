@@ -66,7 +66,8 @@ class Parts:
     @property
     def last_step(self) -> int:
         """Updates after which the loop ends."""
-        return self.recording.last_step or self.config.train.num_steps
+        last = self.recording.last_step
+        return self.config.train.num_steps if last is None else last
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -46,8 +46,8 @@ class Replayed:
 def replay(run_dir: Path, overrides: Sequence[str] = ()) -> Replayed:
     """Repeat the run into `run_dir/replay`, or the override `run_dir`.
 
-    Raises `ConfigError` before anything starts, `ReplayDiffers` at the first difference, and `ReplayEnded` if a worker
-    was replaced in the recorded run: what came then is not repeated.
+    Raises `ConfigError` before anything starts, `ReplayDiffers` at the first difference, and `ReplayEnded` if the
+    recorded run went on after what can be repeated, as after the replacement of a worker.
     """
     recorded = RunFolder(run_dir)
     attempts = read_attempts(recorded)
@@ -57,19 +57,17 @@ def replay(run_dir: Path, overrides: Sequence[str] = ()) -> Replayed:
         folder.link_sft(recorded)
         step = 0
         for attempt, config in zip(attempts, configs, strict=True):
-            step = _repeat(attempt, config, folder, step)
-            if attempt.replaced is not None:
+            if not attempt.is_empty:
+                step = _repeat(attempt, config, folder)
+            if attempt.end:
                 raise ReplayEnded(
-                    f"steps 1 to {step} were repeated bit for bit; then worker {attempt.replaced} of the recorded run"
-                    " was replaced, and a replay cannot know when it died"
+                    f"steps 1 to {step} were repeated bit for bit; then {attempt.end} in the recorded run"
                 )
         return Replayed(write_report(folder.path), step)
 
 
-def _repeat(attempt: Attempt, config: ExperimentConfig, folder: RunFolder, step: int) -> int:
+def _repeat(attempt: Attempt, config: ExperimentConfig, folder: RunFolder) -> int:
     """Repeat one attempt; returns the step after it."""
-    if attempt.first_step == attempt.last_step == step and attempt.lines[-1]["kind"] != "evaluation":
-        return step  # stopped before its first checkpoint: the next one began where it had begun
     remove(folder.spool)
     if attempt.kept.is_dir():
         with storing(folder.spool):

@@ -115,7 +115,7 @@ def say(parts: Parts, *texts: str) -> None:
 def wait_if_paused(parts: Parts) -> None:
     """Write a checkpoint and wait, if a canary or somebody asked for a pause."""
     paused = parts.folder.paused_file
-    if paused.exists():
+    if paused.exists() and not parts.recording.is_replay:  # nobody is to look at what was looked at before
         checkpoint(parts)
         with parts.phase("paused"):
             wait_to_go_on(paused, parts.config.canaries.pause_timeout_s, partial(say, parts))

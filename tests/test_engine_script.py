@@ -80,9 +80,13 @@ async def converse(
             await asyncio.sleep(0.01 + latency.random() * 0.02)
             await engine.load_weights(WeightSource(version, "", "hash"))
 
-    lanes = engine.open_lanes(8)
-    *turns, _ = await asyncio.gather(*(rollout(number, lane) for number, lane in enumerate(lanes)), publish())
-    return turns
+    publishing = asyncio.create_task(publish())
+    rollouts = [rollout(number, lane) for number, lane in enumerate(engine.open_lanes(8))]
+    ended = await asyncio.gather(*rollouts, return_exceptions=True)
+    await asyncio.wait([publishing])
+    if errors := [one for one in (*ended, publishing.exception()) if isinstance(one, BaseException)]:
+        raise errors[0]
+    return [turns for turns in ended if not isinstance(turns, BaseException)]
 
 
 async def test_a_script_repeats_batches_versions_and_withdrawn_requests(engines: Engines) -> None:

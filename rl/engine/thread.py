@@ -293,12 +293,15 @@ class ThreadedEngine:
         outputs = self._core.step()
         with self._changed:
             self._clock.step += 1  # before `_take`: a reply that ends in this step is due this step + lockstep
-            ended = [pair for output in outputs if (pair := self._take(output)) is not None]
-            hashes = {request.params.name: reply_hash(request) for request, _ in ended}
+            ended = {pair[0]: pair[1] for output in outputs if (pair := self._take(output)) is not None}
+            hashes = {request.params.name: reply_hash(request) for request in ended}
             self._recorder.stepped([request.params.name for request in admitted], hashes)
             if self._script is not None:
-                self._script.stepped([request for request, _ in ended], self._running.values())
-            for request, result in ended:
+                going_on = [request for request in self._running.values() if request not in ended]
+                self._script.stepped(ended.keys(), going_on)
+            for request, result in ended.items():  # after what may raise: requests that run get its error
+                del self._running[request.request_id]
+                self._clock.finish(request.place)
                 request.settle(result)
 
     def _take(self, output: StepOutput) -> tuple[Request, SampledReply | EngineError] | None:
@@ -311,8 +314,6 @@ class ThreadedEngine:
             return None
         if output.finish is None:  # it ends here for us, and would go on in the core
             self._core.abort(output.request_id)
-        del self._running[request.request_id]
-        self._clock.finish(request.place)
         return request, result
 
     def _withdraw(self, request: Request) -> None:

@@ -51,8 +51,14 @@ class Attempt:
     """The step of the checkpoint that it went on from."""
     last_step: int
     """The last step to repeat: the newest, or the one from which the next attempt went on."""
-    replaced: int | None
-    """The worker whose replacement ended what can be repeated."""
+    end: str
+    """Why nothing after the last step can be repeated; empty if the next attempt went on there, or the run ended."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to repeat: it was stopped before it made a step that counts, or an evaluation."""
+        has_ended = any(line["kind"] == "evaluation" and line["label"] == "after" for line in self.lines)
+        return self.first_step == self.last_step and not has_ended
 
     @property
     def is_again(self) -> bool:
@@ -75,13 +81,15 @@ def read_attempts(run: RunFolder) -> list[Attempt]:
         lines = list(read_lines(folder / LOOP))
         if not lines:  # it was stopped while its parts started
             continue
-        end = next((index for index, line in enumerate(lines) if line["kind"] == "replaced"), len(lines))
-        replaced = lines[end]["worker"] if end < len(lines) else None
+        num = next((index for index, line in enumerate(lines) if line["kind"] == "replaced"), len(lines))
+        end = f"worker {lines[num]['worker']} died and was replaced" if num < len(lines) else ""
         first = lines[0]["step"]
-        last = max((line["step"] for line in lines[:end] if line["kind"] == "update"), default=first)
+        last = max((line["step"] for line in lines[:num] if line["kind"] == "update"), default=first)
         if attempts and attempts[0].first_step <= last:
-            last, replaced = attempts[0].first_step, None
-        attempts.insert(0, Attempt(folder, tuple(lines[:end]), first, last, replaced))
+            last, end = attempts[0].first_step, ""
+        elif attempts:
+            attempts, end = [], end or "the record could not be written"
+        attempts.insert(0, Attempt(folder.absolute(), tuple(lines[:num]), first, last, end))
     if not attempts or attempts[0].first_step != 0 or attempts[-1].last_step == 0:
         raise NoRecordError(
             f"{run.path} holds no record of a run from its first step on; asynchronous runs (train.max_staleness above"
