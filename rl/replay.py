@@ -22,7 +22,7 @@ from rl.runs.recording import Attempt, Recording, read_attempts
 from rl.runs.report import write_report
 from rl.runs.resume import changed_keys
 from rl.stop import handled_signals
-from rl.train import train_with
+from rl.train import evaluate_once, train_with
 
 logger = logging.getLogger(__name__)
 MAY_CHANGE = ("run_dir", "tracking", "ray.*", "*_timeout_s", "train.checkpoint_every", "train.keep_checkpoints")
@@ -76,6 +76,7 @@ def _repeat(attempt: Attempt, config: ExperimentConfig, folder: RunFolder) -> in
     recording = Recording(folder, attempt)
     with engines(config, folder) as served, started(served, int(attempt.is_again), recording) as parts:
         train_with(parts)
+        evaluate_once(parts, "step")  # if the recorded attempt still made it, so that the next one found it made
         return parts.step
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from rl.engine.clock import Clock, Place
-from rl.engine.core import Core, StepOutput
+from rl.engine.core import Core
 from rl.engine.lane import ThreadedLane
 from rl.engine.protocol import EngineError, SampledReply, SamplingParams
 from rl.engine.record import Recorder, Work, reply_hash
 from rl.engine.request import ReplyTimeoutError, Request, fail
+from rl.engine.requests import Requests
 from rl.engine.script import Script
 from rl.weights.source import WeightsLost, WeightSource
 
@@ -50,13 +51,10 @@ class ThreadedEngine:
         self._seats: dict[Place, Future[None]] = {}
         self._changed = threading.Condition()
         self._waiting_since: float | None = None
-        self._asked: dict[Place, Request] = {}
-        self._running: dict[str, Request] = {}
-        self._withdrawn: list[Request] = []
+        self._requests = Requests(self._clock)
         self._loads: list[tuple[WeightSource, Future[str]]] = []
         self._failure: str | None = None
         self._is_stopping = False
-        self._num_requests = 0
         self._epoch, self._version = 0, version
         self._rests, self._is_resting = rests, False
         self._recorder = Recorder()
@@ -110,18 +108,14 @@ class ThreadedEngine:
             self._raise_failure()
             if self._version < 0:
                 raise EngineError("nothing was published yet, and the engine must not serve the checkpoint itself")
-            try:
-                self._clock.ask(place)
-            except ValueError as error:
-                raise EngineError(str(error)) from error
-            request = Request(f"{place.number}-{self._num_requests}", place, tuple(prompt_ids), params)
-            self._num_requests += 1
-            self._asked[place] = request
+            request = self._requests.ask(place, prompt_ids, params)
             self._changed.notify()
         try:
             return await request.reply()
         except (asyncio.CancelledError, ReplyTimeoutError):
-            self._withdraw(request)
+            with self._changed:
+                if self._requests.withdraw(request):
+                    self._changed.notify()
             raise
 
     def close_lane(self, place: Place) -> None:
@@ -130,8 +124,7 @@ class ThreadedEngine:
             self._clock.close(place)
             if seat := self._seats.pop(place, None):
                 seat.cancel()
-            if request := self._asked.pop(place, None):
-                fail([request.future], "the lane was closed")
+            self._requests.close(place)
             self._changed.notify()
 
     async def load_weights(self, source: WeightSource) -> str:
@@ -178,7 +171,7 @@ class ThreadedEngine:
         with self._changed:
             # The failure is set under the lock that guards new requests: a request that is added later fails at once.
             self._failure = failure
-            requests = (*self._asked.values(), *self._running.values())
+            requests = (*self._requests.asked, *self._requests.running)
             loads = (future for _, future in self._loads)
             fail([*(request.future for request in requests), *loads, *self._seats.values()], failure)
             self._recorder.close()
@@ -196,46 +189,39 @@ class ThreadedEngine:
                 if self._loads:
                     return Work(load=self._loads.pop(0))
                 # Withdrawn requests leave before new ones enter: the engine must not hold two requests of one place.
-                if self._withdrawn:
-                    work, self._withdrawn = Work(withdrawn=self._withdrawn), []
-                    return work
-                admitted = self._admit(self._clock.admit(is_busy=bool(self._running)))
+                if withdrawn := self._requests.take_withdrawn():
+                    return Work(withdrawn=withdrawn)
+                is_busy = bool(self._requests.running)
+                admitted = self._requests.enter(self._clock.admit(is_busy))
                 self._tell_seated()  # after `admit`, which gives out seats
                 for request in admitted:
                     request.admitted_at = time.monotonic()
                 # Even with running requests the engine must not step past an overdue lane: logical time would depend on
                 # how long the environment takes.
                 is_held_up = bool(self._clock.overdue())
-                if admitted or (self._running and not is_held_up):
+                if admitted or (is_busy and not is_held_up):
                     self._waiting_since = None
                     return Work(admitted=admitted)
-                if self._rests and not self._is_resting and not self._running and self._clock.is_empty:
+                if self._rests and not self._is_resting and not is_busy and self._clock.is_empty:
                     return Work(rest=True)
                 self._wait(is_held_up)
             return None
-
-    def _admit(self, places: Sequence[Place]) -> list[Request]:
-        admitted = [self._asked.pop(place) for place in places]
-        self._running |= {request.request_id: request for request in admitted}
-        return admitted
 
     def _scripted(self, script: Script) -> Work | None:
         """What the script says is next; waits for it, and returns None, while it is not there."""
         self._clock.seat()
         self._tell_seated()
-        work = script.next(self._asked.values(), self._running.values(), self._loads)
+        work = script.next(self._requests.asked, self._requests.running, self._loads)
         if not isinstance(work, Work):
             self._wait_for(script, work)
             return None
         self._waiting_since = None
         if work.load is not None:
             self._loads.pop(0)
-        for request in work.withdrawn:
-            del self._running[request.request_id]
-            self._clock.finish(request.place)
-            request.settle(ReplyTimeoutError("the reply was withdrawn in the recorded run"))
-        self._clock.take(request.place for request in work.admitted)
-        self._admit([request.place for request in work.admitted])
+        self._requests.miss(work.withdrawn)
+        places = [request.place for request in work.admitted]
+        self._clock.take(places)
+        self._requests.enter(places)
         return work
 
     def _wait_for(self, script: Script, what: str | None) -> None:
@@ -292,40 +278,16 @@ class ThreadedEngine:
     def _step(self, admitted: Sequence[Request]) -> None:
         outputs = self._core.step()
         with self._changed:
-            self._clock.step += 1  # before `_take`: a reply that ends in this step is due this step + lockstep
-            ended = {pair[0]: pair[1] for output in outputs if (pair := self._take(output)) is not None}
+            self._clock.step += 1  # before `settle`: a reply that ends in this step is due this step + lockstep
+            ended, unfinished = self._requests.take(outputs, self._version)
+            for request_id in unfinished:
+                self._core.abort(request_id)
             hashes = {request.params.name: reply_hash(request) for request in ended}
             self._recorder.stepped([request.params.name for request in admitted], hashes)
             if self._script is not None:
-                going_on = [request for request in self._running.values() if request not in ended]
+                going_on = [request for request in self._requests.running if request not in ended]
                 self._script.stepped(ended.keys(), going_on)
-            for request, result in ended.items():  # after what may raise: requests that run get its error
-                del self._running[request.request_id]
-                self._clock.finish(request.place)
-                request.settle(result)
-
-    def _take(self, output: StepOutput) -> tuple[Request, SampledReply | EngineError] | None:
-        """Add what was sampled to its request; the request and its result, if it has ended."""
-        request = self._running.get(output.request_id)
-        if request is None:  # withdrawn
-            return None
-        result = request.take(output, self._version)
-        if result is None:
-            return None
-        if output.finish is None:  # it ends here for us, and would go on in the core
-            self._core.abort(output.request_id)
-        return request, result
-
-    def _withdraw(self, request: Request) -> None:
-        with self._changed:
-            if self._asked.get(request.place) is request:
-                del self._asked[request.place]
-            elif self._running.pop(request.request_id, None) is not None:
-                self._withdrawn.append(request)
-            else:  # its reply came at the same moment, and `_finish` has already updated the clock
-                return
-            self._clock.finish(request.place)
-            self._changed.notify()
+            self._requests.settle(ended)  # after what may raise: requests that still run get its error
 
     def _load(self, source: WeightSource, future: "Future[str]") -> None:
         try:

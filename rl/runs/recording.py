@@ -57,8 +57,7 @@ class Attempt:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to repeat: it was stopped before it made a step that counts, or an evaluation."""
-        has_ended = any(line["kind"] == "evaluation" and line["label"] == "after" for line in self.lines)
-        return self.first_step == self.last_step and not has_ended
+        return self.first_step == self.last_step and all(line["kind"] != "evaluation" for line in self.lines)
 
     @property
     def is_again(self) -> bool:
