@@ -13,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import asyncio
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +30,14 @@ from envs.sandbox import level_here, run_program
 from envs.text_env import TextEnv
 from rewards.math_answer import answer_correct
 from rl.data_types import Budget
+from rl.rollouts.env_processes import EnvProcesses
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
 from tests.makers import make_config, make_task
 from tests.scripted import CharacterChat, CharacterDialogue, ScriptedEngine
 
 AT_ONCE = 64
+NO_OP = "benchmarks.environments:NoOp"
 PROGRAMS_AT_ONCE = 16
 
 
@@ -106,11 +109,11 @@ class CallingDialogue(CharacterDialogue):
         return Reply("", "", (ToolCall("look", {"place": "here"}),)) if reply.text == "call" else reply
 
 
-async def play_many(env_id: str, seeds: range, at_once: int) -> None:
+async def play_many(env_id: str, seeds: range, at_once: int, processes: EnvProcesses | None = None) -> None:
     """Play one episode a seed, so many at the same time. Raises `RuntimeError` if one does not end well."""
     engine = ScriptedEngine(lambda prompt_ids, params: "done" if len(prompt_ids) > 10 else "call")
     chat: Any = CallingChat()
-    player = Player(make_config(), chat, engine, EnvRunner(16), 1.0)
+    player = Player(make_config(), chat, engine, EnvRunner(16), 1.0, processes)
     slots = asyncio.Semaphore(at_once)
 
     async def one(seed: int) -> None:
@@ -126,8 +129,23 @@ async def play_many(env_id: str, seeds: range, at_once: int) -> None:
 def no_op_episode_ms(num: int) -> float:
     """CPU milliseconds of the whole process per episode of two turns with a tool call."""
     started = time.process_time()
-    asyncio.run(play_many("benchmarks.environments:NoOp", range(num), AT_ONCE))
+    asyncio.run(play_many(NO_OP, range(num), AT_ONCE))
     return (time.process_time() - started) / num * 1000
+
+
+def process_episode_ms(num: int) -> float:
+    """CPU milliseconds of all processes per such episode if each has a process of its own."""
+
+    async def run(num: int) -> float:
+        processes = EnvProcesses(make_config(tempfile.gettempdir(), environments={NO_OP: {"process": True}}))
+        await play_many(NO_OP, range(num), AT_ONCE, processes)
+        processes.close()
+        return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+    before = asyncio.run(run(1))
+    once = asyncio.run(run(1))
+    many = asyncio.run(run(num + 1))
+    return ((many - once) - (once - before)) / num * 1000  # without what starting costs
 
 
 def waiting_by_ideal(num: int) -> float:
@@ -169,7 +187,7 @@ def main(
     short: Annotated[bool, typer.Option(help="Few of everything, once; only to see that it runs.")] = False,
 ) -> None:
     size = SHORT if short else FULL
-    asyncio.run(play_many("benchmarks.environments:NoOp", range(AT_ONCE), AT_ONCE))
+    asyncio.run(play_many(NO_OP, range(AT_ONCE), AT_ONCE))
     answer_correct("#### 3*4", 12)
     raw = measured(size)
     summary = {name: statistics.median(values) for name, values in raw.items()}
@@ -183,6 +201,7 @@ def measured(size: Size) -> dict[str, list[float]]:
     programs = [program_latencies(size.num_programs) for _ in repeats]
     return {
         "no_op_episode_ms": [no_op_episode_ms(size.num_episodes) for _ in repeats],
+        "process_episode_ms": [process_episode_ms(size.num_episodes) for _ in repeats],
         "waiting_by_ideal": [waiting_by_ideal(size.num_waiting) for _ in repeats],
         "programs_per_s": [size.num_programs / run[0] for run in programs],
         "program_p95_ms": [float(np.percentile(run[1:], 95)) * 1000 for run in programs],

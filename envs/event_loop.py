@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import inspect
+import os
 import queue
 import threading
 import time
@@ -19,6 +20,7 @@ from envs.admission import CLOCK, QueueClock
 Result = TypeVar("Result")
 LOOP_TURN_S = 1.0
 """A loop that does not respond for this long is blocked."""
+LOOP_THREAD = "environment-loop"
 
 
 class DeadlineError(TimeoutError):
@@ -30,7 +32,7 @@ class EnvLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="environment-loop").start()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name=LOOP_THREAD).start()
 
     def submit(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
         """Start the coroutine on this loop; any thread can wait for the future."""
@@ -130,6 +132,14 @@ def shared_loop() -> EnvLoop:
     with _lock:
         _shared = _shared or EnvLoop()
         return _shared
+
+
+def _forget_loop() -> None:
+    global _shared
+    _shared = None
+
+
+os.register_at_fork(after_in_child=_forget_loop)  # its thread is not in the child
 
 
 def settle(value: Any, timeout_s: float = 120.0) -> Any:

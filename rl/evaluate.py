@@ -31,7 +31,7 @@ from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.run_log import run_log
 from rl.runs.evaluation import evaluation_metrics
-from rl.runs.files import storing, write_atomically
+from rl.runs.files import replacing, storing, write_atomically
 from rl.runs.folder import RunFolder
 from rl.runs.newest import newest_policy
 from rl.runs.progress import ProgressLine
@@ -127,13 +127,14 @@ def play_with_engines(
 
 
 def play_all(collector: Collector, run: RunFolder, asked: Mapping[str, Sequence[Task]]) -> dict[str, list[Group]]:
-    """The groups of all tasks by name; rollouts are written while they are played."""
+    """The groups of all tasks by name. Rollouts are written while they are played; they replace those of an earlier
+    evaluation when all are there.
+    """
     played: dict[str, list[Group]] = {name: [] for name in asked}
     path = run.evaluation_rollouts_file
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", encoding="utf-8")
-    with file, ProgressLine("evaluated", sum(map(len, asked.values())), transient=True) as progress:
+    with replacing(path) as file, ProgressLine("evaluated", sum(map(len, asked.values())), transient=True) as progress:
         for name, tasks in asked.items():
             for groups in collector.evaluate(tasks):
                 with storing(path):
@@ -149,6 +150,7 @@ def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, pl
     try:
         learner.describe()
         pool.load_weights(learner.publish())
+        pool.wait_until_loaded()
     finally:
         learner.shutdown()
 

@@ -6,11 +6,10 @@ checkpoint, as with --resume.
 
 import contextlib
 import logging
-import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from rl.checks import check_room, store_bytes
 from rl.cluster.actors import ActorDied
@@ -18,6 +17,7 @@ from rl.cluster.address import ClusterError
 from rl.cluster.cluster import Joined, cluster
 from rl.cluster.reserve import wait_until_living
 from rl.config.experiment import ExperimentConfig
+from rl.data_types import Group
 from rl.learner.group import LearnerGroup
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
@@ -27,6 +27,7 @@ from rl.runs.folder import RunFolder
 from rl.runs.recording import Recording
 from rl.runs.saved_groups import SavedGroups
 from rl.runs.spool import Spool
+from rl.runs.step_times import StepTimes
 from rl.runs.tracker import Tracker
 from rl.stop import handled_signals
 from rl.supervised import supervised_stage
@@ -39,6 +40,14 @@ logger = logging.getLogger(__name__)
 
 class LearnerDied(ClusterError):
     """A process of the learner is lost, and with it what was trained since the newest checkpoint."""
+
+
+class Evaluation(NamedTuple):
+    """An evaluation of the policy after so many steps, whose groups are being played."""
+
+    label: str
+    step: int
+    rounds: Iterator[list[Group]]
 
 
 @dataclass(slots=True)
@@ -59,8 +68,10 @@ class Parts:
     """Updates so far; also the served policy version."""
     is_consistent: bool = True
     """Whether weights and ledger are of the same step; False between an update and its bookkeeping."""
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Seconds per phase since the last step's metrics."""
+    times: StepTimes = field(default_factory=StepTimes)
+    """The phases since the last step's metrics."""
+    evaluation: "Evaluation | None" = None
+    """What is being played."""
     recording: Recording = field(default_factory=Recording)
 
     @property
@@ -71,12 +82,9 @@ class Parts:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
         self.display.phase(name)
-        try:
+        with self.times.phase(name):
             yield
-        finally:
-            self.seconds[name] += time.monotonic() - started
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +184,7 @@ def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, *, is_ag
         must_publish = parts.step > 0 or parts.config.precision.is_quantised or is_again
         if must_publish and served.pool.num_workers:
             served.pool.load_weights(parts.learner.publish())
+            served.pool.wait_until_loaded()
     except (ActorDied, WeightsLost) as error:
         failure = LearnerDied if is_again else ClusterError  # what fails at the first start would fail again
         raise failure(f"the learner or an engine failed to start: {error}") from error

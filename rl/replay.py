@@ -15,14 +15,14 @@ from pathlib import Path
 from rl.checks import check
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
-from rl.parts import engines, started
+from rl.parts import Parts, engines, started
 from rl.runs.files import remove, storing
 from rl.runs.folder import RunFolder, RunFolderError
 from rl.runs.recording import Attempt, Recording, read_attempts
 from rl.runs.report import write_report
 from rl.runs.resume import changed_keys
 from rl.stop import handled_signals
-from rl.train import evaluate_once, train_with
+from rl.train import begin_evaluation, end_evaluation, train_with
 
 logger = logging.getLogger(__name__)
 MAY_CHANGE = ("run_dir", "tracking", "ray.*", "*_timeout_s", "train.checkpoint_every", "train.keep_checkpoints")
@@ -76,8 +76,17 @@ def _repeat(attempt: Attempt, config: ExperimentConfig, folder: RunFolder) -> in
     recording = Recording(folder, attempt)
     with engines(config, folder) as served, started(served, int(attempt.is_again), recording) as parts:
         train_with(parts)
-        evaluate_once(parts, "step")  # if the recorded attempt still made it, so that the next one found it made
+        _evaluate_last(parts)
         return parts.step
+
+
+def _evaluate_last(parts: Parts) -> None:
+    """Evaluate the last step if the recorded attempt still did, so that the next one found it made."""
+    begin_evaluation(parts, "step")
+    if parts.evaluation:
+        # The engines sampled replies of the groups of the next step meanwhile, which was lost.
+        parts.recording.collected(parts.step + 1, parts.collector.collect())
+        end_evaluation(parts)
 
 
 def _config(attempt: Attempt, run_dir: Path, overrides: Sequence[str]) -> ExperimentConfig:

@@ -15,7 +15,7 @@ from rl.cluster.actors import ActorDied
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Update
 from rl.learner.samples import make_samples
-from rl.parts import LearnerDied, Parts, engines, go_back, started
+from rl.parts import Evaluation, LearnerDied, Parts, engines, go_back, started
 from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import save_checkpoint
 from rl.runs.evaluation import evaluation_metrics
@@ -35,7 +35,7 @@ def run_loop(parts: Parts) -> None:
         wait_if_paused(parts)
         # At the start of an iteration, so that a resumed run makes an evaluation that was due before it stopped.
         if parts.config.evaluation.due(parts.step):
-            evaluate_once(parts, "step")
+            begin_evaluation(parts, "step")
         with parts.phase("collect"):
             groups = parts.collector.collect()
         parts.recording.collected(parts.step + 1, groups)
@@ -48,6 +48,7 @@ def run_loop(parts: Parts) -> None:
                 continue
             parts.canaries.check_update(update)  # before broken weights reach the engines
             account(parts, groups, trained)  # before publishing, which may fail: they are trained, served or not
+            end_evaluation(parts)  # before publishing: it is of one version
             with parts.phase("publish"):
                 publish(parts, update)
             with parts.phase("track"):
@@ -96,9 +97,10 @@ def publish(parts: Parts, update: Update) -> None:
 
 def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
     """Write and display the metrics of the step, and what canaries and actors said."""
-    metrics = step_metrics(groups, update, parts.seconds) | parts.canaries.metrics()
+    seconds, overlap = parts.times.seconds(), parts.times.overlap(parts.pool.work_times())
+    metrics = step_metrics(groups, update, seconds, overlap) | parts.canaries.metrics()
     metrics["groups_in_flight"] = parts.collector.num_in_flight
-    parts.seconds.clear()  # what tracking takes from here on is counted with the next step
+    parts.times.clear()  # what tracking takes from here on is counted with the next step
     parts.tracker.save_rollouts(parts.step, "train", groups)
     parts.tracker.track(parts.step, metrics)
     parts.display.step(parts.step, metrics)
@@ -121,25 +123,40 @@ def wait_if_paused(parts: Parts) -> None:
             wait_to_go_on(paused, parts.config.canaries.pause_timeout_s, partial(say, parts))
 
 
-def evaluate_once(parts: Parts, label: str) -> None:
-    """Evaluate the served policy, if this evaluation has not been made; in a replay, if the recorded run made it."""
-    is_due = parts.pool.num_workers > 0 and parts.recording.evaluates(label, parts.step)
-    if is_due and not parts.tracker.has_evaluation(label, parts.step):
-        evaluate(parts, label)
+def begin_evaluation(parts: Parts, label: str) -> None:
+    """Evaluate the served policy on the held-out tasks, if that is not done; in a replay, if the recorded run did so. In
+    an asynchronous run this only begins: the evaluation goes on during the next update, until weights are published.
+    """
+    is_made = parts.tracker.has_evaluation(label, parts.step) or not parts.recording.evaluates(label, parts.step)
+    if is_made or parts.evaluation or not parts.pool.num_workers:
+        return
+    config, is_asynchronous = parts.config, parts.config.train.max_staleness > 0
+    tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks)
+    rounds = parts.collector.evaluate(tasks, at_once=is_asynchronous)
+    parts.evaluation = Evaluation(label, parts.step, rounds)
+    if not is_asynchronous:  # else the step's groups would share the engine with it, and their bits would change
+        end_evaluation(parts)
+
+
+def end_evaluation(parts: Parts) -> None:
+    """Wait for the evaluation that was begun, if any, and write it."""
+    if parts.evaluation is None:
+        return
+    (label, step, rounds), parts.evaluation = parts.evaluation, None
+    with parts.phase("evaluate"):
+        groups = [group for round in rounds for group in round]
+        parts.tracker.save_rollouts(step, "evaluation", groups)  # first, so that no failure below loses them
+        metrics = evaluation_metrics(groups)
+        parts.tracker.track_evaluation(step, label, metrics)
+    parts.recording.evaluated(label, step, groups)
+    parts.display.evaluation(label, metrics)
+    say(parts)
 
 
 def evaluate(parts: Parts, label: str) -> None:
-    """Evaluate the served policy on the held-out tasks."""
-    config = parts.config
-    with parts.phase("evaluate"):
-        tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks)
-        groups = [group for round in parts.collector.evaluate(tasks) for group in round]
-        parts.tracker.save_rollouts(parts.step, "evaluation", groups)  # first, so that no failure below loses them
-        metrics = evaluation_metrics(groups)
-        parts.tracker.track_evaluation(parts.step, label, metrics)
-    parts.recording.evaluated(label, parts.step, groups)
-    parts.display.evaluation(label, metrics)
-    say(parts)
+    """Evaluate the served policy now, if that is not done."""
+    begin_evaluation(parts, label)
+    end_evaluation(parts)
 
 
 def checkpoint(parts: Parts) -> None:
@@ -185,11 +202,11 @@ def train_with(parts: Parts) -> None:
     """Evaluate, train, evaluate. If the loop ends between two steps, for any reason, the last step is saved."""
     try:
         if not parts.tracker.has_evaluation("before", 0):
-            evaluate_once(parts, "before")
-            parts.seconds.clear()
+            evaluate(parts, "before")
+            parts.times.clear()
         run_loop(parts)
         checkpoint(parts)
-        evaluate_once(parts, "after")
+        evaluate(parts, "after")
     except (ActorDied, WeightsLost) as error:  # the pool replaces workers; the learner holds the only newest weights
         raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
     except BaseException as error:

@@ -55,9 +55,9 @@ def played(env: type[TextEnv], script: Script, monkeypatch: pytest.MonkeyPatch, 
     return rollout_played
 
 
-def soon(condition: Callable[[], bool]) -> bool:
-    """Whether it holds within ten seconds."""
-    deadline = time.monotonic() + 10
+def soon(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
+    """Whether it holds within this time."""
+    deadline = time.monotonic() + within_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()

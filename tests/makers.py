@@ -151,8 +151,9 @@ def write_run(config: ExperimentConfig, num_steps: int) -> Path:
                 entropy=1.2 * math.exp(-share) + 0.05 * rng.random(),
                 grad_norm=0.3 + 0.3 * rng.random(),
             )
+            working = {"engines": 0.4, "learner": 0.2, "both": 0.3, "neither": 0.1}
             seconds = {"collect": 3 + rng.random(), "update": 2 + 0.2 * rng.random(), "publish": 0.2}
-            tracker.track(step, step_metrics(groups, update, seconds))
+            tracker.track(step, step_metrics(groups, update, seconds, working))
             tracker.save_rollouts(step, "train", groups)
             if step % 20 == 0 and step < num_steps:
                 _write_evaluation(tracker, step, "step", 0.2 + 0.6 * share)

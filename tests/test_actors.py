@@ -20,7 +20,7 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup
 
 from rl.cluster import actors as actors_module
-from rl.cluster.actors import ActorDied, Deadline, DeadlinePassed, Pending, start_actor
+from rl.cluster.actors import ActorDied, Deadline, DeadlinePassed, Pending, start_actor, wait_together
 from rl.cluster.reserve import Place
 
 SOON = Deadline(5.0, "an update", "train.update_timeout_s")
@@ -63,6 +63,23 @@ def test_a_deadline_is_told_with_its_key_and_the_seconds_that_are_configured(mon
     passed = Deadline(5.0, "an update", "train.update_timeout_s", started=time.monotonic() - 6.0)
     with pytest.raises(DeadlinePassed, match=r"an update took longer than 5 s; train\.update_timeout_s sets"):
         waiting(monkeypatch, GetTimeoutError()).wait(passed)
+
+
+@pytest.mark.slow
+def test_who_has_not_answered_of_calls_that_work_together_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = Deadline(5.0, "an update", "train.update_timeout_s", started=time.monotonic() - 6.0)
+    waits = iter([["first"], ["third"], []])
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (next(waits), references))
+
+    def get(reference: str, timeout: float) -> int:
+        if reference in ("first", "third"):
+            return 0
+        raise GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", get)
+    calls: list[Pending[int]] = [Pending(reference) for reference in ("first", "second", "third", "fourth")]
+    with pytest.raises(DeadlinePassed, match=r"an update \(no answer from 1, 3 of 0 to 3\) took longer than 5 s"):
+        wait_together(calls, passed, grace_s=0.0)
 
 
 def test_several_waits_share_one_deadline() -> None:

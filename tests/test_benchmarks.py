@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from benchmarks.adapter import WAYS
+from benchmarks.computing import Form as ComputingForm
+from benchmarks.computing import summarised as computing_summary
 from benchmarks.data_path import SharedMemory, experiment, make_group, summarised
 from benchmarks.episodes import ROOT as REPO
 from benchmarks.episodes import SIDES, missing_sides
 from benchmarks.episodes import summary as episodes_summary
+from benchmarks.gpu import SAVING
 from benchmarks.node_figures import compared
+from benchmarks.random_policies import active_weights, random_policies
 from benchmarks.ranks import LEARNERS
+from benchmarks.waiting_ideal import A, B, Simulation, Speeds
+from benchmarks.waiting_ideal import Group as WaitingGroup
 from rl.data_types import Group
 from rl.learner.batching import make_batches
 from rl.learner.samples import make_samples
@@ -123,9 +130,82 @@ def test_environments_measures_episodes_programs_and_checks(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_computing_measures_threads_and_processes(tmp_path: Path) -> None:
+    report = run_short("computing", tmp_path)
+    assert report["raw"].keys() == {"nothing", "threads", "processes"}
+    assert all(len(steps) == 2 for steps in report["raw"].values())
+
+
+def test_computing_spreads_all_work_over_all_cores() -> None:
+    raw = {"nothing": [9.0, 1.0, 3.0], "threads": [9.0, 20.0, 20.0], "processes": [9.0, 6.0, 6.0]}
+    assert computing_summary(raw, ComputingForm(3, 4, 2, cpu_s=1.0), num_cores=2) == {
+        "nothing_s": 2.0,
+        "threads_s": 20.0,
+        "processes_s": 6.0,
+        "ideal_s": 5.0,  # (2 + 4 * 2 * 1) / 2
+        "threads_by_ideal": 4.0,
+        "processes_by_ideal": 1.2,
+    }
+
+
+@pytest.mark.slow
+def test_waiting_measures_each_bound_beside_its_ideal(tmp_path: Path) -> None:
+    report = run_short("waiting", tmp_path, "--runs", str(tmp_path / "runs"))
+    assert report["summary"].keys() == {"bound_0", "bound_1"}
+    assert report["raw"]["seed_0_bound_0"]["age"] == 0
+
+
+def test_the_ideal_of_a_waiting_run_is_what_a_hand_counts() -> None:
+    """Updates take 5 s; the third group waits 10 s, so with a bound of 1 the fourth and the learner wait for it."""
+    groups: list[WaitingGroup] = [[[(1, 2.0)]], [[(1, 2.0)]], [[(1, 10.0)]], [[(1, 2.0)]]]
+    ends = {
+        bound: Simulation(groups, 1, bound, Speeds(token_s=0.0, update_s=5.0)).run().step_ends for bound in (0, 1, 3)
+    }
+    assert ends[0] == [7.0, 14.0, 29.0, 36.0]  # 2 + 5, 2 + 5, 10 + 5, 2 + 5
+    assert ends[1] == [7.0, 12.0, 22.0, 27.0]  # the third begins at 7, when the first is trained: 17, then 5 + 5
+    assert ends[3] == [7.0, 12.0, 17.0, 22.0]
+    # A turn of 3 tokens, then one of 1; the engine takes A + B seconds a token of one request.
+    slow = Simulation([[[(3, 1.0), (1, 0.0)]]], 1, 0, Speeds(token_s=1.0, update_s=5.0)).run()
+    assert slow.engine_s == pytest.approx(4 * (A + B))
+    assert slow.step_ends == pytest.approx([4 * (A + B) + 1.0 + 5.0])
+
+
+@pytest.mark.slow
+def test_the_fleet_keeps_the_bound_of_the_staleness(tmp_path: Path) -> None:
+    report = run_short("fleet", tmp_path)
+    assert report["summary"]["age_max"] == report["summary"]["age_bound"] == 1
+    assert report["settings"]["in_flight"] == 4 * 2 * 8
+    assert len(report["raw"]["cpu_s"]) == 3
+
+
+@pytest.mark.slow
+def test_long_run_reads_the_memory_of_every_process(tmp_path: Path) -> None:
+    summary = run_short("long_run", tmp_path)["summary"]
+    assert summary["steps"] > 1 and summary["exit_code"] == 130
+    assert {"driver", "learner", "worker", "raylet", "gcs"} <= summary["mib"].keys()
+
+
+@pytest.mark.slow
 def test_pipeline_measures_every_part(tmp_path: Path) -> None:
     summary = run_short("pipeline", tmp_path)["summary"]
     assert {"supervised_tokens_per_s", "sampled_tokens_per_s", "with_budget_by_without", "publish_s"} <= summary.keys()
+
+
+@pytest.mark.slow
+def test_gpu_measures_every_part_on_a_cpu_too(tmp_path: Path) -> None:
+    report = run_short("gpu", tmp_path)
+    learners = {f"learner {name} {way}" for name in random_policies(short=True) for way in SAVING}
+    assert report["summary"].keys() == {"card", "nvfp4", "engine", "failed_parts"} | learners, report["errors"]
+
+
+def test_experts_that_a_token_does_not_choose_do_not_count() -> None:
+    config = random_policies(short=True)["hybrid"]
+    model = AutoModelForCausalLM.from_config(config)
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    embeddings = config.vocab_size * config.hidden_size
+    share = config.num_experts_per_tok / config.n_routed_experts
+    assert active_weights(model) == sum(sizes.values()) - embeddings - experts * (1 - share)
 
 
 @pytest.mark.slow

@@ -30,6 +30,9 @@ class FakePool:
             self.started_at.setdefault(spec.task.ordinal, self.version)
         return FakePlay(specs)
 
+    def wait_until_loaded(self) -> None:
+        """There is nothing to load."""
+
     def collect(self, play: "FakePlay", deadline: Deadline) -> list[Group]:
         return [self.group(spec) for spec in play.specs]
 
@@ -129,9 +132,14 @@ def test_after_a_restart_the_oldest_tasks_in_flight_come_first() -> None:
 def test_an_evaluation_is_played_in_rounds_that_the_engines_can_sample_at_once() -> None:
     config = make_config(evaluation={"num_samples": 2}, rollout={"num_workers": 2, "max_in_flight": 3})
     stream = TaskStream(config.environments, 0, 8)
-    collector = Collector(config, FakePool(), stream, Ledger())  # pyright: ignore[reportArgumentType]
-    rounds = list(collector.evaluate([stream.task(number) for number in range(7)]))
-    assert [ordinals(groups) for groups in rounds] == [[0, 1, 2], [3, 4, 5], [6]]
+    tasks = [stream.task(number) for number in range(7)]
+    for at_once, num_begun in ((False, 0), (True, 5)):  # calls: a worker has a share of a round
+        pool = FakePool()
+        collector = Collector(config, pool, stream, Ledger())  # pyright: ignore[reportArgumentType]
+        rounds = collector.evaluate(tasks, at_once=at_once)
+        assert len(pool.calls) == num_begun
+        assert [ordinals(groups) for groups in rounds] == [[0, 1, 2], [3, 4, 5], [6]]
+        assert len(pool.calls) == 5
 
 
 @pytest.mark.parametrize(

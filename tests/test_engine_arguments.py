@@ -1,11 +1,19 @@
 """What vLLM gets from the experiment, on CPUs and on GPUs."""
 
-from typing import Any
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
 
-from rl.engine.arguments import engine_arguments
+from rl.config.environments import BudgetConfig
+from rl.config.rollout import RolloutConfig
+from rl.engine.arguments import ENVIRONMENT, engine_arguments
+from rl.engine.endpoint.server import Endpoint, run_endpoint
+from rl.engine.protocol import EngineError
 from rl.engine.vllm_core import longest_silence_s
 from tests.makers import make_config
 
@@ -56,11 +64,11 @@ def test_what_replies_depend_on_is_the_same_everywhere(is_cpu: bool) -> None:
     assert (arguments["max_model_len"], arguments["max_num_batched_tokens"]) == (10_000, 10_000)
 
 
-def test_a_lane_may_be_silent_as_long_as_all_others_may_take_the_threads_before_it() -> None:
-    rollout = make_config(
-        rollout={"max_in_flight": 65, "num_env_threads": 16, "reset_timeout_s": 10, "step_timeout_s": 20}
-    ).rollout
-    assert longest_silence_s(rollout) == 5 * 30
+@pytest.mark.parametrize("num", [1, 16])
+def test_lanes_may_be_silent_for_two_deadlines_of_a_call_whatever_waits_for_a_place(num: int) -> None:
+    counts = {"max_in_flight": 65, "num_env_threads": num, "num_env_processes": num}
+    rollout = make_config(rollout={**counts, "reset_timeout_s": 10, "step_timeout_s": 20}).rollout
+    assert longest_silence_s(rollout) == 2 * (10 + 20)
 
 
 def test_only_an_engine_that_is_alone_on_a_gpu_during_updates_sleeps() -> None:
@@ -70,3 +78,45 @@ def test_only_an_engine_that_is_alone_on_a_gpu_during_updates_sleeps() -> None:
         make_config(rollout={"sleep": True})
     with pytest.raises(ValidationError, match=r"train\.max_staleness is 1"):
         make_config(rollout={"sleep": True, "gpus_per_worker": 0.5}, train={"num_steps": 2, "max_staleness": 1})
+
+
+RUNNER = """
+import os, sys
+os.environ |= eval(sys.argv[1])
+from types import SimpleNamespace
+import vllm.config.vllm as module
+module.HAS_TRITON = True  # as on a GPU
+config = SimpleNamespace(
+    attention_config=SimpleNamespace(hisparse_config=None), _get_v2_model_runner_unsupported_features=list
+)
+print("second" if module.VllmConfig.use_v2_model_runner.fget(config) else "first", "model runner")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("environment", "runner"), [({}, "second"), (ENVIRONMENT, "first")])
+def test_gpus_get_the_model_runner_that_takes_our_logits_processor(environment: dict[str, str], runner: str) -> None:
+    """vLLM's second one refuses it. Where the first case fails, vLLM's default has changed."""
+    command = [sys.executable, "-c", RUNNER, repr(environment)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(f"{runner} model runner\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_endpoints_compile_on_gpus_only(is_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.entrypoints.launchers import launcher
+    from vllm.platforms import current_platform
+
+    def taken(*_: object, **__: object) -> None:
+        raise OSError(98, "taken")
+
+    monkeypatch.setattr(launcher, "setup_server", taken)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda _: is_cpu)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)
+    endpoint = Endpoint(tmp_path, "mine", "127.0.0.1", 1, "float32", 64, RolloutConfig())
+    with pytest.raises(EngineError, match="cannot listen on"):
+        run_endpoint(endpoint, cast(Any, None), BudgetConfig())
+    assert ("TORCHDYNAMO_DISABLE" in os.environ) == is_cpu
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -210,6 +211,21 @@ async def test_the_engine_gives_up_a_lane_that_stays_silent(start: Start, caplog
     assert len(turn.reply_ids) == 3
     assert "1 rollouts neither sent a request nor closed" in caplog.text
     assert len((await sample_turn(silent, (2,), PARAMS)).reply_ids) == 2
+
+
+async def test_the_wait_for_a_silent_lane_begins_again_whenever_another_lane_does_something(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1.0]
+    monkeypatch.setattr("rl.engine.thread.time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
+    engine, _ = start(lockstep_steps=2, lane_timeout_s=5.0)
+    silent, *others = engine.open_lanes(4)
+    with caplog.at_level(logging.WARNING):
+        for now[0], lane in zip((1.0, 5.0, 9.0), others, strict=True):
+            lane.close()
+            await wait_until(lambda: engine._waiting_since == now[0])
+        await sample_turn(silent, (2,), PARAMS)
+    assert caplog.text == ""
 
 
 async def test_cancelling_withdraws_the_request_and_frees_the_lane(start: Start) -> None:

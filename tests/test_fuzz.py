@@ -150,7 +150,7 @@ def test_rollouts_with_odd_text_are_shown_reported_and_viewed(tmp_path: Path) ->
             rollout = makers.make_rollout(reward, outcome, messages=messages, reward_parts=parts, error=text)
             groups.append(makers.group_of(rollout))
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
-        tracker.track(1, step_metrics(groups, makers.make_update(), {"collect": 1.0}))
+        tracker.track(1, step_metrics(groups, makers.make_update(), {"collect": 1.0}, {}))
         tracker.save_rollouts(1, "train", groups)
         tracker.save_rollouts(1, "evaluation", groups)
     shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")

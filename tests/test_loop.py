@@ -1,144 +1,26 @@
 """The loop and its ends, without Ray: what is checked before what, what is timed, and what each error leaves behind."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from envs.json_lines import read_lines
 from rl.algorithms.corrections import NonFiniteError
 from rl.cluster.actors import ActorDied, ClusterError
-from rl.config.experiment import ExperimentConfig
-from rl.data_types import Group, Sample, Task, Update
-from rl.file_hashes import WrittenFile, files_in, sync_and_hash
-from rl.runs.canaries import Canaries, CanaryStop
+from rl.data_types import Group, Sample, Update
+from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import latest_checkpoint
-from rl.runs.display import Display
-from rl.runs.folder import RunFolder
-from rl.runs.spool import Spool
-from rl.runs.tracker import Tracker
-from rl.tasks.ledger import Ledger
 from rl.train import Parts, leave_checkpoint, train_with
-from rl.weights.source import WeightsLost, WeightSource
-from tests.makers import make_config, make_group, make_task, make_update
-
-
-class Log(list[str]):
-    """What was called, in order; raises the error that is set for a call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: dict[str, BaseException] = {}
-
-    def call(self, name: str) -> None:
-        self.append(name)
-        if name in self.errors:
-            raise self.errors[name]
-
-
-class FakeLearner:
-    def __init__(self, log: Log) -> None:
-        self.log = log
-        self.mismatch = 1.0
-        self.said = ["it is warm in here"]
-        self.version = 0
-        self.num_samples: list[int] = []
-
-    def update(self, samples: Sequence[Sample]) -> Update:
-        self.log.call("update")
-        self.num_samples.append(len(samples))
-        self.version += 1
-        return make_update(self.version, mismatch=self.mismatch)
-
-    def publish(self) -> WeightSource:
-        self.log.call("publish")
-        return WeightSource(self.version, "", "")
-
-    def save(self, folder: Path, *, with_policy: bool) -> dict[str, WrittenFile]:
-        self.log.call("save" if with_policy else "save slices")
-        (folder / "weights").write_text(str(self.version))
-        if with_policy:
-            (folder / "model").mkdir()
-            (folder / "model" / "config.json").write_text("{}")
-        return sync_and_hash(folder, files_in(folder))
-
-    def notes(self) -> list[str]:
-        said, self.said = self.said, []
-        return said
-
-
-class FakePool:
-    num_workers = 1
-
-    def __init__(self, log: Log) -> None:
-        self.log = log
-
-    def load_weights(self, source: WeightSource) -> None:
-        self.log.call("load")
-
-    def notes(self) -> list[str]:
-        return []
-
-
-class FakeCollector:
-    num_in_flight = 1
-
-    def __init__(self, log: Log, ledger: Ledger) -> None:
-        self.log, self.ledger = log, ledger
-        self.rewards: list[tuple[float | None, ...]] = [(1.0, 0.0)]
-        """Of each group of a step."""
-
-    def collect(self) -> list[Group]:
-        self.log.call("collect")
-        groups = []
-        for rewards in self.rewards:
-            ordinal = self.ledger.start()
-            self.ledger.play([ordinal])
-            groups.append(make_group(rewards, ordinal))
-        return groups
-
-    def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
-        self.log.call("evaluate")
-        yield [make_group([1.0], 0)]
-
-
-Make = Callable[..., Parts]
+from rl.weights.source import WeightsLost
+from tests.fake_parts import FakeCollector, FakeLearner, Make, lines, log_of, making
+from tests.makers import make_group, make_task
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    closing: list[Any] = []
-
-    def make(canaries: Any = None, **train: Any) -> Parts:
-        config: ExperimentConfig = make_config(
-            tmp_path,
-            train={"num_steps": 3, "num_prompts": 1, "group_size": 2, "checkpoint_every": 100, **train},
-            learner={"num_ranks": 2},
-            canaries=canaries or {},
-        )
-        log, ledger = Log(), Ledger()
-        for name in ("rollouts", "checkpoints"):
-            (tmp_path / name).mkdir()
-        folder = RunFolder(tmp_path)
-        tracker = Tracker(folder, config)
-        closing.append(tracker)
-        learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger)))
-        spool, watching = Spool(folder.spool, config.train), Canaries(config.canaries, {})
-        display = Display(config)
-        return Parts(config, folder, learner, pool, collector, ledger, spool, watching, tracker, display, step=0)
-
-    yield make
-    for tracker in closing:
-        tracker.__exit__(None, None, None)
-
-
-def log_of(parts: Parts) -> Log:
-    return parts.learner.log  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def lines(parts: Parts, kind: str) -> list[Any]:
-    return [line for line in read_lines(parts.folder.metrics_file) if line["kind"] == kind]
+    with making(tmp_path) as make:
+        yield make
 
 
 def saved_step(parts: Parts) -> int | None:
@@ -150,7 +32,7 @@ def test_a_run_evaluates_trains_each_step_in_order_and_leaves_a_checkpoint(make:
     parts = make()
     train_with(parts)
     step = ["collect", "update", "publish", "load"]
-    assert log_of(parts) == ["evaluate", *step * 3, "save", "evaluate"]
+    assert log_of(parts) == ["evaluate", "evaluated", *step * 3, "save", "evaluate", "evaluated"]
     assert [line["step"] for line in lines(parts, "train")] == [1, 2, 3]
     assert [line["label"] for line in lines(parts, "evaluation")] == ["before", "after"]
     assert saved_step(parts) == 3
@@ -171,7 +53,7 @@ def test_a_phase_keeps_its_time_when_it_raises(make: Make) -> None:
     parts = make()
     with pytest.raises(ValueError), parts.phase("update"):
         raise ValueError
-    assert parts.seconds["update"] > 0
+    assert parts.times.seconds()["update"] > 0
 
 
 def test_what_actors_say_reaches_the_record(make: Make) -> None:
@@ -234,7 +116,7 @@ def test_a_pause_comes_with_a_checkpoint_and_before_anything_else_is_played(
     monkeypatch.setattr("rl.runs.pause.time.sleep", lambda seconds: parts.folder.paused_file.unlink())
     train_with(parts)
     step = ["collect", "update", "publish", "load"]
-    assert log_of(parts) == ["evaluate", *step, "save", *step, *step, "save", "evaluate"]
+    assert log_of(parts) == ["evaluate", "evaluated", *step, "save", *step, *step, "save", "evaluate", "evaluated"]
     assert "seconds/paused" in lines(parts, "train")[1]
     said = [line["text"] for line in lines(parts, "note") if "pause" in line["text"]]
     assert [text.split()[0] for text in said] == ["canary", "paused", "pause"]

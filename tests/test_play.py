@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import rl.rollouts.env_session as environment_module
+from envs.facts import Facts
 from envs.messages import Message, Reply
 from envs.text_env import TextEnv
 from rl.data_types import Outcome, Rollout
@@ -276,7 +277,7 @@ class Judged(Echo):
 def judged(outcomes: list[str], monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> tuple[Rollout, ...]:
     """Three members with replies of one, two and three letters, compared; `outcomes` are what they had before."""
     monkeypatch.setattr(environment_module, "make", lambda env_id: Judged())
-    monkeypatch.setattr(group_score, "compares", lambda env_id: True)
+    monkeypatch.setattr(environment_module, "facts", lambda env_id: Facts((0.0, 1.0), True))
     monkeypatch.setattr(Judged, "fails", fails)
     config = make_config()
     rollouts = [

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from envs.facts import facts
 from envs.messages import Reply
 from rl.data_types import Outcome
-from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from tests.echo import Echo, failing, played, soon
 
@@ -100,8 +100,8 @@ def test_whether_an_environment_compares_is_found_out_without_leaving_one_open(
 ) -> None:
     env = closing(score_group=lambda self, conversations: [0.0] * len(conversations))
     monkeypatch.setattr("envs.session.make", lambda env_id: env())
-    assert group_score.compares("tests:ClosedOnce")
-    assert group_score.compares("tests:ClosedOnce")
+    assert facts("tests:ClosedOnce").scores_groups
+    assert facts("tests:ClosedOnce").scores_groups
     assert is_closed_once_each(env, 1)
 
 

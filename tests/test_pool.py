@@ -171,6 +171,7 @@ def test_a_worker_that_dies_while_weights_are_published_is_replaced_once() -> No
     pool = make_pool(dead, fresh)
     play = pool.play(0, [spec(7)])
     pool.load_weights(WeightSource(3, "", "hash"))
+    pool.wait_until_loaded()
     fresh.poison = ()
     assert masked(pool.collect(play, SOON)) == []
     assert fresh.sources == [3]
@@ -192,13 +193,17 @@ def test_a_worker_that_hangs_is_replaced_at_the_deadline_and_its_groups_are_play
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_a_worker_whose_process_does_not_answer_is_replaced_before_the_deadline(answers: bool) -> None:
+def test_a_worker_whose_process_does_not_answer_is_replaced_before_the_deadline(
+    answers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     class Slow(FakeWorker):
         num_waits = 0
 
         def call(self, method: Callable[..., Any], *args: Any) -> FakePending:
             if method is RolloutWorker.wait_until_ready:
                 return FakePending(lambda: None, is_done=answers)
+            if method is RolloutWorker.doing:
+                return FakePending(lambda: "2 rollouts are in environment code")
             return super().call(method, *args)
 
         def _play(self, specs: Sequence[GroupSpec]) -> Played:
@@ -214,6 +219,8 @@ def test_a_worker_whose_process_does_not_answer_is_replaced_before_the_deadline(
     assert fresh.calls == ([] if answers else [[0]])
     told = [note for note in pool.notes() if "has not answered for 120 s (rollout.heartbeat_timeout_s)" in note]
     assert len(told) == (0 if answers else 1)
+    waits = "s for 1 groups (math/Arithmetic-v0; the first is 0-0) of worker 0: 2 rollouts are in environment code"
+    assert [waits in said for said in caplog.messages] == [True, True] * answers
 
 
 def test_a_worker_that_does_not_load_weights_in_time_is_replaced() -> None:
@@ -224,6 +231,7 @@ def test_a_worker_that_does_not_load_weights_in_time_is_replaced() -> None:
     fresh = FakeWorker()
     pool = make_pool(Stuck(), fresh)
     pool.load_weights(WeightSource(3, "", "hash"))
+    pool.wait_until_loaded()
     assert fresh.sources == [3]
 
 
@@ -238,14 +246,16 @@ def test_a_worker_that_dies_while_it_is_replaced_is_told_as_what_it_is() -> None
 
     pool = make_pool(FakeWorker([7]), DiesOfWeights(), DiesOfWeights())
     pool.play(0, [spec(7)])
+    pool.load_weights(WeightSource(3, "", "hash"))
     with pytest.raises(ClusterError, match="worker 0 died and could not be replaced: OutOfMemoryError"):
-        pool.load_weights(WeightSource(3, "", "hash"))
+        pool.wait_until_loaded()
 
 
 def test_an_engine_that_loaded_other_bytes_stops_the_run() -> None:
     pool = make_pool(FakeWorker(hash="other"))
+    pool.load_weights(WeightSource(3, "", "hash"))
     with pytest.raises(WeightHashError, match="version 3"):
-        pool.load_weights(WeightSource(3, "", "hash"))
+        pool.wait_until_loaded()
 
 
 def test_a_worker_that_cannot_be_replaced_ends_the_run_in_words() -> None:
@@ -293,6 +303,7 @@ def test_after_the_learners_death_groups_are_dropped_and_idle_workers_that_died_
     busy, idle, fresh = FakeWorker([0]), Lost(), [FakeWorker(), FakeWorker()]
     pool = make_pool(busy, idle, *fresh, num_workers=2)
     pool.load_weights(WeightSource(3, "", "hash"))
+    pool.wait_until_loaded()
     pool.play(0, [spec(0), spec(1)])
     idle.is_dead = True
     pool.drop_plays()
@@ -301,5 +312,6 @@ def test_after_the_learners_death_groups_are_dropped_and_idle_workers_that_died_
     assert [worker.sources for worker in fresh] == [[], []]  # the published weights are lost with the learner
     assert len([note for note in pool.notes() if "died and is replaced" in note]) == 2
     pool.load_weights(WeightSource(2, "", "hash", epoch=1))
+    pool.wait_until_loaded()
     assert masked(pool.collect(pool.play(0, [spec(0)]), SOON)) == []
     assert [worker.sources for worker in fresh] == [[2], [2]]

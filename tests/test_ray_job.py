@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +29,16 @@ def dashboard() -> Iterator[str]:
     ports = [f"--port={PORT}", f"--dashboard-port={DASHBOARD_PORT}", "--dashboard-host=127.0.0.1"]
     ports += [f"--dashboard-agent-listen-port={AGENT_PORT}"]  # another cluster may have taken the default
     start = [*RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--include-dashboard=true"]
-    with subprocess.Popen([*start, *ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=OPEN) as head:
-        try:
-            wait_for_jobs(address)
-            yield address
-        finally:
-            head.terminate()
-            head.wait(timeout=60)
+    # Removed afterwards: for a job's pip packages Ray copies the virtual environment, which takes gigabytes.
+    with tempfile.TemporaryDirectory(prefix="ray-job-", ignore_cleanup_errors=True) as temp:
+        start += [f"--temp-dir={temp}"]
+        with subprocess.Popen([*start, *ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=OPEN) as head:
+            try:
+                wait_for_jobs(address)
+                yield address
+            finally:
+                head.terminate()
+                head.wait(timeout=60)
 
 
 def wait_for_jobs(address: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rl.learner import recompute
 from rl.learner.batching import make_batches
 from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
@@ -79,16 +80,45 @@ class Router(nn.Module):
         return values.exp()  # its gradient needs the second pass
 
 
+class Mixture(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = Router(), nn.Linear(1, 1)
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mixture()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.mlp.router(hidden)
+
+
 def test_experts_of_the_first_pass_are_those_of_the_second() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.ModuleList([Router()])
+            self.layers = nn.ModuleList([Layer()])
             self.base_model = self
 
     model = Model()
     recompute_layers(model)  # type: ignore[arg-type]
     hidden = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     model.layers[0](hidden).sum().backward()
-    (router,) = model.layers
-    assert isinstance(router, Router) and router.chosen == [[2], [2]]
+    (layer,) = model.layers
+    assert isinstance(layer, Layer) and layer.mlp.router.chosen == [[2], [2]]
+
+
+def test_only_layers_with_experts_keep_results(hybrid_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would be slow on GPUs: Python would see each of their operations."""
+    calls: list[object] = []
+    make = recompute.create_selective_checkpoint_contexts
+    monkeypatch.setattr(
+        recompute, "create_selective_checkpoint_contexts", lambda kept: (calls.append(kept), make(kept))[1]
+    )
+    model = load_policy(hybrid_path)
+    recompute_layers(model)
+    (batch,) = make_batches(uneven_samples(), 4096, 0)
+    policy_logprobs(model, batch, torch.float32, 1.0, 1024)
+    assert len(calls) == 2  # of the layers M, E, * and E

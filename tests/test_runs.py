@@ -46,9 +46,17 @@ def test_rollouts_of_every_third_step_are_saved_when_asked(tmp_path: Path) -> No
 def test_rollouts_that_cannot_be_saved_are_told(tmp_path: Path) -> None:
     config = make_run_config(tmp_path / "run")
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
-        run.rollouts_file(1, "train").symlink_to("/dev/full")
+        (run.rollouts / ".train_000001.jsonl.tmp").symlink_to("/dev/full")
         with pytest.raises(StorageError, match=r"train_000001.jsonl cannot be written: No space left on device"):
             tracker.save_rollouts(1, "train", [group_of(make_rollout(1.0))])
+        assert list(run.rollouts.iterdir()) == []
+
+
+def test_only_the_newest_rollouts_of_training_are_kept_when_asked(tmp_path: Path) -> None:
+    config = make_run_config(tmp_path / "run", train={"num_steps": 8, "save_rollouts_every": 2, "keep_rollouts": 2})
+    write_run(config, 8)
+    assert list(RunFolder(config.run_dir).rollouts_files("train")) == [6, 8]
+    assert list(RunFolder(config.run_dir).rollouts_files("evaluation")) == [0, 8]
 
 
 def test_lines_survive_numbers_that_json_does_not_have(tmp_path: Path) -> None:
@@ -85,8 +93,8 @@ def test_saved_rollouts_hold_every_field(tmp_path: Path) -> None:
     rollout = make_rollout(0.5, task=make_task(level=1), turns=(make_turn(version=4, forced={2}),))
     config = make_run_config(tmp_path / "run")
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
-        tracker.save_rollouts(7, "train", [group_of(rollout, make_rollout(None, "env_error", member=1))])
-        tracker.save_rollouts(7, "train", [group_of(make_rollout(0.0, member=2))])
+        groups = [group_of(rollout, make_rollout(None, "env_error", member=1)), group_of(make_rollout(0.0, member=2))]
+        tracker.save_rollouts(7, "train", groups)
     saved = list(read_rollouts(run.rollouts_file(7, "train")))
     assert [(line["step"], line["kind"], line["member"]) for line in saved] == [(7, "train", m) for m in range(3)]
     assert {field.name for field in dataclasses.fields(Rollout)} <= set(saved[0])
@@ -127,7 +135,9 @@ def test_step_metrics_are_what_a_hand_counts() -> None:
         make_rollout(0.5, env_id=STORE, malformed_calls={"form": 2, "unclosed": 1}),
         make_rollout(0.5, env_id=STORE, reward_parts={"correct": 1.0, "format": 0.25}),
     )
-    metrics = step_metrics([arithmetic, store], make_update(4), {"collect": 3.0, "update": 2.0})
+    metrics = step_metrics(
+        [arithmetic, store], make_update(4), {"collect": 3.0, "update": 2.0}, {"engines": 0.5, "both": 0.1}
+    )
     expected = {
         "reward": 0.5,
         f"reward/{ARITHMETIC}": 0.5,
@@ -173,7 +183,7 @@ def test_malformed_calls_are_counted_by_kind() -> None:
         make_rollout(0.5, malformed_calls={"form": 1}),
         make_rollout(None, "env_error", malformed_calls={"form": 9}),
     )
-    metrics = step_metrics([group], make_update(), {})
+    metrics = step_metrics([group], make_update(), {}, {})
     found = {name: value for name, value in metrics.items() if name.startswith("malformed_calls/")}
     name = f"malformed_calls/{ARITHMETIC}"
     assert found == {name: 2.0, f"{name}/form": 1.5, f"{name}/unclosed": 0.5}
@@ -181,7 +191,7 @@ def test_malformed_calls_are_counted_by_kind() -> None:
 
 def test_a_step_in_which_nothing_counts_has_no_reward() -> None:
     group = group_of(make_rollout(None, "infra_error", turns=()), make_rollout(None, "infra_error", turns=()))
-    metrics = step_metrics([group], make_update(), {})
+    metrics = step_metrics([group], make_update(), {}, {})
     assert "reward" not in metrics and f"reward/{ARITHMETIC}" not in metrics and "staleness" not in metrics
     assert (metrics["masked_rows"], metrics["degenerate_groups"]) == (1.0, 1)
 
@@ -200,7 +210,7 @@ def show(console: Console) -> None:
     with Display(config, console) as display:
         display.stage("training")
         display.phase("collect")
-        display.step(1, step_metrics(groups, make_update(), {"collect": 3.0, "update": 1.0}))
+        display.step(1, step_metrics(groups, make_update(), {"collect": 3.0, "update": 1.0}, {"engines": 0.75}))
         display.evaluation("before", {f"reward/{ARITHMETIC}": 0.25})
         display.message("step 1: mismatch [1.2] is high")
 

@@ -31,6 +31,8 @@ class Basket(Section):
     fruit: Annotated[Fruit, OneOf(FRUITS, "kind", "apple")] = Apple()
     spare: Annotated[Fruit, OneOf(FRUITS, "kind", "apple")] | None = None
     colour: Annotated[str, NameOf({"red": 1, "green": 2})] = "red"
+    is_heavy: bool | None = None
+    num_handles: Positive | None = None
 
 
 def test_the_key_chooses_the_kind_and_a_text_alone_is_short_for_it() -> None:
@@ -53,6 +55,7 @@ def test_a_dumped_section_is_read_back_as_the_same_kind() -> None:
         ({"fruit": {"num_seeds": 0}}, ("fruit", "num_seeds"), "greater than 0"),
         ({"fruit": {"kind": "banana", "num_seeds": 3}}, ("fruit", "num_seeds"), "not permitted"),
         ({"colour": "blue"}, ("colour",), "not one of red, green"),
+        ({"num_handles": True}, ("num_handles",), "true is a truth value, which this key does not accept"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_its_place(tree: dict[str, object], place: tuple[str, ...], words: str) -> None:
@@ -61,6 +64,11 @@ def test_what_does_not_fit_is_refused_at_its_place(tree: dict[str, object], plac
     (error,) = caught.value.errors()
     assert error["loc"] == place
     assert words in error["msg"]
+
+
+def test_a_truth_value_may_be_left_out() -> None:
+    given = [{"is_heavy": True}, {"is_heavy": False}, {"is_heavy": None}, {}]
+    assert [Basket.model_validate(one).is_heavy for one in given] == [True, False, None, None]
 
 
 def test_an_entry_added_to_the_dict_is_a_kind_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,9 @@ class Engines:
     def least_busy(self) -> int:
         return 0
 
+    def wait_until_loaded(self) -> None:
+        """They load at once."""
+
     def play(self, worker: int, specs: Sequence[GroupSpec]) -> Playing:
         (spec,) = specs
         self.played.append(spec.task.ordinal)

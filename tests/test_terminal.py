@@ -36,7 +36,7 @@ with Display(make_run_config("runs/x")) as display:
     display.stage("training")
     for step in (1, 2):
         time.sleep(0.3)
-        display.step(step, step_metrics([group_of(make_rollout(1.0), make_rollout(0.0))], make_update(), {}))
+        display.step(step, step_metrics([group_of(make_rollout(1.0), make_rollout(0.0))], make_update(), {}, {}))
         noise(f"step {step}")
 """
 SUPERVISED = """

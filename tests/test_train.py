@@ -155,7 +155,7 @@ def trained_ordinals(run_dir: Path) -> list[int]:
 
 def without_time(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics that a repetition must reproduce: all but what a clock says."""
-    clocks = ("time", "seconds", "share/", "tokens_per_s/", "update/seconds")
+    clocks = ("time", "seconds", "share/", "working/", "tokens_per_s/", "update/seconds")
     return [{name: value for name, value in line.items() if not name.startswith(clocks)} for line in lines]
 
 

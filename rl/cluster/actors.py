@@ -26,6 +26,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """One thread per process: tiny models run several times slower with two (measured)."""
+MEMORY = {"MALLOC_ARENA_MAX": "2"}
+"""Of glibc: with an arena for every thread, what engines and environments free is scattered, and processes grow."""
 LOGGING = {**VARIABLES, "VLLM_CONFIGURE_LOGGING": "0"}
 """vLLM's warnings reach the root logger, and so the run's log, instead of handlers of its own."""
 
@@ -98,6 +100,9 @@ def wait_together(pending: Sequence[Pending[Any]], deadline: Deadline, grace_s: 
     errors: list[Exception] = []
     while left and not errors:
         done, _ = ray.wait(list(left), timeout=min(POLL_S, deadline.left_s))
+        if not done and not deadline.left_s and len(pending) > 1:
+            late = ", ".join(str(number) for number, one in enumerate(pending) if one._reference in left)
+            deadline = replace(deadline, what=f"{deadline.what} (no answer from {late} of 0 to {len(pending) - 1})")
         for reference in done or (list(left)[:1] if not deadline.left_s else ()):
             errors += _error_of(left.pop(reference), deadline)
         raise_if_requested()
@@ -174,6 +179,10 @@ def start_actor(
     remote: Any = ray.remote(actor_class)  # type: ignore[call-overload]
     strategy = PlacementGroupSchedulingStrategy(place.group, place.bundle) if place else "DEFAULT"
     options = remote.options(
-        num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy, runtime_env={"env_vars": {**THREADS, **LOGGING}}
+        num_cpus=cpus,
+        num_gpus=gpus,
+        scheduling_strategy=strategy,
+        runtime_env={"env_vars": {**THREADS, **MEMORY, **LOGGING}},
+        enable_task_events=False,  # Ray's control service would keep a record of each call: 20 MiB in 1,000 steps
     )
     return Actor(options.remote(*args, **kwargs))

@@ -39,6 +39,11 @@ class EnvironmentConfig(Section):
     """The environment's own options, such as its difficulty; `python -m envs info ID` lists them."""
     loss: AnyAlgorithm | None = None
     """The algorithm that trains this environment's rollouts; null uses the experiment's `loss`."""
+    process: bool | None = None
+    """Whether each episode runs in a process of its own, beside the engine instead of on a thread of its process. For
+    environments that compute: one that holds Python's interpreter lock stops the engine. A crash, a hang or used-up
+    memory then costs its own episode only. null begins on threads and changes to processes once the environment's
+    synchronous code has been measured to take 0.05 s of CPU time or more an episode."""
     curriculum: CurriculumConfig | None = None
     """Draws training tasks from a profile instead of new ones. They keep the options and budgets of the profile."""
 

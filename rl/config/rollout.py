@@ -1,5 +1,6 @@
 """How are rollouts sampled and played?"""
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -60,10 +61,21 @@ class RolloutConfig(Section):
     this one, the run does not start (`python -m envs sandbox doctor`)."""
     num_env_threads: Positive = 16
     """Threads per worker that run synchronous environment code, off the event loop."""
+    num_env_processes: Positive | None = None
+    """Processes of environments (`environments.ID.process`) that may compute at the same time, per worker; null is the
+    number of cores. There are more processes than that: each episode has its own, and most wait for replies."""
+    env_memory_mib: Positive | None = 4096
+    """Memory that the process of an episode may allocate in addition to what it shares with the others. More is an
+    environment error. null sets no bound."""
     lockstep_steps: NonNegative = 4
     """Engine steps between the end of a reply and the admission of the rollout's next request, however fast the
     environment is. This makes synchronous runs reproducible bit by bit. 0 admits requests immediately, as asynchronous
     runs always do."""
+
+    @property
+    def num_computing(self) -> int:
+        """`num_env_processes` on this machine."""
+        return self.num_env_processes or len(os.sched_getaffinity(0))
 
     @model_validator(mode="after")
     def _sleep_needs_a_gpu(self) -> "RolloutConfig":

@@ -30,6 +30,8 @@ class TrainConfig(Section):
     """How often a learner that dies is started again, from the newest checkpoint; engines go on."""
     save_rollouts_every: Positive = 1
     """Save the rollouts of every k-th step (a few KiB per rollout). Rollouts of evaluations are always saved."""
+    keep_rollouts: Positive | None = None
+    """Number of newest files of training rollouts to keep, one a saved step; null keeps all."""
     collect_timeout_s: Seconds = 900.0
     """Deadline for collecting the groups of one step."""
     update_timeout_s: Seconds = 900.0

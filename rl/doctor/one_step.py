@@ -165,6 +165,7 @@ def run_step(config: ExperimentConfig) -> Iterator[Finding]:
         yield engine_finding(groups)
         yield learner_finding(config, parts.learner.update(make_samples(groups, config.algorithm_of)))
         parts.pool.load_weights(parts.learner.publish())
+        parts.pool.wait_until_loaded()
         yield Finding(STEPS[2], "ok", "each engine loaded the new weights, with the learner's hash")
 
 

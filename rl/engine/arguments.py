@@ -10,6 +10,9 @@ MAX_TOKENS_PER_STEP = 8192
 CPU_KV_CACHE_GIB = 0.5
 GPU_MEMORY_SHARE = 0.9
 """Share of an engine's part of a card that vLLM may use; the rest is for other libraries."""
+ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+"""Environment variables of every process that runs vLLM, set before it is imported. Threads are not bound to cores. On
+GPUs too, vLLM's first model runner serves: the second, their default, takes logits processors of another kind."""
 
 Arguments = dict[str, Any]
 """Of vLLM\'s `EngineArgs`, by name."""

@@ -11,7 +11,7 @@ would have been due, so seats do not depend on how long environments take either
 """
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -76,6 +76,17 @@ class Clock:
     def is_empty(self) -> bool:
         """Whether no place is open."""
         return not self._waiting and all(place.state == "closed" for place in self._seated)
+
+    def describe(self) -> str:
+        """What the open places do, in words."""
+        num = Counter(place.state for place in (*self._waiting, *self._seated))
+        parts = (
+            f"{num['running']} replies are being sampled",
+            f"{num['asked']} wait for admission",
+            f"{num['idle']} rollouts are in environment code",
+            f"{num['waiting']} wait for a seat",
+        )
+        return ", ".join(part for part in parts if not part.startswith("0 ")) or "no rollout is open"
 
     def ask(self, place: Place) -> None:
         """Record that the place has a request. Raises `ValueError` if it is closed or already has one."""

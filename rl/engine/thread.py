@@ -17,6 +17,7 @@ from rl.engine.record import Recorder, Work, reply_hash
 from rl.engine.request import ReplyTimeoutError, Request, fail
 from rl.engine.requests import Requests
 from rl.engine.script import Script
+from rl.engine.work_times import Interval, WorkTimes
 from rl.weights.source import WeightsLost, WeightSource
 
 SHUTDOWN_TIMEOUT_S = 30.0
@@ -41,8 +42,9 @@ class ThreadedEngine:
         rests: bool = False,
     ) -> None:
         """`num_seats` lanes may send requests at the same time. `lane_timeout_s` bounds each wait for the lanes that
-        the next step needs; see `rl.engine.clock`. `version` is the version of the core's first policy; below 0 nothing
-        can be sampled. With `rests`, the core rests while no lane is open.
+        the next step needs (`rl.engine.clock`), counted from the last request or end of any lane. `version` is the
+        version of the core's first policy; below 0 nothing can be sampled. With `rests`, the core rests while no lane
+        is open.
 
         Returns when the core is up; raises what `make_core` raises.
         """
@@ -59,6 +61,7 @@ class ThreadedEngine:
         self._rests, self._is_resting = rests, False
         self._recorder = Recorder()
         self._script: Script | None = None
+        self._work_times = WorkTimes()
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
         self._thread.start()
@@ -87,6 +90,15 @@ class ThreadedEngine:
             if script is not None:
                 self._clock.seat_all()
 
+    def work_times(self) -> list[Interval]:
+        """When it has sampled since the last call."""
+        return self._work_times.take()
+
+    def describe(self) -> str:
+        """What the lanes do, in words."""
+        with self._changed:
+            return self._clock.describe()
+
     def open_lanes(self, num: int) -> list[ThreadedLane]:
         with self._changed:
             places = self._clock.open(num)
@@ -109,6 +121,7 @@ class ThreadedEngine:
             if self._version < 0:
                 raise EngineError("nothing was published yet, and the engine must not serve the checkpoint itself")
             request = self._requests.ask(place, prompt_ids, params)
+            self._waiting_since = None
             self._changed.notify()
         try:
             return await request.reply()
@@ -125,6 +138,7 @@ class ThreadedEngine:
             if seat := self._seats.pop(place, None):
                 seat.cancel()
             self._requests.close(place)
+            self._waiting_since = None
             self._changed.notify()
 
     async def load_weights(self, source: WeightSource) -> str:
@@ -276,7 +290,9 @@ class ThreadedEngine:
         self._step(work.admitted)
 
     def _step(self, admitted: Sequence[Request]) -> None:
+        begun = time.time()
         outputs = self._core.step()
+        self._work_times.add(begun, time.time())
         with self._changed:
             self._clock.step += 1  # before `settle`: a reply that ends in this step is due this step + lockstep
             ended, unfinished = self._requests.take(outputs, self._version)

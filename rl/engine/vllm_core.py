@@ -1,6 +1,5 @@
 """How does the vLLM engine sample replies? vLLM runs in this process, on CPUs and GPUs, and one thread steps it."""
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from rl.config.experiment import ExperimentConfig
 from rl.config.rollout import RolloutConfig
-from rl.engine.arguments import engine_arguments
+from rl.engine.arguments import ENVIRONMENT, engine_arguments
 from rl.engine.columns import COLUMNS
 from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SamplingParams
@@ -55,13 +54,12 @@ class VllmEngine(ThreadedEngine):
 
 
 def longest_silence_s(rollout: RolloutConfig) -> float:
-    """Maximum seconds between two requests of a lane if everything meets its deadlines.
+    """Maximum seconds without a request from any lane and without the end of any, if everything meets its deadlines.
 
-    The deadline of an environment call starts when a thread takes the call. Before that, the call may have to wait
-    until a thread has run the calls of all other rollouts.
+    Calls that wait for a thread or a process do not count: what they wait for are calls of other lanes, each of which
+    ends in a request or in the end of its lane. A call has its deadline twice if it returns something to await.
     """
-    num_waves = math.ceil(rollout.max_in_flight / rollout.num_env_threads)
-    return num_waves * (rollout.reset_timeout_s + rollout.step_timeout_s)
+    return 2 * (rollout.reset_timeout_s + rollout.step_timeout_s)
 
 
 class VllmCore:
@@ -155,7 +153,7 @@ class VllmCore:
 
 def _set_environment() -> None:
     """Must come before vLLM is imported."""
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind")
+    os.environ |= {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     # With more threads than one, small policies run several times slower.
     defaults = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     for name, value in defaults.items():

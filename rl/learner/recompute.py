@@ -18,6 +18,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
+from rl.config.adapted import is_expert
+
 KEPT = [torch.ops.aten.topk.default]
 """Operations whose results are kept: routers choose experts with them."""
 
@@ -35,6 +37,11 @@ def recompute_layers(model: PreTrainedModel) -> int:
 
 def _recomputed(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     """The layer's `forward` in place of `forward`."""
+    # Python sees every operation of a layer whose results may be kept, which can take longer than a GPU needs for them.
+    has_router = any(is_expert(name) for name, _ in layer.named_parameters())
+    contexts: dict[str, Any] = {}
+    if has_router:
+        contexts["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT)
 
     def recomputed(*inputs: Any, **more: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -50,7 +57,6 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., 
             finally:
                 layer.forward = recomputed
 
-        contexts = partial(create_selective_checkpoint_contexts, KEPT)
-        return checkpoint(compute, *inputs, use_reentrant=False, context_fn=contexts)
+        return checkpoint(compute, *inputs, use_reentrant=False, **contexts)
 
     return recomputed

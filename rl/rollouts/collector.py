@@ -9,7 +9,7 @@ A group that was kept when the run broke off (`rl.runs.spool`) is handed over in
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rl.cluster.actors import Deadline
 from rl.config.experiment import ExperimentConfig
@@ -52,6 +52,7 @@ class Collector:
     def collect(self) -> list[Group]:
         """The P groups of one step, in start order. Raises `ClusterError` at train.collect_timeout_s."""
         deadline, begun = self._deadline(), time.monotonic()
+        self._pool.wait_until_loaded()  # first: nothing is trained or started if an engine loaded other weights
         self._start(self.num_in_flight - sum(1 if isinstance(one, Group) else one.num_groups for one in self._plays))
         groups: list[Group] = []
         while len(groups) < self._config.train.num_prompts:
@@ -66,12 +67,14 @@ class Collector:
         self._handed_over_at = now
         return sorted(groups, key=lambda group: group.task.ordinal)
 
-    def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
+    def evaluate(self, tasks: Sequence[Task], *, at_once: bool = False) -> Iterator[list[Group]]:
         """The groups of an evaluation in the order of `tasks`, played alongside the groups in flight.
 
         They are played in rounds of as many rollouts as the engines can sample at once. Each round has the deadline
-        train.collect_timeout_s, because an evaluation of many tasks may legitimately take long.
+        train.collect_timeout_s, because an evaluation of many tasks may legitimately take long. Each begins when its
+        groups are asked for; with `at_once` all begin with this call, and go on while the caller does other things.
         """
+        self._pool.wait_until_loaded()
         evaluation, rollout = self._config.evaluation, self._config.rollout
         assert evaluation.temperature is not None  # the experiment gives it that of `rollout`
         specs = [
@@ -79,9 +82,13 @@ class Collector:
             for task in tasks
         ]
         num_at_once = max(1, rollout.max_in_flight * rollout.num_workers // evaluation.num_samples)
-        for first in range(0, len(specs), num_at_once):
+        shares = (self._deal(specs[first : first + num_at_once]) for first in range(0, len(specs), num_at_once))
+        rounds = ([self._pool.play(worker, share) for worker, share in dealt] for dealt in shares)
+        return self._ended(list(rounds) if at_once else rounds)
+
+    def _ended(self, rounds: Iterable[Sequence[Play]]) -> Iterator[list[Group]]:
+        for plays in rounds:
             deadline = self._deadline()
-            plays = [self._pool.play(worker, share) for worker, share in self._deal(specs[first : first + num_at_once])]
             groups = [group for play in plays for group in self._pool.collect(play, deadline)]
             yield sorted(groups, key=lambda group: group.task.ordinal)
 

@@ -1,5 +1,7 @@
 """How does environment code run off the engine's event loop, in threads and with a deadline for each call?
 
+Environments that compute for long have processes instead (`rl.rollouts.env_processes`).
+
 Each call of a synchronous method runs in a thread. Asynchronous methods share one separate event loop. Neither can be
 killed: a thread that misses its deadline is abandoned and replaced, and so is a loop that environment code blocks. A
 hanging environment therefore costs only its own rollouts. A deadline starts when a thread takes the call; waiting for a
@@ -12,12 +14,27 @@ import inspect
 import queue
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from envs.errors import named
 from envs.event_loop import LOOP_TURN_S, DeadlineError, EnvLoop
 
 Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """Runs the calls of an environment's session."""
+
+    async def run(self, function: Callable[[], object], timeout_s: float, *, is_async: bool = False) -> Any:
+        """The function's result; if the result is awaitable, its result.
+
+        Raises `DeadlineError` after `timeout_s`, and any exception of the function.
+        """
+        ...
+
+    def leave(self, function: Callable[[], object]) -> None:
+        """Run a function whose result, or exception, nobody waits for. If the result is awaitable, it is awaited."""
+        ...
 
 
 class EnvRunner:
@@ -31,17 +48,12 @@ class EnvRunner:
         self._loop: EnvLoop | None = None
 
     async def run(self, function: Callable[[], object], timeout_s: float, *, is_async: bool = False) -> Any:
-        """The function's result; if the result is awaitable, its result.
-
-        Raises `DeadlineError` after `timeout_s`, and any exception of the function.
-        """
-        value = _later(function) if is_async else await self._in_thread(function, timeout_s)
+        value = later(function) if is_async else await self._in_thread(function, timeout_s)
         return await self._on_loop(value, timeout_s) if inspect.isawaitable(value) else value
 
     def leave(self, function: Callable[[], object]) -> None:
-        """Run a function in a thread without waiting for it. If its result is awaitable, the loop awaits it.
-
-        If there is no loop, or environment code blocks it, the result is awaited on a new loop.
+        """In a new thread. An awaitable result is awaited on the loop, or, if there is none or environment code blocks
+        it, on a new loop.
         """
 
         def call() -> None:
@@ -51,9 +63,9 @@ class EnvRunner:
                     return
                 loop = self._loop
                 if loop is not None and loop.answers(LOOP_TURN_S):
-                    loop.submit(_quietly(value))
+                    loop.submit(quietly(value))
                 else:
-                    asyncio.run(_quietly(value))
+                    asyncio.run(quietly(value))
 
         threading.Thread(target=call, daemon=True, name="environment-left").start()
 
@@ -61,7 +73,7 @@ class EnvRunner:
         loop = self._loop = self._loop or EnvLoop()
         started = loop.start(awaitable)
         try:
-            return await _within(started.future, timeout_s)
+            return await within(started.future, timeout_s)
         except DeadlineError:
             # `answers` blocks, so it runs in a thread: this coroutine runs on the engine's loop. Another call may have
             # replaced the loop meanwhile, and the current one must stay: hence the comparison after the await.
@@ -73,7 +85,7 @@ class EnvRunner:
                 started.cancel()  # else the code would continue on the shared loop after its rollout has ended
 
     async def _in_thread(self, function: Callable[[], Result], timeout_s: float) -> Result:
-        async with self._slots:  # before `_within`: waiting for a slot must not use up the deadline
+        async with self._slots:  # before `within`: waiting for a slot must not use up the deadline
             loop = asyncio.get_running_loop()
             call = _Call(function, loop)
             self._num_running += 1
@@ -82,7 +94,7 @@ class EnvRunner:
                 threading.Thread(target=_run_calls, args=(self._calls,), daemon=True, name="environment").start()
             self._calls.put(call)
             try:
-                return await _within(call.future, timeout_s)
+                return await within(call.future, timeout_s)
             finally:
                 self._num_running -= 1
                 # A thread that began the call cannot be stopped: do not count it, so that the next call starts another.
@@ -92,27 +104,33 @@ class EnvRunner:
                     self._num_threads -= 1
 
 
-async def _within(future: "asyncio.Future[Result]", timeout_s: float) -> Result:
+async def within(awaitable: Awaitable[Result], timeout_s: float) -> Result:
     """Raise `DeadlineError` only for our deadline: the environment's own code may raise `TimeoutError` too."""
     scope = asyncio.timeout(timeout_s)
     try:
         async with scope:
-            return await future
+            return await awaitable
     except TimeoutError:
         if scope.expired():
             raise DeadlineError(f"no result within {timeout_s} s") from None
         raise
 
 
-async def _later(function: Callable[[], object]) -> object:
+async def later(function: Callable[[], object]) -> object:
     """Call the function on the environments' loop, so that blocking code stops that loop and not the engine's."""
     value = function()
     return await value if inspect.isawaitable(value) else value
 
 
-async def _quietly(awaitable: Awaitable[object]) -> None:
+async def quietly(awaitable: Awaitable[object]) -> None:
     with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):  # the last two would end the loop
         await awaitable
+
+
+def waitable(error: BaseException) -> BaseException:
+    """The error, or another one with its name if it would end the coroutine that waits for the call."""
+    is_control = isinstance(error, StopIteration | GeneratorExit | asyncio.CancelledError)
+    return RuntimeError(named(error)) if is_control else error
 
 
 class _Call:
@@ -133,11 +151,7 @@ class _Call:
         try:
             value = self._function()
         except BaseException as error:  # SystemExit included: it must not end the worker
-            is_control = isinstance(
-                error, StopIteration | GeneratorExit | asyncio.CancelledError
-            )  # these would end the coroutine that waits
-            wrapped = RuntimeError(named(error)) if is_control else error
-            self._report(self.future.set_exception, wrapped)
+            self._report(self.future.set_exception, waitable(error))
         else:
             self._report(self.future.set_result, value)
 

@@ -4,11 +4,13 @@ Every failure is raised as an `EnvSessionError` with its outcome. `envs.results`
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from envs.errors import error_text, is_ours
 from envs.event_loop import DeadlineError
+from envs.facts import facts
 from envs.messages import Message, Reply, ToolSpec
 from envs.options_text import options_text
 from envs.registry import make
@@ -17,7 +19,7 @@ from envs.session import Opened, raised, reason_of
 from envs.text_env import TextEnv
 from rl.config.rollout import RolloutConfig
 from rl.data_types import Outcome, Task
-from rl.rollouts.env_runner import EnvRunner
+from rl.rollouts.env_runner import Runner
 
 Read = TypeVar("Read")
 
@@ -37,8 +39,12 @@ class EnvSession:
     episode calls `check_total`.
     """
 
-    def __init__(self, task: Task, runner: EnvRunner, config: RolloutConfig) -> None:
+    def __init__(
+        self, task: Task, runner: Runner, config: RolloutConfig, spent: Callable[[float], None] = lambda cpu_s: None
+    ) -> None:
+        """`spent` is told the CPU seconds of each synchronous call that ended in time."""
         self._task = task
+        self._spent = spent
         self._runner = runner
         self._config = config
         self._opened = Opened()
@@ -90,12 +96,14 @@ class EnvSession:
         scores = await self._guarded("score_group", call, self._config.step_timeout_s)
         return self._read(lambda: read_scores(scores, len(conversations)))
 
-    async def ask(self, question: Callable[[], Read]) -> Read:
-        """The result of `question`, which creates an environment, so it has the deadline of a reset.
+    async def compares(self) -> bool:
+        """Whether the environment scores groups. Making it for this has the deadline of a reset.
 
         Raises `EnvSessionError`.
         """
-        return await self._guarded("reset", question, self._config.reset_timeout_s)
+        return await self._guarded(
+            "reset", lambda: facts(self._task.env_id).scores_groups, self._config.reset_timeout_s
+        )
 
     def check_total(self, total: float | None = None) -> None:
         """Raise `EnvSessionError` if a total, by default this episode's, is outside of the declared `reward_range`.
@@ -121,12 +129,13 @@ class EnvSession:
     async def _guarded(
         self, phase: str, function: Callable[[], object], timeout_s: float, *, is_async: bool = False
     ) -> Any:
+        timed = _Timed(function)
         try:
-            return await self._runner.run(function, timeout_s, is_async=is_async)
+            result = await self._runner.run(timed, timeout_s, is_async=is_async)
+            self._spent(timed.cpu_s)
+            return result
         except DeadlineError:
-            key = "reset_timeout_s" if phase == "reset" else "step_timeout_s"
-            message = f"{self._where()}: {phase} took longer than {timeout_s} s (rollout.{key})"
-            raise EnvSessionError(Outcome.ENV_TIMEOUT, message) from None
+            raise took_too_long(self._task, phase, timeout_s) from None
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -143,7 +152,31 @@ class EnvSession:
             raise self._error(reason_of(error)) from error
 
     def _error(self, message: str) -> EnvSessionError:
-        return EnvSessionError(Outcome.ENV_ERROR, f"{self._where()}: {message}")
+        return EnvSessionError(Outcome.ENV_ERROR, f"{name_of(self._task)}: {message}")
 
-    def _where(self) -> str:
-        return f"{self._task.env_id} (seed {self._task.seed}, split {self._task.split})"
+
+class _Timed:
+    """A function that takes its own CPU time, in seconds of the thread that runs it."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self.cpu_s = 0.0
+
+    def __call__(self) -> object:
+        started = time.thread_time()
+        try:
+            return self._function()
+        finally:
+            self.cpu_s = time.thread_time() - started
+
+
+def took_too_long(task: Task, phase: str, timeout_s: float) -> EnvSessionError:
+    """The error of a call that missed its deadline."""
+    key = "reset_timeout_s" if phase == "reset" else "step_timeout_s"
+    message = f"{name_of(task)}: {phase} took longer than {timeout_s} s (rollout.{key})"
+    return EnvSessionError(Outcome.ENV_TIMEOUT, message)
+
+
+def name_of(task: Task) -> str:
+    """Which task of which environment, for errors."""
+    return f"{task.env_id} (seed {task.seed}, split {task.split})"

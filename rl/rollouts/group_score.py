@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from envs.facts import facts
 from rl.data_types import Rollout, Task
-from rl.rollouts.env_session import EnvSession, EnvSessionError
-from rl.rollouts.play import Player
+from rl.rollouts.env_session import EnvSessionError
+from rl.rollouts.play import Episode, Player
 
 
 async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
@@ -19,9 +18,9 @@ async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollo
     if not counted:
         return tuple(rollouts)
     for num_left in range(player.config.rollout.num_retries, -1, -1):
-        episode = EnvSession(task, player.runner, player.config.rollout)
+        episode = player.session(task)
         try:
-            if not await episode.ask(lambda: compares(task.env_id)):
+            if not await episode.compares():
                 return tuple(rollouts)
             await episode.reset()
             scores = await episode.score_group([rollout.messages for rollout in counted])
@@ -35,12 +34,7 @@ async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollo
     raise AssertionError("the last attempt returns")
 
 
-def compares(env_id: str) -> bool:
-    """Whether the environment scores groups."""
-    return facts(env_id).scores_groups
-
-
-def add(episode: EnvSession, rollout: Rollout, score: float, parts: dict[str, float]) -> Rollout:
+def add(episode: Episode, rollout: Rollout, score: float, parts: dict[str, float]) -> Rollout:
     """The rollout with the score added. Raises `EnvSessionError` if the sum is outside the declared range."""
     assert rollout.reward is not None
     reward = rollout.reward + score

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from envs.messages import Message, valid_text
 from rl.chat.budget import violation
@@ -16,10 +17,14 @@ from rl.chat.format import ChatError
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Outcome, Rollout, Task, Turn
 from rl.engine.protocol import Engine, EngineError, Lane, SamplingParams
+from rl.rollouts.env_processes import EnvProcesses
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.env_session import EnvSession, EnvSessionError
+from rl.rollouts.process_session import ProcessSession
 from rl.tasks.seeds import derive_seed
 from rl.tokens import Tokens
+
+Episode = EnvSession | ProcessSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,17 @@ class Player:
     engine: Engine
     runner: EnvRunner
     temperature: float
+    processes: EnvProcesses | None = None
+    """None runs every environment on the runner's threads."""
+
+    def session(self, task: Task) -> Episode:
+        """A new session for this task, where the task's environment runs now."""
+        rollout, env_id = self.config.rollout, task.env_id
+        if self.processes is None:
+            return EnvSession(task, self.runner, rollout)
+        if (zygote := self.processes.zygote_of(env_id)) is not None:
+            return ProcessSession(task, zygote, self.processes.slots, rollout)
+        return EnvSession(task, self.runner, rollout, partial(self.processes.spent_on_thread, env_id))
 
 
 async def play(player: Player, task: Task, group_id: str, member: int, lane: Lane) -> Rollout:
@@ -52,7 +68,7 @@ async def play(player: Player, task: Task, group_id: str, member: int, lane: Lan
 async def _attempt(player: Player, task: Task, group_id: str, member: int, lane: Lane, number: int) -> Rollout:
     await lane.seated()  # before anything of the rollout is open or timed
     started = time.monotonic()
-    episode = EnvSession(task, player.runner, player.config.rollout)
+    episode = player.session(task)
     table = _Table(player, task, group_id, member, number)
     error = ""
     try:
@@ -100,7 +116,7 @@ class _Table:
         self.malformed_calls: Counter[str] = Counter()
         self.budget_violation = ""
 
-    async def converse(self, episode: EnvSession, lane: Lane) -> Outcome:
+    async def converse(self, episode: Episode, lane: Lane) -> Outcome:
         """Play until the episode ends. Raises `EnvSessionError` and `EngineError`."""
         opening = await episode.reset()
         self.messages += opening

@@ -1,8 +1,9 @@
 """Which groups does a worker play, which of them have ended, and what is a group that could not be played?"""
 
+import time
 from dataclasses import dataclass, field
 
-from rl.cluster.actors import Pending
+from rl.cluster.actors import Deadline, Pending
 from rl.data_types import Group, Outcome, Rollout
 from rl.rollouts.worker import GroupSpec, Played
 
@@ -19,6 +20,20 @@ class Part:
     """None until it is handed to the worker."""
     groups: list[Group] | None = None
     """None until it has ended."""
+
+    @classmethod
+    def again(cls, worker: int, spec: GroupSpec, num_deaths: int) -> "Part":
+        """A group whose worker died; it has ended if it was kept."""
+        kept = spec.kept()
+        return cls(worker, (spec,), num_deaths, groups=[kept] if kept else None)
+
+    def waited_for(self, deadline: Deadline) -> str:
+        """Who waits for what, since this deadline began."""
+        env_ids = ", ".join(sorted({spec.task.env_id for spec in self.specs}))
+        return (
+            f"{deadline.what} has waited {time.monotonic() - deadline.started:.0f} s for {len(self.specs)} groups"
+            f" ({env_ids}; the first is {self.specs[0].group_id}) of worker {self.worker}"
+        )
 
     @property
     def is_suspect(self) -> bool:

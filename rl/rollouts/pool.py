@@ -4,6 +4,7 @@ A task may kill its worker. Groups in flight on a dead worker are therefore play
 else on that worker. A group that kills a second worker while it is alone is the cause, and is masked.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,11 +17,14 @@ from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
 from rl.engine.protocol import EngineError
+from rl.engine.work_times import Interval
 from rl.rollouts.course import Course
 from rl.rollouts.loading import begin_loading, check_hash
 from rl.rollouts.plays import Part, Play, masked_group
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
 from rl.weights.source import Listener, Publication, WeightSource
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerPool:
@@ -40,6 +44,7 @@ class WorkerPool:
         self._start = start or (lambda place: start_actor(RolloutWorker, cpus, gpus, place, config, policy_path))
         self._places = places
         self._published: Publication | None = None
+        self._loading: tuple[WeightSource, list[Pending[str]], Deadline] | None = None
         self._plays: list[Play] = []
         self._notes: list[str] = []
         self._workers = [self._start(place) for place in places]
@@ -105,7 +110,7 @@ class WorkerPool:
         """Let all groups in flight end and drop them, and replace workers that died, also idle ones: the learner that
         died may have taken its node with it. No version is published any more. Raises `ClusterError`.
         """
-        self._published = None
+        self._published = self._loading = None
         deadline = Deadline(self._config.train.collect_timeout_s, "ending groups", "train.collect_timeout_s")
         answers = [worker.call(RolloutWorker.wait_until_ready) for worker in self._workers]
         for index, answer in enumerate(answers):
@@ -126,19 +131,37 @@ class WorkerPool:
         return min(range(self.num_workers), key=lambda worker: num_groups[worker])
 
     def load_weights(self, published: Publication) -> None:
-        """Load a version into every engine; each must answer with the hash of what the learner published.
+        """Begin to load a version into every engine; `wait_until_loaded` waits, so that the loop tracks and saves the
+        step meanwhile. Raises `WeightsLost` if a process died while the learner was sending.
+        """
+        self._published = published  # before the calls: a worker that is replaced later loads this version
+        deadline = self._publish_deadline()
+        self._loading = (*self._begin_loading(range(self.num_workers), deadline), deadline)
+
+    def wait_until_loaded(self) -> None:
+        """Wait until each engine has answered with the hash of what the learner published.
 
         A worker that died meanwhile, whose engine did, or that does not answer in time is replaced by one that has the
-        version. Raises `WeightHashError`, and `WeightsLost` if that happened while the learner was sending.
+        version. Raises `WeightHashError`.
         """
-        self._published = published  # before the calls: a worker that is replaced below loads this version
-        deadline = self._publish_deadline()
-        source, answers = self._begin_loading(range(self.num_workers), deadline)
+        if self._loading is None:
+            return
+        (source, answers, deadline), self._loading = self._loading, None
         for index, answer in enumerate(answers):
             try:
                 check_hash(index, source, answer, deadline)
             except (ActorDied, EngineError, DeadlinePassed) as error:
                 self._replace(index, error)
+
+    def work_times(self) -> list[list[Interval]]:
+        """When each engine has sampled since the last call; nothing of a worker that does not answer."""
+        deadline, times = self._heartbeat_deadline(), []
+        for answer in [worker.call(RolloutWorker.work_times) for worker in self._workers]:
+            try:
+                times.append(answer.wait(deadline))
+            except (ActorDied, EngineError, DeadlinePassed):  # whoever waits for its groups replaces it
+                times.append([])
+        return times
 
     def notes(self) -> list[str]:
         """Notes of the workers since the last call: warnings that they logged, and deaths."""
@@ -154,16 +177,24 @@ class WorkerPool:
     def _played(self, part: Part, deadline: Deadline) -> Played:
         """Wait for the part. Raises `ActorDied` also for a worker whose process does not answer."""
         assert part.pending is not None
-        limit_s = self._config.rollout.heartbeat_timeout_s
-        while deadline.left_s > limit_s:
+        limit = self._heartbeat_deadline()
+        while deadline.left_s > limit.seconds:
             beat = self._workers[part.worker].call(RolloutWorker.wait_until_ready)
             try:
-                return part.pending.wait(replace(deadline, seconds=limit_s, started=time.monotonic()))
+                return part.pending.wait(replace(deadline, seconds=limit.seconds, started=time.monotonic()))
             except DeadlinePassed:
                 if not beat.is_done():
-                    told = f"its process has not answered for {limit_s:g} s (rollout.heartbeat_timeout_s)"
+                    told = f"its process has not answered for {limit.seconds:g} s ({limit.key})"
                     raise ActorDied(told) from None
+                logger.warning("%s: %s", part.waited_for(deadline), self._doing(part.worker))
         return part.pending.wait(deadline)
+
+    def _doing(self, worker: int) -> str:
+        try:
+            answer = self._workers[worker].call(RolloutWorker.doing)
+            return answer.wait(Deadline(10.0, "asking a worker what it does", "a fixed limit"))
+        except (ActorDied, DeadlinePassed) as error:
+            return f"it does not say what they do ({error})"
 
     def _take(self, part: Part, played: Played) -> None:
         part.groups = played.groups
@@ -213,7 +244,7 @@ class WorkerPool:
                 pass  # it ended with its worker
         num_deaths = part.num_deaths + 1
         if num_deaths <= self._config.rollout.num_retries:
-            return [_again(worker, spec, num_deaths) for spec in part.specs]
+            return [Part.again(worker, spec, num_deaths) for spec in part.specs]
         reason = f"{num_deaths} workers died while they played it, the last of: {error}"
         part.groups = [spec.kept() or masked_group(spec, reason) for spec in part.specs]
         return [part]
@@ -236,8 +267,3 @@ class WorkerPool:
         num_cards = max(1, int(self._config.rollout.gpus_per_worker))
         asked = [(Listener(self._numbers[worker], num_cards), self._workers[worker]) for worker in workers]
         return begin_loading(self._published, asked, deadline)
-
-
-def _again(worker: int, spec: GroupSpec, num_deaths: int) -> Part:
-    kept = spec.kept()
-    return Part(worker, (spec,), num_deaths, groups=[kept] if kept else None)

@@ -1,6 +1,8 @@
 """What does a worker do? It is the Ray actor that holds one engine and plays many rollouts at once."""
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
     from rl.engine.protocol import Lane
+    from rl.engine.work_times import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class RolloutWorker:
         from envs.sandbox import require_level
         from rl.chat.chat import load_chat
         from rl.engine.vllm_core import VllmEngine
+        from rl.rollouts.env_processes import EnvProcesses
         from rl.rollouts.env_runner import EnvRunner
 
         if config.weights.is_live:
@@ -74,8 +78,10 @@ class RolloutWorker:
         logger.info("the engine serves %s", policy_path)
         self._runner = EnvRunner(config.rollout.num_env_threads)
         require_level(config.rollout.sandbox_level)
+        self._processes = EnvProcesses(config)
         for env_id, environment in config.environments.items():
-            load_data(env_id, environment.options)
+            if not environment.process:
+                load_data(env_id, environment.options)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> Played:
         """Play the groups. Their lanes open together; a rollout begins when its lane has a seat in the engine.
@@ -95,7 +101,7 @@ class RolloutWorker:
         from rl.rollouts.group_score import with_group_scores
         from rl.rollouts.play import Player, play
 
-        player = Player(self._config, self._chat, self._engine, self._runner, spec.temperature)
+        player = Player(self._config, self._chat, self._engine, self._runner, spec.temperature, self._processes)
         rollouts = await asyncio.gather(
             *(play(player, spec.task, spec.group_id, member, lane) for member, lane in enumerate(lanes))
         )
@@ -104,12 +110,23 @@ class RolloutWorker:
             await asyncio.to_thread(spec.keeper.write, group)  # at once: others of the call may play for long
         return group
 
+    async def doing(self) -> str:
+        """What its rollouts do, in words. That it answers shows that its process lives."""
+        return self._engine.describe()
+
+    async def work_times(self) -> "list[Interval]":
+        """When its engine has sampled since the last call."""
+        return self._engine.work_times()
+
     async def load_weights(self, source: WeightSource) -> str:
         """Serve this version from the next engine step on; returns the hash of what was loaded."""
-        return await self._engine.load_weights(source)
+        digest = await self._engine.load_weights(source)
+        await asyncio.to_thread(_give_back_memory)  # once a step
+        return digest
 
     async def wait_until_ready(self) -> None:
-        """Returns once the engine is up."""
+        """Returns once the engine is up and environments are loaded; after that, at once."""
+        await self._processes.loaded()
 
     async def record(self, files: EngineFiles) -> None:
         """Record what the engine does from now on, and follow the script if there is one."""
@@ -126,4 +143,11 @@ class RolloutWorker:
         return self._chat.token_texts()
 
     async def shutdown(self) -> None:
+        self._processes.close()  # first: it is quick, and an engine may use up the time
         self._engine.shutdown()
+
+
+def _give_back_memory() -> None:
+    """Let glibc return what has been freed, so that a worker does not grow over thousands of steps."""
+    with contextlib.suppress(OSError, AttributeError):  # of another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -80,23 +80,34 @@ def sft_figure(history: History) -> Figure | None:
 
 
 def throughput_figure(history: History) -> Figure | None:
-    """Tokens a second, and how a step's time is shared among its phases."""
-    names = sorted({name for line in history.steps for name in line if name.startswith("share/")})
-    if not names:
+    """Tokens a second, how a step's time is shared among its phases, and what works meanwhile."""
+    phases, working = (_names(history, prefix) for prefix in ("share/", "working/"))
+    if not phases:
         return None
-    figure, (left, right) = _figure(1, 2)
+    figure, (left, *others) = _figure(1, 3 if working else 2)
     for colour, (name, label) in zip(COLOURS, (("sampled", "sampled"), ("trained", "trained")), strict=False):
         _curve(left, *history.series(f"tokens_per_s/{name}"), colour, label)
     left.set_ylim(bottom=0)
     _label(left, "tokens/s", legend=True)
+    titles = ("share of a step's time", "what works meanwhile")
+    for axes, names, title in zip(others, (phases, working), titles, strict=False):
+        _stack(axes, history, names)
+        _label(axes, title, legend=False)
+        _legend_beside(axes)
+    return figure
+
+
+def _names(history: History, prefix: str) -> list[str]:
+    return sorted({name for line in history.steps for name in line if name.startswith(prefix)})
+
+
+def _stack(axes: Axes, history: History, names: Sequence[str]) -> None:
+    """Shares of each step, which add up to 1."""
     steps = [line["step"] for line in history.steps]
     shares = [[line.get(name) or 0.0 for line in history.steps] for name in names]
-    labels = [name.removeprefix("share/") for name in names]
-    right.stackplot(steps, shares, labels=labels, colors=COLOURS, alpha=0.75, linewidth=0)
-    right.set_ylim(0, 1)
-    _label(right, "share of a step's time", legend=False)
-    _legend_beside(right)
-    return figure
+    labels = [name.partition("/")[2] for name in names]
+    axes.stackplot(steps, shares, labels=labels, colors=COLOURS, alpha=0.75, linewidth=0)
+    axes.set_ylim(0, 1)
 
 
 def outcome_figure(history: History) -> Figure | None:

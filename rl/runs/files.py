@@ -72,19 +72,32 @@ def _is_full(path: Path) -> bool:
     return shutil.disk_usage(place).free < 1 << 20
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file that replaces `path` when the block ends, whole or, if the block raises, not at all.
+
+    Raises `StorageError`; whoever writes into the file does so inside `storing`.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with storing(path):
+            file = temporary.open("w", encoding="utf-8")
+        with file:
+            yield file
+            with storing(path):
+                sync(file)
+        with storing(path):
+            temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace the file by `text`, whole or not at all. Raises `StorageError`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with storing(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                sync(file)
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    with storing(path), replacing(path) as file:
+        file.write(text)
 
 
 def sync(file: TextIO) -> None:

@@ -37,6 +37,12 @@ class History:
         evaluated = {name.removeprefix("num/") for name in _names(self.evaluations, "num/")}
         return sorted((trained | evaluated) - {""})
 
+    @property
+    def missing_steps(self) -> list[int]:
+        """Steps without a line though a later step has one: the run failed between an update and its metrics."""
+        steps = {line["step"] for line in self.steps}
+        return sorted(set(range(1, max(steps, default=0))) - steps)
+
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric, where it was measured."""
         return points(self.steps, name)

@@ -72,8 +72,16 @@ def summary(history: History) -> str:
     rollouts = sum((line.get(f"outcome/{outcome}") or 0) for line in history.steps for outcome in Outcome)
     return (
         f"{last['step']:,} steps, {rollouts:,.0f} rollouts and {tokens:,.0f} sampled tokens in {_duration(seconds)};"
-        f" {len(history.env_ids)} environment{'s' if len(history.env_ids) != 1 else ''}."
+        f" {len(history.env_ids)} environment{'s' if len(history.env_ids) != 1 else ''}." + _gaps(history)
     )
+
+
+def _gaps(history: History) -> str:
+    missing = history.missing_steps
+    if not missing:
+        return ""
+    shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+    return f" {len(missing)} steps have no metrics, because the run failed between the update and its line: {shown}."
 
 
 def evaluation_table(history: History) -> str:

@@ -39,7 +39,7 @@ class SavedGroups:
             groups.append(group)
         return groups
 
-    def evaluate(self, tasks: Sequence[Task]) -> Iterator[list[Group]]:
+    def evaluate(self, tasks: Sequence[Task], *, at_once: bool = False) -> Iterator[list[Group]]:
         """Nothing: there is no engine that plays held-out tasks."""
         yield from ()
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from envs.json_lines import read_lines
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
-from rl.runs.files import storing, sync
+from rl.runs.files import remove, replacing, storing
 from rl.runs.folder import Kind, RunFolder
 from rl.runs.sampled_rollouts import sampled_rows
 from rl.runs.saved_rollouts import write_rollouts
@@ -24,7 +24,6 @@ class Tracker:
     def __init__(self, run: RunFolder, config: ExperimentConfig) -> None:
         self._run = run
         self._train = config.train
-        self._saved: set[tuple[Kind, int]] = set()
         with storing(run.rollouts):
             run.rollouts.mkdir(parents=True, exist_ok=True)
         lines = list(read_lines(run.metrics_file))
@@ -62,19 +61,19 @@ class Tracker:
         return (label, step) in self._evaluations
 
     def save_rollouts(self, step: int, kind: Kind, groups: Sequence[Group]) -> None:
-        """Write the groups' rollouts; for training steps only every `train.save_rollouts_every`-th step.
+        """Write the groups' rollouts; for training steps only every `train.save_rollouts_every`-th step, and the newest
+        `train.keep_rollouts` files are kept.
 
         Sinks that take rollouts get a few of them. The file replaces that of an earlier start of the run.
         """
         if kind == "train" and not self._train.saves_rollouts(step):
             return
-        mode = "a" if (kind, step) in self._saved else "w"
-        self._saved.add((kind, step))
         path = self._run.rollouts_file(step, kind)
-        with storing(path), path.open(mode, encoding="utf-8") as file:
+        with storing(path), replacing(path) as file:
             write_rollouts(file, step, kind, groups)
-            sync(file)
-
+        if kind == "train" and self._train.keep_rollouts is not None:
+            for old in list(self._run.rollouts_files("train").values())[: -self._train.keep_rollouts]:
+                remove(old)
         self._sinks.write_rollouts(step, kind, lambda: sampled_rows(step, groups))
 
     def _write(self, line: Mapping[str, object]) -> None:

@@ -14,10 +14,12 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     staleness, staleness_max        updates between sampling and training, over sampled tokens
     staleness_share/AGE             share of the sampled tokens of this age
     groups_in_flight                when the groups of the next step are collected (`rl.rollouts.admission`)
-    tokens_per_s/sampled            sampled tokens of the step per second of phase `collect`
+    tokens_per_s/sampled            sampled tokens of the step per second in which an engine works, all engines together
     tokens_per_s/trained            tokens through the model per second of the update
     tokens_per_s/step               sampled tokens per second of all phases of the step
     seconds, seconds/PHASE, share/PHASE     of the step
+    working/engines, working/learner, working/both, working/neither     shares of the step in which only engines, only
+                                    the learner, both and neither work; means over engines (`rl.runs.step_times`)
     update/FIELD                    every field of `rl.data_types.Update`, such as mismatch (of fresh tokens)
     update/MEASURE                  measures of the algorithms, such as clip_fraction (`rl/algorithms/`)
     canary/NAME                     value of a canary over its window, once there are as many steps (`rl.runs.canaries`)
@@ -37,12 +39,14 @@ from rl.algorithms.advantages import is_degenerate
 from rl.data_types import Group, Outcome, Rollout, Update
 
 
-def step_metrics(groups: Sequence[Group], update: Update, seconds_by_phase: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of one training step, by the names in this module's docstring."""
+def step_metrics(
+    groups: Sequence[Group], update: Update, seconds_by_phase: Mapping[str, float], overlap: Mapping[str, float]
+) -> dict[str, float]:
+    """The metrics of one training step, by the names in this module's docstring. `overlap` is that of `StepTimes`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     metrics = rollout_metrics(groups)
     metrics |= _staleness(rollouts, update.policy_version - 1)
-    metrics |= _time_metrics(rollouts, update, seconds_by_phase)
+    metrics |= _time_metrics(rollouts, update, seconds_by_phase, overlap)
     return metrics | _update_metrics(update)
 
 
@@ -110,15 +114,18 @@ def _staleness(rollouts: Sequence[Rollout], trained_version: int) -> dict[str, f
     return metrics | {f"staleness_share/{age}": num / num_tokens for age, num in sorted(ages.items())}
 
 
-def _time_metrics(rollouts: Sequence[Rollout], update: Update, seconds: Mapping[str, float]) -> dict[str, float]:
+def _time_metrics(
+    rollouts: Sequence[Rollout], update: Update, seconds: Mapping[str, float], overlap: Mapping[str, float]
+) -> dict[str, float]:
     total = sum(seconds.values())
+    engine_s = total * (overlap.get("engines", 0.0) + overlap.get("both", 0.0))
     num_sampled = sum(len(turn.reply) - turn.num_forced for rollout in rollouts for turn in rollout.turns)
-    metrics = {"seconds": total}
+    metrics = {"seconds": total, **{f"working/{which}": share for which, share in overlap.items()}}
     for phase, value in seconds.items():
         metrics[f"seconds/{phase}"] = value
         metrics[f"share/{phase}"] = value / total if total else 0.0
     for name, num, duration in (
-        ("sampled", num_sampled, seconds.get("collect", 0.0)),
+        ("sampled", num_sampled, engine_s),
         ("trained", update.num_tokens, update.seconds),
         ("step", num_sampled, total),
     ):

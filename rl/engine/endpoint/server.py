@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rl.chat.chat import Chat
 from rl.config.environments import BudgetConfig
 from rl.config.rollout import RolloutConfig
-from rl.engine.arguments import endpoint_arguments
+from rl.engine.arguments import ENVIRONMENT, endpoint_arguments
 from rl.engine.protocol import EngineError
 from rl.engine.vllm_plugin import ENDPOINT
 
@@ -39,12 +39,16 @@ class Endpoint:
 
 def run_endpoint(endpoint: Endpoint, chat: Chat, enforcement: BudgetConfig) -> None:
     """Serve until SIGINT or SIGTERM. Raises `EngineError` if the port is taken or vLLM cannot serve the policy."""
-    os.environ |= {ENDPOINT: str(os.getpid()), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
+    os.environ |= {**ENVIRONMENT, ENDPOINT: str(os.getpid())}
     for name, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}.items():
         os.environ.setdefault(name, value)
     from vllm.entrypoints.launchers.launcher import setup_server
     from vllm.logger import configure_logging_from_args
+    from vllm.platforms import current_platform
 
+    if current_platform.is_cpu():
+        # For the engine's process: a helper of vLLM's sampler would be compiled, 15 s and a C++ compiler for nothing.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     args = _arguments(endpoint)
     configure_logging_from_args(args)
     try:

@@ -1,0 +1,42 @@
+"""An environment of three turns that waits before each answer, mostly shortly and now and then long, for
+`benchmarks.waiting`.
+"""
+
+import asyncio
+
+from envs.messages import Reply
+from envs.registry import make
+from envs.text_env import StepResult, TextEnv
+
+NUM_TURNS = 3
+MEDIAN_S, SPREAD = 0.01, 1.98
+"""Waits are lognormal: exp(1.98 * 2.326) is 100, so the 99th percentile is 100 times the median, 1 s."""
+
+
+class Waits(TextEnv):
+    """Three short sums, one after the other; the reward is the share of right answers. Option: `scale` of waits."""
+
+    OPTIONS = {"scale": 1.0}
+    max_turns = NUM_TURNS
+
+    async def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.split, chosen = self.read_options(options)
+        draws = self.np_random.lognormal(sigma=SPREAD, size=NUM_TURNS)
+        self.waits_s = [float(MEDIAN_S * chosen["scale"] * draw) for draw in draws]
+        self.rewards: list[float] = []
+        return self._ask(), {"waits_s": self.waits_s}
+
+    async def step(self, action: Reply) -> StepResult:
+        await asyncio.sleep(self.waits_s[len(self.rewards)])
+        self.rewards.append(self.sum.step(action)[1] / NUM_TURNS)
+        is_over = len(self.rewards) == NUM_TURNS
+        return () if is_over else self._ask(), self.rewards[-1], is_over, False, {}
+
+    def gold_reply(self) -> Reply:
+        return self.sum.gold_reply()
+
+    def _ask(self):
+        self.sum = make("math/Arithmetic-v0")
+        messages, _ = self.sum.reset(seed=int(self.np_random.integers(2**31)), options={"split": self.split})
+        return messages
