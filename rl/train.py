@@ -124,8 +124,9 @@ def wait_if_paused(parts: Parts) -> None:
 
 
 def begin_evaluation(parts: Parts, label: str) -> None:
-    """Evaluate the served policy on the held-out tasks, if that is not done; in a replay, if the recorded run did so. In
-    an asynchronous run this only begins: the evaluation goes on during the next update, until weights are published.
+    """Evaluate the served policy on the held-out tasks, if that is not done; in a replay, if the recorded run did so.
+
+    In an asynchronous run this only begins: the evaluation goes on during the next update, until weights are published.
     """
     is_made = parts.tracker.has_evaluation(label, parts.step) or not parts.recording.evaluates(label, parts.step)
     if is_made or parts.evaluation or not parts.pool.num_workers:

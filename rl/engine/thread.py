@@ -17,6 +17,7 @@ from rl.engine.record import Recorder, Work, reply_hash
 from rl.engine.request import ReplyTimeoutError, Request, fail
 from rl.engine.requests import Requests
 from rl.engine.script import Script
+from rl.engine.seats import Seats
 from rl.engine.work_times import Interval, WorkTimes
 from rl.weights.source import WeightsLost, WeightSource
 
@@ -50,7 +51,7 @@ class ThreadedEngine:
         """
         self._lane_timeout_s = lane_timeout_s
         self._clock = Clock(lockstep_steps, num_seats)
-        self._seats: dict[Place, Future[None]] = {}
+        self._seats = Seats()
         self._changed = threading.Condition()
         self._waiting_since: float | None = None
         self._requests = Requests(self._clock)
@@ -102,14 +103,14 @@ class ThreadedEngine:
     def open_lanes(self, num: int) -> list[ThreadedLane]:
         with self._changed:
             places = self._clock.open(num)
-            self._seats |= {place: Future() for place in places if place.state == "waiting"}
+            self._seats.open(places)
             return [ThreadedLane(self, place) for place in places]
 
     async def seated(self, place: Place) -> None:
         """Implements `ThreadedLane.seated`."""
         with self._changed:
             self._raise_failure()
-            waiting = self._seats.get(place)
+            waiting = self._seats.future_of(place)
         if waiting is not None:
             await asyncio.wrap_future(waiting)
 
@@ -135,8 +136,7 @@ class ThreadedEngine:
         """Implements `ThreadedLane.close`."""
         with self._changed:
             self._clock.close(place)
-            if seat := self._seats.pop(place, None):
-                seat.cancel()
+            self._seats.leave(place)
             self._requests.close(place)
             self._waiting_since = None
             self._changed.notify()
@@ -187,7 +187,7 @@ class ThreadedEngine:
             self._failure = failure
             requests = (*self._requests.asked, *self._requests.running)
             loads = (future for _, future in self._loads)
-            fail([*(request.future for request in requests), *loads, *self._seats.values()], failure)
+            fail([*(request.future for request in requests), *loads, *self._seats.futures], failure)
             self._recorder.close()
         self._core.shutdown()  # last: it may take long or raise, and the futures have failed already
 
@@ -207,7 +207,7 @@ class ThreadedEngine:
                     return Work(withdrawn=withdrawn)
                 is_busy = bool(self._requests.running)
                 admitted = self._requests.enter(self._clock.admit(is_busy))
-                self._tell_seated()  # after `admit`, which gives out seats
+                self._seats.tell()  # after `admit`, which gives out seats
                 for request in admitted:
                     request.admitted_at = time.monotonic()
                 # Even with running requests the engine must not step past an overdue lane: logical time would depend on
@@ -224,7 +224,7 @@ class ThreadedEngine:
     def _scripted(self, script: Script) -> Work | None:
         """What the script says is next; waits for it, and returns None, while it is not there."""
         self._clock.seat()
-        self._tell_seated()
+        self._seats.tell()
         work = script.next(self._requests.asked, self._requests.running, self._loads)
         if not isinstance(work, Work):
             self._wait_for(script, work)
@@ -248,12 +248,6 @@ class ThreadedEngine:
             raise script.waited(what)
         if not self._changed.wait(min(left_s, TELL_AFTER_S)) and left_s > TELL_AFTER_S:
             _log.info("the replay waits for %s", what)
-
-    def _tell_seated(self) -> None:
-        for place in [place for place in self._seats if place.state != "waiting"]:
-            seat = self._seats.pop(place)
-            if seat.set_running_or_notify_cancel():
-                seat.set_result(None)
 
     def _wait(self, is_held_up: bool) -> None:
         if not is_held_up:
