@@ -3,10 +3,11 @@
 """
 
 import asyncio
+from typing import Any
 
 from envs.messages import Reply
 from envs.registry import make
-from envs.text_env import StepResult, TextEnv
+from envs.text_env import TextEnv
 
 NUM_TURNS = 3
 MEDIAN_S, SPREAD = 0.01, 1.98
@@ -19,7 +20,7 @@ class Waits(TextEnv):
     OPTIONS = {"scale": 1.0}
     max_turns = NUM_TURNS
 
-    async def reset(self, *, seed=None, options=None):
+    async def reset(self, *, seed: int | None = None, options: Any = None) -> Any:  # type: ignore[override]
         super().reset(seed=seed)
         self.split, chosen = self.read_options(options)
         draws = self.np_random.lognormal(sigma=SPREAD, size=NUM_TURNS)
@@ -27,7 +28,7 @@ class Waits(TextEnv):
         self.rewards: list[float] = []
         return self._ask(), {"waits_s": self.waits_s}
 
-    async def step(self, action: Reply) -> StepResult:
+    async def step(self, action: Reply) -> Any:  # type: ignore[override]
         await asyncio.sleep(self.waits_s[len(self.rewards)])
         self.rewards.append(self.sum.step(action)[1] / NUM_TURNS)
         is_over = len(self.rewards) == NUM_TURNS
@@ -36,7 +37,7 @@ class Waits(TextEnv):
     def gold_reply(self) -> Reply:
         return self.sum.gold_reply()
 
-    def _ask(self):
+    def _ask(self) -> Any:
         self.sum = make("math/Arithmetic-v0")
         messages, _ = self.sum.reset(seed=int(self.np_random.integers(2**31)), options={"split": self.split})
         return messages

@@ -12,7 +12,7 @@ import typer
 from envs.exit_codes import run_command
 from rl.config.environments import read_budget
 from rl.config.explain import explain
-from rl.config.hub import config_snapshot, downloaded_snapshot
+from rl.config.hub import config_snapshot
 from rl.config.keys_page import keys_page
 from rl.config.read import load_config
 from rl.library_output import quieten_libraries
@@ -75,33 +75,51 @@ def doctor(
 
 @app.command()
 def train(
-    yaml: Yaml,
+    yaml: Annotated[str, typer.Argument(help="Experiment YAML; none with --replay.")] = "",
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint in the run folder.")] = False,
     resume_if_any: Annotated[
         bool, typer.Option("--resume-if-any", help="Continue if the run folder holds a run, otherwise begin one.")
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check all that is checked before a run; start none.")] = False,
+    replay: Annotated[
+        Path | None, typer.Option(help="Repeat this asynchronous run bit for bit, into RUN/replay or run_dir=...")
+    ] = None,
+    rollouts_from: Annotated[
+        Path | None, typer.Option(help="Train on the rollouts that this run saved, without engines.")
+    ] = None,
+    only_rollouts: Annotated[
+        bool, typer.Option("--only-rollouts", help="Play and save rollouts, without training.")
+    ] = False,
 ) -> None:
-    """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report."""
-    if resume and resume_if_any:
-        raise typer.BadParameter("--resume needs a run and --resume-if-any does not; give one of them")
-    config = load_config(yaml, overrides or [], fetch=downloaded_snapshot)
-    if dry_run:
-        from rl.checks import check
+    """Run an experiment: the supervised stage if it has one, then reinforcement learning, then the report.
 
-        check(config)
-        typer.echo(f"{yaml}: nothing is wrong with it")
-        return
-    from rl.train import train as run  # takes seconds to import: mistakes in the YAML come first
+    Exit code 4: a replay differs from its recording.
+    """
+    from rl.train_command import check_options, repeat, train_or_dry_run
 
+    overrides = overrides or []
+    resuming = [name for name, on in (("--resume", resume), ("--resume-if-any", resume_if_any)) if on]
+    kinds = (("--dry-run", dry_run), ("--replay", replay), ("--only-rollouts", only_rollouts))
+    given = [name for name, on in (*kinds, ("--rollouts-from", rollouts_from)) if on]
+    check_options(yaml, overrides, resuming, given)
     try:
-        report = run(config, resume=None if resume_if_any else resume)
+        if replay is not None:
+            told = repeat(replay, [one for one in (yaml, *overrides) if one])
+        else:
+            told = train_or_dry_run(
+                yaml,
+                overrides,
+                resume=None if resume_if_any else resume,
+                dry_run=dry_run,
+                rollouts_from=rollouts_from,
+                only_rollouts=only_rollouts,
+            )
     except StopRequested as stop:
-        typer.echo(f"stopped by {stop}; continue with --resume", err=True)
+        typer.echo(f"stopped by {stop}" + ("" if replay or only_rollouts else "; continue with --resume"), err=True)
         raise typer.Exit(stop.exit_code) from None
-    typer.echo(f"report: {report}")
-    typer.echo(f"policy: python -m rl export {report.parent} FOLDER writes it for transformers and vLLM")
+    for line in told:
+        typer.echo(line)
 
 
 @app.command()

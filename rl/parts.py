@@ -24,6 +24,8 @@ from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import Canaries
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
+from rl.runs.recording import Recording
+from rl.runs.saved_groups import SavedGroups
 from rl.runs.spool import Spool
 from rl.runs.step_times import StepTimes
 from rl.runs.tracker import Tracker
@@ -56,7 +58,7 @@ class Parts:
     folder: RunFolder
     learner: LearnerGroup
     pool: WorkerPool
-    collector: Collector
+    collector: Collector | SavedGroups
     ledger: Ledger
     spool: Spool
     canaries: Canaries
@@ -70,6 +72,13 @@ class Parts:
     """The phases since the last step's metrics."""
     evaluation: "Evaluation | None" = None
     """What is being played."""
+    recording: Recording = field(default_factory=Recording)
+
+    @property
+    def last_step(self) -> int:
+        """Updates after which the loop ends."""
+        last = self.recording.last_step
+        return self.config.train.num_steps if last is None else last
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -91,9 +100,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def engines(config: ExperimentConfig, folder: RunFolder) -> Iterator[Served]:
-    """Run the supervised stage, join the cluster and start the workers, without waiting; always stop them."""
+def engines(config: ExperimentConfig, folder: RunFolder, alone: ExperimentConfig | None = None) -> Iterator[Served]:
+    """Run the supervised stage, join the cluster and start the workers, without waiting; always stop them.
+
+    `alone` is what comes after the stage, if the run has no engines or no learner (`rl.apart`).
+    """
     policy_path = supervised_stage(config, folder)
+    config = alone or config
     with cluster(config, policy_path, store_bytes(config, policy_path)) as joined, handled_signals():
         check_room(config, policy_path)
         pool = WorkerPool(config, policy_path, joined.places.engines)
@@ -104,10 +117,16 @@ def engines(config: ExperimentConfig, folder: RunFolder) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def started(served: Served, deaths: Sequence[LearnerDied] = ()) -> Iterator[Parts]:
+def started(
+    served: Served,
+    deaths: Sequence[LearnerDied] = (),
+    recording: Recording | None = None,
+    groups_of: RunFolder | None = None,
+) -> Iterator[Parts]:
     """All parts of the loop, which serve and train the weights of the newest checkpoint; the learner is always stopped.
 
-    `deaths` are those of the run's learners before.
+    `deaths` are those of the run's learners before. An asynchronous run is recorded, also without a `recording`, which
+    may be one that repeats another. With `groups_of` the loop gets the groups that this run saved.
     """
     config, folder = served.config, served.folder
     with Display(config) as display, Tracker(folder, config) as tracker:
@@ -122,9 +141,14 @@ def started(served: Served, deaths: Sequence[LearnerDied] = ()) -> Iterator[Part
             stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
             step, spool = folder.saved_step, Spool(folder.spool, config.train)
             taken_over = spool.take_over(step, ledger, stream)
-            collector = Collector(config, served.pool, stream, ledger, spool.file)
+            is_recorded = config.train.max_staleness > 0 and groups_of is None
+            recording = recording or Recording(folder if is_recorded else None)
+            recording.begin(config, step, spool.folder, is_again=bool(deaths))
+            collector = Collector(config, served.pool, stream, ledger, spool.file, recording)
+            groups = SavedGroups(groups_of, ledger, step) if groups_of else collector
             parts = Parts(
-                config, folder, learner, served.pool, collector, ledger, spool, canaries, tracker, display, step
+                *(config, folder, learner, served.pool, groups, ledger, spool, canaries, tracker, display, step),
+                recording=recording,
             )
             _wait_until_ready(parts, served, stream, deaths)
             if taken_over:
@@ -134,6 +158,8 @@ def started(served: Served, deaths: Sequence[LearnerDied] = ()) -> Iterator[Part
             yield parts
         finally:
             learner.shutdown()
+            if recording is not None:
+                recording.close()
 
 
 def go_back(served: Served, error: LearnerDied) -> None:
@@ -148,11 +174,13 @@ def go_back(served: Served, error: LearnerDied) -> None:
 
 def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, deaths: Sequence[LearnerDied]) -> None:
     try:
-        if deaths:
+        if deaths and not parts.recording.is_replay:
             served.pool.drop_plays()  # again: a node that was lost may have been noticed only now
         else:
             served.pool.wait_until_ready()
-        parts.folder.save_token_texts(served.pool.token_texts())
+        served.pool.record(parts.recording)
+        if served.pool.num_workers:
+            parts.folder.save_token_texts(served.pool.token_texts())
         for line in (served.joined.words, parts.learner.describe(), *stream.described()):
             parts.display.message(line)
         if deaths:
@@ -161,7 +189,8 @@ def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, deaths: 
             parts.display.message(told)
             parts.tracker.note(parts.step, told)
         # Engines load the run's first policy, unquantised: publish if the learner holds other values.
-        if parts.step > 0 or parts.config.precision.is_quantised or deaths:
+        must_publish = parts.step > 0 or parts.config.precision.is_quantised or deaths
+        if must_publish and served.pool.num_workers:
             served.pool.load_weights(parts.learner.publish())
             served.pool.wait_until_loaded()
     except (ActorDied, WeightsLost) as error:

@@ -28,15 +28,16 @@ from rl.weights.source import WeightsLost
 
 
 def run_loop(parts: Parts) -> None:
-    """Train until `train.num_steps` updates have been made. Raises `StopRequested` between two steps only."""
+    """Train until the last step's update has been made. Raises `StopRequested` between two steps only."""
     train = parts.config.train
-    while parts.step < train.num_steps:
+    while parts.step < parts.last_step:
         wait_if_paused(parts)
         # At the start of an iteration, so that a resumed run makes an evaluation that was due before it stopped.
         if parts.config.evaluation.due(parts.step):
             begin_evaluation(parts, "step")
         with parts.phase("collect"):
             groups = parts.collector.collect()
+        parts.recording.collected(parts.step + 1, groups)
         trained = parts.canaries.check_groups(groups)  # before the update: nothing is trained on bad groups
         with deferred_stop():  # a signal must not separate an update from its ledger entry
             with parts.phase("update"):
@@ -49,7 +50,7 @@ def run_loop(parts: Parts) -> None:
             try:
                 end_evaluation(parts)  # before publishing: it is of one version
                 with parts.phase("publish"):
-                    parts.pool.load_weights(parts.learner.publish())
+                    publish(parts, update)
             finally:  # whatever fails there: the checkpoint that is left holds the step, so its record must too
                 with parts.phase("track"):
                     track(parts, groups, update)
@@ -87,6 +88,14 @@ def finish(parts: Parts, groups: Sequence[Group], trained: Sequence[Group]) -> N
     parts.spool.trained(groups, parts.folder.saved_step)
 
 
+def publish(parts: Parts, update: Update) -> None:
+    """Let the engines, if the run has any, serve what the update made."""
+    if parts.pool.num_workers:
+        published = parts.learner.publish()
+        parts.pool.load_weights(published)
+        parts.recording.updated(parts.step, update, published)
+
+
 def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
     """Write and display the metrics of the step, and what canaries and actors said."""
     seconds, overlap = parts.times.seconds(), parts.times.overlap(parts.pool.work_times())
@@ -109,17 +118,19 @@ def say(parts: Parts, *texts: str) -> None:
 def wait_if_paused(parts: Parts) -> None:
     """Write a checkpoint and wait, if a canary or somebody asked for a pause."""
     paused = parts.folder.paused_file
-    if paused.exists():
+    if paused.exists() and not parts.recording.is_replay:  # nobody is to look at what was looked at before
         checkpoint(parts)
         with parts.phase("paused"):
             wait_to_go_on(paused, parts.config.canaries.pause_timeout_s, partial(say, parts))
 
 
 def begin_evaluation(parts: Parts, label: str) -> None:
-    """Evaluate the served policy on the held-out tasks, if that is not done. In an asynchronous run this only begins:
-    the evaluation goes on while the next update is computed, until new weights are to be published.
+    """Evaluate the served policy on the held-out tasks, if that is not done; in a replay, if the recorded run did so.
+
+    In an asynchronous run this only begins: the evaluation goes on during the next update, until weights are published.
     """
-    if parts.evaluation or parts.tracker.has_evaluation(label, parts.step):
+    is_made = parts.tracker.has_evaluation(label, parts.step) or not parts.recording.evaluates(label, parts.step)
+    if is_made or parts.evaluation or not parts.pool.num_workers:
         return
     config, is_asynchronous = parts.config, parts.config.train.max_staleness > 0
     tasks = evaluation_tasks(config.environments, config.evaluation.num_tasks)
@@ -139,6 +150,7 @@ def end_evaluation(parts: Parts) -> None:
         parts.tracker.save_rollouts(step, "evaluation", groups)  # first, so that no failure below loses them
         metrics = evaluation_metrics(groups)
         parts.tracker.track_evaluation(step, label, metrics)
+    parts.recording.evaluated(label, step, groups)
     parts.display.evaluation(label, metrics)
     say(parts)
 

@@ -65,6 +65,8 @@ class FakeLearner:
 
 
 class FakePool:
+    num_workers = 1
+
     def __init__(self, log: Log) -> None:
         self.log = log
 

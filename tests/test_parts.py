@@ -16,6 +16,8 @@ def test_engines_that_died_with_the_learner_are_replaced_also_if_that_is_noticed
         learner: Any = parts.learner
         learner.describe = lambda: "float32"
         pool = SimpleNamespace(
+            num_workers=1,
+            record=lambda recording: None,
             wait_until_ready=lambda: calls.call("wait"),  # raises if an engine is dead
             drop_plays=lambda: calls.call("replace the dead"),
             token_texts=lambda: ["a"],

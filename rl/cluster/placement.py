@@ -111,8 +111,10 @@ def layout(config: ExperimentConfig) -> Layout:
         second = tuple((0, len(ranks) + number) for number in range(len(engines)))
         told = f"{words}, all on one node (weights.transport {config.weights.name} reaches no other)"
         return Layout((BundleGroup(pack, ranks + engines),), first, second, told)
-    second = tuple((1, number) for number in range(len(engines)))
-    return Layout((BundleGroup(pack, ranks), BundleGroup("SPREAD", engines)), first, second, words)
+    # Without ranks, or without engines (`rl.apart`), there is one group.
+    groups = tuple(group for group in (BundleGroup(pack, ranks), BundleGroup("SPREAD", engines)) if group.bundles)
+    second = tuple((len(groups) - 1, number) for number in range(len(engines)))
+    return Layout(groups, first, second, words)
 
 
 def check_nodes(asked: Layout, nodes: Sequence[Node], store_bytes: int) -> list[Node]:

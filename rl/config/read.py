@@ -76,7 +76,7 @@ def stage_problems(config: ExperimentConfig) -> list[Problem]:
     problems = [problem] if (problem := policy_problem(config)) else []
     data = config.sft.data if config.sft is not None else None
     size, num = config.sft.batch_size if config.sft is not None else 0, config.learner.num_ranks
-    if size % num:
+    if num and size % num:  # a run that only plays has no ranks (`rl.apart`)
         text = f"{size} conversations a step cannot be dealt evenly to the {num} ranks of the learner"
         fix = f"choose a multiple of learner.num_ranks, such as {num * -(-size // num)}"
         problems.append(Problem(config.place("sft", "batch_size"), "sft.batch_size", text, fix))

@@ -10,7 +10,9 @@ rollout is not open, and no deadline runs. A seat becomes free at the logical ti
 would have been due, so seats do not depend on how long environments take either.
 """
 
+import sys
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +68,10 @@ class Clock:
                 self._idle.add(place)
                 self._seated.add(place)
 
+    def seat_all(self) -> None:
+        """Have a seat for each place from now on."""
+        self._num_seats = sys.maxsize
+
     @property
     def is_empty(self) -> bool:
         """Whether no place is open."""
@@ -108,10 +114,14 @@ class Clock:
             self.seat()
             due = (place for place in self._asked if place.due <= self.step)
             ready = sorted(due, key=lambda place: place.number)
-        for place in ready:
+        self.take(ready)
+        return ready
+
+    def take(self, places: Iterable[Place]) -> None:
+        """The requests of these places enter now."""
+        for place in places:
             self._asked.remove(place)
             place.state = "running"
-        return ready
 
     def overdue(self) -> list[Place]:
         """Places without a request that the next step waits for."""

@@ -26,6 +26,8 @@ class SamplingParams:
     """How long the reply may reason; the engine enforces it."""
     timeout_s: float = 300.0
     """Deadline of the reply, counted from when the engine starts it."""
+    name: str = ""
+    """Of the request, in records of the run: group, member, attempt and turn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,28 +8,22 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 from rl.engine.clock import Clock, Place
-from rl.engine.core import Core, StepOutput
+from rl.engine.core import Core
 from rl.engine.lane import ThreadedLane
 from rl.engine.protocol import EngineError, SampledReply, SamplingParams
+from rl.engine.record import Recorder, Work, reply_hash
 from rl.engine.request import ReplyTimeoutError, Request, fail
+from rl.engine.requests import Requests
+from rl.engine.script import Script
+from rl.engine.seats import Seats
 from rl.engine.work_times import Interval, WorkTimes
 from rl.weights.source import WeightsLost, WeightSource
 
 SHUTDOWN_TIMEOUT_S = 30.0
+TELL_AFTER_S = 30.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Work:
-    """What the thread does next, outside the lock."""
-
-    rest: bool = False
-    load: "tuple[WeightSource, Future[str]] | None" = None
-    withdrawn: list[str] = field(default_factory=list)
-    admitted: list[Request] = field(default_factory=list)
 
 
 class ThreadedEngine:
@@ -57,18 +51,17 @@ class ThreadedEngine:
         """
         self._lane_timeout_s = lane_timeout_s
         self._clock = Clock(lockstep_steps, num_seats)
-        self._seats: dict[Place, Future[None]] = {}
+        self._seats = Seats()
         self._changed = threading.Condition()
         self._waiting_since: float | None = None
-        self._asked: dict[Place, Request] = {}
-        self._running: dict[str, Request] = {}
-        self._withdrawn: list[str] = []
+        self._requests = Requests(self._clock)
         self._loads: list[tuple[WeightSource, Future[str]]] = []
         self._failure: str | None = None
         self._is_stopping = False
-        self._num_requests = 0
         self._epoch, self._version = 0, version
         self._rests, self._is_resting = rests, False
+        self._recorder = Recorder()
+        self._script: Script | None = None
         self._work_times = WorkTimes()
         started: Future[Core] = Future()
         self._thread = threading.Thread(target=self._run, args=(make_core, started), name="engine", daemon=True)
@@ -86,6 +79,18 @@ class ThreadedEngine:
         """Engine steps so far, those that logical time skipped included."""
         return self._clock.step
 
+    def record(self, recorder: Recorder, script: Script | None = None) -> None:
+        """Record what the engine does from now on, and with a script do what that says. Nothing is being sampled.
+
+        With a script all lanes have seats at once, because the script says which request enters when; deadlines of
+        replies do not run, because it says which were missed.
+        """
+        with self._changed:
+            self._recorder.close()
+            self._recorder, self._script = recorder, script
+            if script is not None:
+                self._clock.seat_all()
+
     def work_times(self) -> list[Interval]:
         """When it has sampled since the last call."""
         return self._work_times.take()
@@ -98,14 +103,14 @@ class ThreadedEngine:
     def open_lanes(self, num: int) -> list[ThreadedLane]:
         with self._changed:
             places = self._clock.open(num)
-            self._seats |= {place: Future() for place in places if place.state == "waiting"}
+            self._seats.open(places)
             return [ThreadedLane(self, place) for place in places]
 
     async def seated(self, place: Place) -> None:
         """Implements `ThreadedLane.seated`."""
         with self._changed:
             self._raise_failure()
-            waiting = self._seats.get(place)
+            waiting = self._seats.future_of(place)
         if waiting is not None:
             await asyncio.wrap_future(waiting)
 
@@ -116,29 +121,23 @@ class ThreadedEngine:
             self._raise_failure()
             if self._version < 0:
                 raise EngineError("nothing was published yet, and the engine must not serve the checkpoint itself")
-            try:
-                self._clock.ask(place)
-            except ValueError as error:
-                raise EngineError(str(error)) from error
-            request = Request(f"{place.number}-{self._num_requests}", place, tuple(prompt_ids), params)
-            self._num_requests += 1
-            self._asked[place] = request
+            request = self._requests.ask(place, prompt_ids, params)
             self._waiting_since = None
             self._changed.notify()
         try:
             return await request.reply()
         except (asyncio.CancelledError, ReplyTimeoutError):
-            self._withdraw(request)
+            with self._changed:
+                if self._requests.withdraw(request):
+                    self._changed.notify()
             raise
 
     def close_lane(self, place: Place) -> None:
         """Implements `ThreadedLane.close`."""
         with self._changed:
             self._clock.close(place)
-            if seat := self._seats.pop(place, None):
-                seat.cancel()
-            if request := self._asked.pop(place, None):
-                fail([request.future], "the lane was closed")
+            self._seats.leave(place)
+            self._requests.close(place)
             self._waiting_since = None
             self._changed.notify()
 
@@ -186,43 +185,69 @@ class ThreadedEngine:
         with self._changed:
             # The failure is set under the lock that guards new requests: a request that is added later fails at once.
             self._failure = failure
-            requests = (*self._asked.values(), *self._running.values())
+            requests = (*self._requests.asked, *self._requests.running)
             loads = (future for _, future in self._loads)
-            fail([*(request.future for request in requests), *loads, *self._seats.values()], failure)
+            fail([*(request.future for request in requests), *loads, *self._seats.futures], failure)
+            self._recorder.close()
         self._core.shutdown()  # last: it may take long or raise, and the futures have failed already
 
-    def _next_work(self) -> _Work | None:
+    def _next_work(self) -> Work | None:
         """Wait until there is something to do; None ends the thread."""
         with self._changed:
             while not self._is_stopping:
+                if self._script is not None:
+                    if (work := self._scripted(self._script)) is not None:
+                        return work
+                    continue
                 # Loads come first: all requests that are admitted after `load_weights` use the new version.
                 if self._loads:
-                    return _Work(load=self._loads.pop(0))
+                    return Work(load=self._loads.pop(0))
                 # Withdrawn requests leave before new ones enter: the engine must not hold two requests of one place.
-                if self._withdrawn:
-                    work, self._withdrawn = _Work(withdrawn=self._withdrawn), []
-                    return work
-                admitted = [self._asked.pop(place) for place in self._clock.admit(is_busy=bool(self._running))]
-                self._tell_seated()  # after `admit`, which gives out seats
+                if withdrawn := self._requests.take_withdrawn():
+                    return Work(withdrawn=withdrawn)
+                is_busy = bool(self._requests.running)
+                admitted = self._requests.enter(self._clock.admit(is_busy))
+                self._seats.tell()  # after `admit`, which gives out seats
                 for request in admitted:
                     request.admitted_at = time.monotonic()
-                self._running |= {request.request_id: request for request in admitted}
                 # Even with running requests the engine must not step past an overdue lane: logical time would depend on
                 # how long the environment takes.
                 is_held_up = bool(self._clock.overdue())
-                if admitted or (self._running and not is_held_up):
+                if admitted or (is_busy and not is_held_up):
                     self._waiting_since = None
-                    return _Work(admitted=admitted)
-                if self._rests and not self._is_resting and not self._running and self._clock.is_empty:
-                    return _Work(rest=True)
+                    return Work(admitted=admitted)
+                if self._rests and not self._is_resting and not is_busy and self._clock.is_empty:
+                    return Work(rest=True)
                 self._wait(is_held_up)
             return None
 
-    def _tell_seated(self) -> None:
-        for place in [place for place in self._seats if place.state != "waiting"]:
-            seat = self._seats.pop(place)
-            if seat.set_running_or_notify_cancel():
-                seat.set_result(None)
+    def _scripted(self, script: Script) -> Work | None:
+        """What the script says is next; waits for it, and returns None, while it is not there."""
+        self._clock.seat()
+        self._seats.tell()
+        work = script.next(self._requests.asked, self._requests.running, self._loads)
+        if not isinstance(work, Work):
+            self._wait_for(script, work)
+            return None
+        self._waiting_since = None
+        if work.load is not None:
+            self._loads.pop(0)
+        self._requests.miss(work.withdrawn)
+        places = [request.place for request in work.admitted]
+        self._clock.take(places)
+        self._requests.enter(places)
+        return work
+
+    def _wait_for(self, script: Script, what: str | None) -> None:
+        if what is None:  # the record has ended
+            self._changed.wait()
+            return
+        self._waiting_since = self._waiting_since or time.monotonic()
+        left_s = self._waiting_since + script.timeout_s - time.monotonic()
+        if left_s <= 0:
+            raise script.waited(what)
+        if not self._changed.wait(min(left_s, TELL_AFTER_S)) and left_s > TELL_AFTER_S:
+            _log.info("the replay waits for %s", what)
 
     def _wait(self, is_held_up: bool) -> None:
         if not is_held_up:
@@ -241,7 +266,7 @@ class ThreadedEngine:
             self._lane_timeout_s,
         )
 
-    def _do(self, work: _Work) -> None:
+    def _do(self, work: Work) -> None:
         self._is_resting = work.rest  # whatever else is done wakes the core
         if work.rest:
             self._core.rest()
@@ -250,45 +275,29 @@ class ThreadedEngine:
             self._load(*work.load)
             return
         if work.withdrawn:
-            for request_id in work.withdrawn:
-                self._core.abort(request_id)
+            for request in work.withdrawn:
+                self._core.abort(request.request_id)
+            self._recorder.withdrawn([request.params.name for request in work.withdrawn])
             return
         for request in work.admitted:
             self._core.add(request.request_id, request.prompt_ids, request.params)
-        self._step()
+        self._step(work.admitted)
 
-    def _step(self) -> None:
+    def _step(self, admitted: Sequence[Request]) -> None:
         begun = time.time()
         outputs = self._core.step()
         self._work_times.add(begun, time.time())
         with self._changed:
-            self._clock.step += 1  # before `_take`: a reply that ends in this step is due this step + lockstep
-            for output in outputs:
-                self._take(output)
-
-    def _take(self, output: StepOutput) -> None:
-        request = self._running.get(output.request_id)
-        if request is None:  # withdrawn
-            return
-        result = request.take(output, self._version)
-        if result is None:
-            return
-        if output.finish is None:  # it ends here for us, and would go on in the core
-            self._core.abort(output.request_id)
-        del self._running[request.request_id]
-        self._clock.finish(request.place)
-        request.settle(result)
-
-    def _withdraw(self, request: Request) -> None:
-        with self._changed:
-            if self._asked.get(request.place) is request:
-                del self._asked[request.place]
-            elif self._running.pop(request.request_id, None) is not None:
-                self._withdrawn.append(request.request_id)
-            else:  # its reply came at the same moment, and `_finish` has already updated the clock
-                return
-            self._clock.finish(request.place)
-            self._changed.notify()
+            self._clock.step += 1  # before `settle`: a reply that ends in this step is due this step + lockstep
+            ended, unfinished = self._requests.take(outputs, self._version)
+            for request_id in unfinished:
+                self._core.abort(request_id)
+            hashes = {request.params.name: reply_hash(request) for request in ended}
+            self._recorder.stepped([request.params.name for request in admitted], hashes)
+            if self._script is not None:
+                going_on = [request for request in self._requests.running if request not in ended]
+                self._script.stepped(ended.keys(), going_on)
+            self._requests.settle(ended)  # after what may raise: requests that still run get its error
 
     def _load(self, source: WeightSource, future: "Future[str]") -> None:
         try:
@@ -305,4 +314,5 @@ class ThreadedEngine:
             raise
         with self._changed:
             self._epoch, self._version = source.epoch, source.version
+            self._recorder.loaded(source.version)  # before the learner hears of it
         future.set_result(digest)

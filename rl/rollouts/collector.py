@@ -15,6 +15,7 @@ from rl.cluster.actors import Deadline
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
 from rl.rollouts.admission import Admission
+from rl.rollouts.course import Course
 from rl.rollouts.plays import Play
 from rl.rollouts.pool import WorkerPool
 from rl.rollouts.worker import GroupSpec, Keeper
@@ -30,12 +31,14 @@ class Collector:
         stream: TaskStream,
         ledger: Ledger,
         keeper_of: Callable[[Task], Keeper | None] = lambda task: None,
+        course: Course | None = None,
     ) -> None:
         self._config = config
         self._pool = pool
         self._stream = stream
         self._ledger = ledger
         self._keeper_of = keeper_of
+        self._course = course or Course()
         self._plays: deque[Play | Group] = deque()
         """In start order; a group in place of a play was kept."""
         self._admission = Admission(config.train.num_prompts, config.train.max_staleness)
@@ -93,19 +96,30 @@ class Collector:
         return Deadline(self._config.train.collect_timeout_s, "collecting groups", "train.collect_timeout_s")
 
     def _start(self, num_groups: int) -> None:
-        specs = []
-        for _ in range(num_groups):
-            task = self._stream.task(self._ledger.start())
-            group_id = f"{self._config.seed}-{task.ordinal}"
-            size, temperature = self._config.train.group_size, self._config.rollout.temperature
-            specs.append(GroupSpec(group_id, task, size, temperature, self._keeper_of(task)))
         if self._config.train.max_staleness == 0:  # one call per worker: all its rollouts enter the engine together
+            specs = [self._next_spec() for _ in range(num_groups)]
             self._plays.extend(self._pool.play(worker, share) for worker, share in self._deal(specs))
-        else:
-            for spec in specs:
-                if kept := spec.kept():
-                    self._ledger.play([spec.task.ordinal])
-                self._plays.append(kept or self._pool.play(self._pool.least_busy(), [spec]))
+            return
+        recorded = self._course.starts()
+        ordinals: list[int] = []
+        workers: list[int | None] = []
+        for index in range(num_groups if recorded is None else len(recorded)):
+            spec = self._next_spec()
+            worker = None
+            if kept := spec.kept():
+                self._ledger.play([spec.task.ordinal])
+            else:
+                worker = self._pool.least_busy() if recorded is None else recorded[index] or 0
+            self._plays.append(kept or self._pool.play(worker or 0, [spec]))
+            ordinals.append(spec.task.ordinal)
+            workers.append(worker)
+        self._course.started(ordinals, workers)
+
+    def _next_spec(self) -> GroupSpec:
+        task = self._stream.task(self._ledger.start())
+        group_id = f"{self._config.seed}-{task.ordinal}"
+        size, temperature = self._config.train.group_size, self._config.rollout.temperature
+        return GroupSpec(group_id, task, size, temperature, self._keeper_of(task))
 
     def _deal(self, specs: Sequence[GroupSpec]) -> list[tuple[int, list[GroupSpec]]]:
         """Distribute groups over the workers, round robin; workers without groups are omitted.

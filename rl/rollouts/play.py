@@ -69,7 +69,7 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
     await lane.seated()  # before anything of the rollout is open or timed
     started = time.monotonic()
     episode = player.session(task)
-    table = _Table(player, task, group_id, member)
+    table = _Table(player, task, group_id, member, number)
     error = ""
     try:
         outcome = await table.converse(episode, lane)
@@ -106,9 +106,10 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
 class _Table:
     """The conversation of one attempt as it grows."""
 
-    def __init__(self, player: Player, task: Task, group_id: str, member: int) -> None:
+    def __init__(self, player: Player, task: Task, group_id: str, member: int, attempt: int) -> None:
         self._player = player
         self._task = task
+        self._name = f"{group_id}/{member}/{attempt}"
         self._seed = derive_seed(group_id, member)
         self.turns: list[Turn] = []
         self.messages: list[Message] = []
@@ -160,6 +161,7 @@ class _Table:
             stop_ids=self._player.chat.stop_ids,
             thinking=limit,
             timeout_s=rollout.reply_timeout_s,
+            name=f"{self._name}/{len(self.turns)}",
         )
         reply = await lane.sample(dialogue.prompt_ids, params)
         if reply.finish == "abort":

@@ -19,6 +19,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
 from rl.engine.protocol import EngineError
 from rl.engine.work_times import Interval
+from rl.rollouts.course import Course
 from rl.rollouts.loading import begin_loading, check_hash
 from rl.rollouts.plays import Part, Play
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
@@ -49,6 +50,7 @@ class WorkerPool:
         self._notes: list[str] = []
         self._workers = [self._start(place) for place in places]
         self._numbers = list(range(len(places)))
+        self._course = Course()
 
     @property
     def num_workers(self) -> int:
@@ -59,6 +61,14 @@ class WorkerPool:
         deadline = self._start_deadline("starting the engines")
         for pending in [worker.call(RolloutWorker.wait_until_ready) for worker in self._workers]:
             pending.wait(deadline)
+
+    def record(self, course: Course) -> None:
+        """Record what the engines, which play nothing, do from now on, or let them follow a record."""
+        self._course = course
+        deadline = self._start_deadline("beginning a record")
+        files = [(worker, course.engine_files(index)) for index, worker in enumerate(self._workers)]
+        for answer in [worker.call(RolloutWorker.record, one) for worker, one in files if one is not None]:
+            answer.wait(deadline)
 
     def token_texts(self) -> list[str]:
         """The text of every token by its id."""
@@ -200,6 +210,7 @@ class WorkerPool:
         Groups that the dead worker had finished are kept, also those whose only copy is a keeper's: large answers lie
         on the worker's node. Groups that were in flight on it are suspects.
         """
+        self._course.replaced(index, error)
         self._notes.append(f"worker {index} died and is replaced: {error}")
         # Before the new worker starts: it has the same index, and its calls must not be mistaken for the old ones.
         for play in self._plays:
@@ -242,7 +253,10 @@ class WorkerPool:
         return Deadline(self._config.train.start_timeout_s, what, "train.start_timeout_s")
 
     def _publish_deadline(self) -> Deadline:
-        return Deadline(self._config.train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
+        train = self._config.train
+        # In a replay an engine holds the version back until the step at which it came, and the update may be quicker.
+        waiting_s = train.update_timeout_s if self._course.is_replay else 0.0
+        return Deadline(train.publish_timeout_s + waiting_s, "publishing weights", "train.publish_timeout_s")
 
     def _begin_loading(self, workers: Sequence[int], deadline: Deadline) -> tuple[WeightSource, list[Pending[str]]]:
         assert self._published is not None

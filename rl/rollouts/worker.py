@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
+from rl.rollouts.course import EngineFiles
 from rl.run_log import join_run_log
 from rl.weights.source import WeightSource
 
@@ -126,6 +127,16 @@ class RolloutWorker:
     async def wait_until_ready(self) -> None:
         """Returns once the engine is up and environments are loaded; after that, at once."""
         await self._processes.loaded()
+
+    async def record(self, files: EngineFiles) -> None:
+        """Record what the engine does from now on, and follow the script if there is one."""
+        from rl.engine.record import Recorder
+        from rl.engine.script import Script
+
+        train = self._config.train
+        timeout_s = train.collect_timeout_s + train.update_timeout_s  # the longest that the loop may take to come round
+        script = Script(files.script, files.difference, timeout_s) if files.script else None
+        self._engine.record(Recorder(files.record), script)
 
     async def token_texts(self) -> list[str]:
         """The text of every token by its id."""

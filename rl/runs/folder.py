@@ -9,6 +9,7 @@ paused            the reasons of a pause, while the run pauses (rl.runs.pause)
 tracking_id       the id by which W&B, MLflow and trackio know the run again
 checkpoints/      see rl.runs.checkpoint
 spool/            groups that ended and are in no checkpoint yet (rl.runs.spool)
+record/           what decided the course of an asynchronous run (rl.runs.recording)
 run.log           log of all processes; when it is large, the older part is run.log.1 (rl.run_log)
 sft/              checkpoint and metrics of the supervised stage
 figures/, report.html
@@ -60,6 +61,7 @@ class RunFolder:
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.spool = path / "spool"
+        self.record = path / "record"
         self.sft = path / "sft"
         """The supervised stage's checkpoint; it exists when that stage is complete."""
         self.sft_metrics_file = self.sft / "metrics.jsonl"
@@ -108,7 +110,8 @@ class RunFolder:
                 if resume:
                     folder.drop_after(folder.saved_step, config.train.num_steps)
                 else:
-                    remove(folder.spool)  # of a start that left no results, maybe with another configuration
+                    for place in (folder.spool, folder.record):
+                        remove(place)  # of a start that left no results, maybe with another configuration
                 yield folder
 
     @property
@@ -121,6 +124,12 @@ class RunFolder:
         """Whether a run, a supervised stage or an evaluation wrote here."""
         begun = self.config_file.is_file() and self.versions_file.is_file()
         return begun or any(file.is_file() for file in (self.metrics_file, self.evaluation_file, self.sft_metrics_file))
+
+    def link_sft(self, other: "RunFolder") -> None:
+        """Use the supervised policy of another run, if that has one and this run none."""
+        if other.sft.exists() and not self.sft.exists():
+            with storing(self.sft):
+                self.sft.symlink_to(other.sft.absolute())
 
     def save_token_texts(self, texts: Sequence[str]) -> None:
         """Save the texts of the tokens, with which rollout pages show what was sampled."""

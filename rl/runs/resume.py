@@ -54,9 +54,15 @@ def differences(saved: ExperimentConfig, given: ExperimentConfig, newest: Checkp
     before, now = _flat(saved), _flat(given)
     return [
         f"{key}: was {_shown(before, key)}, now {_shown(now, key)}{reason}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and (reason := _objection(key, saved, given, newest)) is not None
+        for key in changed_keys(saved, given)
+        if (reason := _objection(key, saved, given, newest)) is not None
     ]
+
+
+def changed_keys(saved: ExperimentConfig, given: ExperimentConfig) -> list[str]:
+    """The keys whose values differ, in alphabetical order."""
+    before, now = _flat(saved), _flat(given)
+    return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
 
 
 def _objection(key: str, saved: ExperimentConfig, given: ExperimentConfig, newest: Checkpoint | None) -> str | None:

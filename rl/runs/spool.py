@@ -93,16 +93,16 @@ class Spool:
 
     def __init__(self, folder: Path, train: TrainConfig) -> None:
         self._attempts = folder.absolute()  # workers may have another working directory
-        self._folder = self._attempts / secrets.token_hex(4)
+        self.folder = self._attempts / secrets.token_hex(4)
         self._train = train
 
     def file(self, task: Task) -> SpoolFile | None:
         """Where the task's group is kept; None in a synchronous run. Raises `StorageError`."""
         if self._train.max_staleness == 0:
             return None
-        with storing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        return SpoolFile(self._folder / f"{task.ordinal:08d}.jsonl", task)
+        with storing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return SpoolFile(self.folder / f"{task.ordinal:08d}.jsonl", task)
 
     def take_over(self, step: int, ledger: Ledger, stream: TaskStream) -> str:
         """Go on with the groups of earlier attempts, of which the checkpoint has this step and ledger, and drop others.
@@ -113,11 +113,11 @@ class Spool:
         num_kept = 0
         with storing(self._attempts):
             for folder in self._attempts.glob("*"):
-                if self._folder.exists():
+                if self.folder.exists():
                     remove(folder)  # there is one attempt at a time, so this is a copy that somebody made
                 else:
-                    folder.rename(self._folder)
-            for path in self._folder.glob("*"):
+                    folder.rename(self.folder)
+            for path in self.folder.glob("*"):
                 try:
                     self._check(path, step, ledger, stream)
                     num_kept += 1
@@ -131,17 +131,17 @@ class Spool:
         """Remove those of the groups, which were trained, that the checkpoint of `saved_step` lacks a version of."""
         for group in groups:
             if max(_versions(group), default=0) > saved_step:
-                remove(self._folder / f"{group.task.ordinal:08d}.jsonl")
+                remove(self.folder / f"{group.task.ordinal:08d}.jsonl")
 
     def saved(self, ledger: Ledger) -> None:
         """Remove the groups that the ledger, which a checkpoint holds now, has trained or masked."""
-        for path in self._folder.glob("*"):
+        for path in self.folder.glob("*"):
             if (name := NAME.fullmatch(path.name)) and not ledger.is_open(int(name[1])):
                 remove(path)
 
     def clear(self) -> None:
         """Keep nothing, also of what is being played: a canary doubts what was sampled."""
-        remove(self._folder)
+        remove(self.folder)
 
     def _check(self, path: Path, step: int, ledger: Ledger, stream: TaskStream) -> None:
         """Raises `SpoolError` with the reason if no group can be taken over from this file."""

@@ -44,6 +44,15 @@ def step_metrics(
 ) -> dict[str, float]:
     """The metrics of one training step, by the names in this module's docstring. `overlap` is that of `StepTimes`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    metrics = rollout_metrics(groups)
+    metrics |= _staleness(rollouts, update.policy_version - 1)
+    metrics |= _time_metrics(rollouts, update, seconds_by_phase, overlap)
+    return metrics | _update_metrics(update)
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Those of them that only need the rollouts: rewards, outcomes, lengths."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     metrics = _outcome_metrics(rollouts, "")
     metrics["masked_rows"] = sum(not rollout.outcome.counts for rollout in rollouts) / max(1, len(rollouts))
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
@@ -53,9 +62,7 @@ def step_metrics(
     metrics["degenerate_groups"] = sum(is_degenerate(group) for group in groups)
     for env_id in sorted({group.task.env_id for group in groups}):
         metrics |= _environment_metrics(env_id, [group for group in groups if group.task.env_id == env_id])
-    metrics |= _staleness(rollouts, update.policy_version - 1)
-    metrics |= _time_metrics(rollouts, update, seconds_by_phase, overlap)
-    return metrics | _update_metrics(update)
+    return metrics
 
 
 def _update_metrics(update: Update) -> dict[str, float]:

@@ -1,0 +1,68 @@
+"""How does the loop get its groups from the rollouts that another run saved, without engines?
+
+Step k trains what the other run saved as its step k. Tokens keep the versions that sampled them.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from rl.config.errors import ConfigError
+from rl.config.experiment import ExperimentConfig
+from rl.config.read import load_config
+from rl.data_types import Group, Task
+from rl.runs.folder import RunFolder
+from rl.runs.saved_rollouts import load_rollouts
+from rl.tasks.ledger import Ledger
+
+
+class SavedGroupsError(ConfigError):
+    """The saved rollouts of a run cannot be trained with this configuration."""
+
+
+class SavedGroups:
+    """Hands over saved groups as `rl.rollouts.collector.Collector` hands over played ones."""
+
+    num_in_flight = 0
+
+    def __init__(self, run: RunFolder, ledger: Ledger, step: int) -> None:
+        """`step` is the last step that was trained."""
+        self._files, self._ledger, self._step = run.rollouts_files("train"), ledger, step
+
+    def collect(self) -> list[Group]:
+        """The groups of the next step, in the order in which they were trained."""
+        self._step += 1
+        groups = []
+        for group_id, rollouts in groupby(load_rollouts(self._files[self._step]), key=lambda one: one.group_id):
+            members = tuple(rollouts)
+            group = Group(group_id, members[0].task, members)
+            self._start(group.task.ordinal)
+            groups.append(group)
+        return groups
+
+    def evaluate(self, tasks: Sequence[Task], *, at_once: bool = False) -> Iterator[list[Group]]:
+        """Nothing: there is no engine that plays held-out tasks."""
+        yield from ()
+
+    def _start(self, ordinal: int) -> None:
+        """Count the task as played, and those before it, which the other run masked, as masked."""
+        while (started := self._ledger.start()) != ordinal:
+            self._ledger.play([started])
+            self._ledger.finish(started, masked=True)
+        self._ledger.play([ordinal])
+
+
+def check_saved_groups(run: RunFolder, config: ExperimentConfig) -> None:
+    """Raise `SavedGroupsError` unless the run saved all steps to be trained, of environments of the experiment."""
+    saved = run.rollouts_files("train")
+    missing = [step for step in range(1, config.train.num_steps + 1) if step not in saved]
+    if missing:
+        raise SavedGroupsError(
+            f"--rollouts-from: {run.rollouts} has no rollouts of step {missing[0]}, and train.num_steps is"
+            f" {config.train.num_steps}; lower it, or play a run that saves each step (train.save_rollouts_every: 1)"
+        )
+    played = load_config(run.config_file).environments.keys() if run.config_file.is_file() else set()
+    if unknown := sorted(played - config.environments.keys()):
+        raise SavedGroupsError(
+            f"--rollouts-from: {run.path} played {', '.join(unknown)}, which the experiment does not have; add it under"
+            " environments, because each environment's rollouts have an algorithm"
+        )
