@@ -19,7 +19,7 @@ from rl.config.read import load_config
 from rl.runs.folder import RunFolder
 
 IS_UP = re.compile(
-    r"^\S+ \S+ (learner rank \d+|worker) (\d+) INFO .*: the (?:learner holds|engine serves)", re.MULTILINE
+    r"^\S+ \S+ (learner(?: rank \d+)?|worker) (\d+) INFO .*: the (?:learner holds|engine serves)", re.MULTILINE
 )
 Rewards = Mapping[str, Sequence[float | None]]
 """Of each held-out task, by environment; None if none of its rollouts counts."""

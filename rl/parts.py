@@ -6,7 +6,7 @@ checkpoint, as with --resume.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -118,19 +118,22 @@ def engines(config: ExperimentConfig, folder: RunFolder, alone: ExperimentConfig
 
 @contextlib.contextmanager
 def started(
-    served: Served, num_deaths: int = 0, recording: Recording | None = None, groups_of: RunFolder | None = None
+    served: Served,
+    deaths: Sequence[LearnerDied] = (),
+    recording: Recording | None = None,
+    groups_of: RunFolder | None = None,
 ) -> Iterator[Parts]:
     """All parts of the loop, which serve and train the weights of the newest checkpoint; the learner is always stopped.
 
-    `num_deaths` is how often the learner has died in this run. An asynchronous run is recorded, also without a
-    `recording`, which may be one that repeats another. With `groups_of` the loop gets the groups that this run saved.
+    `deaths` are those of the run's learners before. An asynchronous run is recorded, also without a `recording`, which
+    may be one that repeats another. With `groups_of` the loop gets the groups that this run saved.
     """
     config, folder = served.config, served.folder
     with Display(config) as display, Tracker(folder, config) as tracker:
-        display.stage("starting learner and engines" if not num_deaths else "starting the learner again")
+        display.stage("starting learner and engines" if not deaths else "starting the learner again")
         newest = folder.newest  # verified when the folder was opened
         learner = LearnerGroup(
-            config, served.policy_path, newest.learner if newest else None, served.joined.places.learner, num_deaths
+            config, served.policy_path, newest.learner if newest else None, served.joined.places.learner, len(deaths)
         )
         try:
             ledger = Ledger.from_state(newest.state["ledger"] if newest else Ledger().state())
@@ -140,14 +143,14 @@ def started(
             taken_over = spool.take_over(step, ledger, stream)
             is_recorded = config.train.max_staleness > 0 and groups_of is None
             recording = recording or Recording(folder if is_recorded else None)
-            recording.begin(config, step, spool.folder, is_again=num_deaths > 0)
+            recording.begin(config, step, spool.folder, is_again=bool(deaths))
             collector = Collector(config, served.pool, stream, ledger, spool.file, recording)
             groups = SavedGroups(groups_of, ledger, step) if groups_of else collector
             parts = Parts(
                 *(config, folder, learner, served.pool, groups, ledger, spool, canaries, tracker, display, step),
                 recording=recording,
             )
-            _wait_until_ready(parts, served, stream, is_again=num_deaths > 0)
+            _wait_until_ready(parts, served, stream, deaths)
             if taken_over:
                 display.message(taken_over)
                 tracker.note(step, taken_over)
@@ -169,22 +172,27 @@ def go_back(served: Served, error: LearnerDied) -> None:
     served.folder.go_back(served.config.train.num_steps)
 
 
-def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, *, is_again: bool) -> None:
+def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, deaths: Sequence[LearnerDied]) -> None:
     try:
-        served.pool.wait_until_ready()
+        if deaths and not parts.recording.is_replay:
+            served.pool.drop_plays()  # again: a node that was lost may have been noticed only now
+        else:
+            served.pool.wait_until_ready()
         served.pool.record(parts.recording)
         if served.pool.num_workers:
             parts.folder.save_token_texts(served.pool.token_texts())
         for line in (served.joined.words, parts.learner.describe(), *stream.described()):
             parts.display.message(line)
-        if is_again:
-            parts.display.message(f"the learner died and goes on from step {parts.step}")
-            parts.tracker.note(parts.step, f"the learner died and was started again from step {parts.step}")
+        if deaths:
+            why = str(deaths[-1].__cause__ or deaths[-1]).partition("\n")[0]
+            told = f"the learner died and was started again from step {parts.step}: {why}"
+            parts.display.message(told)
+            parts.tracker.note(parts.step, told)
         # Engines load the run's first policy, unquantised: publish if the learner holds other values.
-        must_publish = parts.step > 0 or parts.config.precision.is_quantised or is_again
+        must_publish = parts.step > 0 or parts.config.precision.is_quantised or deaths
         if must_publish and served.pool.num_workers:
             served.pool.load_weights(parts.learner.publish())
             served.pool.wait_until_loaded()
     except (ActorDied, WeightsLost) as error:
-        failure = LearnerDied if is_again else ClusterError  # what fails at the first start would fail again
+        failure = LearnerDied if deaths else ClusterError  # what fails at the first start would fail again
         raise failure(f"the learner or an engine failed to start: {error}") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from rl.checks import check
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
-from rl.parts import Parts, engines, started
+from rl.parts import LearnerDied, Parts, engines, started
 from rl.runs.files import remove, storing
 from rl.runs.folder import RunFolder, RunFolderError
 from rl.runs.recording import Attempt, Recording, read_attempts
@@ -74,7 +74,8 @@ def _repeat(attempt: Attempt, config: ExperimentConfig, folder: RunFolder) -> in
             shutil.copytree(attempt.kept, folder.spool / "recorded")
     folder.go_back(config.train.num_steps)
     recording = Recording(folder, attempt)
-    with engines(config, folder) as served, started(served, int(attempt.is_again), recording) as parts:
+    deaths = [LearnerDied("it died in the recorded run")] if attempt.is_again else []
+    with engines(config, folder) as served, started(served, deaths, recording) as parts:
         train_with(parts)
         _evaluate_last(parts)
         return parts.step

@@ -4,7 +4,6 @@ few steps it evaluates and writes a checkpoint. `run_loop` is the loop; `rl.part
     python -m rl train experiments/quickstart.yaml train.num_steps=200
 """
 
-import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -48,11 +47,13 @@ def run_loop(parts: Parts) -> None:
                 continue
             parts.canaries.check_update(update)  # before broken weights reach the engines
             account(parts, groups, trained)  # before publishing, which may fail: they are trained, served or not
-            end_evaluation(parts)  # before publishing: it is of one version
-            with parts.phase("publish"):
-                publish(parts, update)
-            with parts.phase("track"):
-                track(parts, groups, update)
+            try:
+                end_evaluation(parts)  # before publishing: it is of one version
+                with parts.phase("publish"):
+                    publish(parts, update)
+            finally:  # whatever fails there: the checkpoint that is left holds the step, so its record must too
+                with parts.phase("track"):
+                    track(parts, groups, update)
             # After tracking: a resumed run keeps the lines of all steps in the checkpoint, so they must be written.
             if train.checkpoint_due(parts.step):
                 checkpoint(parts)
@@ -187,13 +188,15 @@ def train(config: ExperimentConfig, *, resume: bool | None = False) -> Path:
     """
     check(config)
     with RunFolder.open(config, resume=resume) as folder, handled_signals(), engines(config, folder) as served:
-        for num_deaths in itertools.count():
+        deaths: list[LearnerDied] = []
+        while True:
             try:
-                with started(served, num_deaths) as parts:
+                with started(served, deaths) as parts:
                     train_with(parts)
                 break
             except LearnerDied as error:
-                if num_deaths == config.train.num_learner_restarts:
+                deaths.append(error)
+                if len(deaths) > config.train.num_learner_restarts:
                     raise
                 go_back(served, error)
         return write_report(folder.path)

@@ -298,6 +298,17 @@ def test_nodes_compares_two_runs_task_by_task_with_standard_errors_of_tasks() ->
 
 
 @pytest.mark.slow
+def test_chaos_resumes_what_ends_and_finds_nothing_lost_twice_poisoned_or_left(tmp_path: Path) -> None:
+    report = run_short("chaos", tmp_path, "--points", "2", "--runs", str(tmp_path / "runs"))
+    killed, replaced = sorted(report["raw"], key=lambda one: one["fault"])
+    assert (killed["fault"], killed["codes"]) == ("driver SIGKILL", [-9, 0])
+    assert (replaced["fault"], replaced["codes"], replaced["is_told"]) == ("worker SIGKILL", [0], True)
+    found = report["summary"]
+    assert (found.pop("points"), found.pop("synchronous_points"), found.pop("attempts")) == (2, 1, 3)
+    assert found and not any(found.values()), report["raw"]
+
+
+@pytest.mark.slow
 def test_against_trl_trains_both_sides_on_the_same_prompts(tmp_path: Path, smollm2: Path) -> None:
     report = run_short("against_trl", tmp_path, "--policy", str(smollm2))
     summary = report["summary"]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -112,6 +113,22 @@ def test_the_death_of_one_rank_is_told_at_once(config: ExperimentConfig, policy:
             group.update(samples_of(policy))
     finally:
         group.shutdown()
+
+
+def test_a_rank_that_is_stopped_is_lost_at_the_deadline(config: ExperimentConfig, policy: Path) -> None:
+    hasty = config.model_copy(update={"train": config.train.model_copy(update={"update_timeout_s": 5.0})})
+    group = LearnerGroup(hasty, policy)
+    try:
+        group.describe()
+        listed = psutil.process_iter(["cmdline"])  # others end meanwhile
+        ranks = [process for process in listed if "LearnerProcess" in " ".join(process.info["cmdline"] or ())]
+        mine = [rank for rank in ranks if psutil.Process() in rank.parents()]
+        mine[-1].suspend()
+        with pytest.raises(ActorDied, match=r"an update .* took longer than 5 s; train\.update_timeout_s"):
+            group.update(samples_of(policy))
+    finally:
+        group.shutdown()
+    assert psutil.wait_procs(mine[-1:], timeout=30)[1] == []
 
 
 def test_all_ranks_take_part_in_sending_and_tell_the_hash(config: ExperimentConfig, policy: Path) -> None:

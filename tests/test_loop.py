@@ -162,6 +162,8 @@ def test_an_error_between_two_steps_leaves_a_checkpoint_of_the_last_one(
     assert saved is not None
     trained = saved.state["ledger"]["num_started"] - len(saved.state["ledger"]["in_flight"])
     assert trained == step
+    assert [line["step"] for line in lines(parts, "train")] == list(range(1, step + 1))  # also if it was not published
+    assert list(parts.folder.rollouts_files("train")) == list(range(1, step + 1))
 
 
 def test_policies_are_saved_every_k_th_step_and_with_the_last(make: Make) -> None:

@@ -81,9 +81,10 @@ def spec(ordinal: int) -> GroupSpec:
     return GroupSpec(f"0-{ordinal}", make_task(ordinal), 2, 1.0)
 
 
-def make_pool(*workers: FakeWorker, num_workers: int = 1, num_retries: int = 1) -> WorkerPool:
+def make_pool(*workers: FakeWorker, num_workers: int = 1, num_retries: int = 1, max_staleness: int = 1) -> WorkerPool:
     """A pool that starts these workers one after the other."""
-    config = make_config(rollout={"num_workers": num_workers, "num_retries": num_retries})
+    train = {"num_steps": 2, "num_prompts": 2, "group_size": 2, "max_staleness": max_staleness}
+    config = make_config(train=train, rollout={"num_workers": num_workers, "num_retries": num_retries})
     left = list(workers)
     places: Any = range(num_workers)
     return WorkerPool(config, config.run_dir, places, start=lambda place: left.pop(0))  # pyright: ignore[reportArgumentType]
@@ -105,16 +106,19 @@ def test_groups_come_in_the_order_in_which_they_were_handed_over_and_notes_with_
     assert pool.notes() == []
 
 
-def test_a_group_that_kills_two_workers_is_masked_and_its_neighbours_are_played() -> None:
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_group_that_kills_a_worker_alone_is_masked_and_its_neighbours_are_played(max_staleness: int) -> None:
+    together = [] if max_staleness else [FakeWorker([2])]
     first, second, third = FakeWorker([2]), FakeWorker([2]), FakeWorker()
-    pool = make_pool(first, second, third)
+    pool = make_pool(first, *together, second, third, max_staleness=max_staleness)
     groups = pool.collect(pool.play(0, [spec(number) for number in range(5)]), SOON)
     assert ordinals(groups) == [0, 1, 2, 3, 4]
     assert masked(groups) == [2]
-    assert "2 workers died while they played it" in groups[2].rollouts[0].error
+    assert f"{2 + len(together)} workers died while they played it" in groups[2].rollouts[0].error
     assert "OutOfMemoryError" in groups[2].rollouts[0].error
     assert [rollout.outcome for rollout in groups[2].rollouts] == [Outcome.INFRA_ERROR] * 2
-    assert first.calls == [[0, 1, 2, 3, 4]]
+    for worker in (first, *together):  # of a synchronous run, whose bits are those of an undisturbed one
+        assert worker.calls == [[0, 1, 2, 3, 4]]
     assert second.calls == [[0], [1], [2]]  # one at a time, so that the cause is known
     assert third.calls == [[3], [4]]
     assert first.is_stopped and second.is_stopped

@@ -1,9 +1,13 @@
 """Which level runs code here, and who may ask for a weaker one."""
 
+import contextlib
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -17,6 +21,7 @@ from envs.sandbox import (
     level_here,
     minimum_level,
     require_level,
+    run_function,
     run_program,
 )
 
@@ -80,3 +85,26 @@ def test_the_commands_take_the_level_as_an_option_or_from_the_variable(
     chosen = CliRunner().invoke(app, ["--sandbox-level", "restricted", "list"])
     assert (chosen.exit_code, minimum_level()) == (0, "restricted")
     level_here.cache_clear()
+
+
+@pytest.mark.skipif(level_here() == "process", reason="code may send signals there")
+def test_code_that_is_killed_from_outside_has_no_result_that_could_be_scored() -> None:
+    """It was the kernel, out of memory, or somebody else."""
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(run_function, "def f(x):\n    while True: pass", "f", [[1]])
+        while (jailed := busy_jailed_process()) is None:
+            time.sleep(0.01)
+        jailed.kill()
+        with pytest.raises(SandboxError, match="killed from outside"):
+            running.result()
+
+
+def busy_jailed_process() -> psutil.Process | None:
+    """A child of a supervisor, which is a child of a process that jails are forked from, that runs code."""
+    with contextlib.suppress(psutil.Error):  # others end meanwhile
+        for zygote in psutil.Process().children():
+            for supervisor in zygote.children() if any("zygote.py" in part for part in zygote.cmdline()) else ():
+                for jailed in supervisor.children():
+                    if jailed.cpu_times().user > 0.1:
+                        return jailed
+    return None

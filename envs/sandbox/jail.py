@@ -231,6 +231,8 @@ class Jail:
         code, cpu_s = report["exit"], report["cpu_s"]
         if code in (-signal.SIGKILL, -signal.SIGXCPU) and cpu_s >= CPU_TOLERANCE * self._limits.cpu_s:
             return self.result("timeout", f"used its {self._limits.cpu_s} s of CPU time")
+        if code == -signal.SIGKILL and self._level != "process":  # no code in there may send signals
+            raise SandboxError("the jail was killed from outside, such as by the kernel when memory ran out")
         if code < 0:
             return self.result("killed", f"killed by {SIGNALS.get(-code, f'signal {-code}')}")
         return self.result("ok" if code == 0 else "error", f"ended with exit status {code}")

@@ -27,7 +27,8 @@ class TrainConfig(Section):
     `checkpoint_every`; the run's last step always does. null: all do. Others hold the ranks' slices only, from which
     runs go on and `rl export` makes a folder."""
     num_learner_restarts: NonNegative = 2
-    """How often a learner that dies is started again, from the newest checkpoint; engines go on."""
+    """How often a learner that dies, or hangs until its deadline, is started again, from the newest checkpoint; engines
+    go on."""
     save_rollouts_every: Positive = 1
     """Save the rollouts of every k-th step (a few KiB per rollout). Rollouts of evaluations are always saved."""
     keep_rollouts: Positive | None = None
@@ -35,9 +36,10 @@ class TrainConfig(Section):
     collect_timeout_s: Seconds = 900.0
     """Deadline for collecting the groups of one step."""
     update_timeout_s: Seconds = 900.0
-    """Deadline for one update, and for writing a checkpoint."""
+    """Deadline for one update, and for writing a checkpoint. A learner that misses it counts as dead."""
     publish_timeout_s: Seconds = 120.0
-    """Deadline for publishing new weights and loading them into all engines."""
+    """Deadline for publishing new weights and loading them into all engines. A learner or a worker that misses it
+    counts as dead."""
     start_timeout_s: Seconds = 300.0
     """Deadline for starting the learner and the engines."""
 

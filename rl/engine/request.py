@@ -79,7 +79,7 @@ class Request:
 
 
 def fail(futures: "Iterable[Future[SampledReply] | Future[str] | Future[None]]", text: str) -> None:
-    """Fail all these futures with an `EngineError`."""
+    """Fail all these futures with an `EngineError`, except those that have ended."""
     for future in futures:
-        if future.set_running_or_notify_cancel():
+        if not future.done() and future.set_running_or_notify_cancel():
             future.set_exception(EngineError(text))

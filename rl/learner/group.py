@@ -4,9 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from rl.cluster.actors import Actor, Deadline, shared, start_actor, stop_together, wait_together
+from rl.cluster.actors import (
+    Actor,
+    ActorDied,
+    Deadline,
+    DeadlinePassed,
+    Pending,
+    shared,
+    start_actor,
+    stop_together,
+    wait_together,
+)
 from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample, Update
@@ -24,8 +34,8 @@ class RanksDiffer(RuntimeError):
 
 
 class LearnerGroup:
-    """Each method waits for its result. In addition to its own errors, each raises `ClusterError` at its deadline,
-    `ActorDied` if a process is lost, and `StopRequested` if the run should stop.
+    """Each method waits for its result. In addition to its own errors, each raises `ActorDied` if a process is lost or
+    does not answer by its deadline, and `StopRequested` if the run should stop.
     """
 
     def __init__(
@@ -85,7 +95,7 @@ class LearnerGroup:
         deadline = Deadline(self._train.publish_timeout_s, "publishing weights", "train.publish_timeout_s")
         first, *others = self._ranks
         published = first.call(LearnerProcess.publish)
-        wait_together([published, *(rank.call(LearnerProcess.gather) for rank in others)], deadline)
+        _wait([published, *(rank.call(LearnerProcess.gather) for rank in others)], deadline)
         return replace(published.wait(deadline), epoch=self._epoch)
 
     def offer(self, listeners: Sequence[Listener]) -> Offer:
@@ -120,5 +130,13 @@ class LearnerGroup:
     ) -> list[R]:
         """Call this method of all ranks; the results in their order."""
         calls = [rank.call(method, *args, **kwargs) for rank in self._ranks]
-        wait_together(calls, deadline)
+        _wait(calls, deadline)
         return [call.wait(deadline) for call in calls]
+
+
+def _wait(calls: Sequence[Pending[Any]], deadline: Deadline) -> None:
+    """A process that is up and does not answer in time is lost like one that died: it may be stopped, or its node."""
+    try:
+        wait_together(calls, deadline)
+    except DeadlinePassed as error:
+        raise ActorDied(str(error)) from error

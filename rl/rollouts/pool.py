@@ -1,7 +1,8 @@
 """How are workers managed: how do they get weights and groups, and how is a worker that dies replaced?
 
 A task may kill its worker. Groups in flight on a dead worker are therefore played again one at a time, with nothing
-else on that worker. A group that kills a second worker while it is alone is the cause, and is masked.
+else on that worker; one that kills a worker while it is alone is the cause, and is masked. A synchronous run plays them
+again together before: the bits of a reply depend on its batch, and most workers die by chance.
 """
 
 import logging
@@ -20,7 +21,7 @@ from rl.engine.protocol import EngineError
 from rl.engine.work_times import Interval
 from rl.rollouts.course import Course
 from rl.rollouts.loading import begin_loading, check_hash
-from rl.rollouts.plays import Part, Play, masked_group
+from rl.rollouts.plays import Part, Play
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
 from rl.weights.source import Listener, Publication, WeightSource
 
@@ -242,12 +243,7 @@ class WorkerPool:
                 return [part]
             except (ActorDied, EngineError, DeadlinePassed):
                 pass  # it ended with its worker
-        num_deaths = part.num_deaths + 1
-        if num_deaths <= self._config.rollout.num_retries:
-            return [Part.again(worker, spec, num_deaths) for spec in part.specs]
-        reason = f"{num_deaths} workers died while they played it, the last of: {error}"
-        part.groups = [spec.kept() or masked_group(spec, reason) for spec in part.specs]
-        return [part]
+        return part.after_death(error, self._config.rollout.num_retries, self._config.train.max_staleness == 0)
 
     def _heartbeat_deadline(self) -> Deadline:
         limit_s = self._config.rollout.heartbeat_timeout_s
