@@ -15,7 +15,10 @@ settings.register_profile("tests", deadline=None)  # a busy machine is no failur
 settings.load_profile("tests")
 
 
-LONGEST = ("test_train", "test_benchmarks", "test_families", "test_guides", "test_doctor_whole", "test_two_nodes")
+LONGEST = (
+    *("test_benchmarks", "test_train", "test_replay", "test_families", "test_guides", "test_doctor_whole"),
+    "test_two_nodes",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
