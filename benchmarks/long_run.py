@@ -103,7 +103,9 @@ def memory(driver: int) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for process in [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]:
         try:
-            found[name_of(process, driver)] += process.memory_full_info().uss / 2**20
+            name, mib = name_of(process, driver), process.memory_full_info().uss / 2**20
+            if mib:  # else it is about to be gone
+                found[name] += mib
         except psutil.Error:  # it has ended
             continue
     return dict(found)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rl.data_types import Outcome
-from rl.runs.figures import FIGURES, smoothed
+from rl.runs.drawing import smoothed
+from rl.runs.figures import FIGURES
 from rl.runs.files import StorageError
 from rl.runs.folder import RunFolder
 from rl.runs.history import DamagedError, NoRunError, read_history
