@@ -1,12 +1,15 @@
 """What does staleness bring where environments wait, beside what their waits allow?
 
-    python -m benchmarks.waiting --out benchmarks/results/waiting.json     (about 40 minutes, two cores)
+    python -m benchmarks.waiting --out benchmarks/results/waiting.json     (about 25 minutes, two cores)
 
 One engine and the learner train the quickstart's tiny hybrid on an environment of three turns with heavy-tailed waits
 (`benchmarks.waiting_env`), at several bounds of the staleness and with three seeds, from one supervised policy. All
 runs of a seed train the same number of steps, so held-out rewards are those of equal samples. `ideal` is a simulation
 (`benchmarks.waiting_ideal`): the same rollouts, with the lengths and waits of the synchronous run, on an engine and a
 learner of the measured speeds that do nothing else.
+
+A synchronous run is also played with other locksteps (`rollout.lockstep_steps`): its reproducible default lets the
+engine wait for environments. `long_prompts` are runs in which sampling is quicker than training, for the age of tokens.
 """
 
 import json
@@ -32,8 +35,25 @@ WORKING = ("engines", "learner", "both", "neither")
 
 
 @dataclass(frozen=True, slots=True)
+class Case:
+    bound: int
+    """Of the staleness."""
+    lockstep_steps: int = 4
+    num_words: int = 0
+    """Before the first question of an episode."""
+
+
+def cases(*bounds: int, locksteps: Sequence[int] = (), num_words: int = 0) -> dict[str, Case]:
+    """By name."""
+    usual = {f"bound_{bound}": Case(bound) for bound in bounds}
+    other = {f"bound_0_lockstep_{steps}": Case(0, steps) for steps in locksteps}
+    long = {f"long_prompts_bound_{bound}": Case(bound, num_words=num_words) for bound in bounds if bound and num_words}
+    return {**usual, **other, **long}
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
-    bounds: Sequence[int]
+    cases: Mapping[str, Case]
     seeds: Sequence[int]
     num_steps: int
     num_prompts: int
@@ -44,8 +64,16 @@ class Form:
     num_tasks: int
 
 
-FULL = Form((0, 1, 2, 4), (0, 1, 2), num_steps=23, num_prompts=8, group_size=8, scale=1.0, sft_steps=200, num_tasks=64)
-SHORT = Form((0, 1), (0,), num_steps=5, num_prompts=1, group_size=2, scale=0.1, sft_steps=0, num_tasks=1)
+FULL = Form(
+    cases(0, 1, 2, 4, locksteps=(32, 0), num_words=300),
+    (0, 1, 2),
+    **{"num_steps": 23, "num_prompts": 8, "group_size": 8, "scale": 1.0, "sft_steps": 200, "num_tasks": 64},
+)
+SHORT = Form(
+    cases(0, 1, num_words=3),
+    (0,),
+    **{"num_steps": 5, "num_prompts": 1, "group_size": 2, "scale": 0.1, "sft_steps": 0, "num_tasks": 1},
+)
 
 
 def main(
@@ -57,39 +85,43 @@ def main(
     runs.mkdir(parents=True, exist_ok=True)
     policy = untrained(runs / "policy")
     if form.sft_steps:
-        train(runs / "sft", experiment(form, policy, seed=0, bound=0, sft_steps=form.sft_steps))
+        train(runs / "sft", experiment(form, policy, 0, Case(0), form.sft_steps))
         policy = runs / "sft" / "sft"
     raw: dict[str, Any] = {}
     for seed in form.seeds:
-        for bound in form.bounds:
-            run_dir = runs / f"seed_{seed}_bound_{bound}"
-            train(run_dir, experiment(form, policy, seed=seed, bound=bound))
-            raw[run_dir.name] = {**measured(run_dir), "ideal_s": 0.0}
+        for name, case in form.cases.items():
+            run_dir = runs / f"seed_{seed}_{name}"
+            train(run_dir, experiment(form, policy, seed, case))
+            raw[run_dir.name] = measured(run_dir)
         synchronous = runs / f"seed_{seed}_bound_0"
         groups, figures = played_groups(synchronous, form.scale), raw[synchronous.name]
         speeds = calibrated(groups, form.num_prompts, figures)
-        for bound in form.bounds:
-            ideal_s = seconds_a_step(groups, form.num_prompts, bound, speeds)
-            raw[f"seed_{seed}_bound_{bound}"]["ideal_s"] = ideal_s
+        for name, case in form.cases.items():
+            if not case.num_words:
+                ideal_s = seconds_a_step(groups, form.num_prompts, case.bound, speeds)
+                raw[f"seed_{seed}_{name}"]["ideal_s"] = ideal_s
     write_report(out, summarised(raw, form), raw=raw)
 
 
-def experiment(form: Form, policy: Path, *, seed: int, bound: int, sft_steps: int = 0) -> Mapping[str, Any]:
+def experiment(form: Form, policy: Path, seed: int, case: Case, sft_steps: int = 0) -> Mapping[str, Any]:
     stage = {"num_steps": sft_steps, "num_conversations": 32 * sft_steps, "giving_up_share": 0.4}
+    # Conversations of the stage are played one after the other, and its rows do not depend on the waits.
+    options = {"scale": 0.0 if sft_steps else form.scale, "num_words": case.num_words}
     return {
         "seed": seed,
-        "policy": {"path": str(policy)},
-        "environments": {ENVIRONMENT: {"options": {"scale": form.scale}}},
+        "policy": {"path": str(policy), "max_tokens": 1024 if case.num_words else 512},
+        "environments": {ENVIRONMENT: {"options": options}},
         **({"sft": stage} if sft_steps else {}),
         "train": {
-            **{"num_steps": 1 if sft_steps else form.num_steps, "max_staleness": bound},
+            **{"num_steps": 1 if sft_steps else form.num_steps, "max_staleness": case.bound},
             **{"num_prompts": form.num_prompts, "group_size": form.group_size},
         },
         "rollout": {
             "num_workers": 1,
             "cpus_per_worker": 0.5,
-            "max_in_flight": 64 * (1 + bound),
+            "max_in_flight": 64 * (1 + case.bound),
             "max_reply_tokens": 48,
+            "lockstep_steps": case.lockstep_steps,
         },
         "evaluation": {"num_tasks": form.num_tasks},
         "ray": {"address": "local"},
@@ -130,23 +162,25 @@ LABELS = ("before", "after")
 
 
 def summarised(raw: Mapping[str, Mapping[str, Any]], form: Form) -> dict[str, Any]:
-    """By bound, the means over seeds; `by_synchronous` is how many times the steps an hour of the synchronous run."""
-    summary = {}
-    for bound in form.bounds:
-        runs = [raw[f"seed_{seed}_bound_{bound}"] for seed in form.seeds]
+    """By case, the means over seeds; `by_synchronous` is how many times the steps an hour of the synchronous run."""
+    summary: dict[str, dict[str, float]] = {}
+    for name, case in form.cases.items():
+        runs = [raw[f"seed_{seed}_{name}"] for seed in form.seeds]
         synchronous = [raw[f"seed_{seed}_bound_0"] for seed in form.seeds]
-        summary[f"bound_{bound}"] = {
+        summary[name] = {
             "steps_an_hour": statistics.fmean(3600 / run["step_s"] for run in runs),
-            "by_synchronous": statistics.fmean(
-                s["step_s"] / r["step_s"] for s, r in zip(synchronous, runs, strict=True)
-            ),
-            "ideal_by_synchronous": statistics.fmean(
-                s["step_s"] / r["ideal_s"] for s, r in zip(synchronous, runs, strict=True)
-            ),
-            "seconds_by_ideal": statistics.fmean(run["step_s"] / run["ideal_s"] for run in runs),
             **{which: statistics.fmean(run["working"][which] for run in runs) for which in WORKING},
             "age": statistics.fmean(run["age"] for run in runs),
+            "age_max": max(run["age_max"] for run in runs),
             "reward_after": statistics.fmean(run["reward_after"] for run in runs),
+        }
+        if case.num_words:
+            continue
+        pairs = list(zip(synchronous, runs, strict=True))
+        summary[name] |= {
+            "by_synchronous": statistics.fmean(s["step_s"] / r["step_s"] for s, r in pairs),
+            "ideal_by_synchronous": statistics.fmean(s["step_s"] / r["ideal_s"] for s, r in pairs),
+            "seconds_by_ideal": statistics.fmean(run["step_s"] / run["ideal_s"] for run in runs),
         }
     return summary
 

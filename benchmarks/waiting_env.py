@@ -3,6 +3,7 @@
 """
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from envs.messages import Reply
@@ -15,9 +16,11 @@ MEDIAN_S, SPREAD = 0.01, 1.98
 
 
 class Waits(TextEnv):
-    """Three short sums, one after the other; the reward is the share of right answers. Option: `scale` of waits."""
+    """Three short sums, one after the other; the reward is the share of right answers. Options: `scale` of waits, and
+    `num_words` that stand before the first sum and mean nothing.
+    """
 
-    OPTIONS = {"scale": 1.0}
+    OPTIONS = {"scale": 1.0, "num_words": 0}
     max_turns = NUM_TURNS
 
     async def reset(self, *, seed: int | None = None, options: Any = None) -> Any:  # type: ignore[override]
@@ -26,7 +29,10 @@ class Waits(TextEnv):
         draws = self.np_random.lognormal(sigma=SPREAD, size=NUM_TURNS)
         self.waits_s = [float(MEDIAN_S * chosen["scale"] * draw) for draw in draws]
         self.rewards: list[float] = []
-        return self._ask(), {"waits_s": self.waits_s}
+        first, *others = self._ask()
+        words = " ".join(["word"] * chosen["num_words"])
+        padded = replace(first, content=f"{words} {first.content}") if words else first
+        return (padded, *others), {"waits_s": self.waits_s}
 
     async def step(self, action: Reply) -> Any:  # type: ignore[override]
         await asyncio.sleep(self.waits_s[len(self.rewards)])

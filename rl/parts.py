@@ -7,6 +7,7 @@ checkpoint, as with --resume.
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,12 @@ from rl.cluster.cluster import Joined, cluster
 from rl.cluster.reserve import wait_until_living
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
+from rl.engine.work_times import Interval
 from rl.learner.group import LearnerGroup
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
 from rl.runs.canaries import Canaries
+from rl.runs.checkpoint import Checkpoint
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
 from rl.runs.recording import Recording
@@ -72,6 +75,8 @@ class Parts:
     """The phases since the last step's metrics."""
     evaluation: "Evaluation | None" = None
     """What is being played."""
+    saving: Future[tuple[Checkpoint, Interval]] | None = None
+    """The checkpoint that is being written, and from when to when that took."""
     recording: Recording = field(default_factory=Recording)
 
     @property

@@ -8,6 +8,7 @@ running. Code that waits polls for the record with `raise_if_requested`.
 import contextlib
 import ctypes
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -84,9 +85,13 @@ def request_stop(what: str) -> None:
 
 
 def raise_if_requested() -> None:
-    """Raises `StopRequested`, once, when a stop was requested and no block defers it."""
+    """Raises `StopRequested`, once, when a stop was requested and no block defers it.
+
+    Only the main thread stops: what another one does for it, such as writing a checkpoint, is completed.
+    """
     received = _Note.received
-    if received is not None and not _Note.is_deferred:
+    is_main = threading.current_thread() is threading.main_thread()
+    if received is not None and not _Note.is_deferred and is_main:
         _Note.received = None
         raise received
 

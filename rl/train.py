@@ -4,6 +4,7 @@ few steps it evaluates and writes a checkpoint. `run_loop` is the loop; `rl.part
     python -m rl train experiments/quickstart.yaml train.num_steps=200
 """
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,12 @@ from rl.data_types import Group, Update
 from rl.learner.samples import make_samples
 from rl.parts import Evaluation, LearnerDied, Parts, engines, go_back, started
 from rl.runs.canaries import CanaryStop
-from rl.runs.checkpoint import save_checkpoint
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.pause import ask_to_pause, wait_to_go_on
 from rl.runs.report import write_report
 from rl.runs.tracking import step_metrics
+from rl.saving import begin_checkpoint, checkpoint, end_checkpoint
 from rl.stop import deferred_stop, handled_signals
 from rl.tasks.stream import evaluation_tasks
 from rl.weights.source import WeightsLost
@@ -37,6 +38,7 @@ def run_loop(parts: Parts) -> None:
             begin_evaluation(parts, "step")
         with parts.phase("collect"):
             groups = parts.collector.collect()
+        end_checkpoint(parts)  # before the update: it is of the weights before it
         parts.recording.collected(parts.step + 1, groups)
         trained = parts.canaries.check_groups(groups)  # before the update: nothing is trained on bad groups
         with deferred_stop():  # a signal must not separate an update from its ledger entry
@@ -56,7 +58,7 @@ def run_loop(parts: Parts) -> None:
                     track(parts, groups, update)
             # After tracking: a resumed run keeps the lines of all steps in the checkpoint, so they must be written.
             if train.checkpoint_due(parts.step):
-                checkpoint(parts)
+                begin_checkpoint(parts)
 
 
 def update_policy(parts: Parts, trained: Sequence[Group]) -> Update | None:
@@ -161,23 +163,6 @@ def evaluate(parts: Parts, label: str) -> None:
     end_evaluation(parts)
 
 
-def checkpoint(parts: Parts) -> None:
-    """Write one checkpoint with weights, optimiser state and ledger of the same step."""
-    with parts.phase("checkpoint"):
-        train, folder = parts.config.train, parts.folder
-        with_policy = train.saves_policy(parts.step)
-        folder.newest = save_checkpoint(
-            folder.checkpoints,
-            parts.step,
-            partial(parts.learner.save, with_policy=with_policy),
-            {"ledger": parts.ledger.state(), "canaries": parts.canaries.state()},
-            keep=train.keep_checkpoints,
-            known=folder.newest,
-            needs_policy=with_policy,
-        )
-        parts.spool.saved(parts.ledger)
-
-
 def train(config: ExperimentConfig, *, resume: bool | None = False) -> Path:
     """Run the experiment, with the supervised stage first if it has one. Returns the report's path.
 
@@ -212,6 +197,8 @@ def train_with(parts: Parts) -> None:
         checkpoint(parts)
         evaluate(parts, "after")
     except (ActorDied, WeightsLost) as error:  # the pool replaces workers; the learner holds the only newest weights
+        with contextlib.suppress(Exception):
+            end_checkpoint(parts)  # it may be whole, and nothing is written while another learner starts from it
         raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
     except BaseException as error:
         say(parts)

@@ -7,6 +7,7 @@ import typer
 
 from rl.config.hub import downloaded_snapshot
 from rl.config.read import load_config
+from rl.importing import without_collector
 
 
 def check_options(yaml: str, overrides: Sequence[str], resume: Sequence[str], kinds: Sequence[str]) -> None:
@@ -52,7 +53,8 @@ def train_or_dry_run(
 
         report = train_on_saved(config, rollouts_from, resume=resume)
     else:
-        from rl.train import train  # takes seconds to import: mistakes in the YAML come first
+        with without_collector():  # takes seconds to import: mistakes in the YAML come first
+            from rl.train import train
 
         report = train(config, resume=resume)
     export = f"python -m rl export {report.parent} FOLDER"

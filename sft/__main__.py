@@ -16,6 +16,7 @@ from rl.cluster.rank_variables import rank_variables
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config, stage_problems
+from rl.importing import without_collector
 from rl.library_output import quieten_libraries
 from sft.ranks import joined_ranks, run_ranks
 
@@ -40,7 +41,8 @@ def train(
     if num > 1 and rank_variables() is None:
         raise typer.Exit(run_ranks(["sft", "train", str(yaml), *(overrides or [])], num))
     with joined_ranks(config) as ranks:
-        from sft.train import run  # takes ten seconds to import: mistakes in the YAML come first
+        with without_collector():  # takes seconds to import: mistakes in the YAML come first
+            from sft.train import run
 
         folder = run(config, ranks)
         if ranks.is_first:

@@ -1,54 +1,40 @@
-"""An asynchronous run over several environments is repeated bit for bit, also one that was killed; halves of a run."""
+"""An asynchronous run that was killed and resumed is repeated bit for bit; the two halves of a run."""
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
 from rl.runs.saved_rollouts import load_rollouts
-from tests.test_train import START_TIMEOUT_S, interrupted, killed, run, state_of, steps, without_time
+from tests.test_benchmarks import run_short
+from tests.test_train import START_TIMEOUT_S, run, state_of, steps, without_time
 
-__all__ = ["killed"]
 pytestmark = pytest.mark.slow
-YAML = """
-seed: 3
-policy: {{path: {policy}}}
-environments: {{math/Arithmetic-v0: {{}}, tools/Store-v0: {{}}, chat/Constraints-v0: {{}}}}
-train: {{num_steps: 8, num_prompts: 3, group_size: 4, checkpoint_every: 2, max_staleness: 2}}
-evaluation: {{num_tasks: 1, every: 4}}
-rollout: {{max_in_flight: 6, num_workers: 2, kv_cache_gib: 0.1, temperature: 1.3}}
-ray: {{address: local}}
-"""
 
 
 @pytest.fixture(scope="module")
-def yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment on a policy that calls tools and replies at length."""
-    folder = tmp_path_factory.mktemp("experiment")
-    supervised = folder / "supervised.yaml"
-    supervised.write_text(
-        f"run_dir: {folder}/run\nseed: 3\npolicy: {{build: {{}}}}\ntrain: {{num_steps: 1}}\n"
-        "environments: {math/Arithmetic-v0: {}, tools/Store-v0: {}, chat/Constraints-v0: {}}\n"
-        "sft: {num_steps: 30, num_conversations: 600, batch_size: 16}\n"
-    )
-    subprocess.run([sys.executable, "-m", "sft", "train", str(supervised)], check=True, timeout=START_TIMEOUT_S)
-    path = folder / "experiment.yaml"
-    path.write_text(YAML.format(policy=folder / "run" / "sft"))
-    return path
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the benchmark's runs: one that was killed and resumed, and its repetition."""
+    folder = tmp_path_factory.mktemp("replay")
+    report = run_short("replay", folder, "--runs", str(folder / "runs"))
+    (folder / "runs" / "report.json").write_text(json.dumps(report))
+    return folder / "runs"
 
 
 @pytest.fixture(scope="module")
-def recorded(yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("recorded") / "run"
-    run(yaml, run_dir)
-    return run_dir
+def yaml(runs: Path) -> Path:
+    """The experiment of that run, on a policy that calls tools and replies at length."""
+    return runs / "experiment.yaml"
+
+
+@pytest.fixture(scope="module")
+def recorded(runs: Path) -> Path:
+    return runs / "resumed" / "run"
 
 
 def replay(run_dir: Path, out: Path, *more: str) -> tuple[int, str]:
@@ -75,33 +61,16 @@ def check_equal(run_dir: Path, again: Path) -> None:
     assert state_of(again) == state_of(run_dir)
 
 
-def test_an_asynchronous_run_with_tools_is_repeated_three_times_bit_for_bit(recorded: Path, tmp_path: Path) -> None:
-    played = [one for path in (recorded / "rollouts").glob("train_*") for one in load_rollouts(path)]
-    assert any(len(rollout.turns) > 1 for rollout in played)
-    replies = [turn.reply for rollout in played for turn in rollout.turns]
-    assert any(len(set(reply.columns["version"].tolist())) > 1 for reply in replies)  # a publish in the middle
-    for number in range(3):
-        out = tmp_path / str(number)
-        code, output = replay(recorded, out)
-        assert code == 0, output
-        assert "all 8 recorded steps were repeated bit for bit" in output
-        check_equal(recorded, out)
-
-
-def test_a_run_that_was_killed_and_resumed_is_repeated_attempt_by_attempt(
-    yaml: Path, killed: list[psutil.Process], tmp_path: Path
-) -> None:
-    run_dir, out = tmp_path / "run", tmp_path / "again"
-    _, family = interrupted(yaml, run_dir, signal.SIGKILL, lambda: len(steps(run_dir)) >= 5)
-    killed += family
-    run(yaml, run_dir, "--resume")
-    kept = [
-        json.loads((folder / "loop.jsonl").read_text().splitlines()[0]) for folder in (run_dir / "record").glob("*")
-    ]
-    assert sorted(line["step"] for line in kept) == [0, 4]
-    code, output = replay(run_dir, out)
-    assert code == 0, output
-    check_equal(run_dir, out)
+def test_a_run_with_tools_that_was_killed_and_resumed_is_repeated_bit_for_bit(runs: Path, recorded: Path) -> None:
+    report = json.loads((runs / "report.json").read_text())
+    raw, summary = report["raw"]["resumed"], report["summary"]["resumed"]
+    assert raw["codes"] == [-9, 0] and [one["code"] for one in raw["replays"]] == [0], raw
+    assert summary["rollouts_of_several_turns"] and summary["replies_across_a_publish"]
+    assert summary["equal_replays"] == summary["replays"] == 1
+    first, second = sorted((recorded / "record").glob("*"))
+    begun = [json.loads((folder / "loop.jsonl").read_text().splitlines()[0])["step"] for folder in (first, second)]
+    assert begun[0] == 0 < begun[1]
+    check_equal(recorded, runs / "resumed" / "replay_0" / "run")
 
 
 def test_the_first_token_that_differs_is_told_and_the_exit_code_says_so(recorded: Path, tmp_path: Path) -> None:

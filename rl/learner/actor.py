@@ -14,6 +14,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.saved_policy import policy_in
 from rl.data_types import Update
 from rl.file_hashes import WrittenFile, sync_and_hash
+from rl.importing import without_collector
 from rl.learner.samples import JoinedSamples
 from rl.run_log import join_run_log
 from rl.weights.source import BASE_VERSION, Listener, WeightSource
@@ -47,8 +48,9 @@ class LearnerProcess:
 
     def start(self, address: str | None = None, checkpoint: Path | None = None) -> None:
         """Meet the other ranks at this address, and load the policy, or the learner's part of a checkpoint."""
-        from rl.learner.learner import Learner
-        from rl.ranks import ALONE
+        with without_collector():
+            from rl.learner.learner import Learner
+            from rl.ranks import ALONE
 
         weights = self._config.weights
         if address is not None or weights.is_live:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
+from rl.importing import without_collector
 from rl.rollouts.course import EngineFiles
 from rl.run_log import join_run_log
 from rl.weights.source import WeightSource
@@ -60,12 +61,13 @@ class RolloutWorker:
     def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
         join_run_log(config.run_dir, "worker")
         self._notes = Notes()
-        from envs.loading import load_data
-        from envs.sandbox import require_level
-        from rl.chat.chat import load_chat
-        from rl.engine.vllm_core import VllmEngine
-        from rl.rollouts.env_processes import EnvProcesses
-        from rl.rollouts.env_runner import EnvRunner
+        with without_collector():
+            from envs.loading import load_data
+            from envs.sandbox import require_level
+            from rl.chat.chat import load_chat
+            from rl.engine.vllm_core import VllmEngine
+            from rl.rollouts.env_processes import EnvProcesses
+            from rl.rollouts.env_runner import EnvRunner
 
         if config.weights.is_live:
             from rl.cluster.network import choose_network_interface
@@ -74,7 +76,8 @@ class RolloutWorker:
         synchronous = config.train.max_staleness == 0
         self._config = config
         self._chat = load_chat(policy_path, config.policy.chat)
-        self._engine = VllmEngine(policy_path, config, config.rollout.lockstep_steps if synchronous else 0)
+        with without_collector():  # it imports most of vLLM
+            self._engine = VllmEngine(policy_path, config, config.rollout.lockstep_steps if synchronous else 0)
         logger.info("the engine serves %s", policy_path)
         self._runner = EnvRunner(config.rollout.num_env_threads)
         require_level(config.rollout.sandbox_level)

@@ -8,8 +8,8 @@ from statistics import fmean
 
 from rl.engine.work_times import Interval
 
-LEARNER_PHASES = ("update", "publish", "checkpoint")
-"""In these the learner works, and the loop waits for it."""
+LEARNER_PHASES = ("update", "publish")
+"""In these the learner works, and the loop waits for it. For a checkpoint it need not wait."""
 
 
 class StepTimes:
@@ -17,6 +17,7 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._phases: list[tuple[str, Interval]] = []
+        self._saving: list[Interval] = []
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -26,8 +27,13 @@ class StepTimes:
         finally:
             self._phases.append((name, (begun, max(begun, time.time()))))
 
+    def saved(self, interval: Interval) -> None:
+        """The learner wrote a checkpoint from here to there, whatever phase the loop was in."""
+        self._saving.append(interval)
+
     def clear(self) -> None:
         self._phases.clear()
+        self._saving.clear()
 
     def seconds(self) -> Mapping[str, float]:
         """Seconds by phase."""
@@ -45,7 +51,7 @@ class StepTimes:
         if not engines or not self._phases:
             return {}
         all_phases = [interval for _, interval in self._phases]
-        learner = [interval for name, interval in self._phases if name in LEARNER_PHASES]
+        learner = [interval for name, interval in self._phases if name in LEARNER_PHASES] + self._saving
         total = _length(all_phases) or 1.0
         both = fmean(_common(worked, learner) for worked in engines) / total
         any_engine = fmean(_common(worked, all_phases) for worked in engines) / total

@@ -1,0 +1,146 @@
+"""Is an asynchronous run repeated bit for bit, also one that was killed and resumed?
+
+    python -m benchmarks.replay --out benchmarks/results/replay.json     (about 20 minutes, two cores)
+
+Two engines play several environments, with tools and several turns, while the learner publishes in the middle of their
+replies. The run is repeated with `rl train --replay`, several times, each in new processes. Then it is compared with
+its repetitions by what their folders hold: all tokens, rewards and versions, and the bytes of the last checkpoint.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from benchmarks.chaos_checks import bits
+from benchmarks.chaos_run import Moment, Run, checked, rl_train, sft_train
+from benchmarks.node_figures import lines
+from benchmarks.report import write_report
+from envs.rollout_file import read_rollouts
+from rl.runs.folder import RunFolder
+from rl.runs.saved_rollouts import load_rollouts
+
+CHECKPOINT_EVERY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    environments: Sequence[str]
+    num_steps: int
+    num_prompts: int
+    supervised_steps: int
+    kills: Mapping[str, int]
+    """How many times a run is killed, by its name."""
+    num_replays: int
+
+
+FULL = Form(
+    ("math/Arithmetic-v0", "tools/Store-v0", "chat/Constraints-v0", "code/Functions-v0"),
+    num_steps=30,
+    num_prompts=4,
+    supervised_steps=100,
+    kills={"undisturbed": 0, "resumed": 1},
+    num_replays=3,
+)
+SHORT = Form(FULL.environments[:3], 8, 3, supervised_steps=30, kills={"resumed": 1}, num_replays=1)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/replay"),
+    short: Annotated[bool, typer.Option(help="One run of eight steps, one repetition.")] = False,
+) -> None:
+    form, runs = SHORT if short else FULL, runs.absolute()
+    experiment = prepared(runs, form)
+    summary, raw = {}, {}
+    for name, num_kills in form.kills.items():
+        recorded = runs / name / "run"
+        codes = record(recorded, experiment, num_kills, form.num_steps)
+        replays = [repeated(recorded, runs / name / f"replay_{number}" / "run") for number in range(form.num_replays)]
+        raw[name] = {"codes": codes, "replays": replays, **counted(recorded)}
+        equal = sum(one["code"] == 0 and one["is_equal"] for one in replays)
+        summary[name] = {**counted(recorded), "replays": len(replays), "equal_replays": equal}
+    write_report(out, summary, raw=raw)
+
+
+def prepared(runs: Path, form: Form) -> Path:
+    """The experiment, on a policy that calls tools after a supervised stage."""
+    runs.mkdir(parents=True, exist_ok=True)
+    environments = {env_id: {} for env_id in form.environments}
+    stage = {"num_steps": form.supervised_steps, "num_conversations": 20 * form.supervised_steps, "batch_size": 16}
+    supervised = {"run_dir": str(runs / "supervised"), "seed": 3, "policy": {"build": {}}, "environments": environments}
+    before = runs / "supervised.yaml"
+    before.write_text(yaml.safe_dump({**supervised, "train": {"num_steps": 1}, "sft": stage}))
+    if not (runs / "supervised/sft").is_dir():
+        checked(sft_train(before))
+    experiment = {
+        "seed": 3,
+        "policy": {"path": str(runs / "supervised/sft")},
+        "environments": environments,
+        "train": {
+            **{"num_steps": form.num_steps, "num_prompts": form.num_prompts, "group_size": 4, "max_staleness": 2},
+            "checkpoint_every": CHECKPOINT_EVERY,
+        },
+        "evaluation": {"num_tasks": 1, "every": form.num_steps // 2},
+        # So few rollouts at a time that engines are always at work, and each publish meets replies.
+        "rollout": {"max_in_flight": 2, "num_workers": 2, "kv_cache_gib": 0.1, "temperature": 1.3},
+        "ray": {"address": "local"},
+    }
+    path = runs / "experiment.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    return path
+
+
+def record(run_dir: Path, experiment: Path, num_kills: int, num_steps: int) -> list[int | None]:
+    """Run it, killed in the middle and resumed or not; the exit codes of its attempts."""
+    run = Run(run_dir, rl_train(experiment, run_dir), random.Random(0))
+
+    def kill(run: Run) -> None:
+        if run.wait_for_moment(Moment(num_steps // 2 + 1, 0.5)):
+            run.process.send_signal(signal.SIGKILL)
+
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    if not run.is_done:
+        run.until_done(kill if num_kills else None)
+        run.left()
+    return [attempt.code for attempt in run.attempts]
+
+
+def repeated(recorded: Path, run_dir: Path) -> dict[str, Any]:
+    """Replay the run; the exit code, and whether both folders hold the same."""
+    command = [sys.executable, "-m", "rl", "train", "--replay", str(recorded), f"run_dir={run_dir}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    is_equal = done.returncode == 0 and held(run_dir) == held(recorded)
+    return {"code": done.returncode, "is_equal": is_equal, "said": (done.stdout + done.stderr)[-500:]}
+
+
+def held(run_dir: Path) -> dict[str, Any]:
+    """Every rollout but its seconds, and the weights."""
+    files = sorted(RunFolder(run_dir).rollouts.glob("*.jsonl"))
+    rollouts = {file.name: [one | {"seconds": 0} for one in read_rollouts(file)] for file in files}
+    return {"rollouts": rollouts, "weights": bits(run_dir)["weights"]}
+
+
+def counted(run_dir: Path) -> dict[str, int]:
+    """Of the run: steps, and what makes it hard to repeat."""
+    files = RunFolder(run_dir).rollouts_files("train").values()
+    played = [rollout for file in files for rollout in load_rollouts(file)]
+    replies = [turn.reply for rollout in played for turn in rollout.turns]
+    return {
+        "steps": len(lines(run_dir, "train")),
+        "attempts": len(list((run_dir / "record").iterdir())),
+        "replies": len(replies),
+        "rollouts_of_several_turns": sum(len(rollout.turns) > 1 for rollout in played),
+        "replies_across_a_publish": sum(len(set(reply.columns["version"].tolist())) > 1 for reply in replies),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)
