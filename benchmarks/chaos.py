@@ -120,7 +120,8 @@ def play(folder: Path, point: Point, experiment: Path, rng: random.Random) -> di
         return json.loads(told.read_text())
     fault, run_dir = FAULTS[point.fault], folder / "run"
     with places(fault, folder) as nodes:
-        keys = [f"train.max_staleness={point.staleness}", *([f"ray.address={nodes.address}"] if nodes else [])]
+        keys = [f"train.max_staleness={point.staleness}", *fault.keys]
+        keys += [f"ray.address={nodes.address}"] if nodes else []
         run = Run(run_dir, rl_train(experiment, run_dir, *keys), rng, fault.variables(), nodes)
 
         def disturb(run: Run) -> None:

@@ -37,6 +37,8 @@ class Fault:
     """Must be found in what an attempt that it ended printed, or what the run noted; empty if it cannot be told."""
     variables: Callable[[], Mapping[str, str]] = dict
     """Of the environment, when the run is started."""
+    keys: tuple[str, ...] = ()
+    """Overrides of the run's configuration, which change no bit of it."""
     on_nodes: bool = False
     """On two logical nodes of this machine instead of a cluster of the run's own."""
     on_small_disk: bool = False
@@ -118,15 +120,12 @@ def run_found(run: Run, jailers: list[int]) -> int | None:
 
 
 def to_environment(run: Run) -> str:
-    """Kill a process of an environment, if environments have processes here; else one of the sandbox."""
+    """Kill the process of an episode or, if there is none for long, the one that they are forked from."""
     worker = actor(run, "worker").pid
-    own = [pid for pid in children(worker) if JAILER not in command_of(pid)]
-    found = [pid for parent in own for pid in children(parent)] or own
-    if not found:
-        return f"(no process of an environment) {to_sandbox(run)}"
-    pid = run.rng.choice(found)
-    kill(pid)
-    return f"environment {pid}"
+    zygotes = [pid for pid in children(worker) if JAILER not in command_of(pid)]
+    if pid := run_found(run, zygotes):
+        return f"environment {pid}"
+    return f"zygote of environments {[pid for pid in zygotes if kill(pid)]}"
 
 
 def to_memory(run: Run) -> str:
@@ -194,7 +193,12 @@ FAULTS: Mapping[str, Fault] = {
         f"(?s){REPLACED}.*the engine failed: EngineKilled",
         variables=lambda: {"PYTHONPATH": str(SITE)},
     ),
-    "environment process": Fault(to_environment, (), ""),
+    "environment process": Fault(
+        to_environment,
+        (),
+        "",
+        keys=('environments={"benchmarks.chaos_store:SlowStore": {process: true}}',),
+    ),
     "sandbox process": Fault(to_sandbox, (), ""),
     "raylet of a node": Fault(to_raylet_of_a_node, (), f"{REPLACED}|{RESTARTED}", on_nodes=True),
     "raylet of the head": Fault(to_ray("raylet"), (1,), ""),  # Ray ends the driver in C++, at once

@@ -17,6 +17,6 @@ def without_collector() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # collections that vLLM asks for, and those during the run, would take a third of a second each
         if was_enabled:
             gc.enable()
-            gc.freeze()  # collections during the run, of which each would take a third of a second, get short

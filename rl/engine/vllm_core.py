@@ -16,6 +16,7 @@ from rl.engine.protocol import EngineError, SamplingParams
 from rl.engine.thread import ThreadedEngine
 from rl.engine.vllm_plugin import register
 from rl.engine.weight_loader import VllmClient, WeightLoader
+from rl.importing import without_collector
 from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def _set_environment() -> None:
 
 
 def _start(policy_path: Path, config: ExperimentConfig) -> "LLMEngine":
-    from vllm import EngineArgs, LLMEngine
+    with without_collector():
+        from vllm import EngineArgs, LLMEngine
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.platforms import current_platform
 

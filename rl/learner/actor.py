@@ -58,7 +58,8 @@ class LearnerProcess:
 
             choose_network_interface(self._config.ray.network_interface)
         self._ranks = ALONE if address is None else self._join(address)
-        self._learner = Learner(self._policy_path, self._config, self._ranks)
+        with without_collector():  # it imports the model's code
+            self._learner = Learner(self._policy_path, self._config, self._ranks)
         if checkpoint is not None:
             self._learner.load_state(checkpoint)
         logger.info("the learner holds %s, policy version %d", self._policy_path, self._learner.policy_version)
