@@ -28,8 +28,8 @@ THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS
 """One thread per process: tiny models run several times slower with two (measured)."""
 MEMORY = {"MALLOC_ARENA_MAX": "2", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
 """Of glibc: with an arena for every thread, what engines and environments free is scattered, and processes grow. Of
-oneDNN: it keeps code for the last so many shapes of matrix products. Batches of an engine have ever new shapes, so that
-it grows for thousands of steps, by 235 MiB for a tiny policy with the default of 1,024; the speed is the same (measured).
+oneDNN: it keeps code for the last so many shapes of matrix products. Batches of an engine have ever new shapes, so with
+its default of 1,024 it grows for thousands of steps, by 235 MiB for a tiny policy; the speed is the same (measured).
 """
 LOGGING = {**VARIABLES, "VLLM_CONFIGURE_LOGGING": "0"}
 """vLLM's warnings reach the root logger, and so the run's log, instead of handlers of its own."""
