@@ -52,7 +52,7 @@ $(VENV)/docs: requirements/docs.txt | install
 # The slow tests start engines and clusters of their own, most of them with one busy thread. Those of a file share fixtures.
 test: install adapters trackers $(VENV)/docs
 	$(RUN) -m pytest -n auto --maxprocesses 4 -m "not slow and not gpu"
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or gpu"
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30 -m "slow or gpu"
 
 check: install
 	$(VENV)/bin/ruff format --check .

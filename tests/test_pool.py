@@ -30,8 +30,12 @@ class FakePending:
         return self._is_done
 
     def wait(self, deadline: Deadline) -> Any:
-        self._is_done = True
-        return self._answer()
+        was_done, self._is_done = self._is_done, True
+        try:
+            return self._answer()
+        except DeadlinePassed:
+            self._is_done = was_done
+            raise
 
 
 class FakeWorker:
@@ -208,7 +212,7 @@ def test_a_worker_whose_process_does_not_answer_is_replaced_before_the_deadline(
                 return FakePending(lambda: None, is_done=answers)
             if method is RolloutWorker.doing:
                 return FakePending(lambda: "2 rollouts are in environment code")
-            return super().call(method, *args)
+            return FakePending(lambda: self._play(*args), is_done=False)
 
         def _play(self, specs: Sequence[GroupSpec]) -> Played:
             self.num_waits += 1

@@ -1,7 +1,7 @@
 """Which groups does a worker play, which of them have ended, and what is a group that could not be played?"""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rl.cluster.actors import Deadline, Pending
 from rl.data_types import Group, Outcome, Rollout
@@ -59,7 +59,12 @@ class Part:
 class Play:
     """Groups that one worker plays; `WorkerPool.collect` waits for them."""
 
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Part]
+    """At least one."""
+
+    @property
+    def worker(self) -> int:
+        return self.parts[0].worker
 
     @property
     def num_groups(self) -> int:

@@ -7,7 +7,6 @@ again together before: the bits of a reply depend on its batch, and most workers
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +45,10 @@ class WorkerPool:
         self._places = places
         self._published: Publication | None = None
         self._loading: tuple[WeightSource, list[Pending[str]], Deadline] | None = None
-        self._plays: list[Play] = []
+        self._plays: list[list[Play]] = [[] for _ in places]
+        """By worker, in the order in which they were handed over."""
+        self._num_groups = [0 for _ in places]
+        """In these; counted, because hundreds of workers are asked for each group."""
         self._notes: list[str] = []
         self._workers = [self._start(place) for place in places]
         self._numbers = list(range(len(places)))
@@ -78,7 +80,8 @@ class WorkerPool:
     def play(self, worker: int, specs: Sequence[GroupSpec]) -> Play:
         """Hand groups to a worker, in one call."""
         play = Play([Part(worker, tuple(specs))])
-        self._plays.append(play)
+        self._plays[worker].append(play)
+        self._num_groups[worker] += play.num_groups
         # A suspect group must be alone on its worker: `collect` hands this one over later, when its turn comes.
         if not any(part.is_suspect for part in self._parts_of(worker)):
             self._hand_over(play.parts[0])
@@ -104,7 +107,8 @@ class WorkerPool:
                     raise
                 self._replace(unfinished.worker, error)
                 deadline, is_last = replace(deadline, started=time.monotonic()), True
-        self._plays.remove(play)
+        self._plays[play.worker].remove(play)
+        self._num_groups[play.worker] -= play.num_groups
         return [group for part in play.parts for group in part.groups or ()]
 
     def drop_plays(self) -> None:
@@ -122,14 +126,12 @@ class WorkerPool:
                 answer.wait(self._heartbeat_deadline())
             except (ActorDied, EngineError, DeadlinePassed) as error:
                 self._replace(index, error)
-        self._plays.clear()
+            self._plays[index].clear()
+            self._num_groups[index] = 0
 
     def least_busy(self) -> int:
         """The worker that plays the fewest groups."""
-        num_groups: Counter[int] = Counter()
-        for part in (part for play in self._plays for part in play.parts):
-            num_groups[part.worker] += len(part.specs)
-        return min(range(self.num_workers), key=lambda worker: num_groups[worker])
+        return min(range(self.num_workers), key=self._num_groups.__getitem__)
 
     def load_weights(self, published: Publication) -> None:
         """Begin to load a version into every engine; `wait_until_loaded` waits, so that the loop tracks and saves the
@@ -179,7 +181,7 @@ class WorkerPool:
         """Wait for the part. Raises `ActorDied` also for a worker whose process does not answer."""
         assert part.pending is not None
         limit = self._heartbeat_deadline()
-        while deadline.left_s > limit.seconds:
+        while not part.pending.is_done() and deadline.left_s > limit.seconds:
             beat = self._workers[part.worker].call(RolloutWorker.wait_until_ready)
             try:
                 return part.pending.wait(replace(deadline, seconds=limit.seconds, started=time.monotonic()))
@@ -202,7 +204,7 @@ class WorkerPool:
         self._notes += [f"worker {part.worker}: {note}" for note in played.notes]
 
     def _parts_of(self, worker: int) -> list[Part]:
-        return [part for play in self._plays for part in play.parts if part.worker == worker]
+        return [part for play in self._plays[worker] for part in play.parts]
 
     def _replace(self, index: int, error: Exception) -> None:
         """Start a new worker in place of one that died, twice if need be; returns when it serves the current version.
@@ -213,8 +215,8 @@ class WorkerPool:
         self._course.replaced(index, error)
         self._notes.append(f"worker {index} died and is replaced: {error}")
         # Before the new worker starts: it has the same index, and its calls must not be mistaken for the old ones.
-        for play in self._plays:
-            play.parts = [rest for part in play.parts for rest in self._after_death(part, index, error)]
+        for play in self._plays[index]:
+            play.parts = [rest for part in play.parts for rest in self._after_death(part, error)]
         for is_last in (False, True):  # until Ray has noticed that a node is lost, it starts workers there
             self._workers[index].stop(RolloutWorker.shutdown)
             self._workers[index] = self._start(self._places[index])
@@ -233,9 +235,9 @@ class WorkerPool:
             source, (answer,) = self._begin_loading([index], deadline)
             check_hash(index, source, answer, deadline)
 
-    def _after_death(self, part: Part, worker: int, error: Exception) -> list[Part]:
-        """The parts that replace `part` after `worker` died."""
-        if part.worker != worker or part.groups is not None or part.pending is None:
+    def _after_death(self, part: Part, error: Exception) -> list[Part]:
+        """The parts that replace `part` after its worker died."""
+        if part.groups is not None or part.pending is None:
             return [part]
         if part.pending.is_done():
             try:
