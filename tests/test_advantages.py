@@ -30,11 +30,19 @@ def test_a_masked_rollout_is_absent_from_the_mean_and_not_a_zero():
     assert not is_degenerate(group)
 
 
-def test_groups_with_equal_prompts_and_all_equal_rewards_give_zero_each():
-    for reward in (0.0, 1.0):
-        group = make_group([reward] * 4)
-        assert group_advantages(group, LEAVE_ONE_OUT) == (0.0, 0.0, 0.0, 0.0)
-        assert is_degenerate(group)
+@pytest.mark.parametrize("algorithm", [MEAN, LEAVE_ONE_OUT, Grpo(baseline="mean", scale_by_std=True)])
+def test_groups_with_equal_prompts_and_all_equal_rewards_give_zero_each(algorithm):
+    groups = [make_group([reward] * 4) for reward in (0.0, 1.0)]  # as one group they would have a mean of 0.5
+    assert list(algorithm.advantages(groups)) == [(0.0, 0.0, 0.0, 0.0)] * 2
+    assert all(is_degenerate(group) for group in groups)
+
+
+@pytest.mark.parametrize("algorithm", [MEAN, LEAVE_ONE_OUT, Grpo(baseline="mean", scale_by_std=True)])
+def test_rows_that_a_group_lacks_change_nothing_for_the_others(algorithm):
+    other = make_group([1.0, 0.0, 0.5])
+    expected = group_advantages(other, algorithm)
+    for first in ([1.0, 1.0, 1.0, 0.0], [1.0, None, None, 0.0], [1.0], [None] * 4):
+        assert list(algorithm.advantages([make_group(first), other]))[1] == expected
 
 
 def test_a_group_of_one_valid_rollout_gives_zero():

@@ -1,5 +1,6 @@
 """Which Ray cluster is joined, what is found before the supervised stage, and what is said when there is no place."""
 
+import asyncio
 import errno
 import os
 import socket
@@ -18,7 +19,7 @@ from rl.checks import store_bytes
 from rl.cluster import address as address_module
 from rl.cluster import cluster as cluster_module
 from rl.cluster import shared_memory, watch
-from rl.cluster.actors import Deadline, start_actor
+from rl.cluster.actors import Deadline, RemoteError, start_actor
 from rl.cluster.address import ClusterError, answers, check_local_start, cluster_address, num_local_gpus
 from rl.cluster.cluster import check_cluster, cluster, in_own_sessions
 from rl.cluster.placement import layout
@@ -231,6 +232,24 @@ class Waits:
         return os.getpid()
 
 
+class Sleeps:
+    async def sleep(self) -> None:
+        await asyncio.sleep(600)
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def fail(self) -> None:
+        raise TwoArguments("this", "that")
+
+
+class TwoArguments(ValueError):
+    """Pickle makes it again from its one text, which fails."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
 @pytest.mark.slow
 def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> None:
     config = make_config(ray={"address": "local", "local_cpus": 3})
@@ -239,6 +258,12 @@ def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> No
         assert joined.words == f"{here}: 1 node, 3 of Ray's 3 CPU slots free"
         first = start_actor(Waits, 1.0, 0.0, joined.places.engines[0])
         assert first.call(Waits.pid).wait(Deadline(60, "starting", "key")) > 0
+        playing = start_actor(Sleeps, 0.0, 0.0, None)
+        sleeping = [playing.call(Sleeps.sleep) for _ in range(1100)]  # Ray's own limit is 1,000
+        assert playing.call(Sleeps.pid).wait(Deadline(60, "a sign of life", "key")) > 0
+        assert not any(one.is_done() for one in sleeping[::100])
+        with pytest.raises(RemoteError, match="this and that"):  # not `ActorDied`, after which it would be replaced
+            playing.call(Sleeps.fail).wait(Deadline(60, "an error", "key"))
         with pytest.raises(ClusterError) as caught:
             deadline = Deadline(3, "starting the engines", "train.start_timeout_s")
             start_actor(Waits, 1.5, 0.0, None).call(Waits.pid).wait(deadline)
@@ -248,7 +273,7 @@ def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> No
     assert message.startswith(
         "starting the engines took longer than 3 s; train.start_timeout_s sets the deadline. 1 of"
     )
-    assert "the run's 2 actors have no place yet" in message and "1 of Ray's 3 CPU slots free" in message
+    assert "the run's 3 actors have no place yet" in message and "1 of Ray's 3 CPU slots free" in message
     assert "no place was found within 1 s (train.start_timeout_s) for 1 learner rank with 1 CPUs and 1 engine" in str(
         none.value
     )

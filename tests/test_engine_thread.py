@@ -60,6 +60,7 @@ class ScriptedCore:
         self.batches.append(())
 
     def load(self, source: WeightSource) -> str:
+        self.logprob = -1.0 - source.version
         if source.hash == "damaged":
             raise EngineError("damaged")
         if source.hash == "lost":
@@ -284,6 +285,8 @@ async def test_tokens_carry_the_version_that_sampled_them(start: Start) -> None:
     turn = await reply
     assert set(turn.policy_versions) == {0, 4}
     assert list(turn.policy_versions) == sorted(turn.policy_versions)
+    # The core computes each logprob from the version that it holds.
+    assert turn.reply_logprobs == tuple(-1.0 - version for version in turn.policy_versions)
 
 
 async def test_versions_only_grow_and_a_refused_one_changes_nothing(start: Start) -> None:

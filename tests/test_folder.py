@@ -53,6 +53,25 @@ def test_a_start_that_failed_before_any_result_may_be_repeated(tmp_path: Path) -
         assert len(json.loads(run.versions_file.read_text())) == 2
 
 
+def test_resuming_refuses_other_contents_of_the_files_that_tasks_are_drawn_from(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("first")
+    options = {"data": str(data), "more": [{"notes": "no path"}, "x" * 5000]}
+    config = make_run_config(tmp_path / "run", environments={ARITHMETIC: {"options": options}})
+    run = RunFolder(write_run(config, 2))
+    save_empty_checkpoint(run, 2)
+    with RunFolder.open(config, resume=True):
+        pass
+    key = f"environments.{ARITHMETIC}.options.data"
+    for change in (lambda: data.write_text("other"), data.unlink):
+        change()
+        with pytest.raises(RunFolderError, match=f"{key}: the file has changed since the run began"):
+            RunFolder.open(config, resume=True).__enter__()
+    data.write_text("first")
+    with RunFolder.open(config, resume=True):
+        pass
+
+
 def test_resuming_needs_a_run_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no run to resume"):
         RunFolder.open(make_run_config(tmp_path / "run"), resume=True).__enter__()

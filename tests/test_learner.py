@@ -224,6 +224,15 @@ def test_without_loss_tokens_only_the_version_grows(hybrid_path, samples, nothin
     assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
 
 
+def test_with_a_learning_rate_of_almost_nothing_nothing_drifts(hybrid_path, samples):
+    learner = Learner(hybrid_path, config_with(learning_rate=1e-30, expert_bias_rate=0.0))
+    before = weights(learner)
+    first, *others = [learner.update(samples) for _ in range(3)]
+    for name, value in learner.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-28)  # weights of 0 do move
+    assert {(one.loss, one.mismatch, one.entropy) for one in others} == {(first.loss, first.mismatch, first.entropy)}
+
+
 def test_a_broken_weight_is_reported_and_nothing_is_trained(hybrid_path, samples):
     learner = Learner(hybrid_path, config_with())
     with torch.no_grad():

@@ -29,6 +29,11 @@ def test_engines_that_died_with_the_learner_are_replaced_also_if_that_is_noticed
         _wait_until_ready(parts, served, stream, [])
         assert calls == ["wait"]
         calls.clear()
+        parts.step = 3  # of a checkpoint: nothing is played by the weights that the engines have loaded
+        _wait_until_ready(parts, served, stream, [])
+        assert calls == ["wait", "publish", "load", "loaded"]
+        parts.step = 0
+        calls.clear()
         death = LearnerDied("the learner died")
         death.__cause__ = ActorDied("OutOfMemoryError: killed\nand how much memory each process had")
         _wait_until_ready(parts, served, stream, [death])

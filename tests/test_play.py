@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from rl.engine.protocol import EngineError
 from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
+from rl.runs.tracking import rollout_metrics
 from tests.echo import Echo, as_text, failing, played
-from tests.makers import make_config, make_rollout, make_task
+from tests.makers import group_of, make_config, make_rollout, make_task
 from tests.scripted import CharacterChat, CharacterDialogue, ScriptedEngine, ScriptedLane
 
 
@@ -69,6 +71,14 @@ def test_turns_used_up_on_malformed_calls_are_an_invalid_action(monkeypatch: pyt
     rollout = played(Echo, lambda ids, params: "malformed", monkeypatch)
     assert (rollout.outcome, rollout.reward, rollout.malformed_calls) == (Outcome.INVALID_ACTION, 0.0, {"form": 3})
     assert rollout.messages[2] == Message("tool", "error: malformed")
+
+
+def test_an_engine_that_does_not_keep_the_budget_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.echo.make_task", lambda: replace(make_task(), budget=4))
+    rollout = played(Echo, lambda ids, params: "y" * 60, monkeypatch, max_reply_tokens=80)
+    assert "that the budget does not force" in rollout.budget_violation
+    assert rollout_metrics([group_of(rollout)])["budget_violations"] == 1
+    assert played(Echo, lambda ids, params: "yes|", monkeypatch).budget_violation == ""
 
 
 @pytest.mark.parametrize("method", ["reset", "step"])

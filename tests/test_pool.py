@@ -195,9 +195,26 @@ def test_a_worker_that_hangs_is_replaced_at_the_deadline_and_its_groups_are_play
     pool = make_pool(Hanging(), fresh)
     assert masked(pool.collect(pool.play(0, [spec(0), spec(1)]), SOON)) == []
     assert fresh.calls == [[0], [1]]
-    pool = make_pool(Hanging(), Hanging())
+
+
+def test_a_group_that_hangs_alone_is_masked_and_a_run_of_which_all_hang_ends() -> None:
+    class Hanging(FakeWorker):
+        def __init__(self, ordinals: Sequence[int]) -> None:
+            super().__init__()
+            self.ordinals = ordinals
+
+        def _play(self, specs: Sequence[GroupSpec]) -> Played:
+            if any(spec.task.ordinal in self.ordinals for spec in specs):
+                raise DeadlinePassed("collecting groups took longer than 900 s")
+            return super()._play(specs)
+
+    pool = make_pool(*(Hanging([1]) for _ in range(3)))
+    groups = pool.collect(pool.play(0, [spec(0), spec(1), spec(2)]), SOON)
+    assert masked(groups) == [1]
+    assert "2 workers died while they played it, the last of: collecting groups took" in groups[1].rollouts[0].error
+    pool = make_pool(*(Hanging([0, 1]) for _ in range(3)))
     with pytest.raises(DeadlinePassed):
-        pool.collect(pool.play(0, [spec(0)]), SOON)
+        pool.collect(pool.play(0, [spec(0), spec(1)]), SOON)
 
 
 @pytest.mark.parametrize("answers", [True, False])

