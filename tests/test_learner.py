@@ -230,9 +230,7 @@ def test_with_a_learning_rate_of_almost_nothing_nothing_drifts(hybrid_path, samp
     first, *others = [learner.update(samples) for _ in range(3)]
     for name, value in learner.model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-28)  # weights of 0 do move
-    assert {(one.loss, one.mismatch_stale, one.entropy) for one in others} == {
-        (first.loss, first.mismatch, first.entropy)  # the same tokens are stale by then
-    }
+    assert {(one.loss, one.mismatch_stale) for one in others} == {(first.loss, first.mismatch)}
 
 
 def test_a_broken_weight_is_reported_and_nothing_is_trained(hybrid_path, samples):
