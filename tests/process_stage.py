@@ -17,10 +17,17 @@ OBEDIENT = "tests.process_envs:Obedient"
 class Stage:
     """A worker's processes of one environment, on a loop that outlasts a test."""
 
-    def __init__(self, folder: Path, env_id: str = OBEDIENT, process: bool | None = True) -> None:
+    def __init__(
+        self, folder: Path, env_id: str = OBEDIENT, process: bool | None = True, step_timeout_s: float = 0.5
+    ) -> None:
         self.folder, self.env_id = folder, env_id
         self.options = {"folder": str(folder)}
-        self.rollout = {"num_retries": 0, "step_timeout_s": 0.5, "env_memory_mib": 64, "num_env_processes": 2}
+        self.rollout = {
+            "num_retries": 0,
+            "step_timeout_s": step_timeout_s,
+            "env_memory_mib": 64,
+            "num_env_processes": 2,
+        }
         self.runner = asyncio.Runner()
         self.config = make_config(
             folder,
