@@ -70,7 +70,7 @@ FULL = Form(
     **{"num_steps": 23, "num_prompts": 8, "group_size": 8, "scale": 1.0, "sft_steps": 200, "num_tasks": 64},
 )
 SHORT = Form(
-    cases(0, 1, num_words=3),
+    {"bound_0": Case(0), "long_prompts_bound_1": Case(1, num_words=3)},
     (0,),
     **{"num_steps": 5, "num_prompts": 1, "group_size": 2, "scale": 0.1, "sft_steps": 0, "num_tasks": 1},
 )
