@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl.algorithms.corrections import NonFiniteError
-from rl.cluster.actors import ActorDied, Deadline, Pending
+from rl.cluster.actors import ActorDied, Deadline, Pending, wait_together
 from rl.cluster.cluster import cluster
 from rl.config.experiment import ExperimentConfig
 from rl.file_hashes import files_in
@@ -115,7 +115,10 @@ def test_the_death_of_one_rank_is_told_at_once(config: ExperimentConfig, policy:
         group.shutdown()
 
 
-def test_a_rank_that_is_stopped_is_lost_at_the_deadline(config: ExperimentConfig, policy: Path) -> None:
+def test_a_rank_that_is_stopped_is_lost_at_the_deadline(
+    config: ExperimentConfig, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait_together, "__defaults__", (1.0,))  # the grace of the others
     hasty = config.model_copy(update={"train": config.train.model_copy(update={"update_timeout_s": 5.0})})
     group = LearnerGroup(hasty, policy)
     try:
