@@ -69,8 +69,8 @@ class RolloutConfig(Section):
     environment error. null sets no bound."""
     lockstep_steps: NonNegative = 4
     """Engine steps between the end of a reply and the admission of the rollout's next request, however fast the
-    environment is. This makes synchronous runs reproducible bit by bit. 0 admits requests immediately, as asynchronous
-    runs always do."""
+    environment is. This makes synchronous runs reproducible bit by bit. Where environments wait, the engine waits with
+    them: 32 lets it go on meanwhile. 0 admits requests immediately, as asynchronous runs always do."""
 
     @property
     def num_computing(self) -> int:
