@@ -37,6 +37,17 @@ def test_a_step_of_waiting_starts_more_and_a_step_without_starts_fewer() -> None
     assert admission.num_in_flight == 48  # the most
 
 
+def test_a_single_step_that_waits_long_starts_no_more_groups_and_a_second_one_does() -> None:
+    admission = Admission(16, 2)
+    for _ in range(10):
+        admission.follow(0.0, 1.0)
+    before = admission.num_in_flight
+    admission.follow(8.0, 10.0)  # 0.3 * 0.15 = 0.045
+    assert admission.num_in_flight == before
+    admission.follow(8.0, 10.0)  # 0.045 + 0.3 * 0.105
+    assert admission.num_in_flight == before + 4
+
+
 def test_a_synchronous_run_always_has_the_groups_of_one_step() -> None:
     admission = Admission(16, 0)
     for waited_s in (0.0, 0.0, 0.9, 0.9):

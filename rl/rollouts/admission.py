@@ -7,6 +7,8 @@ and grow old in the line: with P * (1 + max_staleness) in flight every token has
 
 WAIT_SHARE = 0.05
 """Share of its time that the learner may wait for groups: above it more are started, below half of it fewer."""
+MOST_SHARE = 0.15
+"""Of a single step, however long it waited: one group that takes very long does not tell that more groups would help."""
 NEWEST_SHARE = 0.3
 """Weight of a step in the running mean of that share; single steps are noisy where some groups take much longer."""
 
@@ -22,7 +24,7 @@ class Admission:
 
     def follow(self, waited_s: float, step_s: float) -> None:
         """Account for a step of so many seconds, during which the learner waited for groups so long."""
-        share = waited_s / step_s if step_s > 0 else 0.0
+        share = min(MOST_SHARE, waited_s / step_s) if step_s > 0 else 0.0
         before = share if self._wait_share is None else self._wait_share
         self._wait_share = before + NEWEST_SHARE * (share - before)
         if self._wait_share > WAIT_SHARE:
