@@ -8,7 +8,7 @@ and grow old in the line: with P * (1 + max_staleness) in flight every token has
 WAIT_SHARE = 0.05
 """Share of its time that the learner may wait for groups: above it more are started, below half of it fewer."""
 MOST_SHARE = 0.15
-"""Of a single step, however long it waited: one group that takes very long does not tell that more groups would help."""
+"""Of a single step, however long it waited: one group that takes very long does not tell that more would help."""
 NEWEST_SHARE = 0.3
 """Weight of a step in the running mean of that share; single steps are noisy where some groups take much longer."""
 
