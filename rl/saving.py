@@ -39,7 +39,7 @@ def end_checkpoint(parts: Parts) -> None:
         return
     saving, parts.saving = parts.saving, None
     with parts.phase("checkpoint"):
-        parts.folder.newest, interval = saving.result()
+        parts.folder.newest, interval = saving.result()  # the learner's part ends at train.update_timeout_s
     parts.times.saved(interval)
     parts.spool.saved(parts.ledger)  # tasks are finished by updates alone, so it is still the saved one
 

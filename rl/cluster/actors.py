@@ -34,8 +34,6 @@ its default of 1,024 it grows for thousands of steps, by 235 MiB for a tiny poli
 """
 LOGGING = {**VARIABLES, "VLLM_CONFIGURE_LOGGING": "0"}
 """vLLM's warnings reach the root logger, and so the run's log, instead of handlers of its own."""
-
-
 MOST_CALLS = 100_000
 """Of one asynchronous actor at a time."""
 

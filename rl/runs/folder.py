@@ -197,7 +197,8 @@ class RunFolder:
             raise RunFolderError(
                 f"run_dir: the run in {self.path} draws its tasks from files\n{listed}\n"
                 "    fix: put the old files back to resume, or begin a new run from this one's policy (`rl export`) in"
-                " another run_dir=..."
+                " another run_dir=...; if other tasks are wanted, or none are drawn from a file, remove it from"
+                f" task_files in {self.versions_file}"
             )
         return newest, remarks(saved, config, self.metrics_file, newest)
 
