@@ -16,6 +16,8 @@ from rl.tokens import Tokens
 if TYPE_CHECKING:
     import torch
 
+    from rl.prefix_tree import PrefixTree
+
 Budget = Literal["off", "unlimited"] | int
 """Thinking budget of each reply: no thinking, as much as the reply's length allows, or a number of tokens."""
 Finish = Literal["stop", "length", "abort"]
@@ -133,6 +135,8 @@ class Batch:
     trained on (`rl.learner.batching`)."""
     num_loss_tokens: int
     """Number of loss tokens in the whole step (all micro-batches, all learners): the denominator of the loss."""
+    tree: "PrefixTree | None" = None
+    """The rows' tokens with each prefix once, if the policy computes them so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,10 @@ class Update:
     """Share of the quantised weights' codes that the step changed; 0 if nothing is quantised."""
     num_loss_tokens: int
     num_tokens: int
-    """Tokens that went through the model, including prompts, without padding."""
+    """Tokens that went through the model, including prompts, without padding. What rows share counts once, if it is
+    computed once."""
+    num_left_out: int
+    """Tokens of rows without a gradient that did not (`rl.learner.rows`)."""
     seconds: float
     measures: Mapping[str, float] = field(default_factory=dict)
     """Measures of the algorithms by name; see their `token_loss`."""

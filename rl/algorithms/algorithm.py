@@ -64,6 +64,11 @@ class Algorithm(Section):
         """Whether the loss reads logprobs of the reference, the policy that training started from."""
         return False
 
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether a row whose advantage is 0 has a gradient all the same. If not, the learner leaves such rows out."""
+        return True
+
     def advantages(self, groups: Sequence[Group]) -> list[Advantages]:
         """The advantages of all groups of a step, one entry per group.
 

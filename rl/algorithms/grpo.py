@@ -56,6 +56,10 @@ class Grpo(Algorithm):
     def needs_reference(self) -> bool:
         return self.reference_kl > 0
 
+    @property
+    def needs_every_row(self) -> bool:
+        return self.reference_kl > 0  # the other term is a multiple of the advantage
+
     def advantages(self, groups: Sequence[Group]) -> list[Advantages]:
         return [group_advantages(group, self.baseline, self.scale_by_std) for group in groups]
 

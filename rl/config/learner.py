@@ -90,7 +90,15 @@ class LearnerConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients whose L2 norm is larger are scaled down to this norm."""
     tokens_per_micro_batch: Positive = 4096
-    """Maximum tokens of one forward pass, padding included. Rows are sorted by length first."""
+    """Maximum tokens of one forward pass. Where prefixes are shared, each counts once; elsewhere padding counts too,
+    and rows are sorted by length first."""
+    share_prefixes: bool = True
+    """Compute tokens with which several rows of a micro-batch begin once, prompts of a group above all, where the
+    policy can: it is tried at the start. Same gradient, fewer tokens."""
+    measured_share: Annotated[float, Field(ge=0, le=1)] = 0.125
+    """Rows whose advantage is 0 have no gradient and are left out of the update, where the algorithm allows it; the
+    loss is still divided by their tokens. This share of them goes through the forward pass all the same, so that
+    mismatch, entropy and the load of experts are those of all rows."""
     logprob_chunk_tokens: Positive = 1024
     """Tokens whose logits over the vocabulary are in memory at the same time."""
     activation_checkpointing: bool = False

@@ -72,6 +72,11 @@ def added(measures: Measures, more: Measures) -> dict[str, Measure]:
     return {name: Measure(a.total + b.total, a.weight + b.weight) for name, (a, b) in pairs.items()}
 
 
+def scaled(measures: Measures, weight: float) -> dict[str, Measure]:
+    """The measures of rows each of which stands for so many."""
+    return {name: Measure(one.total * weight, one.weight * weight) for name, one in measures.items()}
+
+
 def summed_over(ranks: Ranks, measures: Measures) -> Measures:
     """The measures of all ranks together, added up in the ranks' order, so that all have the same sums."""
     if ranks.num == 1:

@@ -1,7 +1,8 @@
 """How are training rows grouped into micro-batches?
 
-Rows are sorted by length and cut into micro-batches with a bounded number of tokens, padding included. The loss is
-divided by the number of loss tokens in the whole step, so the cut does not change the gradient (except rounding).
+Rows are sorted by length and cut into micro-batches with a bounded number of tokens, padding included; or, if prefixes
+are computed once, rows that begin alike stand together, and each prefix counts once. The loss is divided by the number
+of loss tokens in the whole step, so the cut does not change the gradient (except rounding).
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from rl.data_types import Batch, Sample
+from rl.prefix_tree import num_shared, tree_of
 from rl.ranks import ALONE, Ranks
 from rl.tokens import Tokens
 
@@ -20,20 +22,31 @@ class SampleTooLongError(ValueError):
 
 
 def make_batches(
-    samples: Sequence[Sample], tokens_per_micro_batch: int, pad_id: int, ranks: Ranks = ALONE
+    samples: Sequence[Sample],
+    tokens_per_micro_batch: int,
+    pad_id: int,
+    ranks: Ranks = ALONE,
+    *,
+    num_loss_tokens: int | None = None,
+    shares_prefixes: bool = False,
 ) -> list[Batch]:
     """Cut a step's rows into micro-batches with rows x longest row <= `tokens_per_micro_batch`; those of this rank.
 
+    `num_loss_tokens` are the step's, if it has other rows too. With `shares_prefixes` batches have a tree, and at most
+    `tokens_per_micro_batch` nodes.
     The longest rows come first (memory runs out at once or never); equally long rows keep their order, so equal samples
     give equal batches. Micro-batches are dealt to the ranks in turn, so the cut does not depend on their number. Each
     rank must make as many passes as the others, so the last round is filled up with `filler`s. Raises
     `SampleTooLongError` for a row that is longer than a micro-batch.
     """
-    num_loss_tokens = sum(int(np.count_nonzero(sample.tokens.sampled)) for sample in samples)
-    cuts = _cut(samples, tokens_per_micro_batch)
+    if num_loss_tokens is None:
+        num_loss_tokens = sum(int(np.count_nonzero(sample.tokens.sampled)) for sample in samples)
+    _check_lengths(samples, tokens_per_micro_batch)
+    cuts = (_cut_by_prefixes if shares_prefixes else _cut)(samples, tokens_per_micro_batch)
     own = [_pad(rows, pad_id, num_loss_tokens) for rows in cuts[ranks.rank :: ranks.num]]
     num_passes = -(-len(cuts) // ranks.num)
-    return own + [_filler(pad_id, num_loss_tokens)] * (num_passes - len(own))
+    batches = own + [_filler(pad_id, num_loss_tokens)] * (num_passes - len(own))
+    return [_with_tree(batch) for batch in batches] if shares_prefixes else batches
 
 
 def _filler(pad_id: int, num_loss_tokens: int) -> Batch:
@@ -42,15 +55,41 @@ def _filler(pad_id: int, num_loss_tokens: int) -> Batch:
     return replace(_pad([Sample("", tokens, 0.0)], pad_id, num_loss_tokens), env_ids=())
 
 
-def _cut(samples: Sequence[Sample], tokens_per_micro_batch: int) -> list[list[Sample]]:
-    cuts: list[list[Sample]] = []
-    rows: list[Sample] = []
-    for sample in sorted(samples, key=lambda sample: -len(sample.tokens)):
+def _check_lengths(samples: Sequence[Sample], tokens_per_micro_batch: int) -> None:
+    for sample in samples:
         if len(sample.tokens) > tokens_per_micro_batch:
             raise SampleTooLongError(
                 f"a row of {sample.env_id!r} has {len(sample.tokens)} tokens, learner.tokens_per_micro_batch is"
                 f" {tokens_per_micro_batch}: raise it, or lower policy.max_tokens"
             )
+
+
+def _cut_by_prefixes(samples: Sequence[Sample], tokens_per_micro_batch: int) -> list[list[Sample]]:
+    """In dictionary order, cut where another row's new tokens do not fit; the largest micro-batches first."""
+    cuts: list[tuple[int, list[Sample]]] = []
+    num_nodes, rows = 0, []
+    for sample in sorted(samples, key=lambda sample: sample.tokens.ids.tolist()):
+        ids = sample.tokens.ids
+        num_new = len(ids) - (num_shared(ids, rows[-1].tokens.ids) if rows else 0)
+        if rows and num_nodes + num_new > tokens_per_micro_batch:
+            cuts.append((num_nodes, rows))
+            num_nodes, rows, num_new = 0, [], len(ids)
+        num_nodes += num_new
+        rows.append(sample)
+    cuts += [(num_nodes, rows)] if rows else []
+    return [rows for _, rows in sorted(cuts, key=lambda cut: -cut[0])]
+
+
+def _with_tree(batch: Batch) -> Batch:
+    lengths = batch.attention_mask_BT.sum(dim=-1).tolist()
+    rows = [row[:length] for row, length in zip(batch.token_ids_BT.numpy(), lengths, strict=True)]
+    return replace(batch, tree=tree_of(rows))
+
+
+def _cut(samples: Sequence[Sample], tokens_per_micro_batch: int) -> list[list[Sample]]:
+    cuts: list[list[Sample]] = []
+    rows: list[Sample] = []
+    for sample in sorted(samples, key=lambda sample: -len(sample.tokens)):
         if rows and (len(rows) + 1) * len(rows[0].tokens) > tokens_per_micro_batch:
             cuts.append(rows)
             rows = []
@@ -59,8 +98,8 @@ def _cut(samples: Sequence[Sample], tokens_per_micro_batch: int) -> list[list[Sa
 
 
 def _pad(rows: Sequence[Sample], pad_id: int, num_loss_tokens: int) -> Batch:
-    """Stack rows, longest first, padded on the right."""
-    shape = (len(rows), len(rows[0].tokens))
+    """Stack rows, padded on the right."""
+    shape = (len(rows), max(len(row.tokens) for row in rows))
     token_ids_BT = np.full(shape, pad_id, np.int64)
     attention_mask_BT = np.zeros(shape, np.bool_)
     loss_mask_BT = np.zeros(shape, np.bool_)
@@ -87,12 +126,12 @@ def _pad(rows: Sequence[Sample], pad_id: int, num_loss_tokens: int) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
+    return replace(
+        batch,
+        tree=batch.tree and batch.tree.to(device),
         token_ids_BT=batch.token_ids_BT.to(device),
         attention_mask_BT=batch.attention_mask_BT.to(device),
         loss_mask_BT=batch.loss_mask_BT.to(device),
         columns={name: column.to(device) for name, column in batch.columns.items()},
         advantages_BT=batch.advantages_BT.to(device),
-        env_ids=batch.env_ids,
-        num_loss_tokens=batch.num_loss_tokens,
     )

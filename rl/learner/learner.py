@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,16 @@ from rl.learner.adapter import (
     save_adapter,
     without_adapter,
 )
-from rl.learner.batch_loss import Measures, added, batch_loss, mean, summed_over
-from rl.learner.batching import make_batches, to_device
+from rl.learner.batch_loss import Measures, mean
+from rl.learner.batching import make_batches
 from rl.learner.forward import check_head, policy_logprobs
 from rl.learner.optimizer import clip_gradients, learning_rate, make_optimizer
+from rl.learner.passes import Passes, Score
 from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
 from rl.learner.router import RouterBalancer
-from rl.learner.sharding import after_an_error, exchange_with, hash_of_replicas, load_sharded_policy
+from rl.learner.rows import sort_rows
+from rl.learner.sharding import hash_of_replicas, load_sharded_policy
 from rl.learner.state import (
     LearnerStateError,
     load_weights_and_moments,
@@ -39,12 +41,11 @@ from rl.learner.state import (
     save_weights,
     write_version,
 )
+from rl.learner.trees import let_take_trees
 from rl.precision.folded import FoldedWeights
 from rl.ranks import ALONE, Ranks
 
 UPDATE_FIELDS = frozenset(one.name for one in fields(Update))
-Score = Callable[[Batch], tuple[Tensor, Tensor]]
-"""Logprobs and entropies of a batch under a policy, as `rl.learner.forward.policy_logprobs` returns them."""
 
 
 class Learner:
@@ -68,19 +69,24 @@ class Learner:
         self._adapter, self._policy_path = config.learner.adapter, policy_path
         self._exchanges_once = config.learner.exchange == "step"
         self.model, self._score = self._placed(policy_path, stays_whole=self._exchanges_once)
+        self._takes_trees = config.learner.share_prefixes and self._let_take_trees(self.model, self._score)
         # Before the adapter, which adds matrices and renames some.
         self.folded = FoldedWeights(self.model, config.precision, ranks)
         if self._adapter is not None:
             add_adapter(self.model, self._adapter, config.seed)
             merge_experts_in_passes(self.model)
             self.folded.freeze()
-        self._reference: Score | None = None
-        self._needs_reference = any(algorithm.needs_reference for algorithm in config.algorithms)
-        if self._needs_reference and self._adapter is None:
-            reference, self._reference = self._placed(policy_path, stays_whole=False)
-            FoldedWeights(reference.requires_grad_(False), config.precision, ranks).put_in()
+        reference = self._reference() if any(algorithm.needs_reference for algorithm in config.algorithms) else None
         bias_rate = config.learner.expert_bias_rate if self._adapter is None else 0.0  # the base stays what it is
         self._balancer = RouterBalancer(self.model, bias_rate, config.learner.freeze_router)
+        cut = partial(
+            make_batches,
+            tokens_per_micro_batch=config.learner.tokens_per_micro_batch,
+            pad_id=self.model.config.pad_token_id or 0,
+            ranks=ranks,
+            shares_prefixes=self._takes_trees,
+        )
+        self._passes = Passes(config, self._score, reference, self._balancer, ranks, self._device, cut)
         self._optimizer = make_optimizer(self.model, config)
         self._policy_version = 0
 
@@ -90,7 +96,8 @@ class Learner:
         return self._policy_version
 
     def update(self, samples: Sequence[Sample]) -> Update:
-        """Train on all samples at once: one forward and backward pass a micro-batch, then one optimiser step.
+        """Train on all samples at once: one forward and backward pass a micro-batch, then one optimiser step. Rows
+        without a gradient are left out, or only measured (`rl.learner.rows`).
 
         Without any loss token the weights, biases and optimiser stay as they are and nothing is measured, but the
         version still grows: the loop counts on one version a step.
@@ -99,21 +106,19 @@ class Learner:
         untouched. Raises `SampleTooLongError` (`rl.learner.batching`).
         """
         start = time.perf_counter()
-        pad_id = self.model.config.pad_token_id or 0
-        batches = make_batches(samples, self._config.learner.tokens_per_micro_batch, pad_id, self._ranks)
-        num_loss_tokens = batches[0].num_loss_tokens if batches else 0
+        rows = sort_rows(samples, self._config.algorithm_of, self._config.learner.measured_share)
         rate = learning_rate(self._policy_version, self._config)
         measures: Measures = {}
         grad_norm = codes_changed = 0.0
-        if num_loss_tokens > 0:
+        if rows.num_loss_tokens > 0:
             try:
                 with self.folded.in_place():
-                    measures = self._accumulate_gradients(batches)
+                    measures = self._passes.run(rows, self._policy_version)
                 grad_norm = self._optimizer_step(rate)
                 codes_changed = self.folded.refresh()
                 for load in self._balancer.loads():
                     self._ranks.sum(load)
-                self._balancer.update()
+                self._balancer.update(rows.measured_weight)
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
                 self._balancer.forget()
@@ -130,8 +135,9 @@ class Learner:
             mismatch_kl=mean(measures, "mismatch_kl") or 0.0,
             entropy=mean(measures, "entropy") or 0.0,
             codes_changed=codes_changed,
-            num_loss_tokens=num_loss_tokens,
-            num_tokens=sum(len(sample.tokens) for sample in samples),
+            num_loss_tokens=rows.num_loss_tokens,
+            num_tokens=int(measures["num_tokens"].total) if measures else 0,
+            num_left_out=sum(len(sample.tokens) for sample in samples) - rows.num_tokens,
             seconds=time.perf_counter() - start,
             measures={name: mean(measures, name) or 0.0 for name in measures if name not in UPDATE_FIELDS},
         )
@@ -198,42 +204,27 @@ class Learner:
             recompute_layers(model)
         return model, score
 
+    def _let_take_trees(self, model: PreTrainedModel, score: Score) -> bool:
+        return let_take_trees(model, score, getattr(torch, self._config.precision.arithmetic), self._device)
+
     def _loaded(self, policy_path: Path) -> PreTrainedModel:
         """Another policy, held as this learner's is."""
         return self._placed(policy_path, stays_whole=False)[0]
 
-    def _accumulate_gradients(self, batches: Sequence[Batch]) -> Measures:
-        total: Measures = {}
-        for number, batch in enumerate(to_device(batch, self._device) for batch in batches):
-            is_last = not self._exchanges_once or number == len(batches) - 1
-            try:
-                total = added(total, self._forward_and_backward(batch, is_last=is_last))
-            except Exception:
-                after_an_error(self._score)
-                raise
-        return summed_over(self._ranks, total)
+    def _reference(self) -> Score:
+        """Under the checkpoint that training begins from: a second model, or this one without its adapter."""
+        if self._adapter is None:
+            model, score = self._placed(self._policy_path, stays_whole=False)
+            if self._takes_trees:
+                self._let_take_trees(model, score)
+            FoldedWeights(model.requires_grad_(False), self._config.precision, self._ranks).put_in()
+            return score
 
-    def _forward_and_backward(self, batch: Batch, *, is_last: bool) -> Measures:
-        """Add this micro-batch's gradients; `is_last` is that of `rl.learner.sharding.exchange_with`."""
-        is_filler = not batch.env_ids
-        self._balancer.token_mask_BT = None if is_filler else batch.attention_mask_BT
-        logprobs_BT, entropy_BT = self._score(batch)
-        self._balancer.token_mask_BT = None  # routers that are called again for the gradient must not count again
-        reference_BT = self._reference_logprobs(batch) if self._needs_reference else None
-        with self._ranks.together():
-            algorithm_of, version = self._config.algorithm_of, self._policy_version
-            loss, measures = batch_loss(logprobs_BT, entropy_BT, batch, algorithm_of, version, reference_BT)
-        exchange_with(self._score, is_last=is_last)
-        loss.backward()
-        return measures
+        def base_score(batch: Batch) -> tuple[Tensor, Tensor]:
+            with without_adapter(self.model):
+                return self._score(batch)
 
-    @torch.no_grad()
-    def _reference_logprobs(self, batch: Batch) -> Tensor:
-        """Under the checkpoint that training began from: a second model, or this one without its adapter."""
-        if self._reference is not None:
-            return self._reference(batch)[0]
-        with without_adapter(self.model):
-            return self._score(batch)[0]
+        return base_score
 
     def _optimizer_step(self, rate: float) -> float:
         """Clip, check, step. Returns the gradient's norm before clipping."""

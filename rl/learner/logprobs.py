@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from rl.data_types import Batch
+
 
 def token_logprobs(
     hidden_BTD: Tensor,
@@ -27,12 +29,41 @@ def token_logprobs(
 
     Raises `ValueError` when `mask_BT` selects column 0: nothing comes before it.
     """
-    if mask_BT[:, 0].any():
-        raise ValueError("the mask selects the first token of a row; no logits predict it, so it must be masked out")
+    _check_mask(mask_BT)
     # Column t of `predicts` is true where hidden state t predicts a token of the mask, which is token t + 1.
     predicts = mask_BT[:, 1:]
-    hidden_ND = hidden_BTD[:, :-1][predicts]
-    targets_N = token_ids_BT[:, 1:][predicts]
+    logprobs_N, entropy_N = _target_logprobs(
+        hidden_BTD[:, :-1][predicts], head_weight_VD, token_ids_BT[:, 1:][predicts], temperature, chunk_tokens
+    )
+    zeros_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=hidden_BTD.device)
+    return zeros_BT.masked_scatter(mask_BT, logprobs_N), zeros_BT.masked_scatter(mask_BT, entropy_N)
+
+
+def tree_logprobs(
+    hidden_ND: Tensor, head_weight_VD: Tensor, batch: Batch, temperature: float, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """As `token_logprobs`, from the hidden states of the batch's tree. A node that several rows share is one target:
+    its gradient is the sum of theirs. Raises as `token_logprobs`.
+    """
+    assert batch.tree is not None
+    mask_BT = batch.loss_mask_BT
+    _check_mask(mask_BT)
+    nodes_N, places_N = batch.tree.nodes_BT[mask_BT].unique(return_inverse=True)
+    before_N, targets_N = batch.tree.before_N[nodes_N], batch.tree.ids_1N[0, nodes_N]
+    logprobs_N, entropy_N = _target_logprobs(hidden_ND[before_N], head_weight_VD, targets_N, temperature, chunk_tokens)
+    zeros_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=hidden_ND.device)
+    return zeros_BT.masked_scatter(mask_BT, logprobs_N[places_N]), zeros_BT.masked_scatter(mask_BT, entropy_N[places_N])
+
+
+def _check_mask(mask_BT: Tensor) -> None:
+    if mask_BT[:, 0].any():
+        raise ValueError("the mask selects the first token of a row; no logits predict it, so it must be masked out")
+
+
+def _target_logprobs(
+    hidden_ND: Tensor, head_weight_VD: Tensor, targets_N: Tensor, temperature: float, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Of each target after its hidden state; both [N]."""
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     for hidden_CD, targets_C in zip(hidden_ND.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True):
@@ -47,10 +78,7 @@ def token_logprobs(
         )
         logprobs.append(logprobs_C)
         entropies.append(entropy_C)
-    zeros_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=hidden_BTD.device)
-    if not logprobs:
-        return zeros_BT, zeros_BT
-    return zeros_BT.masked_scatter(mask_BT, torch.cat(logprobs)), zeros_BT.masked_scatter(mask_BT, torch.cat(entropies))
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def _chunk_logprobs(

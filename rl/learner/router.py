@@ -19,39 +19,45 @@ class UnsupportedRouterError(ValueError):
 class RouterBalancer:
     """Counts tokens an expert through forward hooks and moves the biases. Does nothing for models without such routers.
 
-    Counting needs the mask of the tokens that are coming: set `token_mask_BT` before each forward pass that counts, and
-    to None for passes that do not.
+    Set `counts` before each forward pass that counts, to what each coming token counts for (0 for padding), and to None
+    for passes that do not. Rows that stand for others are counted apart, while `is_measuring`.
     """
 
     def __init__(self, model: nn.Module, rate: float, freeze: bool) -> None:
-        self.token_mask_BT: Tensor | None = None
+        self.counts: Tensor | None = None
+        self.is_measuring = False
         self._rate = rate
         self._loads: dict[nn.Module, Tensor] = {}
         for router in _routers(model):
             if freeze:
                 router.requires_grad_(False)
             if rate > 0:
-                self._loads[router] = torch.zeros_like(_bias(router), dtype=torch.int64)
+                self._loads[router] = _bias(router).new_zeros((2, *_bias(router).shape), dtype=torch.int64)
                 router.register_forward_hook(self._count)
 
     def loads(self) -> list[Tensor]:
-        """Tokens each expert got since the last `forget`, one [experts] tensor a router, in the model's order."""
+        """Tokens each expert got since the last `forget`, one [2, experts] tensor a router, in the model's order: those
+        that count as one, and those that count as `update` is told."""
         return list(self._loads.values())
 
     @torch.no_grad()
-    def update(self) -> None:
-        """bias += rate * sign(mean load - load) for each router. Without counts nothing moves."""
-        for router, load in self._loads.items():
-            _bias(router).add_(torch.sign(load.double().mean() - load).to(_bias(router).dtype), alpha=self._rate)
+    def update(self, measured_weight: float = 0.0) -> None:
+        """bias += rate * sign(mean load - load) for each router. Without counts nothing moves.
+
+        `measured_weight` is what each token counts as that passed while `is_measuring`.
+        """
+        for router, (trained, measured) in self._loads.items():
+            load = trained.double() + measured_weight * measured.double()  # counts are whole: no order of sums
+            _bias(router).add_(torch.sign(load.mean() - load).to(_bias(router).dtype), alpha=self._rate)
 
     def forget(self) -> None:
         """Count anew."""
-        self.token_mask_BT = None
+        self.counts, self.is_measuring = None, False
         for load in self._loads.values():
             load.zero_()
 
     def _count(self, router: nn.Module, _inputs: tuple[object, ...], output: object) -> None:
-        if self.token_mask_BT is None:
+        if self.counts is None:
             return
         # A router returns (logits, weights of the chosen experts, their indices [tokens, experts a token]).
         chosen = output[-1] if isinstance(output, tuple) else None
@@ -60,8 +66,9 @@ class RouterBalancer:
                 f"{type(router).__name__} does not return the indices of the chosen experts;"
                 " set learner.expert_bias_rate: 0 to train this policy without balancing"
             )
-        load = self._loads[router]
-        load += torch.bincount(chosen[self.token_mask_BT.flatten()].flatten(), minlength=load.numel())
+        load = self._loads[router][int(self.is_measuring)]
+        counts = self.counts.flatten().double()[:, None].expand_as(chosen)  # whole numbers, so without rounding
+        load += torch.bincount(chosen.flatten(), counts.flatten(), minlength=load.numel()).long()
 
 
 def _routers(model: nn.Module) -> Iterator[nn.Module]:

@@ -21,8 +21,7 @@ from transformers.distributed.tensor_parallel import apply_expert_parallelism, r
 
 from rl.config.adapted import is_expert
 from rl.data_types import Batch
-from rl.learner.forward import check_head
-from rl.learner.logprobs import token_logprobs
+from rl.learner.forward import batch_logprobs, check_head, decoder_inputs
 from rl.learner.policy import load_policy
 from rl.precision.float32_weights import ROUTER_BIAS, float32_weights
 from rl.ranks import Ranks
@@ -40,19 +39,10 @@ class ShardedPolicy(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """As `rl.learner.forward.policy_logprobs`."""
-        output = self.model.base_model(
-            input_ids=batch.token_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-        )
+        output = self.model.base_model(**decoder_inputs(batch))
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
-        return token_logprobs(
-            output.last_hidden_state,
-            head.weight,
-            batch.token_ids_BT,
-            batch.loss_mask_BT,
-            self._temperature,
-            self._chunk_tokens,
-        )
+        return batch_logprobs(output.last_hidden_state, head.weight, batch, self._temperature, self._chunk_tokens)
 
 
 def load_sharded_policy(
@@ -162,6 +152,14 @@ def after_an_error(policy: object) -> None:
     """Make a sharded policy usable again after a pass that was not completed."""
     if isinstance(policy, FSDPModule):
         policy.reset_iter_state()
+
+
+def into_slices(policy: object) -> None:
+    """Make a sharded policy hold slices again after a pass without a gradient, which leaves some weights whole."""
+    if isinstance(policy, FSDPModule):
+        for module in policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def hash_of_replicas(model: PreTrainedModel) -> str:

@@ -1,0 +1,72 @@
+"""Can a policy compute the prefixes that rows share once? It is tried: both ways must give the same logprobs."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rl.data_types import Batch, Sample
+from rl.learner.batching import make_batches, to_device
+from rl.learner.sharding import into_slices
+from rl.learner.tree_attention import NAME
+from rl.learner.tree_mamba import mix_trees
+from rl.tokens import Tokens
+
+LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""Mean of |difference| in nats. Rounding stays far below it; a token that sees another row does not."""
+
+log = logging.getLogger(__name__)
+
+
+def let_take_trees(
+    model: PreTrainedModel, score: Callable[[Batch], tuple[Tensor, Tensor]], dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Make `model` take batches with trees, and nothing else, if `score` then gives the logprobs of padded rows.
+
+    If not, the model is as before, and the log says why.
+    """
+    try:
+        return _takes_trees(model, score, dtype, device)
+    finally:
+        into_slices(score)
+
+
+def _takes_trees(
+    model: PreTrainedModel, score: Callable[[Batch], tuple[Tensor, Tensor]], dtype: torch.dtype, device: torch.device
+) -> bool:
+    usual = model.config._attn_implementation
+    batch = to_device(_probe(model), device)
+    with torch.no_grad():
+        logprobs_BT, _ = score(replace(batch, tree=None))
+    try:
+        mix_trees(model)
+        model.set_attn_implementation(NAME)
+        with torch.no_grad():
+            difference = (score(batch)[0] - logprobs_BT)[batch.loss_mask_BT].abs().mean().item()
+        if difference <= LARGEST_DIFFERENCE[dtype]:
+            return True
+        reason = f"logprobs differ by {difference:.2g} nats"
+    except Exception as error:  # of code that is not ours, which may not know trees
+        reason = f"{type(error).__name__}: {error}"
+    model.set_attn_implementation(usual)
+    log.info("%s computes the prompt of each row, not once a group: %s", type(model).__name__, reason)
+    return False
+
+
+def _probe(model: PreTrainedModel) -> Batch:
+    """Rows of two groups, and one alone: prompts of 7 and 4 tokens, replies of 2 to 9."""
+    vocabulary = np.random.default_rng(0)
+    num_ids = model.get_input_embeddings().weight.shape[0]
+    prompts = [vocabulary.integers(num_ids, size=size).tolist() for size in (7, 4, 1)]
+    replies = [(0, 9), (0, 2), (0, 5), (1, 3), (1, 6), (2, 8)]
+    samples = []
+    for prompt, length in replies:
+        reply = vocabulary.integers(num_ids, size=length).tolist()
+        tokens = Tokens.make(reply, [True] * length, {})
+        samples.append(Sample("", Tokens.joined([Tokens.unsampled(prompts[prompt]), tokens]), 0.0))
+    (batch,) = make_batches(samples, 1000, 0, shares_prefixes=True)
+    return batch

@@ -1,0 +1,221 @@
+"""Which tokens of a batch's rows follow the same tokens? They have the same hidden states, so one of them is enough.
+
+Rows of a group begin with the same prompt. A tree of their tokens holds each prefix once, whatever rows share: whole
+prompts, openings of conversations, replies that begin alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PADDED_BY_REAL = 1.3
+"""Rows are looked up together while that costs at most so many times the work of each alone."""
+FEW = 4096
+"""Query-key pairs of a head below which the work of a row does not matter."""
+MOST_ROWS = 64
+"""Rows after one shared opening of a recurrent layer, so that cutting them takes time in proportion to the rows."""
+NO_TRUNK = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lookup:
+    """Queries of some rows, and the keys that they may see. All are nodes of the tree; padding is node 0."""
+
+    queries_BQ: Tensor
+    keys_BK: Tensor
+    """In the order of each row."""
+    query_positions_BQ: Tensor
+    """Place of each query in its row; -1 for padding."""
+
+    def mask_BQK(self, window: int | None = None) -> Tensor:
+        """bool; True where a query may see a key: not one behind it, nor one that is `window` or more before it."""
+        keys_K = torch.arange(self.keys_BK.shape[1], device=self.keys_BK.device)
+        # Padding sees the first key, because the softmax over nothing is not a number.
+        queries_BQ1 = self.query_positions_BQ.clamp(min=0)[..., None]
+        mask_BQK = keys_K <= queries_BQ1
+        return mask_BQK if window is None else mask_BQK & (keys_K > queries_BQ1 - window)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scan:
+    """The nodes in the order in which a recurrent layer goes through them: shared openings, then what is left of rows.
+
+    Padding is node N, one behind the last.
+    """
+
+    trunks_CT: Tensor
+    """Openings, padded on the left, so that each state is that after the opening's last node."""
+    branches_BT: Tensor
+    """What is left of each row, padded on the right."""
+    trunk_of_B: Tensor
+    """The opening before each row's rest; C where there is none."""
+    scanned_N: Tensor
+    """Place of each node in trunks and branches, padding included, one after the other."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixTree:
+    """The tokens of a batch's rows, each prefix once. A node is a token with all tokens before it."""
+
+    ids_1N: Tensor
+    positions_1N: Tensor
+    before_N: Tensor
+    """The node before each node; N for the first of a row."""
+    num_rows_N: Tensor
+    """Rows in which each node stands."""
+    nodes_BT: Tensor
+    """The node of each token of each row; 0 for padding."""
+    lookups: tuple[Lookup, ...]
+    """Each node is a query in one of them."""
+    answers_N: Tensor
+    """Place of each node among the queries of all lookups, padding included, one after the other."""
+    scan: Scan
+
+    def window_NK(self, num: int) -> Tensor:
+        """Each node after the `num` - 1 before it; N where there are not as many."""
+        before = functional.pad(self.before_N, (0, 1), value=len(self.before_N))
+        window = [torch.arange(len(self.before_N), device=before.device)]
+        for _ in range(num - 1):
+            window.append(before[window[-1]])
+        return torch.stack(window[::-1], dim=1)
+
+    def to(self, device: torch.device) -> "PrefixTree":
+        return _moved(self, device)
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, tuple):
+        return tuple(_moved(one, device) for one in part)
+    return type(part)(*(_moved(getattr(part, one.name), device) for one in fields(part)))
+
+
+def num_shared(row: np.ndarray, other: np.ndarray) -> int:
+    """How many tokens both begin with."""
+    length = min(len(row), len(other))
+    differs = row[:length] != other[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
+def tree_of(rows: Sequence[np.ndarray]) -> PrefixTree:
+    """The tree of rows of token ids, in any order; none may be empty."""
+    # In dictionary order a row shares most with the row before it.
+    order = sorted(range(len(rows)), key=lambda b: rows[b].tolist())
+    starts = [0, *(num_shared(rows[b], rows[before]) for before, b in pairwise(order))]
+    num = sum(len(rows[b]) - start for b, start in zip(order, starts, strict=True))
+    nodes_BT = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    ids_N, positions_N, before_N = (np.empty(num, np.int64) for _ in range(3))
+    first = 0
+    for i, (b, start) in enumerate(zip(order, starts, strict=True)):
+        nodes_BT[b, :start] = nodes_BT[order[i - 1], :start]
+        new = np.arange(first, first + len(rows[b]) - start)
+        nodes_BT[b, start : len(rows[b])] = new
+        ids_N[new], positions_N[new] = rows[b][start:], np.arange(start, len(rows[b]))
+        before_N[new] = new - 1
+        if len(new):
+            before_N[new[0]] = nodes_BT[b, start - 1] if start else num
+        first += len(new)
+    nodes = [nodes_BT[b, : len(rows[b])] for b in order]
+    lookups = tuple(map(_lookup, _cut([one for one in zip(nodes, starts, strict=True) if one[1] < len(one[0])])))
+    queries = [np.where(one.query_positions_BQ.numpy() >= 0, one.queries_BQ.numpy(), num) for one in lookups]
+    return PrefixTree(
+        ids_1N=torch.from_numpy(ids_N)[None],
+        positions_1N=torch.from_numpy(positions_N)[None],
+        before_N=torch.from_numpy(before_N),
+        num_rows_N=torch.from_numpy(np.bincount(np.concatenate(nodes), minlength=num)),
+        nodes_BT=torch.from_numpy(nodes_BT),
+        lookups=lookups,
+        answers_N=_places(queries, num),
+        scan=_scan(nodes, starts, num),
+    )
+
+
+def _places(parts: Sequence[np.ndarray], num: int) -> Tensor:
+    """Where each node stands in the parts, one after the other, where `num` stands for padding. Once, or the last."""
+    flat = np.concatenate([part.ravel() for part in parts])
+    places_N = np.empty(num + 1, np.int64)
+    places_N[flat] = np.arange(len(flat))
+    return torch.from_numpy(places_N[:num])
+
+
+Nodes = np.ndarray
+"""Of one row."""
+
+
+def _cut(new: Sequence[tuple[Nodes, int]]) -> Iterator[list[tuple[Nodes, int]]]:
+    """Rows, with the places where their new nodes begin, that are looked up together."""
+    part: list[tuple[Nodes, int]] = []
+    real = most_keys = 0
+    for nodes, start in sorted(new, key=lambda one: (one[1] - len(one[0]), -len(one[0]))):
+        num_keys, num_queries = len(nodes), len(nodes) - start
+        most_queries = len(part[0][0]) - part[0][1] if part else num_queries
+        padded = (len(part) + 1) * max(most_keys, num_keys) * most_queries
+        if part and padded > PADDED_BY_REAL * (real + max(FEW, num_keys * num_queries)):
+            yield part
+            part, real, most_keys = [], 0, 0
+        part.append((nodes, start))
+        real, most_keys = real + max(FEW, num_keys * num_queries), max(most_keys, num_keys)
+    if part:
+        yield part
+
+
+def _lookup(part: Sequence[tuple[Nodes, int]]) -> Lookup:
+    queries = _padded([nodes[start:] for nodes, start in part], 0)
+    positions = _padded([np.arange(start, len(nodes)) for nodes, start in part], -1)
+    return Lookup(queries, _padded([nodes for nodes, _ in part], 0), positions)
+
+
+def _scan(nodes: Sequence[Nodes], starts: Sequence[int], num: int) -> Scan:
+    """`nodes` in dictionary order, each with how many it shares with the row before it."""
+    trunks: list[Nodes] = []
+    branches: list[Nodes] = []
+    trunk_of: list[int] = []
+    for first, last, length in _clusters(starts):
+        if length:
+            trunks.append(nodes[first][:length])
+        trunk_of += [len(trunks) - 1 if length else NO_TRUNK] * (last - first)
+        branches += [row[length:] for row in nodes[first:last]]
+    places = np.where(np.array(trunk_of) == NO_TRUNK, len(trunks), trunk_of)
+    trunks_CT = _padded([trunk[::-1] for trunk in trunks], num).flip(-1)
+    branches_BT = _padded(branches, num)
+    # A node in several branches is scanned in each; the last is taken.
+    scanned_N = _places([trunks_CT.numpy(), branches_BT.numpy()], num)
+    return Scan(trunks_CT, branches_BT, torch.from_numpy(places), scanned_N)
+
+
+def _clusters(starts: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Cut rows into runs (first, behind the last, length of the opening that all share) that save the most nodes."""
+    saved = [0]
+    ways: list[tuple[int, int]] = []
+    for last in range(1, len(starts) + 1):
+        best, way, shared = saved[-1], (last - 1, 0), None
+        for first in range(last - 2, max(-1, last - 1 - MOST_ROWS), -1):
+            shared = starts[first + 1] if shared is None else min(shared, starts[first + 1])
+            if not shared:
+                break
+            if saved[first] + (last - first - 1) * shared > best:
+                best, way = saved[first] + (last - first - 1) * shared, (first, shared)
+        saved.append(best)
+        ways.append(way)
+    clusters = []
+    last = len(starts)
+    while last:
+        first, shared = ways[last - 1]
+        clusters.append((first, last, shared))
+        last = first
+    return clusters[::-1]
+
+
+def _padded(rows: Sequence[np.ndarray], value: int) -> Tensor:
+    """Stacked, padded on the right."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), value, np.int64)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(padded)
