@@ -130,7 +130,7 @@ def measure(config: ExperimentConfig, size: Size) -> dict[str, list[float]]:
     return {
         "learner_held_mib": [held_bytes(process._learner) / 2**20],
         "learner_peak_gib": [peak_gib],
-        "trained_tokens_per_s": [update.num_tokens / update.seconds for update in updates],
+        "trained_tokens_per_s": [update.num_row_tokens / update.seconds for update in updates],
         "published_base_mib": [base_bytes / 2**20],
         "published_mib": num_bytes,
         "publish_s": publish_s,

@@ -184,8 +184,8 @@ def update(version: int, num_samples: int) -> Update:
         entropy=1.0,
         codes_changed=0.0,
         num_loss_tokens=num_samples,
+        num_row_tokens=num_samples,
         num_tokens=num_samples,
-        num_left_out=0,
         seconds=1.0,
     )
 

@@ -165,11 +165,11 @@ class Update:
     codes_changed: float
     """Share of the quantised weights' codes that the step changed; 0 if nothing is quantised."""
     num_loss_tokens: int
+    num_row_tokens: int
+    """Tokens of all rows, prompts included."""
     num_tokens: int
-    """Tokens that went through the model, including prompts, without padding. What rows share counts once, if it is
-    computed once."""
-    num_left_out: int
-    """Tokens of rows without a gradient that did not (`rl.learner.rows`)."""
+    """Tokens that went through the model, without padding: not those of rows that were left out (`rl.learner.rows`),
+    and what rows share once, if it is computed once (`rl.prefix_tree`)."""
     seconds: float
     measures: Mapping[str, float] = field(default_factory=dict)
     """Measures of the algorithms by name; see their `token_loss`."""

@@ -7,7 +7,7 @@ prompts, openings of conversations, replies that begin alike.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ PADDED_BY_REAL = 1.3
 """Rows are looked up together while that costs at most so many times the work of each alone."""
 FEW = 4096
 """Query-key pairs of a head below which the work of a row does not matter."""
-MOST_ROWS = 64
-"""Rows after one shared opening of a recurrent layer, so that cutting them takes time in proportion to the rows."""
-NO_TRUNK = -1
+FEWEST_SAVED = 32
+"""Nodes that a segment of a recurrent layer must save, because each level of segments is a scan of its own."""
+FEW_NODES = 128
+"""Of padding, which do not matter beside the cost of another scan."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,20 +44,13 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scan:
-    """The nodes in the order in which a recurrent layer goes through them: shared openings, then what is left of rows.
+class Segments:
+    """Paths through the tree that a recurrent layer goes through together, each from the state that another left."""
 
-    Padding is node N, one behind the last.
-    """
-
-    trunks_CT: Tensor
-    """Openings, padded on the left, so that each state is that after the opening's last node."""
-    branches_BT: Tensor
-    """What is left of each row, padded on the right."""
-    trunk_of_B: Tensor
-    """The opening before each row's rest; C where there is none."""
-    scanned_N: Tensor
-    """Place of each node in trunks and branches, padding included, one after the other."""
+    nodes_SL: Tensor
+    """Padded on the right with N, one behind the last node."""
+    befores_S: Tensor
+    """Number of the segment before each, counted over all segments from 1 on; 0 for the beginning of a row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +69,10 @@ class PrefixTree:
     """Each node is a query in one of them."""
     answers_N: Tensor
     """Place of each node among the queries of all lookups, padding included, one after the other."""
-    scan: Scan
+    segments: tuple[Segments, ...]
+    """Every node is in one of them, or in several; those before a segment come before it."""
+    scanned_N: Tensor
+    """Place of each node in the segments, padding included, one after the other."""
 
     def window_NK(self, num: int) -> Tensor:
         """Each node after the `num` - 1 before it; N where there are not as many."""
@@ -125,6 +122,7 @@ def tree_of(rows: Sequence[np.ndarray]) -> PrefixTree:
     nodes = [nodes_BT[b, : len(rows[b])] for b in order]
     lookups = tuple(map(_lookup, _cut([one for one in zip(nodes, starts, strict=True) if one[1] < len(one[0])])))
     queries = [np.where(one.query_positions_BQ.numpy() >= 0, one.queries_BQ.numpy(), num) for one in lookups]
+    segments = tuple(_segments(nodes, starts, num))
     return PrefixTree(
         ids_1N=torch.from_numpy(ids_N)[None],
         positions_1N=torch.from_numpy(positions_N)[None],
@@ -133,7 +131,8 @@ def tree_of(rows: Sequence[np.ndarray]) -> PrefixTree:
         nodes_BT=torch.from_numpy(nodes_BT),
         lookups=lookups,
         answers_N=_places(queries, num),
-        scan=_scan(nodes, starts, num),
+        segments=segments,
+        scanned_N=_places([one.nodes_SL.numpy() for one in segments], num),
     )
 
 
@@ -172,45 +171,68 @@ def _lookup(part: Sequence[tuple[Nodes, int]]) -> Lookup:
     return Lookup(queries, _padded([nodes for nodes, _ in part], 0), positions)
 
 
-def _scan(nodes: Sequence[Nodes], starts: Sequence[int], num: int) -> Scan:
+def _segments(nodes: Sequence[Nodes], starts: Sequence[int], num: int) -> Iterator[Segments]:
     """`nodes` in dictionary order, each with how many it shares with the row before it."""
-    trunks: list[Nodes] = []
-    branches: list[Nodes] = []
-    trunk_of: list[int] = []
-    for first, last, length in _clusters(starts):
-        if length:
-            trunks.append(nodes[first][:length])
-        trunk_of += [len(trunks) - 1 if length else NO_TRUNK] * (last - first)
-        branches += [row[length:] for row in nodes[first:last]]
-    places = np.where(np.array(trunk_of) == NO_TRUNK, len(trunks), trunk_of)
-    trunks_CT = _padded([trunk[::-1] for trunk in trunks], num).flip(-1)
-    branches_BT = _padded(branches, num)
-    # A node in several branches is scanned in each; the last is taken.
-    scanned_N = _places([trunks_CT.numpy(), branches_BT.numpy()], num)
-    return Scan(trunks_CT, branches_BT, torch.from_numpy(places), scanned_N)
+    level = [(0, len(nodes), 0, 0)]
+    num_segments = 0
+    while level:
+        cuts = _level(level, nodes, starts)
+        level = []
+        for part in _cut_segments(sorted(cuts, key=lambda cut: cut.begin - cut.end)):
+            yield Segments(
+                _padded([nodes[cut.first][cut.begin : cut.end] for cut in part], num),
+                torch.tensor([cut.before for cut in part]),
+            )
+            for number, cut in enumerate(part, num_segments + 1):
+                level += [(first, last, cut.end, number) for first, last in cut.rests]
+            num_segments += len(part)
 
 
-def _clusters(starts: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Cut rows into runs (first, behind the last, length of the opening that all share) that save the most nodes."""
-    saved = [0]
-    ways: list[tuple[int, int]] = []
-    for last in range(1, len(starts) + 1):
-        best, way, shared = saved[-1], (last - 1, 0), None
-        for first in range(last - 2, max(-1, last - 1 - MOST_ROWS), -1):
-            shared = starts[first + 1] if shared is None else min(shared, starts[first + 1])
-            if not shared:
-                break
-            if saved[first] + (last - first - 1) * shared > best:
-                best, way = saved[first] + (last - first - 1) * shared, (first, shared)
-        saved.append(best)
-        ways.append(way)
-    clusters = []
-    last = len(starts)
-    while last:
-        first, shared = ways[last - 1]
-        clusters.append((first, last, shared))
-        last = first
-    return clusters[::-1]
+class _Cut(NamedTuple):
+    """Nodes `begin` to `end` of row `first`, and the runs of rows that go on from there."""
+
+    first: int
+    begin: int
+    end: int
+    before: int
+    rests: list[tuple[int, int]]
+
+
+def _level(runs: list[tuple[int, int, int, int]], nodes: Sequence[Nodes], starts: Sequence[int]) -> list[_Cut]:
+    """The next segments of runs of rows (first, behind the last, nodes that are done, segment before).
+
+    What rows share beyond that becomes a segment if that saves enough; else the run falls apart where it shares least.
+    """
+    found = []
+    while runs:
+        first, last, begin, before = runs.pop()
+        if last - first == 1:
+            if begin < len(nodes[first]):
+                found.append(_Cut(first, begin, len(nodes[first]), before, []))
+            continue
+        shared = min(starts[first + 1 : last])
+        splits = [first, *(row for row in range(first + 1, last) if starts[row] == shared), last]
+        rests = list(pairwise(splits))
+        if (last - first - 1) * (shared - begin) >= FEWEST_SAVED:
+            found.append(_Cut(first, begin, shared, before, rests))
+        else:
+            runs += [(one, behind, begin, before) for one, behind in rests]
+    return found
+
+
+def _cut_segments(cuts: Sequence[_Cut]) -> Iterator[list[_Cut]]:
+    """Longest first, cut where padding would cost too much."""
+    part: list[_Cut] = []
+    real = 0
+    for cut in cuts:
+        length = cut.end - cut.begin
+        if part and (len(part) + 1) * (part[0].end - part[0].begin) > PADDED_BY_REAL * (real + length) + FEW_NODES:
+            yield part
+            part, real = [], 0
+        part.append(cut)
+        real += length
+    if part:
+        yield part
 
 
 def _padded(rows: Sequence[np.ndarray], value: int) -> Tensor:

@@ -126,8 +126,8 @@ def make_update(version: int = 1, **changes: Any) -> Update:
         "entropy": 1.2,
         "codes_changed": 0.0,
         "num_loss_tokens": 30,
-        "num_tokens": 50,
-        "num_left_out": 0,
+        "num_row_tokens": 50,
+        "num_tokens": 40,
         "seconds": 2.0,
         "measures": {"masked_fraction": 0.0, "clip_fraction": 0.0},
     }

@@ -70,9 +70,14 @@ def start_engine(folder: Path) -> "VllmEngine":
 class Served:
     """An engine, and the transformers model that it should agree with."""
 
-    def __init__(self, folder: Path, start: "Callable[[Path], VllmEngine]" = start_engine) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start: "Callable[[Path], VllmEngine]" = start_engine,
+        make: Callable[[Path, int], Any] = random_policy,
+    ) -> None:
         self.folder = folder
-        self.model = random_policy(folder, seed=0)
+        self.model = make(folder, 0)
         self.engine = start(folder)
         self.version = 0
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl import prefix_tree
 from rl.prefix_tree import PrefixTree, tree_of
 
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=9)
@@ -24,9 +25,6 @@ def test_by_hand():
     assert tree.num_rows_N.tolist() == [2, 2, 1, 1, 1, 1]
     assert tree.nodes_BT.tolist() == [[0, 1, 3, 4], [5, 0, 0, 0], [0, 1, 2, 0]]
     assert tree.window_NK(3).tolist() == [[6, 6, 0], [6, 0, 1], [0, 1, 2], [0, 1, 3], [1, 3, 4], [6, 6, 5]]
-    assert tree.scan.trunks_CT.tolist() == [[0, 1]]
-    assert tree.scan.branches_BT.tolist() == [[2, 6], [3, 4], [5, 6]]
-    assert tree.scan.trunk_of_B.tolist() == [0, 0, 1]
 
 
 @given(ROWS)
@@ -66,24 +64,39 @@ def test_every_node_asks_once_and_sees_what_is_before_it(rows: list[list[int]]):
         assert queries[answer] == node and seen[answer] == path(tree, node)
 
 
-@given(ROWS)
-def test_scans_go_through_every_path_in_order(rows: list[list[int]]):
-    tree = tree_of(as_arrays(rows))
-    scan, num = tree.scan, tree.ids_1N.shape[1]
-    places = [*scan.trunks_CT.flatten().tolist(), *scan.branches_BT.flatten().tolist()]
-    assert [places[place] for place in scan.scanned_N.tolist()] == list(range(num))
-    trunks = [[node for node in trunk if node < num] for trunk in scan.trunks_CT.tolist()]
-    assert all(trunk[-1] < num for trunk in scan.trunks_CT.tolist())  # padded on the left
-    for branch, trunk in zip(scan.branches_BT.tolist(), scan.trunk_of_B.tolist(), strict=True):
-        nodes = (trunks[trunk] if trunk < len(trunks) else []) + [node for node in branch if node < num]
-        assert nodes == path(tree, nodes[-1])
+@given(ROWS, st.sampled_from([1, 3, 1000]), st.sampled_from([0, 100]))
+def test_segments_go_through_every_path_in_order(rows: list[list[int]], fewest_saved: int, few: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix_tree, "FEWEST_SAVED", fewest_saved)
+        patch.setattr(prefix_tree, "FEW_NODES", few)
+        tree = tree_of(as_arrays(rows))
+    num = tree.ids_1N.shape[1]
+    places = [node for part in tree.segments for node in part.nodes_SL.flatten().tolist()]
+    assert [places[place] for place in tree.scanned_N.tolist()] == list(range(num))
+    paths: list[list[int]] = [[]]
+    for part in tree.segments:
+        befores = [paths[before] for before in part.befores_S.tolist()]  # all of which are behind us
+        for before, nodes in zip(befores, part.nodes_SL.tolist(), strict=True):
+            paths.append([*before, *(node for node in nodes if node < num)])
+            assert paths[-1] == path(tree, paths[-1][-1])
+            assert sorted(nodes, key=lambda node: node == num) == nodes  # padded on the right
 
 
-def test_openings_are_cut_where_that_saves_most():
+def test_openings_are_segments_where_that_saves_enough(monkeypatch):
     """All rows begin with 1 2; three and two of them share more."""
     rows = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7], [1, 2, 3, 4, 5, 8], [1, 2, 9, 9, 9, 1], [1, 2, 9, 9, 9, 2]]
-    scan = tree_of(as_arrays(rows)).scan
-    assert (scan.trunks_CT.shape, scan.branches_BT.shape) == ((2, 5), (5, 1))
+    shapes = {}
+    for fewest in (3, 6, 9, 11):
+        monkeypatch.setattr(prefix_tree, "FEWEST_SAVED", fewest)
+        shapes[fewest] = [tuple(part.nodes_SL.shape) for part in tree_of(as_arrays(rows)).segments]
+    assert shapes == {3: [(1, 2), (2, 3), (5, 1)], 6: [(1, 2), (3, 4), (3, 1)], 9: [(3, 6), (3, 1)], 11: [(5, 6)]}
+
+
+def test_a_chain_of_prefixes_is_cut_in_bounded_time_and_depth():
+    rows = [[1] * length for length in range(1, 400)]
+    tree = tree_of(as_arrays(rows))
+    assert tree.ids_1N.shape == (1, 399)
+    assert sum(part.nodes_SL.numel() for part in tree.segments) < 20_000
 
 
 def test_rows_of_like_lengths_are_looked_up_together_and_others_apart():

@@ -29,6 +29,14 @@ def engine_arguments(config: ExperimentConfig, is_cpu: bool) -> Arguments:
     }
 
 
+def prefix_caching(is_cpu: bool) -> Arguments:
+    """For policies whose layers all are attention: Mamba's states are kept for blocks longer than most prompts.
+
+    Only full blocks are found again, and on CPUs vLLM makes them as long as some prompts.
+    """
+    return {"enable_prefix_caching": True, **({"block_size": 32} if is_cpu else {})}
+
+
 def endpoint_arguments(max_tokens: int, rollout: RolloutConfig, is_cpu: bool) -> Arguments:
     """Of an endpoint, which samples as the engines of a run do; dtype and sampling defaults are the checkpoint's."""
     return _shared(max_tokens, rollout, is_cpu)
@@ -40,7 +48,7 @@ def _shared(max_tokens: int, rollout: RolloutConfig, is_cpu: bool) -> Arguments:
         "max_num_seqs": rollout.max_in_flight,
         "enable_chunked_prefill": False,  # a split prompt rewinds its generator, which CPU generators cannot
         "max_num_batched_tokens": max(max_tokens, MAX_TOKENS_PER_STEP),
-        "enable_prefix_caching": False,  # cached states would belong to older weights
+        "enable_prefix_caching": False,  # but see `prefix_caching`
         "mamba_ssm_cache_dtype": "float32",
         "async_scheduling": False,  # else tokens of a step arrive after the next step, under another version
         "logits_processors": ["rl.engine.budget_processor:ThinkingBudget"],

@@ -9,7 +9,7 @@ import torch
 
 from rl.config.experiment import ExperimentConfig
 from rl.config.rollout import RolloutConfig
-from rl.engine.arguments import ENVIRONMENT, engine_arguments
+from rl.engine.arguments import ENVIRONMENT, engine_arguments, prefix_caching
 from rl.engine.columns import COLUMNS
 from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SamplingParams
@@ -73,6 +73,7 @@ class VllmCore:
         preload = os.environ.get("LD_PRELOAD")
         _set_environment()
         self._llm = _start(policy_path, config)
+        self._version = UNPUBLISHED
         self._loader = WeightLoader(config, VllmClient(self._llm))
         names = set(self._llm.collective_rpc(_shared_memory_name))
         self._left_behind = [name for name in names if name.startswith("vllm_dist_")]
@@ -111,7 +112,10 @@ class VllmCore:
             output_kind=RequestOutputKind.DELTA,
             extra_args=as_argument(params.thinking) if params.thinking else None,
         )
-        self._llm.add_request(request_id, tokens_input(list(prompt_ids)), sampling)
+        # Cached states are those of one version; and of one group, so that what is found does not depend on others.
+        group_id = params.name.rsplit("/", 3)[0]
+        prompt = tokens_input(list(prompt_ids), cache_salt=f"{self._version}/{group_id}")
+        self._llm.add_request(request_id, prompt, sampling)
 
     def abort(self, request_id: str) -> None:
         self._llm.abort_request([request_id])
@@ -130,6 +134,7 @@ class VllmCore:
     def load(self, source: WeightSource) -> str:
         self._wake()
         digest = self._loader.load(source)
+        self._version = source.version
         if self._config.rollout.cache_on_update == "recompute":
             self._llm.reset_prefix_cache(reset_running_requests=True)
         return digest
@@ -173,14 +178,16 @@ def _start(policy_path: Path, config: ExperimentConfig) -> "LLMEngine":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         # vLLM compiles one helper of its sampler even in eager mode: 15 s and a C++ compiler for nothing.
         torch.compiler.set_stance("force_eager")
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            model=str(policy_path),
-            weight_transfer_config=WeightTransferConfig(backend=config.weights.backend),
-            **{name: value for column in config.columns for name, value in COLUMNS[column].engine_arguments.items()},
-            **engine_arguments(config, is_cpu),
-        )
+    arguments = EngineArgs(
+        model=str(policy_path),
+        weight_transfer_config=WeightTransferConfig(backend=config.weights.backend),
+        **{name: value for column in config.columns for name, value in COLUMNS[column].engine_arguments.items()},
+        **engine_arguments(config, is_cpu),
     )
+    if arguments.create_model_config().attn_type == "decoder":
+        for name, value in prefix_caching(is_cpu).items():
+            setattr(arguments, name, value)
+    return LLMEngine.from_engine_args(arguments)
 
 
 def _shared_memory_name(worker: object) -> str:

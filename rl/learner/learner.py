@@ -136,8 +136,8 @@ class Learner:
             entropy=mean(measures, "entropy") or 0.0,
             codes_changed=codes_changed,
             num_loss_tokens=rows.num_loss_tokens,
+            num_row_tokens=sum(len(sample.tokens) for sample in samples),
             num_tokens=int(measures["num_tokens"].total) if measures else 0,
-            num_left_out=sum(len(sample.tokens) for sample in samples) - rows.num_tokens,
             seconds=time.perf_counter() - start,
             measures={name: mean(measures, name) or 0.0 for name in measures if name not in UPDATE_FIELDS},
         )

@@ -28,11 +28,6 @@ class Rows:
     num_loss_tokens: int
     """Of all rows, those that are left out too: the denominator of the loss."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that go through the model, including prompts, without padding."""
-        return sum(len(row.tokens) for row in (*self.trained, *self.measured))
-
 
 def sort_rows(samples: Sequence[Sample], algorithm_of: Callable[[str], Algorithm], measured_share: float) -> Rows:
     """Every row is trained whose advantage is not 0 or whose algorithm `needs_every_row`.

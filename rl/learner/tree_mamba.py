@@ -1,8 +1,8 @@
 """How do Mamba-2 layers go through the nodes of a prefix tree?
 
 Projections, gate and norm see each node once. The convolution looks at the nodes before each node. The scan goes
-through the openings that rows share (trunks) first; each row's rest (branch) starts from the state that its opening
-leaves. Openings are padded on the left, where a state of 0 stays 0 whatever the padding's time step is.
+through the tree's segments; each starts from the state that the segment before it left. Padding has a time step of 0,
+which leaves a state as it is: the step is bounded from below, so the padding is put in after that.
 """
 
 from collections.abc import Callable
@@ -55,39 +55,34 @@ def _convolved(values_ND: Tensor, convolution: nn.Conv1d, tree: PrefixTree) -> T
 
 
 def _scanned(mixer: Any, mixed_ND: Tensor, steps_NH: Tensor, tree: PrefixTree) -> Tensor:
-    """The outputs of the scan [N, heads x head size], in float32 or the inputs' type, as the scan has them."""
+    """The outputs of the scan [N, heads x head size], in the type that the scan gives them."""
+    steps_NH = functional.softplus(steps_NH + mixer.dt_bias.to(steps_NH.dtype)).clamp(*mixer.time_step_limit)
     padded = functional.pad(torch.cat([mixed_ND, steps_NH], dim=-1), (0, 0, 0, 1))
-    scan = partial(_scan, mixer)
-    states = None
-    parts = []
-    layout = tree.scan
-    if layout.trunks_CT.numel():
-        out, states = scan(functional.embedding(layout.trunks_CT, padded), None)
-        parts.append(out.flatten(0, 1))
-        # A row without a shared opening starts from 0.
-        states = functional.pad(states.flatten(1), (0, 0, 0, 1)).unflatten(1, states.shape[1:])[layout.trunk_of_B]
-    if layout.branches_BT.numel():
-        out, _ = scan(functional.embedding(layout.branches_BT, padded), states)
-        parts.append(out.flatten(0, 1))
-    return functional.embedding(layout.scanned_N, torch.cat(parts).flatten(1))
+    decay_H = -torch.exp(mixer.A_log.float())
+    state_size = (mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)
+    states = torch.zeros(1, *state_size, device=padded.device)
+    outputs = []
+    for part in tree.segments:
+        before = functional.embedding(part.befores_S, states.flatten(1)).unflatten(1, state_size)
+        output, after = _scan(mixer, functional.embedding(part.nodes_SL, padded), decay_H, before)
+        outputs.append(output.flatten(0, 1).flatten(1))
+        states = torch.cat([states, after.to(states.dtype)])
+    return functional.embedding(tree.scanned_N, torch.cat(outputs))
 
 
-def _scan(mixer: Any, padded_BTD: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:
-    num_rows, length, _ = padded_BTD.shape
+def _scan(mixer: Any, padded_SLD: Tensor, decay_H: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    shape = padded_SLD.shape[:2]
     size = mixer.n_groups * mixer.ssm_state_size
-    x, b, c, steps = padded_BTD.split([mixer.intermediate_size, size, size, mixer.num_heads], dim=-1)
+    x, b, c, steps = padded_SLD.split([mixer.intermediate_size, size, size, mixer.num_heads], dim=-1)
     return mamba2_chunk_scan(
-        x.view(num_rows, length, mixer.num_heads, mixer.head_dim),
+        x.unflatten(-1, (mixer.num_heads, mixer.head_dim)),
         steps,
-        -torch.exp(mixer.A_log.float()),
-        b.view(num_rows, length, mixer.n_groups, mixer.ssm_state_size),
-        c.view(num_rows, length, mixer.n_groups, mixer.ssm_state_size),
+        decay_H,
+        b.view(*shape, mixer.n_groups, mixer.ssm_state_size),
+        c.view(*shape, mixer.n_groups, mixer.ssm_state_size),
         chunk_size=mixer.chunk_size,
         D=mixer.D,
         z=None,
         return_final_states=True,
-        dt_bias=mixer.dt_bias,
-        dt_softplus=True,
         initial_states=states,
-        dt_limit=mixer.time_step_limit,
     )

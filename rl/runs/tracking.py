@@ -15,7 +15,7 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     staleness_share/AGE             share of the sampled tokens of this age
     groups_in_flight                when the groups of the next step are collected (`rl.rollouts.admission`)
     tokens_per_s/sampled            sampled tokens of the step per second in which an engine works, all engines together
-    tokens_per_s/trained            tokens through the model per second of the update
+    tokens_per_s/trained            tokens of the step's rows, prompts included, per second of the update
     tokens_per_s/step               sampled tokens per second of all phases of the step
     seconds, seconds/PHASE, share/PHASE     of the step
     working/engines, working/learner, working/both, working/neither     shares of the step in which only engines, only
@@ -126,7 +126,7 @@ def _time_metrics(
         metrics[f"share/{phase}"] = value / total if total else 0.0
     for name, num, duration in (
         ("sampled", num_sampled, engine_s),
-        ("trained", update.num_tokens, update.seconds),
+        ("trained", update.num_row_tokens, update.seconds),
         ("step", num_sampled, total),
     ):
         if duration > 0:
