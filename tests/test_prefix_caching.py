@@ -49,7 +49,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def found(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Prompt tokens that the engine found in its cache, one number a request, in the order of their first tokens."""
     numbers: dict[str, int] = {}
-    llm: Any = served.engine._core._llm
+    core: Any = served.engine._core
+    llm = core._llm
     step = llm.step
 
     def recorded() -> Any:

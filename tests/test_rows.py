@@ -1,6 +1,7 @@
 """Rows without a gradient: which are left out, and that neither the update nor what is measured changes by that."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_if_no_row_teaches_the_first_is_computed_and_without_rows_none():
     assert rows([], share=0.5)[0].num_loss_tokens == 0
 
 
-def two_updates(path, samples: Sequence[Sample], **keys: float) -> tuple[Learner, list[Update]]:
+def two_updates(path, samples: Sequence[Sample], **keys: Any) -> tuple[Learner, list[Update]]:
     learner = Learner(path, config_with(expert_bias_rate=1e-3, **keys))
     return learner, [learner.update(samples) for _ in range(2)]
 

@@ -1,7 +1,7 @@
 """Prefixes computed once: logprobs and gradients of policies of several kinds are those of padded rows."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3, "pad_token_id": 0},
 }
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 TAKE_TREES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SMALL),
     "a sliding window": MistralConfig(**SMALL, sliding_window=6),
@@ -128,6 +128,10 @@ def test_in_bfloat16_they_differ_by_rounding_only():
     assert error(shared) < 1.2 * error(plain)
 
 
+def layers_of(model: Any) -> Iterable[torch.nn.Module]:
+    return model.base_model.layers
+
+
 def refuses(module: torch.nn.Module) -> Callable[..., Any]:
     forward = module.forward
 
@@ -141,7 +145,7 @@ def test_a_policy_that_cannot_is_left_as_it_was(caplog):
     """Attention with a cap on its logits; a model that does not hand the tree on to its layers."""
     capped = made(Gemma2Config(**SMALL))
     deaf = made(LlamaConfig(**SMALL))
-    for layer in deaf.base_model.layers:
+    for layer in layers_of(deaf):
         layer.forward = refuses(layer)
     for model, reason in ((capped, "softcap"), (deaf, "differ")):
         before, _ = scored(model, torch.float32, shares=False)
@@ -153,7 +157,7 @@ def test_a_policy_that_cannot_is_left_as_it_was(caplog):
 
 def test_a_policy_that_mixes_rows_is_found_out():
     model = made(LlamaConfig(**SMALL))
-    for layer in model.base_model.layers:  # as a convolution that runs over the row of nodes would
+    for layer in layers_of(model):  # as a convolution that runs over the row of nodes would
         layer.register_forward_hook(lambda _module, _inputs, output: output + 0.1 * output.roll(1, dims=1))
     assert not takes_trees(model)
 

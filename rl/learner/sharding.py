@@ -156,7 +156,7 @@ def after_an_error(policy: object) -> None:
 
 def into_slices(policy: object) -> None:
     """Make a sharded policy hold slices again after a pass without a gradient, which leaves some weights whole."""
-    if isinstance(policy, FSDPModule):
+    if isinstance(policy, ShardedPolicy):
         for module in policy.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

@@ -38,7 +38,7 @@ def let_take_trees(
 def _takes_trees(
     model: PreTrainedModel, score: Callable[[Batch], tuple[Tensor, Tensor]], dtype: torch.dtype, device: torch.device
 ) -> bool:
-    usual = model.config._attn_implementation
+    usual = model.config._attn_implementation or "eager"
     batch = to_device(_probe(model), device)
     with torch.no_grad():
         logprobs_BT, _ = score(replace(batch, tree=None))
@@ -60,7 +60,7 @@ def _takes_trees(
 def _probe(model: PreTrainedModel) -> Batch:
     """Rows of two groups, and one alone: prompts of 7 and 4 tokens, replies of 2 to 9."""
     vocabulary = np.random.default_rng(0)
-    num_ids = model.get_input_embeddings().weight.shape[0]
+    num_ids = model.config.get_text_config().vocab_size
     prompts = [vocabulary.integers(num_ids, size=size).tolist() for size in (7, 4, 1)]
     replies = [(0, 9), (0, 2), (0, 5), (1, 3), (1, 6), (2, 8)]
     samples = []
