@@ -54,8 +54,9 @@ class FoldedWeights:
         number_format, before = self._precision, self._quantised
         slices = {name: local(master) for name, master in self._masters.items()}
         largest = shared_amax(slices, self._ranks)
-        self._quantised = {name: number_format.quantise(values, largest[name]) for name, values in slices.items()}
-        self._folded = {name: number_format.dequantise(parts, torch.float32) for name, parts in self._quantised.items()}
+        self._quantised, self._folded = {}, {}
+        for name, values in slices.items():
+            self._quantised[name], self._folded[name] = number_format.fold(values, largest[name])
         if not before:
             return 0.0
         num_changed = sum(number_format.num_changed(old, self._quantised[name]) for name, old in before.items())

@@ -68,6 +68,13 @@ class NumberFormat(Section):
         """The weight [..., rows, columns] that the parts represent."""
         raise NotImplementedError
 
+    def fold(self, weight: "Tensor", shared_amax: "Tensor") -> "tuple[Parts, Tensor]":
+        """`quantise`, and `dequantise` of its parts in float32."""
+        import torch
+
+        parts = self.quantise(weight, shared_amax)
+        return parts, self.dequantise(parts, torch.float32)
+
     def num_changed(self, before: Parts, after: Parts) -> int:
         """Number of weights whose codes differ between two versions."""
         raise NotImplementedError

@@ -24,6 +24,7 @@ CODE_MAX = 6.0
 SCALE_MAX = 448.0
 """Largest block scale."""
 FLOAT32_MAX = torch.finfo(torch.float32).max
+FLOAT32_EXPONENT = 0x7F800000
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -48,6 +49,11 @@ def quantise(x: Tensor, recipe: Nvfp4, *, shared_amax: Tensor | None = None) -> 
 
     Raises `PrecisionError` if K, or with 16x16 blocks N, is not divisible by 16, and for NaN and infinities.
     """
+    return fold(x, recipe, shared_amax=shared_amax)[0]
+
+
+def fold(x: Tensor, recipe: Nvfp4, *, shared_amax: Tensor | None = None) -> tuple[Quantised, Tensor]:
+    """`quantise`, and what `dequantise` makes of its result in float32, to the bit, without looking codes up again."""
     check_shape(x, recipe)
     matrix_amax = (amax(x) if shared_amax is None else shared_amax.float())[..., None, None]
     encode, decode = tensor_scales(matrix_amax, recipe)
@@ -59,7 +65,8 @@ def quantise(x: Tensor, recipe: Nvfp4, *, shared_amax: Tensor | None = None) -> 
         scales = _block_scales(largest * (encode * (1 / CODE_MAX)))
         values = _round_codes(blocks, scales, decode)
     tensor_scale = decode[..., 0, 0].contiguous()
-    return Quantised(pack(_codes(values).flatten(-2)), scales.to(torch.float8_e4m3fn), tensor_scale)
+    quantised = Quantised(_packed(values), scales.to(torch.float8_e4m3fn), tensor_scale)
+    return quantised, values.mul_((scales * decode)[..., None]).flatten(-2)
 
 
 def dequantise(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -114,11 +121,14 @@ def _block_scales(wanted: Tensor) -> Tensor:
 def _round_codes(blocks: Tensor, scales: Tensor, decode: Tensor) -> Tensor:
     """Signed magnitudes [..., N, K/16, 16] of E2M1."""
     factors = (1 / (scales * decode)).clamp(max=FLOAT32_MAX)
-    scaled = (blocks * factors[..., None]).clamp(-CODE_MAX, CODE_MAX)
-    magnitude = scaled.abs()
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    rounded = torch.round(magnitude / step)  # ties to even
-    return torch.copysign(rounded * step, scaled)
+    scaled = (blocks * factors[..., None]).clamp_(-CODE_MAX, CODE_MAX)
+    # Codes are 0.5 apart below 2, 1 below 4, and 2 above: half the power of two below a magnitude of 1 or more. Numbers
+    # just above 2**22 times that power are as far apart, so adding one and taking it off rounds, ties to even.
+    large = scaled.abs()
+    large.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT)
+    large.clamp_(min=1.0).mul_(1.5 * 2**22)
+    rounded = (scaled + large).sub_(large)
+    return torch.copysign(rounded, scaled, out=rounded)  # -0 stays -0
 
 
 def _four_over_six(blocks: Tensor, largest: Tensor, matrix_amax: Tensor, recipe: Nvfp4) -> tuple[Tensor, Tensor]:
@@ -158,11 +168,16 @@ def _error(differences: Tensor, recipe: Nvfp4) -> Tensor:
     return error
 
 
-def _codes(values: Tensor) -> Tensor:
-    """uint8 codes 0 to 15: the place among `MAGNITUDES`, plus 8 where the sign is minus."""
-    magnitude = values.abs()
-    place = torch.where(magnitude < 2, magnitude * 2, torch.where(magnitude < 4, magnitude + 2, magnitude / 2 + 4))
-    return place.to(torch.uint8) | (torch.signbit(values).to(torch.uint8) << 3)
+def _packed(values: Tensor) -> Tensor:
+    """uint8 [..., K/2] of values [..., K/16, 16]: codes 0 to 15 are the place among `MAGNITUDES`, plus 8 for a minus.
+
+    In float32, 2**-126 times a value has the place in the lowest bits of its exponent and the highest of its fraction.
+    """
+    codes = (values * 2.0**-126).view(torch.int32)
+    sign = (codes >> 28).bitwise_and_(8)
+    codes = codes.bitwise_right_shift_(22).bitwise_and_(7).bitwise_or_(sign)
+    pairs = codes.flatten(-2).view(torch.int64)  # the even column is in the low half
+    return (pairs | (pairs >> 28)).to(torch.uint8)
 
 
 def decode_codes(codes: Tensor) -> Tensor:

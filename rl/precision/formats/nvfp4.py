@@ -55,10 +55,14 @@ class Nvfp4(NumberFormat):
         check_shape(weight, self)
 
     def quantise(self, weight: "Tensor", shared_amax: "Tensor") -> Parts:
-        from rl.precision.nvfp4 import quantise
+        return self.fold(weight, shared_amax)[0]
 
-        quantised = quantise(weight, self, shared_amax=shared_amax)
-        return {"": quantised.packed, BLOCK_SCALES: quantised.block_scales, TENSOR_SCALE: quantised.tensor_scale}
+    def fold(self, weight: "Tensor", shared_amax: "Tensor") -> "tuple[Parts, Tensor]":
+        from rl.precision.nvfp4 import fold
+
+        quantised, values = fold(weight, self, shared_amax=shared_amax)
+        parts = {"": quantised.packed, BLOCK_SCALES: quantised.block_scales, TENSOR_SCALE: quantised.tensor_scale}
+        return parts, values
 
     def dequantise(self, parts: Parts, dtype: "torch.dtype") -> "Tensor":
         from rl.precision.nvfp4 import Quantised, dequantise
