@@ -7,6 +7,7 @@ from pathlib import Path
 from envs.registry import environment_ids, unknown_message
 from rl.config.errors import ConfigError
 from rl.config.yaml_text import Tree, dump_yaml
+from rl.cpu_bfloat16 import has_quick_bfloat16
 
 TINY_HEAD = "# A tiny policy of random weights: it learns the basics in a supervised stage first."
 HEAD = (
@@ -38,7 +39,7 @@ def first_experiment(name: str, policy: str, env_ids: Sequence[str], num_gpus: i
         "train": {"num_steps": 100, "num_prompts": 8, "group_size": 8},
     }
     if policy:
-        tree["precision"] = "bf16"
+        tree["precision"] = "bf16" if num_gpus or has_quick_bfloat16() else "float32"
     else:
         tree["sft"] = {}
     if num_gpus == 1:

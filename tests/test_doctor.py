@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from envs.sandbox import SandboxError
+from rl import init
 from rl.cluster import places
 from rl.cluster.address import ClusterError
 from rl.config.errors import ConfigError, Problem
 from rl.config.read import dump_config, load_config
+from rl.cpu_bfloat16 import has_quick_bfloat16
 from rl.doctor import command, machine, one_step
 from rl.doctor.findings import Check, Finding, exit_code, findings_of
 from rl.doctor.machine import GIB
@@ -188,6 +190,29 @@ def test_cores_are_those_of_the_container(monkeypatch: Patch) -> None:
     assert (finding.status, finding.found) == ("warning", "1.5 CPU cores for this process, and the run reserves 3")
     monkeypatch.setattr(places, "cgroup", lambda name: "max 100000")
     assert [one.status for one in machine.core_findings(make_config())] == ["ok"]
+
+
+def test_a_cpu_that_has_to_emulate_bfloat16_is_told(monkeypatch: Patch, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    for flags, is_quick in (
+        ("flags\t\t: fpu avx avx2 fma", False),
+        ("flags\t\t: avx2 avx512bw", True),
+        ("Features\t: fp asimd bf16", True),
+        ("Features\t: fp asimd", False),
+        ("model name: unknown", True),
+    ):
+        cpuinfo.write_text(f"processor\t: 0\n{flags}\n")
+        assert has_quick_bfloat16(cpuinfo) is is_quick
+    assert has_quick_bfloat16(tmp_path / "none")
+    monkeypatch.setattr(machine, "has_quick_bfloat16", lambda: False)
+    monkeypatch.setattr(machine, "num_cores", lambda: 64.0)
+    (finding,) = machine.core_findings(make_config(precision="bf16"))
+    assert finding.status == "warning" and "bfloat16" in finding.found and "precision: float32" in finding.fix
+    for one in (make_config(), make_config(precision="bf16", learner={"gpus": 1}, rollout={"gpus_per_worker": 1})):
+        assert [finding.status for finding in machine.core_findings(one)] == ["ok"]
+    monkeypatch.setattr(init, "has_quick_bfloat16", lambda: False)
+    assert init.first_experiment("first", "policy", [], 0)["precision"] == "float32"
+    assert init.first_experiment("first", "policy", [], 1)["precision"] == "bf16"
 
 
 @pytest.mark.parametrize(

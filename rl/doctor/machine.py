@@ -17,6 +17,7 @@ from rl.cluster.cluster import try_cluster
 from rl.cluster.places import cgroup, num_cores
 from rl.config.checkpoint_files import CheckpointFileError, num_parameters
 from rl.config.experiment import ExperimentConfig
+from rl.cpu_bfloat16 import has_quick_bfloat16
 from rl.doctor.findings import INSTALL, Finding
 from rl.preflight import is_installed
 from rl.runs.sinks import SINKS
@@ -37,6 +38,9 @@ def core_findings(config: ExperimentConfig | None) -> Iterator[Finding]:
     if reserved > cores:
         fix = "lower rollout.num_workers or the cpus keys, or accept that processes take turns"
         yield Finding("cores", "warning", f"{found}, and the run reserves {reserved:g}", fix)
+    elif config and config.precision.arithmetic == "bfloat16" and not config.reserved[1] and not has_quick_bfloat16():
+        told = f"{found}, without instructions for bfloat16: products take tens of times as long as in float32"
+        yield Finding("cores", "warning", told, "set precision: float32, or use a machine with AVX-512")
     else:
         yield Finding("cores", "ok", found)
 
