@@ -80,7 +80,7 @@ def measured(num_rollouts: int, num_reply_tokens: int, num_repeats: int) -> dict
         samples = timed("samples", lambda groups=loaded: make_samples(groups, config.algorithm_of))
         timed("pickle_samples", lambda samples=samples: shared[1].put(JoinedSamples.join(samples)))
         loaded_samples: list[Sample] = timed("load_samples", lambda: shared[1].get().cut())
-        timed("batch", lambda samples=loaded_samples: make_batches(samples, limit, 0))
+        timed("batch", lambda samples=loaded_samples: make_batches(samples, limit, 0, shares_prefixes=True))
         with tempfile.TemporaryFile("w", encoding="utf-8") as file:
             timed("rollout_lines", lambda file=file: write_rollouts(file, 1, "train", groups))
     return raw

@@ -101,10 +101,15 @@ def num_shared(row: np.ndarray, other: np.ndarray) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
+def dictionary_order(row: np.ndarray) -> bytes:
+    """A key that sorts rows of token ids as words in a dictionary."""
+    return row.astype(">u4").tobytes()
+
+
 def tree_of(rows: Sequence[np.ndarray]) -> PrefixTree:
     """The tree of rows of token ids, in any order; none may be empty."""
     # In dictionary order a row shares most with the row before it.
-    order = sorted(range(len(rows)), key=lambda b: rows[b].tolist())
+    order = sorted(range(len(rows)), key=lambda b: dictionary_order(rows[b]))
     starts = [0, *(num_shared(rows[b], rows[before]) for before, b in pairwise(order))]
     num = sum(len(rows[b]) - start for b, start in zip(order, starts, strict=True))
     nodes_BT = np.zeros((len(rows), max(map(len, rows))), np.int64)

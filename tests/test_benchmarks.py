@@ -34,8 +34,12 @@ NEEDED_ON_BOTH_SIDES = {"tokens_per_s", "tokens_per_s_by_turn", "seconds_per_ste
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its first two layers: a CPU without instructions for bfloat16 needs minutes for a pass of all thirty."""
+    from transformers import AutoModelForCausalLM
+
     folder = tmp_path_factory.mktemp("policy") / "smollm2-135m"
     convert_smollm2(folder)
+    AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=2).save_pretrained(folder)
     return folder
 
 
@@ -238,6 +242,14 @@ def test_matched_forward_compares_every_pair(tmp_path: Path, smollm2: Path) -> N
     summary = run_short("matched_forward", tmp_path, "--policy", str(smollm2))["summary"]
     pairs = ("bfloat16", "nvfp4_matched", "nvfp4_unmatched")
     assert summary["default"].keys() == {f"{pair}_{name}" for pair in pairs for name in ("excess", "k3")}
+
+
+@pytest.mark.slow
+def test_learner_measures_each_way_and_all_have_one_gradient(tmp_path: Path, smollm2: Path) -> None:
+    report = run_short("learner", tmp_path, "--policy", str(smollm2), "--precision", "float32")
+    for raw in report["raw"].values():
+        assert raw["tokens"]["shared"] < raw["tokens"]["left_out"] <= raw["tokens"]["plain"]
+        assert raw["grad_norm"]["shared"] == pytest.approx(raw["grad_norm"]["plain"], rel=1e-3)
 
 
 @pytest.mark.slow

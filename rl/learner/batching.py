@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rl.data_types import Batch, Sample
-from rl.prefix_tree import num_shared, tree_of
+from rl.prefix_tree import dictionary_order, num_shared, tree_of
 from rl.ranks import ALONE, Ranks
 from rl.tokens import Tokens
 
@@ -68,7 +68,7 @@ def _cut_by_prefixes(samples: Sequence[Sample], tokens_per_micro_batch: int) -> 
     """In dictionary order, cut where another row's new tokens do not fit; the largest micro-batches first."""
     cuts: list[tuple[int, list[Sample]]] = []
     num_nodes, rows = 0, []
-    for sample in sorted(samples, key=lambda sample: sample.tokens.ids.tolist()):
+    for sample in sorted(samples, key=lambda sample: dictionary_order(sample.tokens.ids)):
         ids = sample.tokens.ids
         num_new = len(ids) - (num_shared(ids, rows[-1].tokens.ids) if rows else 0)
         if rows and num_nodes + num_new > tokens_per_micro_batch:

@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from rl.prefix_tree import Lookup, PrefixTree
 
 NAME = "prefix_tree"
-MOST_KEYS = 1024
+MOST_KEYS = 512
 """Longer rows go through torch's fused attention, which keeps no weights for the gradient. For shorter ones plain
 matrix products are quicker on CPUs."""
 
