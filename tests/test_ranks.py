@@ -45,9 +45,12 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def samples_of(policy: Path) -> list[Sample]:
-    rows = [
-        make_sample([(7 * row + place) % 90 for place in range(9 + row)], advantage=(-1.0) ** row) for row in range(10)
-    ]
+    """Ten rows, of which each two begin alike, and two have no advantage."""
+    rows = []
+    for row in range(10):
+        prompt = [(7 * (row // 2) + place) % 90 for place in range(4)]
+        reply = [(11 * row + place) % 90 for place in range(5 + row)]
+        rows.append(make_sample([*prompt, *reply], advantage=row - 6.5 if row % 5 else 0.0))
     return on_policy(load_policy(policy), rows)
 
 

@@ -12,7 +12,7 @@ from rl.learner.batch_loss import Measures, added, batch_loss, scaled, summed_ov
 from rl.learner.batching import to_device
 from rl.learner.router import RouterBalancer
 from rl.learner.rows import Rows
-from rl.learner.sharding import after_an_error, exchange_with
+from rl.learner.sharding import after_an_error, exchange_with, into_slices
 from rl.ranks import Ranks
 
 Score = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -50,6 +50,7 @@ class Passes:
         try:
             # First: a backward pass comes last, after which sharded weights are in slices, as the optimiser needs them.
             measures = scaled(self._measure(measured, version), rows.measured_weight)
+            into_slices(self._score)  # else layers that are computed again find weights as the first pass did not
             for number, batch in enumerate(trained):
                 is_last = self._config.learner.exchange != "step" or number == len(trained) - 1
                 measures = added(measures, self._train(batch, version, is_last=is_last))
