@@ -101,3 +101,16 @@ async def test_states_of_older_weights_are_not_found(served: Served, found: list
     turns = await group(served, "2-0", 2)
     assert found == [0, 64, 0, 64]
     assert served.deltas(turns).abs().max() < 1e-4
+
+
+async def test_a_learner_that_counts_versions_again_has_other_states(served: Served, found: list[int]) -> None:
+    served.perturb(0.01)
+    first = served.publish()
+    await served.engine.load_weights(first)
+    await group(served, "3-0", 2)
+    served.perturb(0.01)
+    served.version -= 1
+    await served.engine.load_weights(replace(served.publish(), epoch=first.epoch + 1))
+    turns = await group(served, "3-0", 2)
+    assert found == [0, 64, 0, 64]
+    assert served.deltas(turns).abs().max() < 1e-4

@@ -73,7 +73,7 @@ class VllmCore:
         preload = os.environ.get("LD_PRELOAD")
         _set_environment()
         self._llm = _start(policy_path, config)
-        self._version = UNPUBLISHED
+        self._weights = ""
         self._loader = WeightLoader(config, VllmClient(self._llm))
         names = set(self._llm.collective_rpc(_shared_memory_name))
         self._left_behind = [name for name in names if name.startswith("vllm_dist_")]
@@ -112,9 +112,9 @@ class VllmCore:
             output_kind=RequestOutputKind.DELTA,
             extra_args=as_argument(params.thinking) if params.thinking else None,
         )
-        # Cached states are those of one version; and of one group, so that what is found does not depend on others.
+        # Cached states are of the same weights; and of one group, so that what is found does not depend on others.
         group_id = params.name.rsplit("/", 3)[0]
-        prompt = tokens_input(list(prompt_ids), cache_salt=f"{self._version}/{group_id}")
+        prompt = tokens_input(list(prompt_ids), cache_salt=f"{self._weights}/{group_id}")
         self._llm.add_request(request_id, prompt, sampling)
 
     def abort(self, request_id: str) -> None:
@@ -134,7 +134,7 @@ class VllmCore:
     def load(self, source: WeightSource) -> str:
         self._wake()
         digest = self._loader.load(source)
-        self._version = source.version
+        self._weights = f"{source.epoch}.{source.version}"  # a learner that was started again counts versions again
         if self._config.rollout.cache_on_update == "recompute":
             self._llm.reset_prefix_cache(reset_running_requests=True)
         return digest
