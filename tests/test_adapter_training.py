@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample
+from rl.learner import learner as learner_module
 from rl.learner.adapter import AdapterError, without_adapter
 from rl.learner.learner import Learner, LearnerStateError
+from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.weights.merged import merged_state
 from tests.families import write_policy
@@ -76,11 +78,13 @@ def test_merged_weights_compute_what_the_adapter_does(policy: Path) -> None:
     assert torch.allclose(state[f"{name}.weight"], by_hand)
 
 
-def test_the_reference_is_the_model_without_its_adapter(policy: Path) -> None:
+def test_the_reference_is_the_model_without_its_adapter(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = {"reference_kl": 0.1}
     samples = samples_of(policy)
+    loaded = []
+    monkeypatch.setattr(learner_module, "load_policy", lambda path: loaded.append(path) or load_policy(path))
     with_adapter = Learner(policy, config_of(policy, loss=loss))
-    assert with_adapter._reference is None
+    assert loaded == [policy]  # and no second model
     first, second = with_adapter.update(samples), with_adapter.update(samples)
     assert first.measures["reference_kl"] == pytest.approx(0.0, abs=1e-9)
     assert second.measures["reference_kl"] > 0.0
