@@ -7,6 +7,7 @@ import pytest
 
 from rl.__main__ import main
 from rl.config.experiment import ExperimentConfig
+from rl.cpu_bfloat16 import has_quick_bfloat16
 from rl.init import first_experiment
 
 
@@ -67,4 +68,4 @@ def test_a_first_experiment_for_a_checkpoint_is_valid_on_any_machine(num_gpus: i
     tree = first_experiment("x", "some/model", ["math/Arithmetic-v0"], num_gpus)
     config = ExperimentConfig.model_validate(tree)
     assert config.reserved[1] == num_gpus
-    assert config.precision.name == "bf16"
+    assert config.precision.name == ("bf16" if num_gpus or has_quick_bfloat16() else "float32")
