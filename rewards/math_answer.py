@@ -8,7 +8,7 @@
   the parser cannot read as a whole: a part that happens to be readable never decides.
 - Everything else goes to a LaTeX parser and sympy, in worker processes (`rewards/math_worker.py` defines what is equal
   there). Towers of powers and factorials too large to compare are wrong at once. sympy can still hang: a worker gives
-  up after half a second of its own time, and is killed after `deadline_s`. Each of these scores 0 and delays the
+  up after two seconds of its own time, and is killed after `deadline_s`. Each of these scores 0 and delays the
   answers that wait behind it by no more than that.
 """
 
