@@ -116,6 +116,11 @@ def test_the_hybrids_too(hybrid_path):
     assert_close(shared_gradient, gradient, 2e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_new_policy_takes_trees_too(dtype):
+    assert takes_trees(made(LlamaConfig(**{**SMALL, "initializer_range": 0.02})), dtype)
+
+
 def test_in_bfloat16_they_differ_by_rounding_only():
     model = made(LlamaConfig(**{**SMALL, "initializer_range": 0.1}))
     (exact, _), (plain, _) = (scored(model, dtype, shares=False) for dtype in (torch.float32, torch.bfloat16))
@@ -155,8 +160,10 @@ def test_a_policy_that_cannot_is_left_as_it_was(caplog):
         assert_close(scored(model, torch.float32, shares=False)[0], before, 0.0)
 
 
-def test_a_policy_that_mixes_rows_is_found_out():
-    model = made(LlamaConfig(**SMALL))
+@pytest.mark.parametrize("initializer_range", [0.3, 0.001])
+def test_a_policy_that_mixes_rows_is_found_out(initializer_range):
+    """Also a new one, whose logprobs hardly differ whatever it sees."""
+    model = made(LlamaConfig(**{**SMALL, "initializer_range": initializer_range}))
     for layer in layers_of(model):  # as a convolution that runs over the row of nodes would
         layer.register_forward_hook(lambda _module, _inputs, output: output + 0.1 * output.roll(1, dims=1))
     assert not takes_trees(model)
