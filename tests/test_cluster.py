@@ -257,13 +257,13 @@ def test_a_cluster_says_what_it_has_and_that_others_use_it(tmp_path: Path) -> No
         here = f"started Ray on this machine ({num_cores():g} cores)"
         assert joined.words == f"{here}: 1 node, 3 of Ray's 3 CPU slots free"
         first = start_actor(Waits, 1.0, 0.0, joined.places.engines[0])
-        assert first.call(Waits.pid).wait(Deadline(60, "starting", "key")) > 0
+        assert first.call(Waits.pid).wait(Deadline(240, "starting", "key")) > 0
         playing = start_actor(Sleeps, 0.0, 0.0, None)
         sleeping = [playing.call(Sleeps.sleep) for _ in range(1100)]  # Ray's own limit is 1,000
-        assert playing.call(Sleeps.pid).wait(Deadline(60, "a sign of life", "key")) > 0
+        assert playing.call(Sleeps.pid).wait(Deadline(240, "a sign of life", "key")) > 0
         assert not any(one.is_done() for one in sleeping[::100])
         with pytest.raises(RemoteError, match="this and that"):  # not `ActorDied`, after which it would be replaced
-            playing.call(Sleeps.fail).wait(Deadline(60, "an error", "key"))
+            playing.call(Sleeps.fail).wait(Deadline(240, "an error", "key"))
         with pytest.raises(ClusterError) as caught:
             deadline = Deadline(3, "starting the engines", "train.start_timeout_s")
             start_actor(Waits, 1.5, 0.0, None).call(Waits.pid).wait(deadline)

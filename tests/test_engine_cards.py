@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from vllm.platforms import current_platform
 
 from rl.engine import vllm_core
 from rl.engine.arguments import engine_arguments
@@ -37,7 +39,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     used = {path for path in set(SHARED_MEMORY.iterdir()) - before if "vllm_dist" in path.name}
     yield served
     served.engine.shutdown()
-    assert used
+    # vLLM's kernels for CPUs without AVX-512 exchange data over sockets: there is nothing to leave.
+    current_platform.import_kernels()
+    assert bool(used) == hasattr(torch.ops._C, "init_shm_manager")
     assert not [path for path in used if path.exists()]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from rl.chat.formats.nemotron import NemotronFormat
@@ -30,6 +29,7 @@ from rl.runs.folder import RunFolder
 from rl.supervised import supervised_stage
 from rl.weights.names import checkpoint_tensors
 from rl.weights.source import WeightSource
+from tests.card import Card
 from tests.makers import make_config, make_task
 from tests.test_ranks import samples_of
 
@@ -73,12 +73,6 @@ def config_of(nodes: Cluster, policy: Path, run_dir: Path, max_tokens: int = 128
     )
 
 
-class Card:
-    def numbers(self) -> tuple[str, list[str]]:
-        """The node and its cards that this actor may use."""
-        return ray.get_runtime_context().get_node_id(), [str(card) for card in ray.get_gpu_ids()]
-
-
 def test_a_rank_and_its_engine_share_a_card(nodes: Cluster, policy: Path, tmp_path: Path) -> None:
     nodes.add_node(**{**SIZE, "num_cpus": 2, "num_gpus": 2})
     learner = {"num_ranks": 2, "cpus": 0.5, "gpus": 0.4}
@@ -92,7 +86,7 @@ def test_a_rank_and_its_engine_share_a_card(nodes: Cluster, policy: Path, tmp_pa
             for gpus, held in ((0.4, places.learner), (0.6, places.engines))
             for place in held
         ]
-        told = [actor.call(Card.numbers).wait(Deadline(60, "starting", "none")) for actor in actors]
+        told = [actor.call(Card.numbers).wait(Deadline(240, "starting", "none")) for actor in actors]
         assert told[:2] == told[2:] and told[0] != told[1]
         assert sorted(numbers for _, numbers in told[:2]) == [["0"], ["1"]]
 
@@ -163,7 +157,7 @@ def test_a_place_of_a_lost_node_can_be_used_again_when_ray_has_found_another(
             wait_until_living(places, 1.0)
         fresh = nodes.add_node(**SIZE)
         wait_until_living(places, 120.0)
-        node_id, _ = start_actor(Card, 1.0, 0.0, far).call(Card.numbers).wait(Deadline(60, "starting", "none"))
+        node_id, _ = start_actor(Card, 1.0, 0.0, far).call(Card.numbers).wait(Deadline(240, "starting", "none"))
         assert node_id == fresh.node_id
 
 
