@@ -16,9 +16,11 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Update
 from rl.learner.samples import make_samples
 from rl.parts import Evaluation, LearnerDied, Parts, engines, go_back, started
+from rl.process_memory import resident_mib
 from rl.runs.canaries import CanaryStop
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
+from rl.runs.memory import memory_metrics
 from rl.runs.pause import ask_to_pause, wait_to_go_on
 from rl.runs.report import write_report
 from rl.runs.tracking import step_metrics
@@ -100,8 +102,10 @@ def publish(parts: Parts, update: Update) -> None:
 
 def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
     """Write and display the metrics of the step, and what canaries and actors said."""
-    seconds, overlap = parts.times.seconds(), parts.times.overlap(parts.pool.work_times())
+    work = parts.pool.work()
+    seconds, overlap = parts.times.seconds(), parts.times.overlap([one.intervals for one in work])
     metrics = step_metrics(groups, update, seconds, overlap) | parts.canaries.metrics()
+    metrics |= memory_metrics(resident_mib(), parts.learner.memory_mib, work)
     metrics["groups_in_flight"] = parts.collector.num_in_flight
     parts.times.clear()  # what tracking takes from here on is counted with the next step
     parts.tracker.save_rollouts(parts.step, "train", groups)

@@ -146,13 +146,20 @@ def token_row(conversation: Conversation, chat: Chat, config: ExperimentConfig) 
 
 
 def training_order(
-    rows: Sequence[Row], num_steps: int, batch_size: int, seed: int, num_ranks: int = 1
+    rows: Sequence[Row],
+    num_steps: int,
+    batch_size: int,
+    seed: int,
+    num_ranks: int = 1,
+    tokens_per_micro_batch: int | None = None,
 ) -> tuple[list[int], int]:
     """Indices of the rows in training order, and the number of micro-batches per optimiser step.
 
     Each step takes `batch_size` random rows, each row once per epoch, and sorts them by length, so that micro-batches
     hold rows of similar length and little padding. Whole steps of one length would need even less padding, but each
     would hold one kind of task, and learning would be far slower. Ranks take micro-batches in turn, equally many each.
+    If no padding is computed and prefixes are computed once, `tokens_per_micro_batch` says how large micro-batches may
+    be; they are as few as that allows.
     """
     rng = np.random.default_rng([seed, 0x0DE])
     lengths = np.array([len(row.input_ids) for row in rows])
@@ -160,8 +167,18 @@ def training_order(
     drawn = np.concatenate([rng.permutation(len(rows)) for _ in range(num_epochs)])[: num_steps * batch_size]
     steps = drawn.reshape(num_steps, batch_size)
     steps = np.take_along_axis(steps, np.argsort(lengths[steps], axis=1, kind="stable"), axis=1)
+    if tokens_per_micro_batch is not None:
+        return steps.flatten().tolist(), _fewest(lengths[steps], tokens_per_micro_batch, num_ranks)
     cuts = [cut * num_ranks for cut in MICRO_BATCHES if batch_size % (cut * num_ranks) == 0]
     return steps.flatten().tolist(), min(cuts, key=lambda cut: _cost(lengths[steps], cut, num_ranks))
+
+
+def _fewest(sorted_lengths: np.ndarray, tokens_per_micro_batch: int, num_ranks: int) -> int:
+    """Micro-batches of equally many rows, so that none has more tokens; or of one row, where that is not possible."""
+    num_steps, batch_size = sorted_lengths.shape
+    cuts = [cut for cut in range(num_ranks, batch_size + 1, num_ranks) if batch_size % cut == 0]
+    most = {cut: sorted_lengths.reshape(num_steps, cut, -1).sum(axis=2).max() for cut in cuts}
+    return next((cut for cut in cuts if most[cut] <= tokens_per_micro_batch), batch_size)
 
 
 def _cost(sorted_lengths: np.ndarray, num_micro_batches: int, num_ranks: int) -> float:

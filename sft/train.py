@@ -104,9 +104,13 @@ def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ra
     sft, checkpoint = config.sft, prepared.checkpoint
     assert sft is not None
     rows, heldout = split_rows(prepared.rows, sft.heldout_share, config.seed)
-    order, num_micro_batches = training_order(rows, sft.num_steps, sft.batch_size, config.seed, ranks.num)
-    arguments = _trl_config(config, folder, num_micro_batches, ranks)
-    model, folded = load_trained(config, prepared.policy, checkpoint, ranks, arguments.device)
+    device = _device(config, ranks)
+    model, folded, loss = load_trained(config, prepared.policy, checkpoint, ranks, device)
+    most_tokens = config.learner.tokens_per_micro_batch if loss and loss.takes_trees else None
+    order, num_micro_batches = training_order(
+        rows, sft.num_steps, sft.batch_size, config.seed, ranks.num, tokens_per_micro_batch=most_tokens
+    )
+    arguments = _trl_config(config, folder, num_micro_batches, device, ranks)
     num_heldout = len(heldout)
     if ranks.num > 1:  # accelerate would fill the last batches with rows that count twice
         heldout += [UNTRAINED] * (-num_heldout % (arguments.per_device_eval_batch_size * ranks.num))
@@ -119,6 +123,7 @@ def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ra
             callbacks.insert(0, open.enter_context(contextlib.closing(_metrics(config, folder))))
         trainer = Trainer(
             folded=folded,
+            loss=loss,
             heldout=heldout,
             ranks=ranks,
             exchanges_once=config.learner.exchange == "step",
@@ -172,7 +177,14 @@ def _dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int, ranks: Ranks = ALONE) -> TrlConfig:
+def _device(config: ExperimentConfig, ranks: Ranks) -> torch.device:
+    is_cpu = not torch.cuda.is_available() or (ranks.num > 1 and not config.learner.gpus)
+    return torch.device("cpu" if is_cpu else "cuda")
+
+
+def _trl_config(
+    config: ExperimentConfig, folder: Path, num_micro_batches: int, device: torch.device, ranks: Ranks = ALONE
+) -> TrlConfig:
     assert config.sft is not None
     arguments = TrlConfig(
         output_dir=str(folder),
@@ -187,7 +199,7 @@ def _trl_config(config: ExperimentConfig, folder: Path, num_micro_batches: int, 
         weight_decay=0.0,
         max_grad_norm=1.0,
         bf16=config.precision.arithmetic == "bfloat16",
-        use_cpu=not torch.cuda.is_available() or (ranks.num > 1 and not config.learner.gpus),
+        use_cpu=device.type == "cpu",
         seed=config.seed,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,

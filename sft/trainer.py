@@ -24,6 +24,7 @@ from rl.precision.folded import FoldedWeights
 from rl.ranks import Ranks
 from rl.weights.merged import adapted_weights
 from sft.data import IGNORED_LABEL, Row
+from sft.loss import RowLoss
 from sft.precision import ADAPTER
 
 
@@ -41,25 +42,39 @@ class Trainer(SFTTrainer):
         *,
         model: PreTrainedModel,
         folded: FoldedWeights,
+        loss: RowLoss | None,
         heldout: Sequence[Row],
         ranks: Ranks,
         exchanges_once: bool,
         **arguments: Any,
     ) -> None:
-        """`heldout` are the rows of `eval_dataset`; with several ranks, they fill whole batches of all ranks."""
+        """`loss` computes that of a micro-batch; None leaves it to trl. `heldout` are the rows of `eval_dataset`; with
+        several ranks, they fill whole batches of all ranks.
+        """
         model._is_distributed_loading_by_transformers = True
         super().__init__(model=model, **arguments)
-        self._folded, self._ranks, self._exchanges_once = folded, ranks, exchanges_once
+        self._folded, self._loss = folded, loss
+        self._passes: object = self.model if loss is None else loss.score
+        self._ranks, self._exchanges_once = ranks, exchanges_once
         num_tokens = sum(label != IGNORED_LABEL for row in heldout for label in row.labels)
         self._tokens_per_row = num_tokens / max(1, len(heldout))
 
-    def compute_loss(self, *arguments: Any, **more: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """As in one process: trl multiplies by the number of ranks, for gradients that are averaged over them."""
-        return super().compute_loss(*arguments, **more) / self._ranks.num
+        if self._loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch) / self._ranks.num
+        assert not return_outputs
+        if self.model.training:
+            num_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum())
+            self._total_train_tokens += int(num_tokens.sum())  # type: ignore[union-attr]
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return self._loss(inputs) / num_items_in_batch
 
     def training_step(self, *arguments: Any, **more: Any) -> Tensor:
         """Add a micro-batch's gradients; the loss that is returned will be averaged over the ranks."""
-        exchange_with(self.model, is_last=not self._exchanges_once or self.accelerator.sync_gradients)
+        exchange_with(self._passes, is_last=not self._exchanges_once or self.accelerator.sync_gradients)
         return super().training_step(*arguments, **more) * self._ranks.num
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
@@ -73,7 +88,7 @@ class Trainer(SFTTrainer):
             with self._folded.in_place():
                 return super().evaluate(*arguments, **more)
         finally:
-            after_an_error(self.model)  # no backward pass has let go of whole weights
+            after_an_error(self._passes)  # no backward pass has let go of whole weights
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any

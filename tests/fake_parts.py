@@ -8,6 +8,7 @@ from typing import Any, cast
 from envs.json_lines import read_lines
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Task, Update
+from rl.engine.work_times import Work
 from rl.file_hashes import WrittenFile, files_in, sync_and_hash
 from rl.runs.canaries import Canaries
 from rl.runs.display import Display
@@ -40,6 +41,7 @@ class FakeLearner:
         self.said = ["it is warm in here"]
         self.version = 0
         self.num_samples: list[int] = []
+        self.memory_mib = {"process": 300.0, "weights": 2.0}
 
     def update(self, samples: Sequence[Sample]) -> Update:
         self.log.call("update")
@@ -73,8 +75,8 @@ class FakePool:
     def load_weights(self, source: WeightSource) -> None:
         self.log.call("load")
 
-    def work_times(self) -> list[list[tuple[float, float]]]:
-        return [[(0.0, 4e9)]]  # always
+    def work(self) -> list[Work]:
+        return [Work([(0.0, 4e9)], 100.0)]  # always
 
     def notes(self) -> list[str]:
         return []

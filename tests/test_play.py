@@ -47,6 +47,23 @@ def test_an_exception_nobody_foresaw_costs_its_rollout_only_and_keeps_its_traceb
     assert "Traceback" in rollout.error and "a bug in a parser" in rollout.error
 
 
+def test_the_lane_is_closed_before_the_reply_of_the_last_turn_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes: list[ScriptedLane] = []
+    closed: list[bool] = []
+
+    class Slow(Echo):
+        max_turns = 2
+
+        def step(self, action: Reply) -> Any:
+            closed.append(lanes[-1].is_closed)
+            return super().step(action)
+
+    make_lane = ScriptedLane.__init__
+    monkeypatch.setattr(ScriptedLane, "__init__", lambda self, engine: lanes.append(self) or make_lane(self, engine))
+    rollout = played(Slow, lambda ids, params: "yes", monkeypatch)
+    assert (rollout.outcome, len(rollout.turns), closed) == (Outcome.OK, 2, [False, True])
+
+
 def test_each_turn_has_its_own_seed_and_each_member_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
     played(Echo, lambda ids, params: seeds.append(params.seed) or "yes", monkeypatch)

@@ -59,7 +59,7 @@ def test_a_run_that_has_hardly_begun_is_reported(num_lines: int, tmp_path: Path)
 def test_a_run_that_wrote_nothing_yet_is_reported(tmp_path: Path) -> None:
     with RunFolder.open(make_run_config(tmp_path / "run")) as run:
         page = write_report(run.path).read_text()
-    assert page.count("Nothing of this in the run folder.") == len(FIGURES) + 4
+    assert page.count("Nothing of this in the run folder.") == len(FIGURES) + 5
 
 
 @pytest.mark.parametrize("names", [(), ("notes.txt", "model/config.json"), ("config.yaml",), ("figures/x.png",)])

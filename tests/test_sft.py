@@ -180,6 +180,17 @@ def test_steps_of_uneven_length_are_cut_where_the_padding_saved_is_worth_it():
     assert training_order(rows, num_steps=1, batch_size=4, seed=0)[1] == 4
 
 
+def test_steps_without_padding_are_cut_only_where_they_are_too_large():
+    rows = [Row((0,) * length, (0,) * length) for length in (50, 50, 50, 400)]
+
+    def num(most: int, num_ranks: int = 1) -> int:
+        return training_order(rows, 1, 4, seed=0, num_ranks=num_ranks, tokens_per_micro_batch=most)[1]
+
+    assert [num(550), num(549), num(450), num(449)] == [1, 2, 2, 4]  # the longest rows stand together
+    assert num(100) == 4  # one row each: it does not fit, and cannot be cut
+    assert [num(550, num_ranks=2), num(449, num_ranks=2)] == [2, 4]
+
+
 @pytest.mark.slow
 def test_five_steps_lower_the_loss_and_leave_a_checkpoint_that_loads(tmp_path):
     from sft.train import run

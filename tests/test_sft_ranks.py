@@ -84,17 +84,21 @@ def test_ranks_compute_the_gradient_of_one_process(
 ) -> None:  # fmt: skip
     policy = policies[kind]
     sft = {"heldout_every": 1}  # the rate of the first step is 0, so both steps are those of the policy as it was
-    monkeypatch.setattr("sft.data.MICRO_BATCHES", (4 // num,))
+    monkeypatch.setattr("sft.data._fewest", lambda *_: 4)  # rounded alike only in micro-batches of the same rows
     many = config_of(tmp_path / "many", policy, precision, sft=sft, learner={"num_ranks": num, **learner})
     assert run_on_ranks(num, many, monkeypatch, stop_at=1) == num * ["StopRequested: SIGTERM"]
-    monkeypatch.setattr("sft.data.MICRO_BATCHES", (4,))
     learner = {**learner, "expert_parallel": 1}
     with pytest.raises(StopRequested):
         run_stage(config_of(tmp_path / "one", policy, precision, sft=sft, learner=learner), monkeypatch, stop_at=1)
     one, other = (moments(tmp_path / name / "sft.partial" / "checkpoint-2") for name in ("one", "many"))
     assert one.keys() == other.keys()
     for name, gradient in one.items():
-        assert difference(gradient, other[name], gradient) < 2e-6, name
+        allowed = 2e-6
+        if (kind, precision) == ("llama", "bf16"):
+            # The two uses of tied embeddings meet in bfloat16 where FSDP casts, and in float32 in one process,
+            # which also changes the norm by which all gradients are clipped.
+            allowed = 2e-3 if "embed" in name else 5e-5
+        assert difference(gradient, other[name], gradient) < allowed, name
 
 
 @pytest.mark.parametrize(("kind", "num", "adapter"), [("hybrid", 2, None), ("llama", 3, ADAPTER)])

@@ -154,8 +154,8 @@ def trained_ordinals(run_dir: Path) -> list[int]:
 
 
 def without_time(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics that a repetition must reproduce: all but what a clock says."""
-    clocks = ("time", "seconds", "share/", "working/", "tokens_per_s/", "update/seconds")
+    """Metrics that a repetition must reproduce: all but what a clock says, and memory."""
+    clocks = ("time", "seconds", "share/", "working/", "tokens_per_s/", "update/seconds", "memory_mib/")
     return [{name: value for name, value in line.items() if not name.startswith(clocks)} for line in lines]
 
 

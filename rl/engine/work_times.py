@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from dataclasses import dataclass, field
 
 Interval = tuple[float, float]
 """Begin and end, in seconds of the epoch."""
@@ -9,6 +10,16 @@ MERGED_S = 0.02
 """Intervals that are less apart are one: between two steps requests are admitted and replies handed over."""
 MOST = 10_000
 """Intervals to keep until they are taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a worker says of itself after a step."""
+
+    intervals: list[Interval] = field(default_factory=list)
+    """When its engine has sampled since it was asked last."""
+    memory_mib: float | None = None
+    """What its process holds; None if it does not answer."""
 
 
 class WorkTimes:

@@ -83,10 +83,12 @@ class LearnerProcess:
 
         return self._learner.folded.describe() + describe_adapter(self._learner.model)
 
-    def update(self, samples: JoinedSamples) -> tuple[Update, str, tuple[str, ...]]:
-        """Train on the samples; also returns a hash of what all ranks must hold alike, and the process's notes."""
+    def update(self, samples: JoinedSamples) -> tuple[Update, str, dict[str, float], tuple[str, ...]]:
+        """Train on the samples; also returns a hash of what all ranks must hold alike, what the process holds (MiB by
+        part), and its notes.
+        """
         update = self._learner.update(samples.cut())
-        return update, self._learner.replicas(), self._notes.take()
+        return update, self._learner.replicas(), self._learner.memory_mib(), self._notes.take()
 
     def publish(self) -> WeightSource:
         """Publish the current weights to the engines, and remove versions that no engine reads any more. Only the first

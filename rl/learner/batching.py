@@ -46,7 +46,7 @@ def make_batches(
     own = [_pad(rows, pad_id, num_loss_tokens) for rows in cuts[ranks.rank :: ranks.num]]
     num_passes = -(-len(cuts) // ranks.num)
     batches = own + [_filler(pad_id, num_loss_tokens)] * (num_passes - len(own))
-    return [_with_tree(batch) for batch in batches] if shares_prefixes else batches
+    return [with_tree(batch) for batch in batches] if shares_prefixes else batches
 
 
 def _filler(pad_id: int, num_loss_tokens: int) -> Batch:
@@ -80,7 +80,8 @@ def _cut_by_prefixes(samples: Sequence[Sample], tokens_per_micro_batch: int) -> 
     return [rows for _, rows in sorted(cuts, key=lambda cut: -cut[0])]
 
 
-def _with_tree(batch: Batch) -> Batch:
+def with_tree(batch: Batch) -> Batch:
+    """The batch, with the tree of its rows' tokens."""
     lengths = batch.attention_mask_BT.sum(dim=-1).tolist()
     rows = [row[:length] for row, length in zip(batch.token_ids_BT.numpy(), lengths, strict=True)]
     return replace(batch, tree=tree_of(rows))

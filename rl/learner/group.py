@@ -1,6 +1,6 @@
 """How does the loop call the learner? `LearnerGroup` hides the processes, its ranks, that update the policy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,9 @@ class LearnerGroup:
     """Each method waits for its result. In addition to its own errors, each raises `ActorDied` if a process is lost or
     does not answer by its deadline, and `StopRequested` if the run should stop.
     """
+
+    memory_mib: Mapping[str, float]
+    """By part, after the last update; of the rank that holds most (`rl.learner.learner.Learner.memory_mib`)."""
 
     def __init__(
         self,
@@ -76,8 +79,9 @@ class LearnerGroup:
         for rank, (*_, notes) in enumerate(results):
             name = "learner" if len(results) == 1 else f"learner rank {rank}"
             self._notes += [f"{name}: {note}" for note in notes]
-        update, replicas, _ = results[0]
-        for rank, (other, held, _) in enumerate(results):
+        update, replicas, sizes, _ = results[0]
+        self.memory_mib = {part: max(memory[part] for _, _, memory, _ in results) for part in sizes}
+        for rank, (other, held, *_) in enumerate(results):
             # As text, in which NaN is equal to itself: a canary is to tell of that.
             if held != replicas or str(replace(other, seconds=update.seconds)) != str(update):
                 raise RanksDiffer(

@@ -26,6 +26,7 @@ from rl.learner.adapter import (
 from rl.learner.batch_loss import Measures, mean
 from rl.learner.batching import make_batches
 from rl.learner.forward import check_head, policy_logprobs
+from rl.learner.memory import memory_mib
 from rl.learner.optimizer import clip_gradients, learning_rate, make_optimizer
 from rl.learner.passes import Passes, Score
 from rl.learner.policy import load_policy
@@ -141,6 +142,10 @@ class Learner:
             seconds=time.perf_counter() - start,
             measures={name: mean(measures, name) or 0.0 for name in measures if name not in UPDATE_FIELDS},
         )
+
+    def memory_mib(self) -> dict[str, float]:
+        """What this rank's process holds, by part (`rl.learner.memory`)."""
+        return memory_mib(self.model, self._optimizer)
 
     def replicas(self) -> str:
         """A hash of what each rank holds whole and trains, which must be the same on all; "" with one rank."""

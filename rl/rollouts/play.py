@@ -123,8 +123,10 @@ class _Table:
         dialogue = self._player.chat.begin(opening, episode.tools, self._task.budget)
         self._check_opening(dialogue.prompt_ids)
         malformed = ""
-        for _ in range(episode.max_turns):
+        for num_left in reversed(range(episode.max_turns)):
             turn = await self._sample(lane, dialogue)
+            if not num_left:
+                lane.close()  # before the environment scores the reply: the engine need not wait for that
             self.turns.append(turn)
             reply = dialogue.take(turn.reply.ids.tolist())
             self.messages.append(reply.as_message())

@@ -17,7 +17,7 @@ from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
 from rl.engine.protocol import EngineError
-from rl.engine.work_times import Interval
+from rl.engine.work_times import Work
 from rl.rollouts.course import Course
 from rl.rollouts.loading import begin_loading, check_hash
 from rl.rollouts.plays import Part, Play
@@ -157,15 +157,15 @@ class WorkerPool:
             except (ActorDied, EngineError, DeadlinePassed) as error:
                 self._replace(index, error)
 
-    def work_times(self) -> list[list[Interval]]:
-        """When each engine has sampled since the last call; nothing of a worker that does not answer."""
-        deadline, times = self._heartbeat_deadline(), []
-        for answer in [worker.call(RolloutWorker.work_times) for worker in self._workers]:
+    def work(self) -> list[Work]:
+        """What each worker did since the last call; nothing of one that does not answer."""
+        deadline, told = self._heartbeat_deadline(), []
+        for answer in [worker.call(RolloutWorker.work) for worker in self._workers]:
             try:
-                times.append(answer.wait(deadline))
+                told.append(answer.wait(deadline))
             except (ActorDied, EngineError, DeadlinePassed):  # whoever waits for its groups replaces it
-                times.append([])
-        return times
+                told.append(Work())
+        return told
 
     def notes(self) -> list[str]:
         """Notes of the workers since the last call: warnings that they logged, and deaths."""

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
+from rl.engine.work_times import Work
 from rl.importing import without_collector
+from rl.process_memory import resident_mib
 from rl.rollouts.course import EngineFiles
 from rl.run_log import join_run_log
 from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
     from rl.engine.protocol import Lane
-    from rl.engine.work_times import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,9 @@ class RolloutWorker:
         """What its rollouts do, in words. That it answers shows that its process lives."""
         return self._engine.describe()
 
-    async def work_times(self) -> "list[Interval]":
-        """When its engine has sampled since the last call."""
-        return self._engine.work_times()
+    async def work(self) -> Work:
+        """What it did since the last call, and what its process holds."""
+        return Work(self._engine.work_times(), resident_mib())
 
     async def load_weights(self, source: WeightSource) -> str:
         """Serve this version from the next engine step on; returns the hash of what was loaded."""

@@ -3,7 +3,7 @@
 import base64
 import io
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from rl.data_types import Outcome
 from rl.runs.figures import FIGURES
 from rl.runs.files import storing, write_atomically
 from rl.runs.history import History, Line, read_history
+from rl.runs.html import table
+from rl.runs.memory import memory_table
 
 NUM_SAMPLE_FILES = 3  # newest files that sample rollouts are chosen from
 NUM_NOTES = 20  # newest notes of canaries and pauses
@@ -51,6 +53,7 @@ def write_report(run_dir: Path) -> Path:
             *(_section(title, html) for title, html in _figures(history)),
             _section("Outcomes of all training rollouts", outcome_table(history)),
             _section("Canaries", canary_table(history)),
+            _section("Memory", memory_table(history)),
             _section("Rollouts", _rollouts_html(history)),
             _section("Configuration", f"<pre>{escape(history.config_text)}</pre>" if history.config_text else ""),
             _section("Versions", _versions_html(history)),
@@ -109,7 +112,7 @@ def evaluation_table(history: History) -> str:
     note = (
         "" if before and after else f'<p class="missing">No evaluation {"before" if not before else "after"} yet.</p>'
     )
-    return _table(head, rows) + note
+    return table(head, rows) + note
 
 
 def outcome_table(history: History) -> str:
@@ -119,7 +122,7 @@ def outcome_table(history: History) -> str:
         totals = [sum(line.get(f"outcome/{env_id}/{outcome}") or 0 for line in history.steps) for outcome in Outcome]
         if any(totals):
             rows.append([env_id, *(f"{total:,.0f}" if total else "-" for total in totals)])
-    return _table(["environment", *(str(outcome) for outcome in Outcome)], rows) if rows else ""
+    return table(["environment", *(str(outcome) for outcome in Outcome)], rows) if rows else ""
 
 
 def canary_table(history: History) -> str:
@@ -136,7 +139,7 @@ def canary_table(history: History) -> str:
     notes = [line for line in history.notes if line["text"].startswith(("canary", "pause"))][-NUM_NOTES:]
     said = "\n".join(f"step {line['step']}: {line['text']}" for line in notes)
     head = ["canary", "value", "highest", "window", "warn", "mask", "pause", "stop", "state"]
-    return (_table(head, rows) if rows else "") + (f"<pre>{escape(said)}</pre>" if said else "")
+    return (table(head, rows) if rows else "") + (f"<pre>{escape(said)}</pre>" if said else "")
 
 
 def sample_rollouts(history: History) -> dict[str, dict[str, JsonObject]]:
@@ -179,12 +182,6 @@ def _figures(history: History) -> Iterator[tuple[str, str]]:
 
 def _section(title: str, html: str) -> str:
     return f"<h2>{escape(title)}</h2>\n" + (html or '<p class="missing">Nothing of this in the run folder.</p>')
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
 def _number(line: Line | None, name: str, form: str) -> str:
@@ -244,4 +241,4 @@ def _versions_html(history: History) -> str:
     if len(history.starts) > 1:
         changed = any(start.get("packages") != last.get("packages") for start in history.starts)
         note = f"<p>Started {len(history.starts)} times{', with different packages' if changed else ''}.</p>"
-    return _table(["of the last start", ""], rows) + note
+    return table(["of the last start", ""], rows) + note

@@ -20,6 +20,8 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     seconds, seconds/PHASE, share/PHASE     of the step
     working/engines, working/learner, working/both, working/neither     shares of the step in which only engines, only
                                     the learner, both and neither work; means over engines (`rl.runs.step_times`)
+    memory_mib/driver, memory_mib/learner, memory_mib/engine, memory_mib/learner/PART    memory of processes, of the
+                                    learner's by part (`rl.runs.memory`)
     update/FIELD                    every field of `rl.data_types.Update`, such as mismatch (of fresh tokens)
     update/MEASURE                  measures of the algorithms, such as clip_fraction (`rl/algorithms/`)
     canary/NAME                     value of a canary over its window, once there are as many steps (`rl.runs.canaries`)

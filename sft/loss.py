@@ -1,0 +1,53 @@
+"""How is the loss of a micro-batch's rows computed? As the learner computes logprobs (`rl.learner.forward`).
+
+Only trained tokens go through the head, no padding is computed, and what rows begin with is computed once:
+instructions, descriptions of tools. trl computes every position of every row, and does it for models that need that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rl.data_types import Batch
+from rl.learner.batching import to_device, with_tree
+from rl.learner.passes import Score
+from sft.data import IGNORED_LABEL
+
+
+@dataclass(frozen=True, slots=True)
+class RowLoss:
+    """The sum of the losses of a micro-batch's trained tokens, in nats; the micro-batch as trl's collator makes it."""
+
+    score: Score
+    device: torch.device
+    takes_trees: bool
+    """Whether no padding is computed, and what rows begin with once."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        batch = _batch(inputs)
+        logprobs_BT, _ = self.score(to_device(with_tree(batch) if self.takes_trees else batch, self.device))
+        return -logprobs_BT.sum()
+
+
+def has_router_loss(model: PreTrainedModel) -> bool:
+    """Whether trl adds a loss of the model's routers."""
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
+
+
+def _batch(inputs: Mapping[str, Tensor]) -> Batch:
+    """On the CPU, where trees are made."""
+    ids_BT, mask_BT, labels_BT = (inputs[name].cpu() for name in ("input_ids", "attention_mask", "labels"))
+    trained_BT = labels_BT != IGNORED_LABEL
+    trained_BT[:, 0] = False  # nothing predicts a first token
+    return Batch(
+        token_ids_BT=ids_BT,
+        attention_mask_BT=mask_BT.bool(),
+        loss_mask_BT=trained_BT,
+        columns={},
+        advantages_BT=torch.zeros(ids_BT.shape),
+        env_ids=("",) * len(ids_BT),
+        num_loss_tokens=int(trained_BT.sum()),
+    )
