@@ -147,11 +147,11 @@ def test_a_bfloat16_policy_computes_as_its_rounded_checkpoint_and_trains_float32
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
 
 
-def test_a_head_that_is_more_than_a_matrix_is_refused():
-    model = LlamaForCausalLM(tiny_llama())
-    check_head(model)
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(UnsupportedHeadError, match="final_logit_softcapping 30"):
+@pytest.mark.parametrize("key", ["final_logit_softcapping", "lm_head_multiplier"])
+def test_a_head_that_is_more_than_a_matrix_is_refused(key):
+    check_head(model := LlamaForCausalLM(tiny_llama()))
+    setattr(model.config, key, 30.0)
+    with pytest.raises(UnsupportedHeadError, match=f"{key} 30"):
         check_head(model)
 
 

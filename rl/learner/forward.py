@@ -30,8 +30,8 @@ def check_head(model: PreTrainedModel) -> None:
         raise UnsupportedHeadError(
             f"{type(model).__name__}: the head must be a linear layer without bias, it is {head}"
         )
-    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        value = getattr(model.config, key, None)
+    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(model.config.get_text_config(), key, None)
         if value not in (None, 1, 1.0):
             raise UnsupportedHeadError(f"{type(model).__name__}: {key} {value} is not supported; choose another policy")
 
