@@ -55,6 +55,7 @@ def main(
 def written(folder: Path) -> Path:
     build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder / "policy", 0, NemotronFormat())
     tree = {
+        "seed": 0,
         "policy": {"path": str(folder / "policy"), "max_tokens": 128},
         "environments": {"math/Arithmetic-v0": {}},
         "train": {"num_steps": 1, "num_prompts": 2, "group_size": 2},

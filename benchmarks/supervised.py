@@ -1,6 +1,6 @@
 """How many tokens a second does the supervised stage train, and how many does TRL as it comes?
 
-    python -m benchmarks.supervised --out benchmarks/results/supervised.json     (about ten minutes, two cores)
+    python -m benchmarks.supervised --out benchmarks/results/supervised.json     (about twenty minutes, two slow cores)
 
 Both train the same rows, in batches of equally many, from the same policy: random words, prompts of log-normal length
 that begin with one of a few instructions, replies of one length that are all that is trained. `length_aware` is the
@@ -50,7 +50,7 @@ class Size:
     """Of each way."""
 
 
-SIZES = {"tiny_hybrid": Size(num_steps=40, batch_size=32), "smollm2": Size()}
+SIZES = {"tiny_hybrid": Size(num_steps=40, batch_size=32), "smollm2": Size(num_steps=3, batch_size=8)}
 SHORT = Size(2, 2, 4, 4, 4, 2, 1)
 NUM_UNCOUNTED = 1
 """Steps in which memory is allocated."""

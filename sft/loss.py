@@ -6,13 +6,15 @@ instructions, descriptions of tools. trl computes every position of every row, a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig
 
 from rl.data_types import Batch
 from rl.learner.batching import to_device, with_tree
+from rl.learner.forward import UnsupportedHeadError
 from rl.learner.passes import Score
 from sft.data import IGNORED_LABEL
 
@@ -32,9 +34,10 @@ class RowLoss:
         return -logprobs_BT.sum()
 
 
-def has_router_loss(model: PreTrainedModel) -> bool:
-    """Whether trl adds a loss of the model's routers."""
-    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
+def check_routers(policy: Path) -> None:
+    """Raise `UnsupportedHeadError` if trl adds a loss of the routers."""
+    if getattr(AutoConfig.from_pretrained(policy).get_text_config(), "output_router_logits", False):
+        raise UnsupportedHeadError(f"{policy}: output_router_logits asks for a loss of the routers")
 
 
 def _batch(inputs: Mapping[str, Tensor]) -> Batch:

@@ -21,7 +21,7 @@ from rl.learner.sharding import load_sharded, load_sharded_policy
 from rl.learner.trees import let_take_trees
 from rl.precision.folded import FoldedWeights
 from rl.ranks import Ranks
-from sft.loss import RowLoss, has_router_loss
+from sft.loss import RowLoss, check_routers
 
 ADAPTER = "adapter"
 """Folder of the adapter in a checkpoint of the stage."""
@@ -45,7 +45,7 @@ def load_trained(
     if config.learner.activation_checkpointing:
         recompute_layers(model)
     loss = None
-    if score is not None and not has_router_loss(model):
+    if score is not None:
         loss = RowLoss(score, device, takes_trees=config.learner.share_prefixes and _takes_trees(config, model, score))
     folded = FoldedWeights(model, config.precision, ranks)
     if adapter is not None:
@@ -63,6 +63,7 @@ def _sharded(
 ) -> tuple[PreTrainedModel, Score | None]:
     once = config.learner.exchange == "step"
     try:
+        check_routers(path)
         score = load_sharded_policy(path, ranks, device, _dtype(config), 1.0, _chunk(config), stays_whole=once)
     except UnsupportedHeadError as error:
         logger.info("trl computes the loss: %s", error)
@@ -75,6 +76,7 @@ def _whole(config: ExperimentConfig, path: Path, device: torch.device) -> tuple[
     model = load_policy(path)
     model.to(device)  # type: ignore[arg-type]
     try:
+        check_routers(path)
         check_head(model)
     except UnsupportedHeadError as error:
         logger.info("trl computes the loss: %s", error)

@@ -245,29 +245,6 @@ def test_matched_forward_compares_every_pair(tmp_path: Path, smollm2: Path) -> N
 
 
 @pytest.mark.slow
-def test_learner_measures_each_way_and_all_have_one_gradient(tmp_path: Path, smollm2: Path) -> None:
-    report = run_short("learner", tmp_path, "--policy", str(smollm2), "--precision", "float32")
-    for raw in report["raw"].values():
-        assert raw["tokens"]["shared"] < raw["tokens"]["left_out"] <= raw["tokens"]["plain"]
-        assert raw["grad_norm"]["shared"] == pytest.approx(raw["grad_norm"]["plain"], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_supervised_trains_the_same_rows_each_way_and_trl_too(tmp_path: Path, smollm2: Path) -> None:
-    report = run_short("supervised", tmp_path, "--policy", str(smollm2), "--precision", "float32")
-    for ways in report["raw"].values():
-        aware, shared = ways["length_aware"][0], ways["polygym"][0]
-        assert aware["tokens"] == shared["tokens"] > 0
-        assert aware["last_loss"] == pytest.approx(shared["last_loss"], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_engine_measures_each_policy(tmp_path: Path, smollm2: Path) -> None:
-    report = run_short("engine", tmp_path, "--policy", str(smollm2), "--precision", "float32")
-    assert report["summary"].keys() == {"smollm2_2_in_flight", "tiny_hybrid_2_in_flight"}
-
-
-@pytest.mark.slow
 def test_adapter_measures_every_way_to_train(tmp_path: Path, smollm2: Path) -> None:
     report = run_short("adapter", tmp_path, "--policy", str(smollm2))
     summary = report["summary"]
