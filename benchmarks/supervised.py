@@ -80,7 +80,12 @@ def main(
                     raw[name][way].append(trained(experiment, way))
     summary = {name: summarised(ways) for name, ways in raw.items()}
     write_report(
-        out, summary, policy=str(policy), precision=precision, sizes={n: asdict(SIZES[n]) for n in raw}, raw=raw
+        out,
+        summary,
+        policy=str(policy),
+        precision=precision,
+        sizes={n: asdict(SHORT if short else SIZES[n]) for n in raw},
+        raw=raw,
     )
 
 
@@ -126,7 +131,7 @@ def trained(experiment: Path, way: str) -> dict[str, Any]:
     """Tokens and seconds of the counted steps, and the last loss."""
     module = ["benchmarks.trl_stage"] if way == "trl" else ["sft", "train"]
     config = load_config(experiment, [])
-    variables = {**os.environ, "OMP_NUM_THREADS": str(int(config.learner.cpus))}
+    variables = {**os.environ, "OMP_NUM_THREADS": str(int(config.learner.cpus)), "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([sys.executable, "-m", *module, str(experiment)], check=True, env=variables)
     file = config.run_dir / ("steps.jsonl" if way == "trl" else "sft/metrics.jsonl")
     steps = [json.loads(line) for line in file.read_text().splitlines()][NUM_UNCOUNTED:]

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,6 +15,7 @@ from envs.exit_codes import run_command
 from rl.cluster.rank_variables import rank_variables
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
+from rl.config.learner import LearnerConfig
 from rl.config.read import load_config, stage_problems
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries
@@ -65,17 +66,17 @@ def show(
 
 
 def load_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    """The configuration for the supervised stage alone, with neutral values for sections that it does not read.
-
-    Raises `ConfigError`.
+    """The configuration for the supervised stage alone, with neutral values for sections that it does not read, and
+    micro-batches that hold the longest row. Raises `ConfigError`.
     """
-    unread = {"train": {"num_steps": 1}, "learner": {"tokens_per_micro_batch": ANY_LENGTH}}
-    config = load_config(yaml, overrides, {**unread, "environments": {"none": {}}})
+    unread: dict[str, Any] = {"train": {"num_steps": 1}, "environments": {"none": {}}}
+    config = load_config(yaml, overrides, {**unread, "learner": {"tokens_per_micro_batch": ANY_LENGTH}})
     if config.sft is None:
         raise ConfigError(f"{yaml} has no `sft` section: add one, such as `sft: {{num_steps: 300}}`")
     if config.sft.data is None:
-        config = load_config(yaml, overrides, unread)
-    return config
+        del unread["environments"]
+    num_tokens = max(LearnerConfig().tokens_per_micro_batch, config.policy.max_tokens)
+    return load_config(yaml, overrides, {**unread, "learner": {"tokens_per_micro_batch": num_tokens}})
 
 
 def checked_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:

@@ -24,6 +24,9 @@ from sft.data import Row
 from sft.rows import SftDataError
 
 STAGE_FILE = "stage.txt"
+TREES_FILE = "trees.txt"
+LEARNER_KEYS = ("tokens_per_micro_batch", "share_prefixes", "logprob_chunk_tokens")
+"""Of the learner, those that decide how the stage rounds."""
 INTERVAL_S = 600.0
 """Between checkpoints; only the newest is kept."""
 
@@ -89,6 +92,16 @@ def discard(folder: Path) -> None:
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
     (folder / STAGE_FILE).unlink()
+    (folder / TREES_FILE).unlink(missing_ok=True)
+
+
+def remember_trees(folder: Path, takes_trees: bool) -> None:
+    """Whether the policy that the stage began from takes trees: another start must compute as the first."""
+    (folder / TREES_FILE).write_text(str(takes_trees))
+
+
+def remembered_trees(folder: Path) -> bool:
+    return (folder / TREES_FILE).read_text() == str(True)
 
 
 def _step(checkpoint: Path) -> int:
@@ -97,7 +110,8 @@ def _step(checkpoint: Path) -> int:
 
 def _fingerprint(rows: Sequence[Row], config: ExperimentConfig) -> list[str]:
     """What decides the outcome of the stage: digests of the configuration's parts that it reads, and of the rows."""
-    parts = config.model_dump(mode="json", include={"seed", "policy", "precision", "sft"})
+    parts = config.model_dump(mode="json", include={"seed", "policy", "precision", "sft", "learner"})
+    parts["learner"] = {name: parts["learner"][name] for name in LEARNER_KEYS}
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row.input_ids, row.labels]).encode())

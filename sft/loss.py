@@ -35,9 +35,11 @@ class RowLoss:
 
 
 def check_routers(policy: Path) -> None:
-    """Raise `UnsupportedHeadError` if trl adds a loss of the routers."""
-    if getattr(AutoConfig.from_pretrained(policy).get_text_config(), "output_router_logits", False):
-        raise UnsupportedHeadError(f"{policy}: output_router_logits asks for a loss of the routers")
+    """Raise `UnsupportedHeadError` if trl adds a loss of the routers, as it does for models that know one."""
+    config = AutoConfig.from_pretrained(policy).get_text_config()
+    coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    if hasattr(config, "output_router_logits") and coefficient != 0.0:
+        raise UnsupportedHeadError(f"{policy} has a loss of its routers (router_aux_loss_coef {coefficient})")
 
 
 def _batch(inputs: Mapping[str, Tensor]) -> Batch:

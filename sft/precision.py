@@ -18,7 +18,7 @@ from rl.learner.passes import Score
 from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
 from rl.learner.sharding import load_sharded, load_sharded_policy
-from rl.learner.trees import let_take_trees
+from rl.learner.trees import let_take_trees, take_trees
 from rl.precision.folded import FoldedWeights
 from rl.ranks import Ranks
 from sft.loss import RowLoss, check_routers
@@ -29,12 +29,18 @@ logger = logging.getLogger(__name__)
 
 
 def load_trained(
-    config: ExperimentConfig, policy: Path, checkpoint: Path | None, ranks: Ranks, device: torch.device
+    config: ExperimentConfig,
+    policy: Path,
+    checkpoint: Path | None,
+    ranks: Ranks,
+    device: torch.device,
+    takes_trees: bool | None = None,
 ) -> tuple[PreTrainedModel, FoldedWeights, RowLoss | None]:
     """The policy that the stage trains, as it begins or as the checkpoint left it; of several ranks each holds a slice.
 
-    Also how its loss is computed; None leaves that to trl. With an adapter each rank holds the whole. Raises
-    `IncompleteCheckpointError` and `rl.learner.adapter.AdapterError`.
+    Also how its loss is computed; None leaves that to trl. Whether it takes trees is tried, if `takes_trees` does not
+    say it. With an adapter each rank holds the whole. Raises `IncompleteCheckpointError` and
+    `rl.learner.adapter.AdapterError`.
     """
     assert config.sft is not None
     adapter = config.sft.adapter
@@ -46,7 +52,11 @@ def load_trained(
         recompute_layers(model)
     loss = None
     if score is not None:
-        loss = RowLoss(score, device, takes_trees=config.learner.share_prefixes and _takes_trees(config, model, score))
+        if takes_trees is None:
+            takes_trees = config.learner.share_prefixes and _let_take_trees(config, model, score)
+        elif takes_trees:
+            take_trees(model)
+        loss = RowLoss(score, device, takes_trees)
     folded = FoldedWeights(model, config.precision, ranks)
     if adapter is not None:
         add_adapter(model, adapter, config.seed)
@@ -66,7 +76,7 @@ def _sharded(
         check_routers(path)
         score = load_sharded_policy(path, ranks, device, _dtype(config), 1.0, _chunk(config), stays_whole=once)
     except UnsupportedHeadError as error:
-        logger.info("trl computes the loss: %s", error)
+        logger.info("the loss is trl's, which is slower: %s", error)
         # Whole weights are float32, as in one process, and autocast rounds them in the pass.
         return load_sharded(path, _itself, ranks, device, torch.float32, stays_whole=once), None
     return score.model, score
@@ -79,12 +89,12 @@ def _whole(config: ExperimentConfig, path: Path, device: torch.device) -> tuple[
         check_routers(path)
         check_head(model)
     except UnsupportedHeadError as error:
-        logger.info("trl computes the loss: %s", error)
+        logger.info("the loss is trl's, which is slower: %s", error)
         return model, None
     return model, partial(policy_logprobs, model, dtype=_dtype(config), temperature=1.0, chunk_tokens=_chunk(config))
 
 
-def _takes_trees(config: ExperimentConfig, model: PreTrainedModel, score: Score) -> bool:
+def _let_take_trees(config: ExperimentConfig, model: PreTrainedModel, score: Score) -> bool:
     model.train()  # tried as it is trained: trees have no dropout
     return let_take_trees(model, score, _dtype(config), model.device)
 

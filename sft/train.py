@@ -1,7 +1,7 @@
 """How does the supervised stage train? Next-token prediction with trl's `SFTTrainer`, on assistant tokens only.
 
-Rows come tokenised from `rl.chat.chat`, so that training sees the ids that rollouts will see. Micro-batches hold
-rows of similar length instead of packed ones: transformers' Mamba layers have no packed path on CPUs.
+Rows come tokenised from `rl.chat.chat`, so that training sees the ids that rollouts will see. The rows of a micro-batch
+are a tree of their prefixes, without padding (`sft.loss`); where a model cannot take that, rows of similar length.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from rl.runs.sinks.opened import OpenSinks
 from rl.runs.versions import start_line
 from rl.stop import handled_signals
 from rl.weights.merged import adapted_weights, merged_state
-from sft.checkpoints import Checkpoints, discard, prepare
+from sft.checkpoints import Checkpoints, discard, prepare, remember_trees, remembered_trees
 from sft.data import UNTRAINED, Row, token_rows, tokenizer_texts, training_conversations, training_order
 from sft.heldout import Measurements, split_rows
 from sft.plain_thinking import plain_thinking
@@ -105,7 +105,10 @@ def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ra
     assert sft is not None
     rows, heldout = split_rows(prepared.rows, sft.heldout_share, config.seed)
     device = _device(config, ranks)
-    model, folded, loss = load_trained(config, prepared.policy, checkpoint, ranks, device)
+    takes_trees = remembered_trees(folder) if checkpoint else None
+    model, folded, loss = load_trained(config, prepared.policy, checkpoint, ranks, device, takes_trees)
+    if checkpoint is None and ranks.is_first:
+        remember_trees(folder, bool(loss and loss.takes_trees))
     most_tokens = config.learner.tokens_per_micro_batch if loss and loss.takes_trees else None
     order, num_micro_batches = training_order(
         rows, sft.num_steps, sft.batch_size, config.seed, ranks.num, tokens_per_micro_batch=most_tokens

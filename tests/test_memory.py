@@ -33,7 +33,9 @@ def test_the_table_has_the_last_step_and_the_most(tmp_path: Path) -> None:
     with RunFolder.open(config) as run, Tracker(run, config) as tracker:
         for step, mib in enumerate((2048.0, 3072.0, float("nan"), 1024.0), start=1):
             tracker.track(step, {"memory_mib/learner/moments": mib, "memory_mib/engine": float("nan")})
-    assert "<tr><td>learner: moments</td><td>1.00</td><td>3.00</td></tr>" in memory_table(read_history(config.run_dir))
+    assert "<tr><td>learner: moments</td><td>1,024</td><td>3,072</td></tr>" in memory_table(
+        read_history(config.run_dir)
+    )
     assert "engine" not in memory_table(read_history(config.run_dir))
 
 

@@ -44,6 +44,12 @@ def loaded(policy: Path, tmp_path: Path, **sections: Any) -> tuple[Any, RowLoss 
     return model, loss
 
 
+def without_router_loss(policy: Path) -> Path:
+    config = json.loads((policy / "config.json").read_text()) | {"router_aux_loss_coef": 0.0}
+    (policy / "config.json").write_text(json.dumps(config))
+    return policy
+
+
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
@@ -53,7 +59,7 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("shares_prefixes", [True, False])
 @pytest.mark.parametrize("kind", ["nemotron", "llama", "qwen3_moe"])
 def test_the_gradient_is_that_of_transformers(kind: str, shares_prefixes: bool, tmp_path: Path) -> None:
-    policy = write_policy(kind, tmp_path / "policy")
+    policy = without_router_loss(write_policy(kind, tmp_path / "policy"))
     model, loss = loaded(policy, tmp_path, learner={"share_prefixes": shares_prefixes})
     assert loss is not None and loss.takes_trees == shares_prefixes
     inputs = micro_batch()
@@ -69,7 +75,7 @@ def test_the_gradient_is_that_of_transformers(kind: str, shares_prefixes: bool, 
 
 
 def test_an_adapter_is_trained_through_it(tmp_path: Path) -> None:
-    policy = write_policy("qwen3_moe", tmp_path / "policy")
+    policy = without_router_loss(write_policy("qwen3_moe", tmp_path / "policy"))
     model, loss = loaded(policy, tmp_path, adapter={**ADAPTER, "experts": True})
     assert loss is not None
     found = gradients(model, loss(micro_batch()))
@@ -87,7 +93,23 @@ def test_what_needs_another_loss_or_padded_rows_gets_it(tmp_path: Path) -> None:
     config.logits_scaling = 2.0
     config.save_pretrained(policy)
     assert loaded(policy, tmp_path)[1] is None
-    routed = write_policy("qwen3_moe", tmp_path / "routed")
-    written = json.loads((routed / "config.json").read_text()) | {"output_router_logits": True}
-    (routed / "config.json").write_text(json.dumps(written))
-    assert loaded(routed, tmp_path)[1] is None
+    assert loaded(write_policy("qwen3_moe", tmp_path / "routed"), tmp_path)[1] is None  # its routers have a loss
+
+
+def test_a_micro_batch_that_trains_nothing_has_no_gradient(tmp_path: Path) -> None:
+    model, loss = loaded(write_policy("llama", tmp_path / "policy"), tmp_path)
+    inputs = micro_batch()
+    inputs["labels"][:] = -100
+    assert loss is not None
+    assert not any(gradient.any() for gradient in gradients(model, loss(inputs)).values())
+
+
+def test_another_start_takes_trees_if_the_first_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy is another one by then, and what is tried on it may turn out otherwise."""
+    policy = write_policy("nemotron", tmp_path / "policy")
+    config = stage(tmp_path / "run", {"path": str(policy), "max_tokens": 200})
+    monkeypatch.setattr("sft.precision.let_take_trees", lambda *_: pytest.fail("it was tried"))
+    first, second = (load_trained(config, policy, None, ALONE, CPU, takes_trees=takes) for takes in (True, False))
+    for (_, _, loss), takes in ((first, True), (second, False)):
+        assert loss is not None and loss.takes_trees == takes
+    assert first[2](micro_batch()).item() == pytest.approx(second[2](micro_batch()).item(), rel=1e-5)

@@ -83,6 +83,8 @@ def test_the_stage_needs_no_sections_that_it_does_not_read(tmp_path: Path) -> No
     sft = load_stage(yaml, ["sft.num_steps=7"]).sft
     assert sft is not None
     assert (sft.num_steps, sft.data) == (7, Path("rows.jsonl"))
+    assert load_stage(yaml, []).learner.tokens_per_micro_batch == 100_000  # the longest row fits
+    assert load_stage(yaml, ["policy.max_tokens=100"]).learner.tokens_per_micro_batch == 4096  # the default
     with pytest.raises(ConfigError, match="environments: is missing"):
         load_stage(yaml, ["sft.data=null"])
     gold = load_stage(yaml, ["sft.data=null", "environments.math/Arithmetic-v0.weight=2"])

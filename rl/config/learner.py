@@ -91,7 +91,8 @@ class LearnerConfig(Section):
     """Gradients whose L2 norm is larger are scaled down to this norm."""
     tokens_per_micro_batch: Positive = 4096
     """Maximum tokens of one forward pass. Where prefixes are shared, each counts once; elsewhere padding counts too,
-    and rows are sorted by length first. The supervised stage counts all tokens of rows that share prefixes."""
+    and rows are sorted by length first. The supervised stage counts all tokens of rows; its padded rows (those of a
+    policy that cannot share prefixes) are cut for little padding instead, without this bound."""
     share_prefixes: bool = True
     """Compute tokens with which several rows of a micro-batch begin once, prompts of a group above all, where the
     policy can: it is tried at the start. Same gradient, fewer tokens."""

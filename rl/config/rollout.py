@@ -27,7 +27,8 @@ class RolloutConfig(Section):
     its update (vLLM's sleep mode; weights wait in the CPU's memory). Only for synchronous runs on GPUs."""
     max_in_flight: Positive = 64
     """Rollouts that one worker plays at the same time. Further rollouts wait for a seat: their environments are not
-    open yet and their deadlines do not run. A rollout whose last turn is being scored has left its seat."""
+    open yet and their deadlines do not run. Those whose last turn is being scored have left their seats and come on
+    top."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of the engine's cache for attention keys, values and Mamba states; null uses 0.5 GiB on CPUs, and on GPUs
     what the weights leave of `gpu_memory_share`."""
@@ -70,8 +71,9 @@ class RolloutConfig(Section):
     lockstep_steps: NonNegative = 4
     """Engine steps between the end of a reply and the admission of the rollout's next request, however fast the
     environment is. This makes synchronous runs reproducible bit by bit. Where environments wait between turns, the
-    engine waits with them: 32 lets it go on meanwhile. 0 admits requests immediately, as asynchronous runs always
-    do."""
+    engine waits with them: 32 lets it go on meanwhile. It does not wait while a last turn is scored, so a rollout that
+    is played again because scoring failed enters at no fixed step. 0 admits requests immediately, as asynchronous runs
+    always do."""
 
     @property
     def num_computing(self) -> int:

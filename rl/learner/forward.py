@@ -20,7 +20,7 @@ from rl.weights.merged import merged_experts
 
 
 class UnsupportedHeadError(ValueError):
-    """The policy's logits are more than one matrix product of its last hidden states."""
+    """The policy's logits, or its loss, are more than one matrix product of its last hidden states gives."""
 
 
 def check_head(model: PreTrainedModel) -> None:
@@ -33,7 +33,7 @@ def check_head(model: PreTrainedModel) -> None:
     for key in ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier", "lm_head_multiplier"):
         value = getattr(model.config.get_text_config(), key, None)
         if value not in (None, 1, 1.0):
-            raise UnsupportedHeadError(f"{type(model).__name__}: {key} {value} is not supported; choose another policy")
+            raise UnsupportedHeadError(f"{type(model).__name__}: {key} {value} is more than a matrix product")
 
 
 def policy_logprobs(

@@ -36,6 +36,12 @@ def let_take_trees(
         into_slices(score)
 
 
+def take_trees(model: PreTrainedModel) -> None:
+    """Make `model` take batches with trees, untried."""
+    mix_trees(model)
+    model.set_attn_implementation(NAME)
+
+
 def _takes_trees(
     model: PreTrainedModel, score: Callable[[Batch], tuple[Tensor, Tensor]], dtype: torch.dtype, device: torch.device
 ) -> bool:
@@ -44,8 +50,7 @@ def _takes_trees(
     with torch.no_grad():
         logprobs_BT, _ = score(replace(batch, tree=None))
     try:
-        mix_trees(model)
-        model.set_attn_implementation(NAME)
+        take_trees(model)
         with torch.no_grad():
             difference = (score(batch)[0] - logprobs_BT)[batch.loss_mask_BT].abs().mean().item()
         spread = logprobs_BT[batch.loss_mask_BT].std().item()
@@ -55,7 +60,7 @@ def _takes_trees(
     except Exception as error:  # of code that is not ours, which may not know trees
         reason = f"{type(error).__name__}: {error}"
     model.set_attn_implementation(usual)
-    log.info("%s computes the prompt of each row, not once a group: %s", type(model).__name__, reason)
+    log.info("%s computes whole rows, and what several begin with for each: %s", type(model).__name__, reason)
     return False
 
 

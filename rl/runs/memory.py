@@ -7,7 +7,6 @@ from rl.runs.history import History
 from rl.runs.html import table
 
 PREFIX = "memory_mib/"
-GIB = 1024.0
 
 
 def memory_metrics(driver_mib: float, learner_mib: Mapping[str, float], workers: Sequence[Work]) -> dict[str, float]:
@@ -28,5 +27,5 @@ def memory_table(history: History) -> str:
         _, values = history.series(name)
         if values:
             label = name.removeprefix(PREFIX).replace("/", ": ")
-            rows.append([label, f"{values[-1] / GIB:.2f}", f"{max(values) / GIB:.2f}"])
-    return table(["process: part", "GiB, last step", "GiB, most"], rows) if rows else ""
+            rows.append([label, f"{values[-1]:,.0f}", f"{max(values):,.0f}"])
+    return table(["process: part", "MiB, last step", "MiB, most"], rows) if rows else ""
