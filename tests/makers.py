@@ -13,6 +13,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Outcome, Rollout, Task, Turn, Update
 from rl.runs.checkpoint import save_checkpoint
 from rl.runs.folder import RunFolder
+from rl.runs.memory import memory_metrics
 from rl.runs.tracker import Tracker
 from rl.runs.tracking import step_metrics
 from rl.tokens import Tokens
@@ -154,7 +155,8 @@ def write_run(config: ExperimentConfig, num_steps: int) -> Path:
             )
             working = {"engines": 0.4, "learner": 0.2, "both": 0.3, "neither": 0.1}
             seconds = {"collect": 3 + rng.random(), "update": 2 + 0.2 * rng.random(), "publish": 0.2}
-            tracker.track(step, step_metrics(groups, update, seconds, working))
+            memory = memory_metrics(300.0, {"process": 500.0, "weights": 40.0}, [])
+            tracker.track(step, step_metrics(groups, update, seconds, working) | memory)
             tracker.save_rollouts(step, "train", groups)
             if step % 20 == 0 and step < num_steps:
                 _write_evaluation(tracker, step, "step", 0.2 + 0.6 * share)
