@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from rl.chat.chat import load_chat
 from rl.config.read import load_config
 from sft.data import token_rows, training_conversations
-from sft.train import _trl_config
+from sft.train import trl_config
 
 
 def main(experiment: Path) -> None:
@@ -26,7 +26,7 @@ def main(experiment: Path) -> None:
     torch.set_num_threads(int(config.learner.cpus))
     chat = load_chat(config.policy.path, config.policy.chat)
     rows, _ = token_rows(training_conversations(config), chat, config)
-    arguments = _trl_config(config, config.run_dir / "trl", 1, torch.device("cpu"))
+    arguments = trl_config(config, config.run_dir / "trl", 1, torch.device("cpu"))
     arguments.train_sampling_strategy = "random"
 
     trainer = SFTTrainer(

@@ -113,7 +113,7 @@ def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ra
     order, num_micro_batches = training_order(
         rows, sft.num_steps, sft.batch_size, config.seed, ranks.num, tokens_per_micro_batch=most_tokens
     )
-    arguments = _trl_config(config, folder, num_micro_batches, device, ranks)
+    arguments = trl_config(config, folder, num_micro_batches, device, ranks)
     num_heldout = len(heldout)
     if ranks.num > 1:  # accelerate would fill the last batches with rows that count twice
         heldout += [UNTRAINED] * (-num_heldout % (arguments.per_device_eval_batch_size * ranks.num))
@@ -185,7 +185,7 @@ def _device(config: ExperimentConfig, ranks: Ranks) -> torch.device:
     return torch.device("cpu" if is_cpu else "cuda")
 
 
-def _trl_config(
+def trl_config(
     config: ExperimentConfig, folder: Path, num_micro_batches: int, device: torch.device, ranks: Ranks = ALONE
 ) -> TrlConfig:
     assert config.sft is not None

@@ -70,8 +70,8 @@ class Trainer(SFTTrainer):
             num_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum())
             self._total_train_tokens += int(num_tokens.sum())  # type: ignore[union-attr]
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        if num_items_in_batch is None:  # transformers then takes the mean of the micro-batches
-            num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
+        if num_items_in_batch is None:  # transformers then takes the mean of the micro-batches; gradients are added up
+            num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum() * self._ranks.num
         return self._loss(inputs) / torch.as_tensor(num_items_in_batch).clamp(min=1)
 
     def training_step(self, *arguments: Any, **more: Any) -> Tensor:

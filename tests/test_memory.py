@@ -14,7 +14,7 @@ from rl.runs.tracker import Tracker
 from tests.makers import make_config
 from tests.test_learner import config_with, hybrid_path, make_sample, on_policy
 
-__all__ = ["hybrid_path"]
+assert hybrid_path
 
 
 def test_the_rank_and_the_engine_that_hold_most_count_and_one_that_is_silent_does_not() -> None:

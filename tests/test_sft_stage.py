@@ -192,13 +192,13 @@ def test_checkpoints_are_due_every_ten_minutes_and_not_at_the_end(
 
 @pytest.mark.slow
 def test_one_device_is_used_however_many_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sft.train import _trl_config
+    from sft.train import trl_config
 
     config = stage(tmp_path / "run", {"build": SIZES})
     cpu = torch.device("cpu")
-    assert _trl_config(config, tmp_path, 1, cpu).n_gpu == 0
+    assert trl_config(config, tmp_path, 1, cpu).n_gpu == 0
     monkeypatch.setattr("trl.trainer.sft_config.SFTConfig.__post_init__", lambda self: setattr(self, "_n_gpu", 8))
-    arguments = _trl_config(config, tmp_path, 1, cpu)
+    arguments = trl_config(config, tmp_path, 1, cpu)
     assert arguments.n_gpu == 1
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 8
 

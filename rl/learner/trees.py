@@ -60,7 +60,7 @@ def _takes_trees(
     except Exception as error:  # of code that is not ours, which may not know trees
         reason = f"{type(error).__name__}: {error}"
     model.set_attn_implementation(usual)
-    log.info("%s computes whole rows, and what several begin with for each: %s", type(model).__name__, reason)
+    log.info("%s computes what several rows begin with for each of them: %s", type(model).__name__, reason)
     return False
 
 

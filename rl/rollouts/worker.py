@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rl.cluster.notes import Notes
 from rl.config.experiment import ExperimentConfig
-from rl.data_types import Group, Rollout, Task
+from rl.data_types import Group, Task
 from rl.engine.work_times import Work
 from rl.importing import without_collector
 from rl.process_memory import resident_mib
@@ -76,7 +76,7 @@ class RolloutWorker:
             choose_network_interface(config.ray.network_interface)
         synchronous = config.train.max_staleness == 0
         self._config = config
-        self._num_unfinished = 0
+        self._num_groups = 0
         self._chat = load_chat(policy_path, config.policy.chat)
         with without_collector():  # it imports most of vLLM
             self._engine = VllmEngine(policy_path, config, config.rollout.lockstep_steps if synchronous else 0)
@@ -98,7 +98,11 @@ class RolloutWorker:
         for spec in specs:
             calls.append(self._play_group(spec, lanes[: spec.group_size]))
             lanes = lanes[spec.group_size :]
-        groups = await asyncio.gather(*calls)
+        self._num_groups += len(specs)
+        try:
+            groups = await asyncio.gather(*calls)
+        finally:
+            self._num_groups -= len(specs)
         self._engine.check_alive()
         return Played(groups, self._notes.take())
 
@@ -107,15 +111,9 @@ class RolloutWorker:
         from rl.rollouts.play import Player, play
 
         player = Player(self._config, self._chat, self._engine, self._runner, spec.temperature, self._processes)
-        self._num_unfinished += len(lanes)
-
-        async def counted(member: int, lane: "Lane") -> Rollout:
-            try:
-                return await play(player, spec.task, spec.group_id, member, lane)
-            finally:
-                self._num_unfinished -= 1
-
-        rollouts = await asyncio.gather(*(counted(member, lane) for member, lane in enumerate(lanes)))
+        rollouts = await asyncio.gather(
+            *(play(player, spec.task, spec.group_id, member, lane) for member, lane in enumerate(lanes))
+        )
         group = Group(spec.group_id, spec.task, await with_group_scores(player, spec.task, rollouts))
         if spec.keeper:
             await asyncio.to_thread(spec.keeper.write, group)  # at once: others of the call may play for long
@@ -123,7 +121,7 @@ class RolloutWorker:
 
     async def doing(self) -> str:
         """What its rollouts do, in words. That it answers shows that its process lives."""
-        return f"{self._engine.describe()}; {self._num_unfinished} rollouts have not ended"  # some may be scored
+        return f"{self._engine.describe()}; {self._num_groups} groups are played or scored"
 
     async def work(self) -> Work:
         """What it did since the last call, and what its process holds."""
