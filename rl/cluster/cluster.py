@@ -54,6 +54,8 @@ def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_byt
             num_cpus=_local_cpus(config),
             object_store_memory=store_size(config.ray, store_bytes),
             include_dashboard=False,
+            # Ray would start a worker a CPU, which no actor of a run can use: each has variables of its own.
+            _system_config={"prestart_worker_first_driver": False},
         )
     else:
         join(address)
