@@ -146,7 +146,7 @@ async def reply(lane: Lane, prompt: Sequence[int], params: SamplingParams) -> Sa
 
 
 def mismatch(model: Any, rows: Sequence[Tokens]) -> dict[str, float]:
-    from rl.algorithms.corrections import k3
+    from rl.algorithms.kl import k3
     from rl.learner.batching import make_batches
     from rl.learner.forward import policy_logprobs
 

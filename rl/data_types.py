@@ -135,6 +135,8 @@ class Batch:
     trained on (`rl.learner.batching`)."""
     num_loss_tokens: int
     """Number of loss tokens in the whole step (all micro-batches, all learners): the denominator of the loss."""
+    num_loss_rows: int
+    """Number of rows in the whole step, for algorithms that average over rows."""
     tree: "PrefixTree | None" = None
     """The rows' tokens with each prefix once, if the policy computes them so."""
 

@@ -55,4 +55,5 @@ def _batch(inputs: Mapping[str, Tensor]) -> Batch:
         advantages_BT=torch.zeros(ids_BT.shape),
         env_ids=("",) * len(ids_BT),
         num_loss_tokens=int(trained_BT.sum()),
+        num_loss_rows=len(ids_BT),
     )

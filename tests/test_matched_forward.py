@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 
-from rl.algorithms.corrections import k3
+from rl.algorithms.kl import k3
 from rl.engine.protocol import EngineError
 from rl.precision.folded import FoldedWeights
 from rl.weights.names import checkpoint_tensors

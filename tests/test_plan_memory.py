@@ -120,7 +120,7 @@ def saved_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> float:
     ids_BT = torch.arange(300).reshape(2, 150)  # no weight has such a side
     mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     no_logits_BT = torch.zeros_like(mask_BT)
-    batch = Batch(ids_BT, mask_BT, no_logits_BT, {}, torch.zeros(2, 150), ("a", "a"), 1)
+    batch = Batch(ids_BT, mask_BT, no_logits_BT, {}, torch.zeros(2, 150), ("a", "a"), 1, 2)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy_logprobs(model, batch, dtype, 1.0, 64)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 300

@@ -97,8 +97,8 @@ def test_an_environment_names_its_own_algorithm_in_yaml_and_its_mistakes_are_tol
     assert config.algorithm_of(MATH) == config.loss
     with pytest.raises(ConfigError, match=r"environments\.tools/Store-v0\.loss\.rank_max"):
         load_config(yaml, [f"environments.{STORE}.loss.rank_max=3"])
-    with pytest.raises(ConfigError, match="grpo or surprise"):
-        load_config(yaml, [f"environments.{STORE}.loss=dapo"])
+    with pytest.raises(ConfigError, match="max_rl or surprise"):
+        load_config(yaml, [f"environments.{STORE}.loss=ppo"])
 
 
 def test_the_column_that_an_algorithm_needs_reaches_its_loss_and_no_other() -> None:

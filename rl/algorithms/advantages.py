@@ -10,6 +10,7 @@ weights tasks by their difficulty, so it is off by default).
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Literal
 
 from rl.data_types import Group
@@ -22,15 +23,18 @@ class RewardError(ValueError):
     """A rollout whose outcome counts has no finite reward."""
 
 
-def group_advantages(
-    group: Group, baseline: Literal["leave_one_out", "mean"], scale_by_std: bool
-) -> tuple[float | None, ...]:
+Baseline = Literal["leave_one_out", "mean"]
+Scale = bool | Literal["leave_one_out"]
+
+
+def group_advantages(group: Group, baseline: Baseline, scale_by_std: Scale) -> tuple[float | None, ...]:
     """One advantage per rollout, in the group's order; None for rollouts that do not count.
 
     In a degenerate group (fewer than two rollouts count, or all their rewards are equal) each rollout that counts gets
     0.0. `leave_one_out` compares a reward with the mean of the other valid rewards, `mean` with the mean of all valid
     rewards. With `scale_by_std` the difference is divided by the sample standard deviation (n - 1) of the valid rewards
-    plus `EPSILON`.
+    plus `EPSILON`; with `leave_one_out` by that of the other valid rewards (n - 2), if it is not 0, as in NeMo RL
+    (algorithms/advantage_estimator.py).
 
     Raises `RewardError` if a rollout that counts has no finite reward.
     """
@@ -41,9 +45,19 @@ def group_advantages(
     mean = math.fsum(valid) / len(valid)
     # r_i - mean of the others == n / (n - 1) * (r_i - mean of all)
     scale = len(valid) / (len(valid) - 1) if baseline == "leave_one_out" else 1.0
-    if scale_by_std:
+    if scale_by_std is True:
         scale /= statistics.stdev(valid) + EPSILON
-    return tuple(None if reward is None else scale * (reward - mean) for reward in rewards)
+    advantages = [None if reward is None else scale * (reward - mean) for reward in rewards]
+    if scale_by_std == "leave_one_out":
+        return tuple(one if one is None else one / _divisor(rewards, i) for i, one in enumerate(advantages))
+    return tuple(advantages)
+
+
+def _divisor(rewards: Sequence[float | None], left_out: int) -> float:
+    """The sample standard deviation of the other rewards; 1 if there are fewer than two or it is 0."""
+    others = [reward for i, reward in enumerate(rewards) if i != left_out and reward is not None]
+    deviation = statistics.stdev(others) if len(others) > 1 else 0.0
+    return deviation + EPSILON if deviation > 0 else 1.0
 
 
 def is_degenerate(group: Group) -> bool:

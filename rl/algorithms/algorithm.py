@@ -27,6 +27,12 @@ class TokenView:
     """The other token columns by name, [B, T, ...]; `logprob` is the engine's. 0 outside the mask."""
     reference_logprobs_BT: "Tensor | None"
     """Logprobs of the policy that training started from; None unless `needs_reference`."""
+    entropy_BT: "Tensor"
+    """Entropies of the learner's distributions in nats, with gradient; 0 outside the mask."""
+    num_loss_tokens: int
+    """Of the whole step: what the learner divides the loss by."""
+    num_loss_rows: int
+    """Rows of the whole step."""
 
 
 class Measure(NamedTuple):

@@ -4,8 +4,16 @@ Engine and learner compute the same policy with different kernels, and an asynch
 weights. delta = learner logprob - engine logprob of the same token, in nats, measures both effects.
 """
 
+import math
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+from rl.algorithms.kl import LOG_RATIO_MAX
+
+if TYPE_CHECKING:
+    from rl.algorithms.policy_gradient import Correction
 
 
 class NonFiniteError(ValueError):
@@ -39,31 +47,31 @@ def keep_mask(delta_BT: Tensor, mask_BT: Tensor, mismatch_max: float) -> Tensor:
     return mask_BT & (sequence_mismatch(delta_BT, mask_BT) <= mismatch_max)[:, None]
 
 
-def truncated_weights(delta_BT: Tensor, weight_max: float) -> Tensor:
-    """Importance weights min(exp(delta), weight_max), without gradient.
+def weights_within(
+    delta_BT: Tensor, mask_BT: Tensor, kind: "Correction", low: float, high: float | None
+) -> tuple[Tensor, Tensor]:
+    """Importance weights exp(delta) of tokens, without gradient, and the tokens that the bounds changed; both [B, T].
 
-    Truncated importance sampling, https://fengyao.notion.site/off-policy-rl and Ionides 2008
-    (https://doi.org/10.1198/106186008X320456): the truncation bounds the variance at the price of a small bias.
+    - `truncate`: weights are clamped to [low, high]. Truncated importance sampling,
+      https://fengyao.notion.site/off-policy-rl and Ionides 2008 (https://doi.org/10.1198/106186008X320456): the upper
+      bound limits the variance at the price of a small bias.
+    - `mask`: the weight of a token outside [low, high] is 0. IcePop, https://arxiv.org/abs/2510.18855.
+    - `mask_sequence`: all weights of a sequence are 0 whose geometric mean exp(mean delta) is outside [low, high]; the
+      others are as they are. NeMo RL's `seq-mask-tis` (NVIDIA-NeMo/RL, algorithms/loss/loss_functions.py).
     """
-    return delta_BT.detach().exp().clamp(max=weight_max)
-
-
-LOG_RATIO_MAX = 20.0
-"""Nats; exp of it is 4.9e8, and exp of 89 is above what float32 holds."""
+    delta_BT = delta_BT.detach()
+    compared_BT = delta_BT
+    if kind == "mask_sequence":
+        num_tokens_B1 = mask_BT.sum(dim=-1, keepdim=True).clamp(min=1)
+        compared_BT = torch.where(mask_BT, delta_BT, 0.0).sum(dim=-1, keepdim=True) / num_tokens_B1
+    ratio_BT = compared_BT.clamp(max=LOG_RATIO_MAX).exp()
+    outside_BT = (ratio_BT < low) | (ratio_BT > (math.inf if high is None else high))
+    weights_BT = delta_BT.clamp(max=LOG_RATIO_MAX).exp()
+    if kind == "truncate":
+        return weights_BT.clamp(min=low, max=high), outside_BT & mask_BT
+    return torch.where(outside_BT, 0.0, weights_BT), outside_BT & mask_BT
 
 
 def total(values: Tensor) -> Tensor:
     """The sum as a float64 scalar on the CPU, without gradient."""
     return values.detach().sum(dtype=torch.float64).cpu()
-
-
-def k3(log_ratio: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(q || p) from samples of q: r - 1 - log r with log r = log p - log q; never negative.
-
-    http://joschu.net/blog/kl-approx.html. As in verl (`kl_penalty` in trainer/ppo/core_algos.py) the log ratio is
-    clamped at 20 nats, so that one token cannot make the estimate infinite; above the clamp it has no gradient. Unlike
-    verl, this function has no lower clamp, because nothing overflows there, and no clamp of the estimate at 10, which
-    would remove the gradient of all tokens above 2.6 nats.
-    """
-    log_ratio = log_ratio.clamp(max=LOG_RATIO_MAX)
-    return log_ratio.exp() - 1.0 - log_ratio

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from envs.registry import is_built_in
 from envs.session import EnvFailure
 from rl.algorithms import AnyAlgorithm
+from rl.algorithms.shaping import AnyShaping
 from rl.config.section import NonNegative, Positive, Section, Share
 from rl.data_types import Budget
 
@@ -39,6 +40,9 @@ class EnvironmentConfig(Section):
     """The environment's own options, such as its difficulty; `python -m envs info ID` lists them."""
     loss: AnyAlgorithm | None = None
     """The algorithm that trains this environment's rollouts; null uses the experiment's `loss`."""
+    shaping: tuple[AnyShaping, ...] = ()
+    """Changes of rewards before advantages are computed, applied one after the other. Metrics and evaluations keep the
+    rewards of the environment."""
     process: bool | None = None
     """Whether each episode runs in a process of its own, beside the engine instead of on a thread of its process. For
     environments that compute: one that holds Python's interpreter lock stops the engine. A crash, a hang or used-up

@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from rl.algorithms import AnyAlgorithm
 from rl.algorithms.algorithm import Algorithm
 from rl.algorithms.grpo import Grpo
+from rl.algorithms.shaping.shaping import Shaping
 from rl.config.canaries import CanaryConfig
 from rl.config.cluster import RayConfig
 from rl.config.environments import BudgetConfig, EnvironmentConfig
@@ -89,6 +90,11 @@ class ExperimentConfig(Section):
         """File and line of the key at this path, or of the nearest key above it; empty if unknown."""
         found = (self._places.get(path[:end], "") for end in range(len(path), 0, -1))
         return next(filter(None, found), "")
+
+    @property
+    def shapings(self) -> dict[str, tuple[Shaping, ...]]:
+        """The reward shapings of the environments that have some."""
+        return {env_id: one.shaping for env_id, one in self.environments.items() if one.shaping}
 
     def algorithm_of(self, env_id: str) -> Algorithm:
         """The algorithm that trains an environment's rollouts: its own `loss`, otherwise the experiment's."""

@@ -61,8 +61,7 @@ def _type_words(annotation: object, metadata: Sequence[object] = ()) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
-        words = [_type_words(part, metadata) for part in arguments if part is not type(None)]
-        return " or ".join([*words, "null"])
+        return " or ".join("null" if part is type(None) else _type_words(part, metadata) for part in arguments)
     if origin is tuple:
         return f"list of {_type_words(arguments[0])}"
     names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
@@ -148,7 +147,8 @@ def _explain_section(key: Key) -> str:
         text = textwrap.shorten(text.split(". ")[0].rstrip("."), TEXT_WIDTH, placeholder=" ...")
         owners = owning_kinds(kind, below.name)
         owned = f" ({', '.join(owners)} only)" if owners else ""
-        lines.append(f"  {below.name:<{width}}  {text}{owned} [{default_words(below.field)}]")
+        defaults = "; ".join([default_words(below.field), *other_defaults(kind, below.name)])
+        lines.append(f"  {below.name:<{width}}  {text}{owned} [{defaults}]")
     return "\n".join(lines)
 
 
@@ -156,6 +156,15 @@ def owning_kinds(kind: OneOf | None, name: str) -> list[str]:
     """The kinds of a section that have this key, if not all have it."""
     owners = [kind_name for kind_name, one in kind.kinds.items() if name in one.model_fields] if kind else []
     return owners if kind and len(owners) < len(kind.kinds) else []
+
+
+def other_defaults(kind: OneOf | None, name: str) -> list[str]:
+    """The defaults that a key has in some kinds of a section and not in the first kind that has it, in words."""
+    kinds_of: dict[str, list[str]] = {}
+    for kind_name, one in kind.kinds.items() if kind else ():
+        if name in one.model_fields and kind is not None and name != kind.key:
+            kinds_of.setdefault(default_words(one.model_fields[name]), []).append(kind_name)
+    return [f"{default} for {', '.join(kinds)}" for default, kinds in list(kinds_of.items())[1:]]
 
 
 def one_line(text: str) -> str:

@@ -3,9 +3,9 @@
 python -m rl explain --markdown > docs/keys.md
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from rl.config.explain import default_lines, one_line, owning_kinds, type_text, unit_of
+from rl.config.explain import default_lines, one_line, other_defaults, owning_kinds, type_text, unit_of
 from rl.config.keys import Key, children, find_key, one_of
 
 HEAD = """# Configuration keys
@@ -44,7 +44,8 @@ def _section(key: Key, prefix: str) -> Iterator[str]:
     for child in below:
         owners = owning_kinds(kind, child.name)
         name = child.name if key.name == "" else f"{prefix}.{child.name}"
-        yield _row(Key(name, child.field, child.sections), f" (only {', '.join(owners)})" if owners else "")
+        owned = f" (only {', '.join(owners)})" if owners else ""
+        yield _row(Key(name, child.field, child.sections), owned, other_defaults(kind, child.name))
     yield ""
     for child in below:
         name = child.name if key.name == "" else f"{prefix}.{child.name}"
@@ -54,12 +55,12 @@ def _section(key: Key, prefix: str) -> Iterator[str]:
             yield from _section(names[0], f"{name}.{names[0].name}")
 
 
-def _row(key: Key, owned: str) -> str:
+def _row(key: Key, owned: str, of_kinds: Sequence[str]) -> str:
     assert key.field is not None
     name = key.name.rpartition(".")[2]
     value = ", in ".join(filter(None, (type_text(key.field), unit_of(key.name))))
     first, *others = default_lines(key)
-    default = "; ".join([f"`{first}`" if " " not in first else first, *others])
+    default = "; ".join([f"`{first}`" if " " not in first else first, *others, *of_kinds])
     section = key.sections[0].__doc__ if key.sections else ""
     cells = (f"`{name}`", value, default, one_line(key.field.description or section or "") + owned)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

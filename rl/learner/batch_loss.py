@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.algorithm import Algorithm, Measure, TokenView
-from rl.algorithms.corrections import check_finite, k3, total
+from rl.algorithms.corrections import check_finite, total
+from rl.algorithms.kl import k3
 from rl.data_types import Batch
 from rl.ranks import Ranks
 
@@ -48,6 +49,9 @@ def batch_loss(
             reference_logprobs_BT=None
             if reference_logprobs_BT is None or not algorithm.needs_reference
             else reference_logprobs_BT[rows],
+            entropy_BT=entropy_BT[rows],
+            num_loss_tokens=batch.num_loss_tokens,
+            num_loss_rows=batch.num_loss_rows,
         )
         part = algorithm.token_loss(view)
         loss = loss + part.loss_BT.sum() / batch.num_loss_tokens

@@ -16,6 +16,9 @@ from rl.prefix_tree import dictionary_order, num_shared, tree_of
 from rl.ranks import ALONE, Ranks
 from rl.tokens import Tokens
 
+Totals = tuple[int, int]
+"""The loss tokens and the rows of a step."""
+
 
 class SampleTooLongError(ValueError):
     """A row does not fit into a micro-batch."""
@@ -27,32 +30,32 @@ def make_batches(
     pad_id: int,
     ranks: Ranks = ALONE,
     *,
-    num_loss_tokens: int | None = None,
+    totals: Totals | None = None,
     shares_prefixes: bool = False,
 ) -> list[Batch]:
     """Cut a step's rows into micro-batches with rows x longest row <= `tokens_per_micro_batch`; those of this rank.
 
-    `num_loss_tokens` are the step's, if it has other rows too. With `shares_prefixes` batches have a tree, and at most
+    `totals` are the step's, if it has other rows too. With `shares_prefixes` batches have a tree, and at most
     `tokens_per_micro_batch` nodes.
     The longest rows come first (memory runs out at once or never); equally long rows keep their order, so equal samples
     give equal batches. Micro-batches are dealt to the ranks in turn, so the cut does not depend on their number. Each
     rank must make as many passes as the others, so the last round is filled up with `filler`s. Raises
     `SampleTooLongError` for a row that is longer than a micro-batch.
     """
-    if num_loss_tokens is None:
-        num_loss_tokens = sum(int(np.count_nonzero(sample.tokens.sampled)) for sample in samples)
+    if totals is None:
+        totals = sum(int(np.count_nonzero(sample.tokens.sampled)) for sample in samples), len(samples)
     _check_lengths(samples, tokens_per_micro_batch)
     cuts = (_cut_by_prefixes if shares_prefixes else _cut)(samples, tokens_per_micro_batch)
-    own = [_pad(rows, pad_id, num_loss_tokens) for rows in cuts[ranks.rank :: ranks.num]]
+    own = [_pad(rows, pad_id, totals) for rows in cuts[ranks.rank :: ranks.num]]
     num_passes = -(-len(cuts) // ranks.num)
-    batches = own + [_filler(pad_id, num_loss_tokens)] * (num_passes - len(own))
+    batches = own + [_filler(pad_id, totals)] * (num_passes - len(own))
     return [with_tree(batch) for batch in batches] if shares_prefixes else batches
 
 
-def _filler(pad_id: int, num_loss_tokens: int) -> Batch:
+def _filler(pad_id: int, totals: Totals) -> Batch:
     """A micro-batch of padding, for a rank that has fewer than others. It belongs to no environment."""
     tokens = Tokens.make([pad_id] * 2, [False, True], {})
-    return replace(_pad([Sample("", tokens, 0.0)], pad_id, num_loss_tokens), env_ids=())
+    return replace(_pad([Sample("", tokens, 0.0)], pad_id, totals), env_ids=())
 
 
 def _check_lengths(samples: Sequence[Sample], tokens_per_micro_batch: int) -> None:
@@ -98,7 +101,7 @@ def _cut(samples: Sequence[Sample], tokens_per_micro_batch: int) -> list[list[Sa
     return [*cuts, rows] if rows else cuts
 
 
-def _pad(rows: Sequence[Sample], pad_id: int, num_loss_tokens: int) -> Batch:
+def _pad(rows: Sequence[Sample], pad_id: int, totals: Totals) -> Batch:
     """Stack rows, padded on the right."""
     shape = (len(rows), max(len(row.tokens) for row in rows))
     token_ids_BT = np.full(shape, pad_id, np.int64)
@@ -122,7 +125,8 @@ def _pad(rows: Sequence[Sample], pad_id: int, num_loss_tokens: int) -> Batch:
         columns={name: torch.from_numpy(column) for name, column in columns.items()},
         advantages_BT=torch.from_numpy(advantages_BT),
         env_ids=tuple(row.env_id for row in rows),
-        num_loss_tokens=num_loss_tokens,
+        num_loss_tokens=totals[0],
+        num_loss_rows=totals[1],
     )
 
 

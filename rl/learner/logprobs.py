@@ -23,9 +23,9 @@ def token_logprobs(
     """Logprobs and entropies of the tokens under `mask_BT`, in nats, after the temperature.
 
     `hidden_BTD` are the last hidden states as the head takes them; `head_weight_VD` is the head, which has no bias.
-    Returns `logprobs_BT` (float32, with gradient) and `entropy_BT` (float32, without), both 0 outside the mask: column
-    t of the first is log p(token t | tokens before t), of the second the entropy of p(. | tokens before t). Logits are
-    computed in the dtype of the hidden states and normalised in float32, as engines do.
+    Returns `logprobs_BT` and `entropy_BT` (float32, with gradient), both 0 outside the mask: column t of the first is
+    log p(token t | tokens before t), of the second the entropy of p(. | tokens before t). Logits are computed in the
+    dtype of the hidden states and normalised in float32, as engines do.
 
     Raises `ValueError` when `mask_BT` selects column 0: nothing comes before it.
     """
@@ -86,6 +86,5 @@ def _chunk_logprobs(
 ) -> tuple[Tensor, Tensor]:
     logits_CV = functional.linear(hidden_CD, head_weight_VD).float() / temperature
     logprobs_CV = logits_CV.log_softmax(dim=-1)
-    with torch.no_grad():
-        entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(dim=-1)
+    entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(dim=-1)
     return logprobs_CV.gather(-1, targets_C[:, None]).squeeze(-1), entropy_C

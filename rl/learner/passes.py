@@ -61,7 +61,7 @@ class Passes:
         return summed_over(self._ranks, added(measures, {"num_tokens": Measure(num_tokens, torch.ones(()))}))
 
     def _batches(self, samples: Sequence[Sample], rows: Rows) -> list[Batch]:
-        batches = self._cut(samples, num_loss_tokens=rows.num_loss_tokens)
+        batches = self._cut(samples, totals=(rows.num_loss_tokens, rows.num_loss_rows))
         return [to_device(batch, self._device) for batch in batches]
 
     @torch.no_grad()

@@ -27,6 +27,8 @@ class Rows:
     """What each measured token counts for: the loss tokens of all rows without a gradient, by those measured."""
     num_loss_tokens: int
     """Of all rows, those that are left out too: the denominator of the loss."""
+    num_loss_rows: int
+    """All rows, those that are left out too."""
 
 
 def sort_rows(samples: Sequence[Sample], algorithm_of: Callable[[str], Algorithm], measured_share: float) -> Rows:
@@ -47,6 +49,7 @@ def sort_rows(samples: Sequence[Sample], algorithm_of: Callable[[str], Algorithm
         measured,
         _num_loss_tokens(others) / num_measured if num_measured else 0.0,
         _num_loss_tokens(samples),
+        len(samples),
     )
 
 

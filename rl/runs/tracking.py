@@ -7,6 +7,8 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     outcome/OUTCOME, outcome/ENV/OUTCOME    rollouts by outcome
     masked_rows                     share of rollouts that do not count
     degenerate_groups, degenerate_groups/ENV    groups without a signal: fewer than 2 rows that count, or equal rewards
+                                    (before `environments.ENV.shaping`)
+    shaping/ENV                     what shapings add to the reward of a rollout, on average
     reply_tokens/ENV, reply_tokens_max/ENV  tokens of all replies of a rollout, forced tokens included
     forced_tokens/ENV               tokens per rollout that the thinking budget forced
     turns/ENV, malformed_calls/ENV  mean per rollout; malformed_calls/ENV/KIND by the kind of fault

@@ -1,0 +1,46 @@
+"""MaxRL: rare successes weigh more, as in maximum likelihood of success. https://arxiv.org/abs/2602.02710.
+
+The gradient of log p (p: probability of success at a task) is that of p divided by p. With K successes among N rollouts
+the mean of the successes' gradients estimates it up to order N in 1 - p; the mean over all rollouts is subtracted.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from rl.algorithms.advantages import RewardError, group_advantages, is_degenerate
+from rl.algorithms.algorithm import Advantages, TokenView
+from rl.algorithms.policy_gradient import PolicyGradient, Terms
+from rl.data_types import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MaxRl(PolicyGradient):
+    """MaxRL: advantages (r - mean) / mean of the group's rewards, which must not be negative."""
+
+    algorithm: Literal["max_rl"] = "max_rl"
+    """Name of the algorithm."""
+
+    def compare(self, groups: Sequence[Group]) -> list[Advantages]:
+        return [_by_mean(group) for group in groups]
+
+    def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
+        from rl.algorithms.objectives import surrogate
+
+        return surrogate(logprobs_BT, weights_BT, advantages_BT)
+
+
+def _by_mean(group: Group) -> Advantages:
+    """Raises `RewardError` for a negative reward."""
+    centred = group_advantages(group, "mean", False)
+    if is_degenerate(group):
+        return centred
+    rewards = [one.reward for one in group.rollouts if one.outcome.counts and one.reward is not None]
+    if min(rewards) < 0:
+        raise RewardError(
+            f"environment {group.task.env_id!r}, task {group.task.ordinal}: reward {min(rewards):g}; max_rl takes"
+            " rewards as probabilities of success, which are not negative; use another loss for this environment"
+        )
+    mean = sum(rewards) / len(rewards)
+    return tuple(one if one is None else one / mean for one in centred)

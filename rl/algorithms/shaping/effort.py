@@ -1,0 +1,37 @@
+"""Low effort, as Nemotron 3's recipes ship it: tasks that ask for little reasoning reward short rollouts.
+
+NVIDIA-NeMo/RL, `EffortLevelsConfig` in experience/rollouts.py: s = min(1, weight * (1 - length / tokens)), and the
+reward becomes r + r * max(s, 0) + penalty * min(s, 0).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rl.algorithms.shaping.shaping import Rewards, Shaping
+from rl.data_types import Group, Rollout
+
+
+class Effort(Shaping):
+    """Rollouts of tasks whose last message of a user has the marker gain reward below `tokens`, and lose it above."""
+
+    shaping: Literal["effort"] = "effort"
+    """Name of the shaping."""
+    marker: Annotated[str, Field(min_length=1)] = "{reasoning effort: efficient}"
+    """Text that asks for little reasoning."""
+    tokens: Annotated[int, Field(gt=0)] = 15000
+    """Reply tokens of a rollout at which nothing is gained or lost."""
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    """How much of its reward a rollout of no tokens gains."""
+    penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Factor of what longer rollouts lose."""
+
+    def shape(self, group: Group) -> Rewards:
+        return tuple(None if one.reward is None else self._shaped(one, one.reward) for one in group.rollouts)
+
+    def _shaped(self, rollout: Rollout, reward: float) -> float:
+        asked = [message.content for message in rollout.messages if message.role == "user"]
+        if not asked or self.marker not in asked[-1]:
+            return reward
+        saved = min(1.0, self.weight * (1.0 - rollout.num_reply_tokens / self.tokens))
+        return reward + reward * max(saved, 0.0) + self.penalty * min(saved, 0.0)

@@ -1,0 +1,28 @@
+"""What must a reward shaping implement? New rewards for the rollouts of a group."""
+
+from rl.config.section import Section
+from rl.data_types import Group, Rollout
+
+Rewards = tuple[float | None, ...]
+"""One per rollout of a group, in order; None for rollouts that do not count."""
+
+
+class Shaping(Section):
+    """A reward shaping: a configuration section with code. It changes rewards before advantages are computed; metrics
+    of rewards, saved rollouts and evaluations keep those of the environment.
+
+    To add one, write a subclass in its own file with its keys, one of which is `shaping: Literal["name"] = "name"`, and
+    add it to `rl.algorithms.shaping.SHAPINGS`.
+    """
+
+    def shape(self, group: Group) -> Rewards:
+        """The rewards after this shaping."""
+        raise NotImplementedError
+
+
+def thinking_tokens(rollout: Rollout) -> float:
+    """Reply tokens of the reasoning, by its share of the characters that the policy wrote: messages have no tokens."""
+    written = [message for message in rollout.messages if message.role == "assistant"]
+    thought = sum(len(message.reasoning) for message in written)
+    num_characters = thought + sum(len(message.content) for message in written)
+    return rollout.num_reply_tokens * thought / num_characters if num_characters else 0.0

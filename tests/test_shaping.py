@@ -1,0 +1,94 @@
+"""Reward shaping by hand: who gains and who loses, what does not count, and where the new rewards go."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from envs.messages import Message
+from rl.algorithms.shaping import SHAPINGS, shaped, shaping_metrics
+from rl.algorithms.shaping.effort import Effort
+from rl.algorithms.shaping.length import Length
+from rl.algorithms.shaping.overlong import Overlong
+from rl.algorithms.shaping.shaping import thinking_tokens
+from rl.data_types import Group
+from tests.makers import ARITHMETIC, STORE, make_config, make_group, make_turn
+
+
+def of_lengths(
+    rewards: Sequence[float | None], lengths: Sequence[int], thinking_share: float = 0.0, asked: str = "How many?"
+) -> Group:
+    """A group whose rollouts have replies of so many tokens, of which a share is reasoning."""
+    group = make_group(rewards)
+    messages = (
+        Message("user", asked),
+        Message("assistant", "a" * round(100 * (1 - thinking_share)), "t" * round(100 * thinking_share)),
+    )
+    rollouts = [
+        replace(one, turns=(make_turn(reply_ids=range(10, 10 + length)),), messages=messages)
+        for one, length in zip(group.rollouts, lengths, strict=True)
+    ]
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def approx(*values: float | None) -> Any:
+    return tuple(None if one is None else pytest.approx(one) for one in values)
+
+
+def test_the_penalty_of_long_rollouts_grows_over_the_buffer() -> None:
+    group = of_lengths([1.0, 1.0, 1.0, 0.0, None], [60, 80, 90, 120, 120])
+    assert Overlong(max_tokens=100, buffer_tokens=20).shape(group) == approx(1.0, 1.0, 0.5, -1.0, None)
+    assert Overlong(max_tokens=100, buffer_tokens=20, penalty=0.5).shape(group)[3] == -0.5
+
+
+def test_length_control_is_relative_to_the_group_and_adds_up_to_nothing() -> None:
+    # Shortness 1, 1/2, 0; centred 1/2, 0, -1/2; all tokens are the answer's.
+    group = of_lengths([1.0, 0.0, 1.0, None], [10, 20, 30, 5])
+    plain = Length(thinking=0.3, answer=0.4, thinking_bonus=0, answer_bonus=0)
+    assert plain.shape(group) == approx(1.2, 0.0, 0.8, None)
+    # Half of each is reasoning: the same shortness twice.
+    half = of_lengths([1.0, 0.0, 1.0, None], [10, 20, 30, 5], thinking_share=0.5)
+    assert thinking_tokens(half.rollouts[1]) == 10
+    assert plain.shape(half) == approx(1.35, 0.0, 0.65, None)
+
+
+def test_a_bonus_is_for_the_shortest_only_if_it_is_among_the_best() -> None:
+    bonus = Length(thinking=0, answer=0, thinking_bonus=0, answer_bonus=0.5)
+    assert bonus.shape(of_lengths([1.0, 0.0, 0.0], [10, 20, 30])) == (1.5, 0.0, 0.0)
+    assert bonus.shape(of_lengths([0.0, 1.0, 1.0], [10, 20, 30])) == (0.0, 1.0, 1.0)
+    assert bonus.shape(of_lengths([1.0, 1.0], [10, 10])) == (1.0, 1.0)  # none is shorter than another
+    assert bonus.shape(of_lengths([1.0, None], [10, 20])) == (1.0, None)
+
+
+def test_low_effort_rewards_few_tokens_where_it_was_asked_for() -> None:
+    shaping = Effort(tokens=100, weight=0.5, penalty=2.0)
+    asked = "How many? {reasoning effort: efficient}"
+    # 1/2 * (1 - 20/100) = 0.4: 1 + 0.4; 1/2 * (1 - 140/100) = -0.2: 1 - 2 * 0.2.
+    assert shaping.shape(of_lengths([1.0, 1.0, 0.0, None], [20, 140, 20, 20], asked=asked)) == approx(
+        1.4, 0.6, 0.0, None
+    )
+    assert shaping.shape(of_lengths([1.0, 1.0], [20, 140])) == (1.0, 1.0)
+
+
+def test_shapings_of_an_environment_are_applied_in_order_and_to_no_other() -> None:
+    first, second = Overlong(max_tokens=20, buffer_tokens=10), Effort(marker="How", tokens=10, weight=1.0)
+    group = of_lengths([1.0, 1.0], [5, 15])
+    other = replace(group, group_id="0-1", task=replace(group.task, ordinal=1, env_id=STORE))
+    (a, b) = shaped([group, other], {ARITHMETIC: (first, second)})
+    # 1 + 1 * (1 - 5/10) = 1.5; first 1 - 0.5, then 0.5 - 0.5.
+    assert [one.reward for one in a.rollouts] == [pytest.approx(1.5), pytest.approx(0.0)]
+    assert b is other
+    assert shaping_metrics([group, other], {ARITHMETIC: (first, second)}) == {
+        f"shaping/{ARITHMETIC}": pytest.approx(-0.25)
+    }
+
+
+def test_the_configuration_holds_a_list_for_each_environment() -> None:
+    tree = {"shaping": ["length", {"shaping": "overlong", "max_tokens": 100, "buffer_tokens": 10}]}
+    config = make_config(environments={ARITHMETIC: tree, STORE: {}})
+    assert config.shapings == {ARITHMETIC: (Length(), Overlong(max_tokens=100, buffer_tokens=10))}
+    assert set(SHAPINGS) == {"length", "overlong", "effort"}
+    with pytest.raises(ValidationError, match="must be at most max_tokens"):
+        Overlong(max_tokens=10, buffer_tokens=11)
