@@ -1,4 +1,4 @@
-"""The commands: `python -m sft train | show | smollm2`."""
+"""The commands: `python -m sft train | show | from-rollouts | smollm2`."""
 
 import os
 import sys
@@ -19,6 +19,7 @@ from rl.config.learner import LearnerConfig
 from rl.config.read import load_config, stage_problems
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries
+from sft.from_rollouts import Choice, chosen_rows, played_tasks, preference_pairs, write_rows
 from sft.ranks import joined_ranks, run_ranks
 
 ANY_LENGTH = 2**31
@@ -85,6 +86,23 @@ def checked_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
     if problems := stage_problems(config):
         raise ConfigError(problems)
     return config
+
+
+@app.command("from-rollouts")
+def from_rollouts(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a file of rollouts.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    reward_min: Annotated[float, typer.Option(help="Lowest reward of a row.")] = 1.0,
+    per_task: Annotated[int, typer.Option(min=1, help="Rows of a task at most.")] = 1,
+    choose: Annotated[Choice, typer.Option(help="Which of a task's good rollouts.")] = "shortest",
+    pairs: Annotated[bool, typer.Option("--pairs", help="Write each task's best beside its worst rollout.")] = False,
+    margin_min: Annotated[float, typer.Option(help="With --pairs: least difference of the rewards.")] = 0.0,
+) -> None:
+    """Write the good rollouts of a run as rows for `sft.data` (rejection sampling), or as preference pairs."""
+    tasks = played_tasks(run)
+    rows = preference_pairs(tasks, margin_min) if pairs else chosen_rows(tasks, reward_min, per_task, choose)
+    num = write_rows(rows, out)
+    typer.echo(f"{num:,} rows of {len(tasks):,} training tasks: {out}")
 
 
 @app.command()

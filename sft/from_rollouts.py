@@ -1,0 +1,166 @@
+"""Which rollouts of a run become training data? The good ones of each task, few of them, or its best beside its worst.
+
+Rejection sampling: the supervised stage trains on what a policy, its own or another, wrote and an environment rewarded.
+Tasks of the held-out split, rollouts that were cut or broke a rule, and those in which a thinking budget wrote the end
+of the reasoning are never taken.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from envs.json_lines import JsonObject
+from envs.messages import Message
+from envs.registry import make
+from envs.rollout_file import message_from, message_object, read_rollouts
+from sft.rows import SftDataError, to_last_reply
+
+Choice = Literal["shortest", "diverse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A rollout, without its tokens."""
+
+    messages: tuple[Message, ...]
+    reward: float
+    is_sound: bool
+    """Whether it ended by itself and broke no rule."""
+
+    @property
+    def written(self) -> list[str]:
+        """What the policy wrote."""
+        return [text for one in self.messages if one.role == "assistant" for text in (one.reasoning, one.content)]
+
+    @property
+    def num_characters(self) -> int:
+        return sum(map(len, self.written))
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedTask:
+    """A task with all its rollouts that count."""
+
+    env_id: str
+    seed: int
+    rollouts: list[Played]
+
+
+def played_tasks(place: Path) -> list[PlayedTask]:
+    """The training tasks of a run folder or a file of rollouts, in the order in which they were first played.
+
+    Raises what `envs.rollout_file.read_rollouts` raises.
+    """
+    tasks: dict[str, PlayedTask] = {}
+    for saved in read_rollouts(place):
+        task, reward = saved["task"], saved.get("reward")
+        if task.get("split", "train") != "train" or reward is None:
+            continue
+        key = json.dumps([task["env_id"], task["seed"], task.get("options", {})], sort_keys=True, default=str)
+        found = tasks.setdefault(key, PlayedTask(task["env_id"], task["seed"], []))
+        is_sound = saved.get("outcome") == "ok" and not saved.get("malformed_calls")
+        found.rollouts.append(Played(tuple(map(message_from, saved["messages"])), float(reward), is_sound))
+    return list(tasks.values())
+
+
+def chosen_rows(tasks: Sequence[PlayedTask], reward_min: float, per_task: int, choice: Choice) -> Iterator[JsonObject]:
+    """At most `per_task` rows of each task whose reward is at least `reward_min`, in the form of `messages`.
+
+    `shortest` takes those of the fewest characters; `diverse` the shortest, and then always the one that has least in
+    common (three words in a row) with what was taken.
+    """
+    for task in tasks:
+        good = [one for one in task.rollouts if one.is_sound and one.reward >= reward_min]
+        distinct = {"\n".join(one.written): one for one in reversed(good)}
+        ordered = sorted(distinct.values(), key=lambda one: one.num_characters)
+        taken = ordered[:per_task] if choice == "shortest" else _diverse(ordered, per_task)
+        for one in taken:
+            yield {
+                "messages": _objects(to_last_reply(one.messages)),
+                "tools": _tools(task.env_id),
+                **_about(task, one.reward),
+            }
+
+
+def preference_pairs(tasks: Sequence[PlayedTask], margin_min: float) -> Iterator[JsonObject]:
+    """A task's best rollout beside its worst, if their rewards are at least `margin_min` apart: rows with `prompt`,
+    `chosen` and `rejected`, the form of TRL's DPO and reward trainers.
+    """
+    for task in tasks:
+        if not task.rollouts:
+            continue
+        sound = [one for one in task.rollouts if one.is_sound] or task.rollouts
+        best = min(sound, key=lambda one: (-one.reward, one.num_characters))
+        worst = min(task.rollouts, key=lambda one: (one.reward, one.num_characters))
+        if best.reward - worst.reward < max(margin_min, 0.0) or best.reward == worst.reward:
+            continue
+        prompt = _before_reply(best.messages)
+        if prompt != _before_reply(worst.messages):
+            continue  # an environment that opens differently with one seed
+        chosen, rejected = (_objects(to_last_reply(one.messages)[len(prompt) :]) for one in (best, worst))
+        yield {
+            "prompt": _objects(prompt),
+            "chosen": chosen,
+            "rejected": rejected,
+            "tools": _tools(task.env_id),
+            **_about(task, best.reward),
+            "rejected_reward": worst.reward,
+        }
+
+
+def write_rows(rows: Iterator[JsonObject], out: Path) -> int:
+    """Write JSON lines; the number of rows. Raises `SftDataError` if there is none, and then leaves no file."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    if not lines:
+        raise SftDataError("no rollout is good enough: lower --reward-min (or --margin-min), or take another run")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(lines), encoding="utf-8")
+    return len(lines)
+
+
+def _diverse(ordered: Sequence[Played], num: int) -> list[Played]:
+    taken, left = list(ordered[:1]), list(ordered[1:])
+    while left and len(taken) < num:
+        least = min(left, key=lambda one: max(_common(one, other) for other in taken))
+        left.remove(least)
+        taken.append(least)
+    return taken
+
+
+def _common(a: Played, b: Played) -> float:
+    """Jaccard similarity of three words in a row."""
+    first, second = _trigrams(a), _trigrams(b)
+    return len(first & second) / max(1, len(first | second))
+
+
+def _trigrams(played: Played) -> set[tuple[str, ...]]:
+    words = " ".join(played.written).split()
+    return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
+
+
+def _before_reply(messages: Sequence[Message]) -> tuple[Message, ...]:
+    first = next((i for i, one in enumerate(messages) if one.role == "assistant"), len(messages))
+    return tuple(messages[:first])
+
+
+def _objects(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Without keys that are empty, except for `role` and `content`."""
+    return [
+        {key: value for key, value in message_object(one).items() if value or key in ("role", "content")}
+        for one in messages
+    ]
+
+
+def _tools(env_id: str) -> list[dict[str, Any]]:
+    env = make(env_id)
+    tools = [
+        {"name": one.name, "description": one.description, "parameters": dict(one.parameters)} for one in env.tools
+    ]
+    env.close()
+    return tools
+
+
+def _about(task: PlayedTask, reward: float) -> JsonObject:
+    return {"env_id": task.env_id, "seed": task.seed, "reward": reward}

@@ -1,0 +1,120 @@
+"""Rows from rollouts: which are taken, that the supervised stage reads them, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from envs.messages import Message, ToolCall
+from rl.data_types import Group, Outcome, Rollout
+from rl.runs.saved_rollouts import write_rollouts
+from sft.__main__ import app
+from sft.rows import read_row
+from tests.makers import ARITHMETIC, STORE, group_of, make_rollout, make_task
+
+
+def wrote(text: str, reward: float | None, ordinal: int = 0, **changes: Any) -> Rollout:
+    messages = (Message("user", f"task {ordinal}"), Message("assistant", text, "Let me see."))
+    task = replace(make_task(ordinal), seed=ordinal)
+    outcome = "ok" if reward is not None else "env_error"
+    return replace(make_rollout(reward, outcome, task=task), messages=messages, **changes)
+
+
+def saved(folder: Path, *groups: Group) -> Path:
+    path = folder / "train_000001.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        write_rollouts(file, 1, "train", groups)
+    return path
+
+
+def rows_of(path: Path, *options: str) -> list[dict[str, Any]]:
+    out = path.parent / "out" / "rows.jsonl"
+    result = CliRunner().invoke(app, ["from-rollouts", str(path), "--out", str(out), *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def replies(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["messages"][-1]["content"] for row in rows]
+
+
+def test_the_shortest_good_rollout_of_each_training_task_becomes_a_row(tmp_path: Path) -> None:
+    heldout = [replace(one, task=replace(one.task, split="heldout")) for one in (wrote("held out", 1.0, 2),)]
+    path = saved(
+        tmp_path,
+        group_of(wrote("a longer answer", 1.0), wrote("short", 1.0), wrote("wrong", 0.0), wrote("", None)),
+        group_of(wrote("never right", 0.5, 1)),
+        group_of(*heldout),
+        group_of(
+            wrote("cut", 1.0, 3, outcome=Outcome.TRUNCATED),
+            wrote("b", 1.0, 3, malformed_calls={"not_json": 1}),
+            wrote("forced", 1.0, 3, outcome=Outcome.BUDGET_HIT),
+        ),
+    )
+    (row,) = rows_of(path)
+    assert row == {
+        "messages": [
+            {"role": "user", "content": "task 0"},
+            {"role": "assistant", "content": "short", "reasoning": "Let me see."},
+        ],
+        "tools": [],
+        "env_id": ARITHMETIC,
+        "seed": 0,
+        "reward": 1.0,
+    }
+    conversation = read_row(row, "here", has_thinking=True)
+    assert conversation.messages == wrote("short", 1.0).messages and conversation.budget == "unlimited"
+    assert replies(rows_of(path, "--reward-min", "0.5", "--per-task", "3")) == [
+        "short",
+        "a longer answer",
+        "never right",
+    ]
+
+
+def test_diverse_rollouts_have_least_in_common_with_those_taken(tmp_path: Path) -> None:
+    texts = ["one two three four", "one two three four five", "six seven eight nine ten eleven"]
+    path = saved(tmp_path, group_of(*(wrote(text, 1.0) for text in (*texts, texts[0]))))
+    assert replies(rows_of(path, "--per-task", "2")) == texts[:2]
+    assert replies(rows_of(path, "--per-task", "2", "--choose", "diverse")) == [texts[0], texts[2]]
+    assert replies(rows_of(path, "--per-task", "9")) == texts  # equal ones are taken once
+
+
+def test_calls_of_tools_and_their_descriptions_are_kept(tmp_path: Path) -> None:
+    messages = (
+        Message("user", "How many A7?"),
+        Message("assistant", "", "", (ToolCall("stock", {"sku": "A7"}),)),
+        Message("tool", "3", name="stock"),
+        Message("assistant", "Three."),
+        Message("user", "Thank you."),
+    )
+    rollout = replace(make_rollout(1.0, task=make_task(env_id=STORE)), messages=messages)
+    (row,) = rows_of(saved(tmp_path, group_of(rollout)))
+    assert row["tools"] and {"name", "description", "parameters"} == row["tools"][0].keys()
+    assert read_row(row, "here", has_thinking=True).messages == messages[:-1]
+
+
+def test_pairs_are_the_best_beside_the_worst(tmp_path: Path) -> None:
+    path = saved(
+        tmp_path,
+        group_of(wrote("best", 1.0), wrote("also best", 1.0), wrote("worst", 0.0), wrote("middle", 0.5)),
+        group_of(wrote("equal", 1.0, 1), wrote("as good", 1.0, 1)),
+        group_of(wrote("better", 0.6, 2), wrote("less", 0.5, 2)),
+    )
+    first, second = rows_of(path, "--pairs")
+    assert first["prompt"] == [{"role": "user", "content": "task 0"}]
+    assert (first["chosen"][0]["content"], first["rejected"][0]["content"]) == ("best", "worst")
+    assert (first["reward"], first["rejected_reward"]) == (1.0, 0.0)
+    assert second["chosen"][0]["content"] == "better"
+    assert len(rows_of(path, "--pairs", "--margin-min", "0.5")) == 1
+
+
+def test_a_run_without_good_rollouts_is_told_and_leaves_no_file(tmp_path: Path) -> None:
+    path = saved(tmp_path, group_of(wrote("wrong", 0.0)))
+    result = CliRunner().invoke(app, ["from-rollouts", str(path), "--out", str(tmp_path / "rows.jsonl")])
+    assert result.exit_code != 0 and "no rollout is good enough" in str(result.exception)
+    assert not (tmp_path / "rows.jsonl").exists()
+    with pytest.raises(Exception, match="neither a file of rollouts"):
+        CliRunner().invoke(app, ["from-rollouts", str(tmp_path / "none"), "--out", "x"], catch_exceptions=False)
