@@ -42,6 +42,10 @@ from rl.stop import handled_signals
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
 
+SEVERAL = ("pass_at_", "majority")
+"""How metrics begin that evaluations with several rollouts a task have."""
+DIGITS = {"reply_tokens": 1, "num": 0, "failed": 0}
+
 
 def evaluate_policy(
     config: ExperimentConfig, policy: Path | None, budgets: Sequence[Budget] = (), split: Split = "heldout"
@@ -157,15 +161,14 @@ def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, pl
 
 def print_table(title: str, metrics: dict[str, float]) -> None:
     table = Table(title=title)
-    for column in ("environment", "reward", "+-", "accuracy", "reply tokens", "rollouts", "failed"):
-        table.add_column(column, justify="left" if column == "environment" else "right")
-    for name in [name.removeprefix("num/") for name in metrics if name.startswith("num/")]:
-        row = [metrics.get(f"{part}/{name}", float("nan")) for part in ("reward", "stderr", "accuracy", "reply_tokens")]
-        table.add_row(
-            name,
-            *(f"{value:.3f}" for value in row[:3]),
-            f"{row[3]:.1f}",
-            f"{metrics[f'num/{name}']:.0f}",
-            f"{metrics[f'failed/{name}']:.0f}",
+    several = dict.fromkeys(part for part in (name.split("/")[0] for name in metrics) if part.startswith(SEVERAL))
+    parts = ("reward", "stderr", "low", "high", "accuracy", *several, "reply_tokens", "num", "failed")
+    table.add_column("environment")
+    for part in parts:
+        table.add_column(
+            {"stderr": "+-", "reply_tokens": "reply tokens", "num": "rollouts"}.get(part, part), justify="right"
         )
+    for env_id in [name.removeprefix("num/") for name in metrics if name.startswith("num/")]:
+        values = {part: metrics.get(f"{part}/{env_id}", float("nan")) for part in parts}
+        table.add_row(env_id, *(f"{value:.{DIGITS.get(part, 3)}f}" for part, value in values.items()))
     Console().print(table)

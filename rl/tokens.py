@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, DTypeLike
 COLUMN_TYPES: Mapping[str, DTypeLike] = {"logprob": np.float32, "version": np.int32}
 """Columns that every reply has."""
 
+ADVANTAGE = "advantage"
+"""Name of the column of rows in which tokens have different advantages."""
+
 OUT_OF_BAND_TOKENS = 2048
 """From this length on, the copies that a buffer of its own saves cost more than the buffer."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from envs.messages import Message
 from rl.algorithms import ALGORITHMS
 from rl.algorithms.advantages import RewardError
 from rl.algorithms.algorithm import Algorithm
@@ -23,10 +24,12 @@ from rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from rl.algorithms.rloo import Rloo
 from rl.data_types import Group, Outcome
 from rl.learner.batch_loss import batch_loss
+from rl.learner.batching import make_batches
 from rl.learner.rows import sort_rows
-from rl.learner.samples import make_samples
+from rl.learner.samples import JoinedSamples, make_samples
+from rl.tokens import ADVANTAGE
 from tests.loss_cases import MATH, make_batch, random_case, run, total, trl_loss
-from tests.makers import make_group
+from tests.makers import make_group, make_turn
 
 ANY_MISMATCH: Any = {"sequence_mismatch_max": 1e6}
 
@@ -99,6 +102,38 @@ def test_advantages_are_clamped_and_cut_rollouts_filtered_after_the_statistics()
     assert advantages(Grpo(), group) == [(1.0, -0.5, -0.5)]
     assert advantages(Grpo(overlong_filtering=True), group) == [(1.0, -0.5, 0.0)]
     assert advantages(Grpo(advantage_max=0.75), group) == [(0.75, -0.5, -0.5)]
+
+
+def written(*texts: tuple[str, str]) -> Group:
+    """A group of two rollouts, the first with these replies (text, reasoning), in one context."""
+    group = of(1.0, 0.0)
+    turns = tuple(make_turn([1] if i else [1, 2], [10 + i], is_start=i == 0) for i in range(len(texts)))
+    messages = tuple(Message("assistant", text, reasoning) for text, reasoning in texts)
+    first = replace(group.rollouts[0], turns=turns, messages=(Message("user", "?"), *messages))
+    return replace(group, rollouts=(first, *group.rollouts[1:]))
+
+
+def test_tokens_of_malformed_replies_get_an_advantage_of_their_own() -> None:
+    group = written(("<tool_call>oops", ""), ("Fine.", "thought"), ("4", "hm <think> hm"), ("</think> 4", ""))
+    punishing = Grpo(malformed_advantage=-5.0)
+    samples = make_samples([group], lambda _: punishing)
+    (batch,) = make_batches(samples, 100, 0)
+    first = [row for row in range(2) if batch.loss_mask_BT[row].sum() == 4]
+    assert batch.advantages_BT[first[0]][batch.loss_mask_BT[first[0]]].tolist() == [-5.0, 1.0, -5.0, -5.0]
+    other = batch.advantages_BT[1 - first[0]]
+    assert set(other[batch.loss_mask_BT[1 - first[0]]].tolist()) == {-1.0}
+    for sample in make_samples([group], lambda _: Grpo()):
+        assert ADVANTAGE not in sample.tokens.columns
+
+
+def test_a_malformed_reply_teaches_in_a_group_without_a_signal_too() -> None:
+    group = written(("<function_call>", ""))
+    group = replace(group, rollouts=tuple(replace(one, reward=1.0) for one in group.rollouts))
+    punishing = Grpo(malformed_advantage=-5.0)
+    samples = make_samples([group], lambda _: punishing)
+    joined = JoinedSamples.join(samples).cut()  # as they reach the learner
+    rows = sort_rows(joined, lambda _: punishing, measured_share=1.0)
+    assert [len(rows.trained), len(rows.measured)] == [1, 1]
 
 
 # Objectives

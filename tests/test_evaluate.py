@@ -1,8 +1,13 @@
+import math
+import statistics
+from dataclasses import replace
+
 import pytest
 
+from envs.messages import Message
 from envs.scored import scored
-from rl.runs.evaluation import evaluation_metrics
-from tests.makers import make_group
+from rl.runs.evaluation import bootstrap_interval, clustered_error, evaluation_metrics, pass_at
+from tests.makers import ARITHMETIC, make_group
 
 
 def test_rewards_are_averaged_by_environment_and_failures_are_not_zeros() -> None:
@@ -10,7 +15,8 @@ def test_rewards_are_averaged_by_environment_and_failures_are_not_zeros() -> Non
     metrics = evaluation_metrics(groups)
     assert metrics["reward/math/Arithmetic-v0"] == pytest.approx(0.5)
     assert metrics["accuracy/math/Arithmetic-v0"] == pytest.approx(1 / 3)
-    assert metrics["stderr/math/Arithmetic-v0"] == pytest.approx(0.5 / 3**0.5)
+    # Residuals 0.5 + 0 and -0.5 of two tasks: sqrt((1/4 + 1/4) * 2 / 1) / 3.
+    assert metrics["stderr/math/Arithmetic-v0"] == pytest.approx(1 / 3)
     assert (metrics["num/math/Arithmetic-v0"], metrics["failed/math/Arithmetic-v0"]) == (3, 1)
     assert metrics["reward/b"] == 1.0
     assert metrics["reward/mean"] == pytest.approx(0.75)
@@ -32,3 +38,41 @@ def test_accuracy_is_the_share_of_rewards_at_the_top_of_the_declared_range() -> 
 def test_an_environment_of_which_nothing_counts_has_no_reward() -> None:
     metrics = evaluation_metrics([make_group([None, None])])
     assert metrics == {"num/math/Arithmetic-v0": 0, "failed/math/Arithmetic-v0": 2}
+
+
+def test_with_one_rollout_a_task_the_error_is_that_of_the_mean() -> None:
+    rewards = [1.0, 0.0, 0.5, 1.0]
+    assert clustered_error([[one] for one in rewards]) == pytest.approx(statistics.stdev(rewards) / 2)
+    assert clustered_error([[1.0, 0.0]]) == 0.0
+
+
+def test_rollouts_of_one_task_that_are_alike_count_as_one() -> None:
+    assert clustered_error([[1.0] * 8, [0.0] * 8, [1.0] * 8]) == pytest.approx(clustered_error([[1.0], [0.0], [1.0]]))
+    low, high = bootstrap_interval([[1.0] * 8, [0.0] * 8] * 20)
+    # 40 tasks of mean 1/2: a deviation of sqrt(1/4 / 40) = 0.079, 1.96 of which are 0.155.
+    assert (low, high) == (pytest.approx(0.345, abs=0.02), pytest.approx(0.655, abs=0.02))
+    assert bootstrap_interval([[0.25, 0.75]]) == (0.5, 0.5)
+
+
+def test_pass_at_k_is_that_of_all_choices_of_k_rollouts() -> None:
+    # One of 4 is correct: half of the 6 pairs have it. Two of 4: all but 1 pair.
+    assert pass_at(2, [[True, False, False, False], [True, True, False, False]]) == pytest.approx((0.5 + 5 / 6) / 2)
+    assert pass_at(1, [[True, False, False, False]]) == 0.25
+    assert pass_at(4, [[True, False, False, False], [False] * 4]) == 0.5
+
+
+def test_several_rollouts_a_task_give_pass_at_k_and_the_majoritys_accuracy() -> None:
+    group = make_group([1.0, 1.0, 0.0, 0.0, 0.0])
+    answers = ("It is 7", "**Answer:** 7", "It is 8", "It is 9", "no idea")
+    rollouts = [
+        replace(one, messages=(Message("user", "?"), Message("assistant", text)))
+        for one, text in zip(group.rollouts, answers, strict=True)
+    ]
+    metrics = evaluation_metrics([replace(group, rollouts=tuple(rollouts))])
+    assert metrics[f"majority/{ARITHMETIC}"] == 1.0 and metrics[f"pass_at_1/{ARITHMETIC}"] == pytest.approx(0.4)
+    assert metrics[f"pass_at_4/{ARITHMETIC}"] == 1.0 and f"pass_at_8/{ARITHMETIC}" not in metrics
+    tied = evaluation_metrics([replace(group, rollouts=(rollouts[0], rollouts[2]))])
+    assert tied[f"majority/{ARITHMETIC}"] == 0.5
+    alone = evaluation_metrics([make_group([1.0])])
+    assert not any(name.startswith(("pass_at_", "majority")) for name in alone)
+    assert not any(math.isnan(value) for value in alone.values())

@@ -112,4 +112,5 @@ def test_another_start_takes_trees_if_the_first_did(tmp_path: Path, monkeypatch:
     first, second = (load_trained(config, policy, None, ALONE, CPU, takes_trees=takes) for takes in (True, False))
     for (_, _, loss), takes in ((first, True), (second, False)):
         assert loss is not None and loss.takes_trees == takes
+    assert first[2] is not None and second[2] is not None
     assert first[2](micro_batch()).item() == pytest.approx(second[2](micro_batch()).item(), rel=1e-5)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from rl.config.section import Section
-from rl.data_types import Group
+from rl.data_types import Group, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +81,10 @@ class Algorithm(Section):
         Raises `RewardError` (`rl.algorithms.advantages`) if a rollout that counts has no finite reward.
         """
         raise NotImplementedError
+
+    def turn_advantages(self, rollout: Rollout, advantage: float) -> Sequence[float]:
+        """The advantage of each turn's tokens, given that of the rollout."""
+        return [advantage] * len(rollout.turns)
 
     def token_loss(self, view: TokenView) -> TokenLoss:
         """The loss of each token of the view. Raises `NonFiniteError` (`rl.algorithms.corrections`)."""

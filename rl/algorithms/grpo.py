@@ -24,7 +24,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "overlong_filtering": True,
         "importance_weight_max": None,
     },
-    "super": {"scale_by_std": "leave_one_out", "importance_weight_max": 5.0, "advantage_max": 50.0},
+    "super": {
+        "scale_by_std": "leave_one_out",
+        "importance_weight_max": 5.0,
+        "advantage_max": 50.0,
+        "malformed_advantage": -5.0,
+    },
     "ultra": {
         "scale_by_std": "leave_one_out",
         "importance_weight_min": 0.2,

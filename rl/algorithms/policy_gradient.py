@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 
 from rl.algorithms.algorithm import Advantages, Algorithm, Measure, TokenLoss, TokenView
 from rl.algorithms.kl import ESTIMATORS, Estimator, still_to_come
-from rl.data_types import Group, Outcome
+from rl.algorithms.malformed import is_malformed
+from rl.data_types import Group, Outcome, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +59,9 @@ class PolicyGradient(Algorithm):
     """Weight of the entropy of the policy's distributions, in nats, in the objective."""
     advantage_max: Positive | None = None
     """Advantages are clamped to plus or minus this."""
+    malformed_advantage: float | None = None
+    """Advantage of the tokens of a reply with a tool call that stayed text, or with think tags where none belong,
+    instead of its rollout's; null makes no difference. Super's recipe has -5."""
     overlong_filtering: bool = False
     """Rollouts that were cut at a limit of tokens get advantage 0. They count in the statistics of their group, and
     their tokens in the denominator of the loss."""
@@ -86,6 +90,12 @@ class PolicyGradient(Algorithm):
 
     def advantages(self, groups: Sequence[Group]) -> list[Advantages]:
         return [self._edited(group, own) for group, own in zip(groups, self.compare(groups), strict=True)]
+
+    def turn_advantages(self, rollout: Rollout, advantage: float) -> Sequence[float]:
+        replies = [message for message in rollout.messages if message.role == "assistant"]
+        if self.malformed_advantage is None or len(replies) != len(rollout.turns):
+            return super().turn_advantages(rollout, advantage)
+        return [self.malformed_advantage if is_malformed(reply) else advantage for reply in replies]
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         """As `advantages`, before they are clamped and filtered."""

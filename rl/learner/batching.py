@@ -14,7 +14,7 @@ import torch
 from rl.data_types import Batch, Sample
 from rl.prefix_tree import dictionary_order, num_shared, tree_of
 from rl.ranks import ALONE, Ranks
-from rl.tokens import Tokens
+from rl.tokens import ADVANTAGE, Tokens
 
 Totals = tuple[int, int]
 """The loss tokens and the rows of a step."""
@@ -115,7 +115,7 @@ def _pad(rows: Sequence[Sample], pad_id: int, totals: Totals) -> Batch:
         token_ids_BT[b, :num_tokens] = row.tokens.ids
         attention_mask_BT[b, :num_tokens] = True
         loss_mask_BT[b, :num_tokens] = row.tokens.sampled
-        advantages_BT[b, :num_tokens] = row.advantage
+        advantages_BT[b, :num_tokens] = row.tokens.columns.get(ADVANTAGE, row.advantage)
         for name, column in row.tokens.columns.items():
             columns[name][b, :num_tokens] = column
     return Batch(

@@ -13,6 +13,7 @@ import numpy as np
 
 from rl.algorithms.algorithm import Algorithm
 from rl.data_types import Sample
+from rl.tokens import ADVANTAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def sort_rows(samples: Sequence[Sample], algorithm_of: Callable[[str], Algorithm
     Of the others `measured_share` are measured, at equal distances, the first one always. If no row is to be trained,
     the first one is: the optimiser's moments decay in such a step too, as if all rows were computed.
     """
-    teaches = [sample.advantage != 0 or algorithm_of(sample.env_id).needs_every_row for sample in samples]
+    teaches = [_has_advantage(sample) or algorithm_of(sample.env_id).needs_every_row for sample in samples]
     if samples and not any(teaches):
         teaches[0] = True
     trained = [sample for sample, is_trained in zip(samples, teaches, strict=True) if is_trained]
@@ -51,6 +52,10 @@ def sort_rows(samples: Sequence[Sample], algorithm_of: Callable[[str], Algorithm
         _num_loss_tokens(samples),
         len(samples),
     )
+
+
+def _has_advantage(sample: Sample) -> bool:
+    return bool(np.any(sample.tokens.columns.get(ADVANTAGE, sample.advantage)))
 
 
 def _num_loss_tokens(samples: Sequence[Sample]) -> int:

@@ -5,13 +5,13 @@ one row. If a context begins anew (a chat template rewrote the past), a new row 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rl.algorithms.algorithm import Advantages, Algorithm
 from rl.data_types import Group, Rollout, Sample, Turn
-from rl.tokens import COLUMN_TYPES, Tokens
+from rl.tokens import ADVANTAGE, COLUMN_TYPES, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,14 @@ def make_samples(groups: Sequence[Group], algorithm_of: Callable[[str], Algorith
     (`rl.algorithms.advantages`) and `TurnError`.
     """
     advantages = group_advantages(groups, algorithm_of)
-    return [
-        sample
-        for group in groups
-        for rollout, advantage in zip(group.rollouts, advantages[group.group_id], strict=True)
-        if advantage is not None
-        for sample in rollout_samples(rollout, advantage, algorithm_of(group.task.env_id).needs)
-    ]
+    samples: list[Sample] = []
+    for group in groups:
+        algorithm = algorithm_of(group.task.env_id)
+        for rollout, advantage in zip(group.rollouts, advantages[group.group_id], strict=True):
+            if advantage is not None:
+                by_turn = algorithm.turn_advantages(rollout, advantage)
+                samples += rollout_samples(rollout, advantage, algorithm.needs, by_turn)
+    return _all_by_token(samples) if any(ADVANTAGE in sample.tokens.columns for sample in samples) else samples
 
 
 def group_advantages(groups: Sequence[Group], algorithm_of: Callable[[str], Algorithm]) -> dict[str, Advantages]:
@@ -72,20 +73,40 @@ def group_advantages(groups: Sequence[Group], algorithm_of: Callable[[str], Algo
     }
 
 
-def rollout_samples(rollout: Rollout, advantage: float, needs: Iterable[str] = ()) -> list[Sample]:
-    """The training rows of one rollout; every row gets the rollout's advantage. Rows without a sampled token are left
-    out. `needs` are the columns that its algorithm reads besides those that every reply has.
+def rollout_samples(
+    rollout: Rollout, advantage: float, needs: Iterable[str] = (), turn_advantages: Sequence[float] = ()
+) -> list[Sample]:
+    """The training rows of one rollout. Every row gets the rollout's advantage; if some of `turn_advantages` are
+    others, also a column of them. Rows without a sampled token are left out. `needs` are the columns that its algorithm reads
+    besides those that every reply has.
 
     Raises `TurnError` for turns that contradict themselves.
     """
     contexts: list[list[Tokens]] = []
+    differs = any(one != advantage for one in turn_advantages)
     for index, turn in enumerate(rollout.turns):
         _check(turn, needs, where=f"environment {rollout.task.env_id!r}, task {rollout.task.ordinal}, turn {index}")
         if turn.is_start or not contexts:
             contexts.append([])
-        contexts[-1] += [turn.prompt, _only_sampled(turn.reply)]
+        reply = _only_sampled(turn.reply)
+        contexts[-1] += [turn.prompt, _with_advantage(reply, turn_advantages[index]) if differs else reply]
     rows = [Tokens.joined(parts) for parts in contexts]
     return [Sample(rollout.task.env_id, row, advantage) for row in rows if row.sampled.any()]
+
+
+def _with_advantage(tokens: Tokens, advantage: float) -> Tokens:
+    column = np.full(len(tokens), advantage, np.float32)
+    return Tokens.make(tokens.ids, tokens.sampled, {**tokens.columns, ADVANTAGE: column})
+
+
+def _all_by_token(samples: Sequence[Sample]) -> list[Sample]:
+    """A column that one row of a step has is 0 in rows that lack it, so all get it."""
+    return [
+        sample
+        if ADVANTAGE in sample.tokens.columns
+        else replace(sample, tokens=_with_advantage(sample.tokens, sample.advantage))
+        for sample in samples
+    ]
 
 
 def _only_sampled(reply: Tokens) -> Tokens:

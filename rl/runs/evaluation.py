@@ -1,34 +1,105 @@
-"""Which metrics does an evaluation have, per environment?"""
+"""Which metrics does an evaluation have, per environment?
+
+Rollouts of one task are not independent, so errors are those of the tasks: the cluster-robust standard error
+(https://arxiv.org/abs/2411.00640, section 2.2), and a bootstrap that draws tasks with all their rollouts.
+"""
 
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
+from math import comb
+
+import numpy as np
 
 from envs.facts import reward_range_of
 from envs.results import is_full_reward
-from rl.data_types import Group
+from rewards.final_answer import final_answer
+from rl.data_types import Group, Rollout
+
+NUM_DRAWS = 2000
+INTERVAL = (2.5, 97.5)
+"""Percentiles: an interval of 95 %."""
 
 
 def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean reward, its standard error, accuracy, reply tokens and counts by environment.
+    """Metrics by environment: `reward/ENV` (mean), `stderr/ENV`, its 95 % interval `low/ENV` to `high/ENV`,
+    `accuracy/ENV`, `reply_tokens/ENV`, and the counts `num/ENV` and `failed/ENV`.
 
     Accuracy is the share of rewards at the top of the environment's `reward_range` (`envs.results.is_full_reward`).
-    Rollouts that do not count are left out and counted as `failed/ENV`.
+    With several rollouts a task also `pass_at_K/ENV` and `majority/ENV`. Rollouts that do not count are left out and
+    counted as `failed/ENV`.
     """
     metrics: dict[str, float] = {}
     for env_id in dict.fromkeys(group.task.env_id for group in groups):
-        rollouts = [rollout for group in groups if group.task.env_id == env_id for rollout in group.rollouts]
-        valid = [rollout for rollout in rollouts if rollout.reward is not None]
-        rewards = [rollout.reward for rollout in valid if rollout.reward is not None]
-        metrics[f"num/{env_id}"] = len(rewards)
-        metrics[f"failed/{env_id}"] = len(rollouts) - len(rewards)
-        if not rewards:
-            continue
-        reward_range = reward_range_of(env_id)
-        metrics[f"reward/{env_id}"] = statistics.fmean(rewards)
-        metrics[f"stderr/{env_id}"] = statistics.stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else 0.0
-        metrics[f"accuracy/{env_id}"] = statistics.fmean(is_full_reward(reward, reward_range) for reward in rewards)
-        metrics[f"reply_tokens/{env_id}"] = statistics.fmean(rollout.num_reply_tokens for rollout in valid)
+        metrics |= _of_environment(env_id, [group.rollouts for group in groups if group.task.env_id == env_id])
     rewards_by_env = [value for name, value in metrics.items() if name.startswith("reward/")]
     if rewards_by_env:
         metrics["reward/mean"] = statistics.fmean(rewards_by_env)
     return metrics
+
+
+def _of_environment(env_id: str, played: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+    tasks = [[rollout for rollout in rollouts if rollout.reward is not None] for rollouts in played]
+    tasks = [rollouts for rollouts in tasks if rollouts]
+    rewards = [[rollout.reward for rollout in rollouts if rollout.reward is not None] for rollouts in tasks]
+    num = sum(map(len, rewards))
+    metrics: dict[str, float] = {f"num/{env_id}": num, f"failed/{env_id}": sum(map(len, played)) - num}
+    if not rewards:
+        return metrics
+    reward_range = reward_range_of(env_id)
+    correct = [[is_full_reward(reward, reward_range) for reward in own] for own in rewards]
+    low, high = bootstrap_interval(rewards)
+    metrics |= {
+        f"reward/{env_id}": statistics.fmean(reward for own in rewards for reward in own),
+        f"stderr/{env_id}": clustered_error(rewards),
+        f"low/{env_id}": low,
+        f"high/{env_id}": high,
+        f"accuracy/{env_id}": statistics.fmean(one for own in correct for one in own),
+        f"reply_tokens/{env_id}": statistics.fmean(one.num_reply_tokens for rollouts in tasks for one in rollouts),
+    }
+    if (num_samples := min(map(len, correct))) > 1:
+        sizes = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
+        metrics |= {f"pass_at_{k}/{env_id}": pass_at(k, correct) for k in sizes}
+        metrics[f"majority/{env_id}"] = statistics.fmean(map(_majority, tasks, correct))
+    return metrics
+
+
+def clustered_error(rewards: Sequence[Sequence[float]]) -> float:
+    """The standard error of the mean of all rewards, given by task; 0 for one task."""
+    num, num_tasks = sum(map(len, rewards)), len(rewards)
+    if num_tasks < 2:
+        return 0.0
+    mean = statistics.fmean(reward for own in rewards for reward in own)
+    squares = sum(sum(reward - mean for reward in own) ** 2 for own in rewards)
+    return (squares * num_tasks / (num_tasks - 1)) ** 0.5 / num
+
+
+def bootstrap_interval(rewards: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95 % interval of the mean of all rewards, given by task: percentiles of means over tasks drawn with replacement.
+    The same rewards give the same interval.
+    """
+    sums, sizes = np.array([sum(own) for own in rewards]), np.array([len(own) for own in rewards])
+    drawn = np.random.default_rng(0).integers(len(rewards), size=(NUM_DRAWS, len(rewards)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), INTERVAL)
+    return float(low), float(high)
+
+
+def pass_at(k: int, correct: Sequence[Sequence[bool]]) -> float:
+    """Probability that one of k rollouts of a task is correct, over tasks: 1 - C(n - c, k) / C(n, k) of a task with c
+    of n correct rollouts, which is unbiased (https://arxiv.org/abs/2107.03374, equation 1). Each n must be at least k.
+    """
+    return statistics.fmean(1.0 - comb(len(own) - sum(own), k) / comb(len(own), k) for own in correct)
+
+
+def _majority(rollouts: Sequence[Rollout], correct: Sequence[bool]) -> float:
+    """Accuracy of a task's most frequent answer; of answers that are equally frequent, the mean.
+
+    An answer is what `rewards.final_answer` finds in the last reply, or the whole reply if it finds nothing.
+    """
+    votes: dict[str, list[bool]] = defaultdict(list)
+    for rollout, is_correct in zip(rollouts, correct, strict=True):
+        replies = [message.content for message in rollout.messages if message.role == "assistant"]
+        text = replies[-1] if replies else ""
+        votes[final_answer(text) or text.strip()].append(is_correct)
+    most = max(map(len, votes.values()))
+    return statistics.fmean(statistics.fmean(own) for own in votes.values() if len(own) == most)
