@@ -77,8 +77,8 @@ def rollout_samples(
     rollout: Rollout, advantage: float, needs: Iterable[str] = (), turn_advantages: Sequence[float] = ()
 ) -> list[Sample]:
     """The training rows of one rollout. Every row gets the rollout's advantage; if some of `turn_advantages` are
-    others, also a column of them. Rows without a sampled token are left out. `needs` are the columns that its algorithm reads
-    besides those that every reply has.
+    others, also a column of them. Rows without a sampled token are left out. `needs` are the columns that its algorithm
+    reads besides those that every reply has.
 
     Raises `TurnError` for turns that contradict themselves.
     """
