@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from rl.algorithms.corrections import NonFiniteError
-from rl.algorithms.shaping import shaped, shaping_metrics
+from rl.algorithms.shaping import shaped, shaping_metrics, with_signal
 from rl.checks import check
 from rl.cluster.actors import ActorDied
 from rl.config.experiment import ExperimentConfig
@@ -66,7 +66,8 @@ def run_loop(parts: Parts) -> None:
 
 def update_policy(parts: Parts, trained: Sequence[Group]) -> Update | None:
     """Train on the groups; None if nothing was trained and they are to be masked."""
-    samples = make_samples(shaped(trained, parts.config.shapings), parts.config.algorithm_of)
+    select = with_signal if parts.config.train.max_sampling_rounds > 1 else shaped
+    samples = make_samples(select(trained, parts.config.shapings), parts.config.algorithm_of)
     parts.is_consistent = False
     try:
         return parts.learner.update(samples)
@@ -108,6 +109,7 @@ def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
     metrics = step_metrics(groups, update, seconds, overlap) | parts.canaries.metrics()
     metrics |= shaping_metrics(groups, parts.config.shapings)
     metrics |= memory_metrics(resident_mib(), parts.learner.memory_mib, work)
+    metrics["groups"] = len(groups)
     metrics["groups_in_flight"] = parts.collector.num_in_flight
     parts.times.clear()  # what tracking takes from here on is counted with the next step
     parts.tracker.save_rollouts(parts.step, "train", groups)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from rl.algorithms.shaping import with_signal
 from rl.cluster.actors import Deadline
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Task
@@ -50,22 +51,38 @@ class Collector:
         return self._admission.num_in_flight
 
     def collect(self) -> list[Group]:
-        """The P groups of one step, in start order. Raises `ClusterError` at train.collect_timeout_s."""
+        """The groups of one step, in start order: P, and more if `train.max_sampling_rounds` lets it look for groups
+        with a signal. Raises `ClusterError` at train.collect_timeout_s.
+        """
         deadline, begun = self._deadline(), time.monotonic()
         self._pool.wait_until_loaded()  # first: nothing is trained or started if an engine loaded other weights
         self._start(self.num_in_flight - sum(1 if isinstance(one, Group) else one.num_groups for one in self._plays))
-        groups: list[Group] = []
-        while len(groups) < self._config.train.num_prompts:
-            first = self._plays[0]
-            ended = [first] if isinstance(first, Group) else self._pool.collect(first, deadline)
-            self._plays.popleft()
-            self._ledger.play(group.task.ordinal for group in ended)
-            groups += ended
+        num_prompts = self._config.train.num_prompts
+        groups = self._hand_over(num_prompts, deadline)
+        for _ in range(1, self._config.train.max_sampling_rounds):
+            num_missing = num_prompts - len(with_signal(groups, self._config.shapings))
+            if num_missing <= 0:
+                break
+            num_more = min(num_prompts, num_missing * len(groups) // max(1, num_prompts - num_missing))
+            if self._config.train.max_staleness == 0:
+                self._start(num_more)
+            groups += self._hand_over(num_more, deadline)
         now = time.monotonic()
         if self._handed_over_at is not None:  # the first step also starts engines and environments
             self._admission.follow(now - begun, now - self._handed_over_at)
         self._handed_over_at = now
         return sorted(groups, key=lambda group: group.task.ordinal)
+
+    def _hand_over(self, num: int, deadline: Deadline) -> list[Group]:
+        """At least so many groups, or all that were started, in start order."""
+        groups: list[Group] = []
+        while len(groups) < num and self._plays:
+            first = self._plays[0]
+            ended = [first] if isinstance(first, Group) else self._pool.collect(first, deadline)
+            self._plays.popleft()
+            self._ledger.play(group.task.ordinal for group in ended)
+            groups += ended
+        return groups
 
     def evaluate(self, tasks: Sequence[Task], *, at_once: bool = False) -> Iterator[list[Group]]:
         """The groups of an evaluation in the order of `tasks`, played alongside the groups in flight.

@@ -6,6 +6,7 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     reward_part/ENV/PART            mean of each part of the reward, over rollouts that have it
     outcome/OUTCOME, outcome/ENV/OUTCOME    rollouts by outcome
     masked_rows                     share of rollouts that do not count
+    groups                          groups of the step, those included that leave it for want of a signal
     degenerate_groups, degenerate_groups/ENV    groups without a signal: fewer than 2 rows that count, or equal rewards
                                     (before `environments.ENV.shaping`)
     shaping/ENV                     what shapings add to the reward of a rollout, on average

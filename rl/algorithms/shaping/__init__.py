@@ -5,6 +5,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Annotated
 
+from rl.algorithms.advantages import is_degenerate
 from rl.algorithms.shaping.effort import Effort
 from rl.algorithms.shaping.length import Length
 from rl.algorithms.shaping.overlong import Overlong
@@ -23,6 +24,11 @@ Shapings = Mapping[str, Sequence[Shaping]]
 def shaped(groups: Sequence[Group], shapings: Shapings) -> list[Group]:
     """The groups with the rewards that advantages are computed from."""
     return [_shaped(group, shapings.get(group.task.env_id, ())) for group in groups]
+
+
+def with_signal(groups: Sequence[Group], shapings: Shapings) -> list[Group]:
+    """Those of the groups, shaped, from which advantages can be computed."""
+    return [group for group in shaped(groups, shapings) if not is_degenerate(group)]
 
 
 def shaping_metrics(groups: Sequence[Group], shapings: Shapings) -> dict[str, float]:
