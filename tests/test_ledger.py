@@ -62,3 +62,15 @@ def test_killed_at_random_points_each_ordinal_is_trained_exactly_once(seed: int)
     assert len(set(trained)) == len(trained)
     finished = set(range(ledger.state()["num_started"])) - set(ledger.state()["in_flight"])
     assert set(trained) == finished
+
+
+def test_the_first_open_task_is_the_oldest_that_is_neither_trained_nor_masked() -> None:
+    ledger = Ledger()
+    assert ledger.first_open == 0
+    for _ in range(3):
+        ledger.start()
+    ledger.play([0, 1])
+    ledger.finish(0, masked=False)
+    assert (ledger.first_open, Ledger.from_state(ledger.state()).first_open) == (1, 1)
+    ledger.finish(1, masked=True)
+    assert ledger.first_open == 2

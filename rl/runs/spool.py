@@ -153,7 +153,8 @@ class Spool:
         versions = _versions(SpoolFile(path, stream.task(ordinal)).load())
         if max(versions, default=0) > step:
             raise SpoolError("sampled by lost versions")
-        trained_version = ordinal // self._train.num_prompts  # tasks are trained in order
+        # Tasks are trained in order; a step takes at least so many.
+        trained_version = step + (ordinal - ledger.first_open) // self._train.num_prompts
         if trained_version - min(versions, default=trained_version) > self._train.max_staleness:
             raise SpoolError("too old")
 

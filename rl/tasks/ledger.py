@@ -63,6 +63,11 @@ class Ledger:
         """Whether it is still to be trained or masked: not started yet, to be started again, or in flight."""
         return ordinal >= self._num_started or ordinal in self._in_flight or ordinal in self._again
 
+    @property
+    def first_open(self) -> int:
+        """The smallest ordinal that is still to be trained or masked."""
+        return min((*self._in_flight, *self._again), default=self._num_started)
+
     def _check(self, ordinal: int) -> None:
         if ordinal not in self._in_flight:
             raise LedgerError(f"task {ordinal} is not in flight; it was finished before or never started")
