@@ -44,6 +44,12 @@ WRONG: dict[str, list[list[str]]] = {
     "sft train": [["none.yaml"], ["used.yaml"]],
     "sft show": [["none.yaml"], ["used.yaml"]],
     "sft smollm2": [[]],
+    "sft from-rollouts": [
+        ["none", "--out", "x.jsonl"],
+        ["empty", "--out", "x.jsonl"],
+        ["empty"],
+        ["used.yaml", "--out", "x.jsonl", "--choose", "long"],
+    ],
     "envs info": [["math/Nothing-v0"], [ENV, "levle=1"], [ENV, "level=99"], ["nowhere:Nothing"]],
     "envs new": [["lower", "--out", "."], ["Mine", "--kind", "class"]],
     "envs check": [["math/Nothing-v0"], [ENV, "level"]],

@@ -28,12 +28,12 @@ def test_chunked_logprobs_are_those_of_a_plain_log_softmax_with_their_gradients(
     expected_entropy[:, 1:] = -(plain.exp() * plain).sum(-1)
     torch.testing.assert_close(logprobs, expected * mask, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(entropy, expected_entropy * mask, atol=1e-5, rtol=1e-6)
-    assert not entropy.requires_grad
     weights = torch.linspace(-1, 1, mask.numel()).reshape(mask.shape)
-    ours = torch.autograd.grad((logprobs * weights).sum(), (hidden, weight))
-    theirs = torch.autograd.grad((expected * mask * weights).sum(), (hidden, weight))
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for mine, plain in ((logprobs, expected), (entropy, expected_entropy)):
+        ours = torch.autograd.grad((mine * weights).sum(), (hidden, weight), retain_graph=True)
+        theirs = torch.autograd.grad((plain * mask * weights).sum(), (hidden, weight), retain_graph=True)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_logits_never_exist_for_more_tokens_than_a_chunk():

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).parents[1]
-SITE = REPO / "tests" / "warm"
-"""The folder of sitecustomize.py, which hands the processes of Ray to the server."""
 WARM = {"rl", "sft", "benchmarks"}
 COLD = {"benchmarks.chaos", "benchmarks.replay"}
 """They look at, and end, all processes below their own: servers too."""
@@ -34,8 +33,10 @@ def starts_warm() -> bool:
 @contextlib.contextmanager
 def warm_commands(folder: Path) -> Iterator[None]:
     """Start a server for the processes that start inside the block; its address is in this folder."""
-    address = str(folder / "server")
-    os.environ["PYTHONPATH"] = ":".join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
+    address, site = str(folder / "server"), folder / "site"
+    site.mkdir()
+    shutil.copy(REPO / "tests" / "warm_site.py", site / "sitecustomize.py")
+    os.environ["PYTHONPATH"] = ":".join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "tests.warm_server", address]
     server = subprocess.Popen(command, cwd=REPO, stdin=subprocess.DEVNULL)
     os.environ["POLYGYM_WARM"] = address

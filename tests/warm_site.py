@@ -1,5 +1,5 @@
-"""How do Python processes of Ray start warm in tests? Python imports this module when it starts, if its folder is in
-PYTHONPATH. A script of Ray is handed to the server of tests/warm_server.py; this process then only waits for its end.
+"""How do Python processes of Ray start warm in tests? Python imports a copy of this module, sitecustomize.py, when it
+starts. A script of Ray is handed to the server of tests/warm_server.py; this process then only waits for its end.
 """
 
 import os
