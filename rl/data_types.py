@@ -93,6 +93,17 @@ class Rollout:
     seconds: float
 
     @property
+    def first_reply(self) -> int:
+        """Place of the policy's first reply in `messages`; the opening, before it, may have replies too."""
+        places = [place for place, message in enumerate(self.messages) if message.role == "assistant"]
+        return places[-len(self.turns)] if 0 < len(self.turns) <= len(places) else len(self.messages)
+
+    @property
+    def replies(self) -> tuple[Message, ...]:
+        """The messages that the policy wrote, one a turn."""
+        return tuple(message for message in self.messages[self.first_reply :] if message.role == "assistant")
+
+    @property
     def num_reply_tokens(self) -> int:
         """Tokens of all replies, forced ones included."""
         return sum(len(turn.reply) for turn in self.turns)

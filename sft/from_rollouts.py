@@ -1,8 +1,8 @@
 """Which rollouts of a run become training data? The good ones of each task, few of them, or its best beside its worst.
 
 Rejection sampling: the supervised stage trains on what a policy, its own or another, wrote and an environment rewarded.
-Tasks of the held-out split, rollouts that were cut or broke a rule, and those in which a thinking budget wrote the end
-of the reasoning are never taken.
+Tasks of the held-out split are never taken; nor, but as a worst, rollouts that were cut or broke a rule, and those in
+which a thinking budget wrote the end of the reasoning.
 """
 
 import json
@@ -28,11 +28,22 @@ class Played:
     reward: float
     is_sound: bool
     """Whether it ended by itself and broke no rule."""
+    first_reply: int
+    """Place of the policy's first reply; the opening before it may have replies too."""
 
     @property
     def written(self) -> list[str]:
-        """What the policy wrote."""
-        return [text for one in self.messages if one.role == "assistant" for text in (one.reasoning, one.content)]
+        """What the policy wrote, tool calls included."""
+        return [
+            text
+            for one in self.messages[self.first_reply :]
+            if one.role == "assistant"
+            for text in (
+                one.reasoning,
+                one.content,
+                *(json.dumps([call.name, call.arguments], default=str) for call in one.tool_calls),
+            )
+        ]
 
     @property
     def num_characters(self) -> int:
@@ -45,6 +56,7 @@ class PlayedTask:
 
     env_id: str
     seed: int
+    options: JsonObject
     rollouts: list[Played]
 
 
@@ -59,9 +71,13 @@ def played_tasks(place: Path) -> list[PlayedTask]:
         if task.get("split", "train") != "train" or reward is None:
             continue
         key = json.dumps([task["env_id"], task["seed"], task.get("options", {})], sort_keys=True, default=str)
-        found = tasks.setdefault(key, PlayedTask(task["env_id"], task["seed"], []))
+        found = tasks.setdefault(key, PlayedTask(task["env_id"], task["seed"], task.get("options", {}), []))
         is_sound = saved.get("outcome") == "ok" and not saved.get("malformed_calls")
-        found.rollouts.append(Played(tuple(map(message_from, saved["messages"])), float(reward), is_sound))
+        messages = tuple(map(message_from, saved["messages"]))
+        replies = [place for place, message in enumerate(messages) if message.role == "assistant"]
+        num_turns = len(saved.get("turns", ())) or len(replies)
+        if 0 < num_turns <= len(replies):
+            found.rollouts.append(Played(messages, float(reward), is_sound, replies[-num_turns]))
     return list(tasks.values())
 
 
@@ -77,9 +93,12 @@ def chosen_rows(tasks: Sequence[PlayedTask], reward_min: float, per_task: int, c
         ordered = sorted(distinct.values(), key=lambda one: one.num_characters)
         taken = ordered[:per_task] if choice == "shortest" else _diverse(ordered, per_task)
         for one in taken:
+            opening = _objects(one.messages[: one.first_reply])
+            for message in opening:
+                message |= {"weight": 0} if message["role"] == "assistant" else {}  # the policy did not write it
             yield {
-                "messages": _objects(to_last_reply(one.messages)),
-                "tools": _tools(task.env_id),
+                "messages": opening + _objects(to_last_reply(one.messages)[one.first_reply :]),
+                "tools": _tools(task),
                 **_about(task, one.reward),
             }
 
@@ -89,22 +108,22 @@ def preference_pairs(tasks: Sequence[PlayedTask], margin_min: float) -> Iterator
     `chosen` and `rejected`, the form of TRL's DPO and reward trainers.
     """
     for task in tasks:
-        if not task.rollouts:
+        sound = [one for one in task.rollouts if one.is_sound]
+        if not sound:
             continue
-        sound = [one for one in task.rollouts if one.is_sound] or task.rollouts
         best = min(sound, key=lambda one: (-one.reward, one.num_characters))
         worst = min(task.rollouts, key=lambda one: (one.reward, one.num_characters))
         if best.reward - worst.reward < max(margin_min, 0.0) or best.reward == worst.reward:
             continue
-        prompt = _before_reply(best.messages)
-        if prompt != _before_reply(worst.messages):
+        prompt = best.messages[: best.first_reply]
+        if prompt != worst.messages[: worst.first_reply]:
             continue  # an environment that opens differently with one seed
         chosen, rejected = (_objects(to_last_reply(one.messages)[len(prompt) :]) for one in (best, worst))
         yield {
             "prompt": _objects(prompt),
             "chosen": chosen,
             "rejected": rejected,
-            "tools": _tools(task.env_id),
+            "tools": _tools(task),
             **_about(task, best.reward),
             "rejected_reward": worst.reward,
         }
@@ -140,11 +159,6 @@ def _trigrams(played: Played) -> set[tuple[str, ...]]:
     return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
 
 
-def _before_reply(messages: Sequence[Message]) -> tuple[Message, ...]:
-    first = next((i for i, one in enumerate(messages) if one.role == "assistant"), len(messages))
-    return tuple(messages[:first])
-
-
 def _objects(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Without keys that are empty, except for `role` and `content`."""
     return [
@@ -153,13 +167,16 @@ def _objects(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
-def _tools(env_id: str) -> list[dict[str, Any]]:
-    env = make(env_id)
-    tools = [
-        {"name": one.name, "description": one.description, "parameters": dict(one.parameters)} for one in env.tools
-    ]
-    env.close()
-    return tools
+def _tools(task: PlayedTask) -> list[dict[str, Any]]:
+    """The environment's tools in this task: some have them only once they are reset."""
+    env = make(task.env_id)
+    try:
+        env.reset(seed=task.seed, options={**task.options, "split": "train"})
+        return [
+            {"name": one.name, "description": one.description, "parameters": dict(one.parameters)} for one in env.tools
+        ]
+    finally:
+        env.close()
 
 
 def _about(task: PlayedTask, reward: float) -> JsonObject:

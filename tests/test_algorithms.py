@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from envs.messages import Message
 from rl.algorithms import ALGORITHMS
-from rl.algorithms.advantages import RewardError
 from rl.algorithms.algorithm import Algorithm
 from rl.algorithms.cispo import Cispo
 from rl.algorithms.corrections import weights_within
@@ -74,8 +73,7 @@ def test_reinforce_divides_by_the_deviation_of_all_groups_of_the_step() -> None:
 def test_max_rl_weights_a_success_by_one_over_the_rate_of_successes() -> None:
     assert advantages(MaxRl(), of(1.0, 1.0, 0.0, None)) == [(0.5, 0.5, -1.0, None)]
     assert advantages(MaxRl(), of(0.0, 0.0), of(1.0, None)) == [(0.0, 0.0), (0.0, None)]
-    with pytest.raises(RewardError, match="reward -1; max_rl takes rewards as probabilities"):
-        MaxRl().advantages([of(1.0, -1.0)])
+    assert advantages(MaxRl(), of(1.0, -1.0), of(0.0, -0.5)) == [(1.0, -1.0), (0.0, 0.0)]  # shaping may go below 0
 
 
 def test_scaling_by_the_deviation_of_the_others_is_nemo_rls() -> None:
@@ -85,6 +83,8 @@ def test_scaling_by_the_deviation_of_the_others_is_nemo_rls() -> None:
     # The others of the only success are all 0, so nothing is divided; those of a failure deviate by sqrt(1/2).
     assert advantages(algorithm, of(1.0, 0.0, 0.0)) == [(1.0, -math.sqrt(0.5), -math.sqrt(0.5))]
     assert advantages(algorithm, of(1.0, 0.0)) == [(1.0, -1.0)]
+    by_rounding = advantages(algorithm, of(1.0, 0.3, 0.1 + 0.2))
+    assert by_rounding[0][0] == 0.7
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -98,7 +98,11 @@ def test_every_algorithm_keeps_groups_apart_and_masked_rows_out(name: str) -> No
 
 def test_advantages_are_clamped_and_cut_rollouts_filtered_after_the_statistics() -> None:
     group = of(1.0, 0.0, 0.0)
-    group = replace(group, rollouts=(*group.rollouts[:2], replace(group.rollouts[2], outcome=Outcome.TRUNCATED)))
+    cut = replace(group.rollouts[2], outcome=Outcome.TRUNCATED)
+    out_of_turns = replace(group, rollouts=(*group.rollouts[:2], cut))
+    assert advantages(Grpo(overlong_filtering=True), out_of_turns) == [(1.0, -0.5, -0.5)]
+    cut = replace(cut, turns=(replace(cut.turns[-1], finish="length"),))
+    group = replace(group, rollouts=(*group.rollouts[:2], cut))
     assert advantages(Grpo(), group) == [(1.0, -0.5, -0.5)]
     assert advantages(Grpo(overlong_filtering=True), group) == [(1.0, -0.5, 0.0)]
     assert advantages(Grpo(advantage_max=0.75), group) == [(0.75, -0.5, -0.5)]
@@ -122,6 +126,10 @@ def test_tokens_of_malformed_replies_get_an_advantage_of_their_own() -> None:
     assert batch.advantages_BT[first[0]][batch.loss_mask_BT[first[0]]].tolist() == [-5.0, 1.0, -5.0, -5.0]
     other = batch.advantages_BT[1 - first[0]]
     assert set(other[batch.loss_mask_BT[1 - first[0]]].tolist()) == {-1.0}
+    opened = replace(group.rollouts[0], messages=(Message("assistant", "</think>"), *group.rollouts[0].messages))
+    assert punishing.turn_advantages(opened, 1.0) == [-5.0, 1.0, -5.0, -5.0]  # an opening may have replies
+    cut = replace(group.rollouts[0], turns=tuple(replace(one, finish="length") for one in group.rollouts[0].turns))
+    assert punishing.turn_advantages(cut, 1.0) == [1.0] * 4  # a call that was cut is no malformed one
     for sample in make_samples([group], lambda _: Grpo()):
         assert ADVANTAGE not in sample.tokens.columns
 
@@ -164,6 +172,23 @@ def test_gspo_clips_the_geometric_mean_of_the_ratios() -> None:
     assert loss == pytest.approx(-(1.0 + 1.0004) / 2)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, -0.25, -0.25], [0.0, 0.0, 0.0]]))
     assert total(sums, "clip_fraction") == 2
+
+
+def test_the_ratio_of_a_sequence_has_the_tokens_that_a_correction_leaves_out() -> None:
+    # Log ratios 0.1 and 3: the second token is left out; the mean is 1.55.
+    batch = make_batch([[0.0, -4.0, -4.0]], [-1.0])
+    algorithm = Gspo(correction="mask", importance_weight_max=2.0, clip_low=0.5, clip_high=0.5, **ANY_MISMATCH)
+    loss, gradient, _ = run([[0.0, -3.9, -1.0]], batch, algorithm)
+    assert loss == pytest.approx(math.exp(1.55) / 2, rel=1e-5)
+    assert gradient.tolist() == [[0.0, pytest.approx(math.exp(1.55) / 2, rel=1e-5), 0.0]]
+
+
+def test_penalties_of_a_mean_over_sequences_are_weighted_alike() -> None:
+    mask = [[False, True, True, True], [False, True, False, False]]
+    batch = make_batch([[0.0] + [-1.0] * 3] * 2, [0.0, 0.0], mask)
+    reference = [[0.0] + [-1.0 + math.log(2)] * 3] * 2
+    loss, _, _ = run([[0.0] + [-1.0] * 3] * 2, batch, Grpo(average="sequences", reference_kl=1.0), reference)
+    assert loss == pytest.approx(1.0 - math.log(2))
 
 
 def test_cispo_bounds_the_weight_and_keeps_the_gradient_of_every_token() -> None:

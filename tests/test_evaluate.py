@@ -73,6 +73,8 @@ def test_several_rollouts_a_task_give_pass_at_k_and_the_majoritys_accuracy() -> 
     assert metrics[f"pass_at_4/{ARITHMETIC}"] == 1.0 and f"pass_at_8/{ARITHMETIC}" not in metrics
     tied = evaluation_metrics([replace(group, rollouts=(rollouts[0], rollouts[2]))])
     assert tied[f"majority/{ARITHMETIC}"] == 0.5
+    one_failed = [replace(group, rollouts=tuple(rollouts[:4])), make_group([1.0, None, None, None], ordinal=1)]
+    assert evaluation_metrics(one_failed)[f"pass_at_4/{ARITHMETIC}"] == 1.0  # of the tasks that have as many
     alone = evaluation_metrics([make_group([1.0])])
     assert not any(name.startswith(("pass_at_", "majority")) for name in alone)
     assert not any(math.isnan(value) for value in alone.values())

@@ -13,7 +13,7 @@ from rl.data_types import Group, Outcome, Rollout
 from rl.runs.saved_rollouts import write_rollouts
 from sft.__main__ import app
 from sft.rows import read_row
-from tests.makers import ARITHMETIC, STORE, group_of, make_rollout, make_task
+from tests.makers import ARITHMETIC, STORE, group_of, make_rollout, make_task, make_turn
 
 
 def wrote(text: str, reward: float | None, ordinal: int = 0, **changes: Any) -> Rollout:
@@ -91,9 +91,21 @@ def test_calls_of_tools_and_their_descriptions_are_kept(tmp_path: Path) -> None:
         Message("user", "Thank you."),
     )
     rollout = replace(make_rollout(1.0, task=make_task(env_id=STORE)), messages=messages)
+    rollout = replace(rollout, turns=(make_turn(), make_turn(is_start=False)))
     (row,) = rows_of(saved(tmp_path, group_of(rollout)))
     assert row["tools"] and {"name", "description", "parameters"} == row["tools"][0].keys()
     assert read_row(row, "here", has_thinking=True).messages == messages[:-1]
+
+
+def test_replies_of_the_opening_are_read_and_not_trained(tmp_path: Path) -> None:
+    good, bad = wrote("good", 1.0), wrote("bad", 0.0)
+    opening = (Message("user", "Hi"), Message("assistant", "Hello."))
+    path = saved(tmp_path, group_of(*(replace(one, messages=(*opening, *one.messages)) for one in (good, bad))))
+    (row,) = rows_of(path)
+    conversation = read_row(row, "here", has_thinking=True)
+    assert conversation.untrained == {1} and len(conversation.messages) == 4
+    (pair,) = rows_of(path, "--pairs")
+    assert len(pair["prompt"]) == 3 and [one["content"] for one in pair["rejected"]] == ["bad"]
 
 
 def test_pairs_are_the_best_beside_the_worst(tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def test_low_effort_rewards_few_tokens_where_it_was_asked_for() -> None:
         1.4, 0.6, 0.0, None
     )
     assert shaping.shape(of_lengths([1.0, 1.0], [20, 140])) == (1.0, 1.0)
+    group = of_lengths([1.0, 1.0], [20, 20], asked=asked)
+    said = (*group.rollouts[1].messages, Message("user", "It fails."))  # the environment's answer, no task
+    assert shaping.shape(replace(group, rollouts=(group.rollouts[0], replace(group.rollouts[1], messages=said)))) == (
+        approx(1.4, 1.4)
+    )
 
 
 def test_shapings_of_an_environment_are_applied_in_order_and_to_no_other() -> None:

@@ -49,7 +49,7 @@ def test_which_commands_start_warm() -> None:
     def is_warm(*command: str) -> bool:
         return is_command([sys.executable, *command], WARM)
 
-    assert is_warm("-m", "rl", "train") and is_warm("-m", "benchmarks.engine")
+    assert is_warm("-m", "rl", "train") and is_warm("-m", "benchmarks.learner")
     assert not is_warm("-m", "benchmarks.chaos") and not is_warm("-c", "rl") and not is_warm("-m", "rl2")
     assert not is_command(["bash", "-m", "rl"], WARM) and not is_command(f"{sys.executable} -m rl", WARM)
     assert all(is_command([sys.executable, "-m", name], COLD) for name in COLD)

@@ -20,8 +20,9 @@ from typing import Any
 
 REPO = Path(__file__).parents[1]
 WARM = {"rl", "sft", "benchmarks"}
-COLD = {"benchmarks.chaos", "benchmarks.replay"}
-"""They look at, and end, all processes below their own: servers too."""
+COLD = {"benchmarks.chaos", "benchmarks.replay", "benchmarks.engine", "benchmarks.matched_forward"}
+"""The first two look at, and end, all processes below their own: servers too. The others choose the number of threads
+before they import anything."""
 START_TIMEOUT_S = 120
 
 

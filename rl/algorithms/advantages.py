@@ -54,10 +54,10 @@ def group_advantages(group: Group, baseline: Baseline, scale_by_std: Scale) -> t
 
 
 def _divisor(rewards: Sequence[float | None], left_out: int) -> float:
-    """The sample standard deviation of the other rewards; 1 if there are fewer than two or it is 0."""
+    """The sample standard deviation of the other rewards; 1 if there are fewer than two or they differ by rounding."""
     others = [reward for i, reward in enumerate(rewards) if i != left_out and reward is not None]
     deviation = statistics.stdev(others) if len(others) > 1 else 0.0
-    return deviation + EPSILON if deviation > 0 else 1.0
+    return deviation + EPSILON if deviation > EPSILON else 1.0
 
 
 def is_degenerate(group: Group) -> bool:

@@ -29,8 +29,8 @@ class Dapo(PolicyGradient):
     importance_weight_max: Positive | None = None
     """Upper bound on the ratio of tokens with a negative advantage (dual clipping); null is no bound."""
     overlong_filtering: bool = True
-    """Rollouts that were cut at a limit of tokens get advantage 0. They count in the statistics of their group, and
-    their tokens in the denominator of the loss."""
+    """Rollouts whose last reply was cut at a limit of tokens get advantage 0. They count in the statistics of their
+    group, and their tokens in the denominator of the loss."""
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         return [group_advantages(group, "mean", True) for group in groups]

@@ -39,7 +39,7 @@ class Gspo(PolicyGradient):
 
         return clipped_sequences(
             logprobs_BT,
-            view.columns["logprob"],
+            view.logprobs_BT.detach() - view.columns["logprob"],
             advantages_BT,
             view.loss_mask_BT,
             self.clip_low,

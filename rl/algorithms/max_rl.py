@@ -5,9 +5,10 @@ the mean of the successes' gradients estimates it up to order N in 1 - p; the me
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from rl.algorithms.advantages import RewardError, group_advantages, is_degenerate
+from rl.algorithms.advantages import group_advantages, is_degenerate
 from rl.algorithms.algorithm import Advantages, TokenView
 from rl.algorithms.policy_gradient import PolicyGradient, Terms
 from rl.data_types import Group
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MaxRl(PolicyGradient):
-    """MaxRL: advantages (r - mean) / mean of the group's rewards, which must not be negative."""
+    """MaxRL: advantages (r - mean) / mean of the group's rewards; those below 0 count as 0."""
 
     algorithm: Literal["max_rl"] = "max_rl"
     """Name of the algorithm."""
@@ -32,15 +33,11 @@ class MaxRl(PolicyGradient):
 
 
 def _by_mean(group: Group) -> Advantages:
-    """Raises `RewardError` for a negative reward."""
+    rollouts = [replace(one, reward=max(one.reward, 0.0)) if one.reward is not None else one for one in group.rollouts]
+    group = replace(group, rollouts=tuple(rollouts))
     centred = group_advantages(group, "mean", False)
     if is_degenerate(group):
         return centred
     rewards = [one.reward for one in group.rollouts if one.outcome.counts and one.reward is not None]
-    if min(rewards) < 0:
-        raise RewardError(
-            f"environment {group.task.env_id!r}, task {group.task.ordinal}: reward {min(rewards):g}; max_rl takes"
-            " rewards as probabilities of success, which are not negative; use another loss for this environment"
-        )
     mean = sum(rewards) / len(rewards)
     return tuple(one if one is None else one / mean for one in centred)

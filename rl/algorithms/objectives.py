@@ -20,27 +20,30 @@ def surrogate(logprobs_BT: Tensor, weights_BT: Tensor, advantages_BT: Tensor) ->
 def clipped(
     logprobs_BT: Tensor, engine_BT: Tensor, advantages_BT: Tensor, low: float, high: float, ratio_max: float | None
 ) -> Terms:
-    """-min(min(r, ratio_max) * A, clip(r, 1 - low, 1 + high) * A) with r = exp(l - s).
+    """-min(r * A, clip(r, 1 - low, 1 + high) * A) with r = exp(l - s); where A < 0, r is at most `ratio_max`.
 
     PPO, https://arxiv.org/abs/1707.06347, with the engine's policy as the old one, so no importance weight is applied
-    besides. `ratio_max` bounds what a negative advantage can do: dual clipping, https://arxiv.org/abs/1912.09729.
+    besides. The bound is dual clipping, https://arxiv.org/abs/1912.09729.
     """
     lowest, highest = 1.0 - low, 1.0 + high
     ratio_BT = (logprobs_BT - engine_BT).exp()
-    bounded_BT = ratio_BT if ratio_max is None else ratio_BT.clamp(max=ratio_max)
+    bounded_BT = (
+        ratio_BT if ratio_max is None else torch.where(advantages_BT < 0, ratio_BT.clamp(max=ratio_max), ratio_BT)
+    )
     loss_BT = -torch.minimum(bounded_BT * advantages_BT, ratio_BT.clamp(lowest, highest) * advantages_BT)
     return Terms(loss_BT, ((ratio_BT < lowest) & (advantages_BT < 0)) | ((ratio_BT > highest) & (advantages_BT > 0)))
 
 
 def clipped_sequences(
-    logprobs_BT: Tensor, engine_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, low: float, high: float
+    logprobs_BT: Tensor, delta_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, low: float, high: float
 ) -> Terms:
     """-min(s * A, clip(s, 1 - low, 1 + high) * A) of each token, where s has the value of the sequence's ratio, the
     geometric mean of its tokens' ratios, and the gradient of the token: GSPO-token, https://arxiv.org/abs/2507.18071,
-    equations 7 and 13.
+    equations 7 and 13. `delta_BT` is l - s of all loss tokens (`mask_BT`), those included that a correction leaves out.
     """
-    delta_BT = torch.where(mask_BT, logprobs_BT - engine_BT, 0.0).detach()
-    mean_B1 = delta_BT.sum(dim=-1, keepdim=True) / mask_BT.sum(dim=-1, keepdim=True).clamp(min=1)
+    mean_B1 = torch.where(mask_BT, delta_BT, 0.0).sum(dim=-1, keepdim=True) / mask_BT.sum(dim=-1, keepdim=True).clamp(
+        min=1
+    )
     ratio_BT = mean_B1.exp() * (logprobs_BT - logprobs_BT.detach()).exp()
     lowest, highest = 1.0 - low, 1.0 + high
     loss_BT = -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(lowest, highest) * advantages_BT)

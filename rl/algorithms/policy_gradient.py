@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from rl.algorithms.algorithm import Advantages, Algorithm, Measure, TokenLoss, TokenView
 from rl.algorithms.kl import ESTIMATORS, Estimator, still_to_come
 from rl.algorithms.malformed import is_malformed
-from rl.data_types import Group, Outcome, Rollout
+from rl.data_types import Group, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,10 +61,11 @@ class PolicyGradient(Algorithm):
     """Advantages are clamped to plus or minus this."""
     malformed_advantage: float | None = None
     """Advantage of the tokens of a reply with a tool call that stayed text, or with think tags where none belong,
-    instead of its rollout's; null makes no difference. Super's recipe has -5."""
+    instead of its rollout's; null makes no difference. Calls are known by their tags, and replies that were cut at a
+    limit of tokens are left out. Super's recipe has -5."""
     overlong_filtering: bool = False
-    """Rollouts that were cut at a limit of tokens get advantage 0. They count in the statistics of their group, and
-    their tokens in the denominator of the loss."""
+    """Rollouts whose last reply was cut at a limit of tokens get advantage 0. They count in the statistics of their
+    group, and their tokens in the denominator of the loss."""
 
     @model_validator(mode="after")
     def _penalties_fit(self) -> "PolicyGradient":
@@ -92,10 +93,12 @@ class PolicyGradient(Algorithm):
         return [self._edited(group, own) for group, own in zip(groups, self.compare(groups), strict=True)]
 
     def turn_advantages(self, rollout: Rollout, advantage: float) -> Sequence[float]:
-        replies = [message for message in rollout.messages if message.role == "assistant"]
-        if self.malformed_advantage is None or len(replies) != len(rollout.turns):
+        if self.malformed_advantage is None or len(rollout.replies) != len(rollout.turns):
             return super().turn_advantages(rollout, advantage)
-        return [self.malformed_advantage if is_malformed(reply) else advantage for reply in replies]
+        return [
+            self.malformed_advantage if turn.finish != "length" and is_malformed(reply) else advantage
+            for turn, reply in zip(rollout.turns, rollout.replies, strict=True)
+        ]
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         """As `advantages`, before they are clamped and filtered."""
@@ -138,7 +141,7 @@ class PolicyGradient(Algorithm):
         if self.reference_kl_in == "reward":
             advantages_BT = advantages_BT - self.reference_kl * still_to_come(kl_BT)
         terms = self.terms(logprobs_BT, weights_BT, advantages_BT, view)
-        loss_BT = terms.loss_BT * self.row_weights(view) + penalties_BT
+        loss_BT = (terms.loss_BT + penalties_BT) * self.row_weights(view)
         has_loss_B, num_tokens = mask_BT.any(dim=-1), total(mask_BT)
         num_clipped = (
             total(terms.clipped_BT & kept_BT) if terms.clipped_BT is not None else torch.zeros_like(num_tokens)
@@ -171,8 +174,12 @@ class PolicyGradient(Algorithm):
 
     def _edited(self, group: Group, advantages: Advantages) -> Advantages:
         bound = self.advantage_max
-        is_filtered = [self.overlong_filtering and one.outcome is Outcome.TRUNCATED for one in group.rollouts]
+        is_filtered = [self.overlong_filtering and _is_cut(one) for one in group.rollouts]
         return tuple(
             one if one is None else 0.0 if is_cut else one if bound is None else max(-bound, min(bound, one))
             for one, is_cut in zip(advantages, is_filtered, strict=True)
         )
+
+
+def _is_cut(rollout: Rollout) -> bool:
+    return bool(rollout.turns) and rollout.turns[-1].finish == "length"

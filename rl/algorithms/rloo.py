@@ -1,7 +1,7 @@
 """RLOO: REINFORCE with the mean reward of the other rollouts as baseline. https://arxiv.org/abs/2402.14740.
 
 The KL penalty belongs to the reward; here each token gets that of itself and of the tokens after it, which has the same
-expected gradient as that of the whole sequence, and less variance.
+expected gradient as that of the whole sequence. It has no baseline.
 """
 
 from collections.abc import Sequence

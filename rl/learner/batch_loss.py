@@ -41,19 +41,8 @@ def batch_loss(
     loss = torch.zeros((), device=logprobs_BT.device)
     measures: dict[str, Measure] = {}
     for algorithm, rows in _rows_by_algorithm(batch, algorithm_of):
-        view = TokenView(
-            logprobs_BT=logprobs_BT[rows],
-            loss_mask_BT=mask_BT[rows],
-            advantages_BT=batch.advantages_BT[rows],
-            columns={name: column[rows] for name, column in batch.columns.items()},
-            reference_logprobs_BT=None
-            if reference_logprobs_BT is None or not algorithm.needs_reference
-            else reference_logprobs_BT[rows],
-            entropy_BT=entropy_BT[rows],
-            num_loss_tokens=batch.num_loss_tokens,
-            num_loss_rows=batch.num_loss_rows,
-        )
-        part = algorithm.token_loss(view)
+        reference_BT = reference_logprobs_BT if algorithm.needs_reference else None
+        part = algorithm.token_loss(_view(batch, rows, logprobs_BT, entropy_BT, reference_BT))
         loss = loss + part.loss_BT.sum() / batch.num_loss_tokens
         measures = added(measures, part.measures)
     delta_BT = torch.where(mask_BT, logprobs_BT.detach() - engine_BT, 0.0)
@@ -66,6 +55,21 @@ def batch_loss(
         "loss": Measure(total(loss), torch.ones((), dtype=torch.float64)),
     }
     return loss, added(measures, own)
+
+
+def _view(
+    batch: Batch, rows: slice | list[int], logprobs_BT: Tensor, entropy_BT: Tensor, reference_BT: Tensor | None
+) -> TokenView:
+    return TokenView(
+        logprobs_BT=logprobs_BT[rows],
+        loss_mask_BT=batch.loss_mask_BT[rows],
+        advantages_BT=batch.advantages_BT[rows],
+        columns={name: column[rows] for name, column in batch.columns.items()},
+        reference_logprobs_BT=None if reference_BT is None else reference_BT[rows],
+        entropy_BT=entropy_BT[rows],
+        num_loss_tokens=batch.num_loss_tokens,
+        num_loss_rows=batch.num_loss_rows,
+    )
 
 
 def added(measures: Measures, more: Measures) -> dict[str, Measure]:

@@ -52,13 +52,13 @@ class Collector:
 
     def collect(self) -> list[Group]:
         """The groups of one step, in start order: P, and more if `train.max_sampling_rounds` lets it look for groups
-        with a signal. Raises `ClusterError` at train.collect_timeout_s.
+        with a signal. Raises `ClusterError` when a round takes longer than train.collect_timeout_s.
         """
-        deadline, begun = self._deadline(), time.monotonic()
+        begun = time.monotonic()
         self._pool.wait_until_loaded()  # first: nothing is trained or started if an engine loaded other weights
         self._start(self.num_in_flight - sum(1 if isinstance(one, Group) else one.num_groups for one in self._plays))
         num_prompts = self._config.train.num_prompts
-        groups = self._hand_over(num_prompts, deadline)
+        groups = self._hand_over(num_prompts)
         for _ in range(1, self._config.train.max_sampling_rounds):
             num_missing = num_prompts - len(with_signal(groups, self._config.shapings))
             if num_missing <= 0:
@@ -66,15 +66,16 @@ class Collector:
             num_more = min(num_prompts, num_missing * len(groups) // max(1, num_prompts - num_missing))
             if self._config.train.max_staleness == 0:
                 self._start(num_more)
-            groups += self._hand_over(num_more, deadline)
+            groups += self._hand_over(num_more)
         now = time.monotonic()
         if self._handed_over_at is not None:  # the first step also starts engines and environments
             self._admission.follow(now - begun, now - self._handed_over_at)
         self._handed_over_at = now
         return sorted(groups, key=lambda group: group.task.ordinal)
 
-    def _hand_over(self, num: int, deadline: Deadline) -> list[Group]:
+    def _hand_over(self, num: int) -> list[Group]:
         """At least so many groups, or all that were started, in start order."""
+        deadline = self._deadline()
         groups: list[Group] = []
         while len(groups) < num and self._plays:
             first = self._plays[0]

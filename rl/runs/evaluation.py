@@ -57,7 +57,7 @@ def _of_environment(env_id: str, played: Sequence[Sequence[Rollout]]) -> dict[st
         f"accuracy/{env_id}": statistics.fmean(one for own in correct for one in own),
         f"reply_tokens/{env_id}": statistics.fmean(one.num_reply_tokens for rollouts in tasks for one in rollouts),
     }
-    if (num_samples := min(map(len, correct))) > 1:
+    if (num_samples := max(map(len, correct))) > 1:
         sizes = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
         metrics |= {f"pass_at_{k}/{env_id}": pass_at(k, correct) for k in sizes}
         metrics[f"majority/{env_id}"] = statistics.fmean(map(_majority, tasks, correct))
@@ -79,16 +79,19 @@ def bootstrap_interval(rewards: Sequence[Sequence[float]]) -> tuple[float, float
     The same rewards give the same interval.
     """
     sums, sizes = np.array([sum(own) for own in rewards]), np.array([len(own) for own in rewards])
-    drawn = np.random.default_rng(0).integers(len(rewards), size=(NUM_DRAWS, len(rewards)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), INTERVAL)
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(len(rewards), size=len(rewards)) for _ in range(NUM_DRAWS))
+    low, high = np.percentile([sums[drawn].sum() / sizes[drawn].sum() for drawn in draws], INTERVAL)
     return float(low), float(high)
 
 
 def pass_at(k: int, correct: Sequence[Sequence[bool]]) -> float:
     """Probability that one of k rollouts of a task is correct, over tasks: 1 - C(n - c, k) / C(n, k) of a task with c
-    of n correct rollouts, which is unbiased (https://arxiv.org/abs/2107.03374, equation 1). Each n must be at least k.
+    of n correct rollouts, which is unbiased (https://arxiv.org/abs/2107.03374, equation 1). Tasks with fewer than k
+    rollouts are left out.
     """
-    return statistics.fmean(1.0 - comb(len(own) - sum(own), k) / comb(len(own), k) for own in correct)
+    enough = [own for own in correct if len(own) >= k]
+    return statistics.fmean(1.0 - comb(len(own) - sum(own), k) / comb(len(own), k) for own in enough)
 
 
 def _majority(rollouts: Sequence[Rollout], correct: Sequence[bool]) -> float:
@@ -98,8 +101,7 @@ def _majority(rollouts: Sequence[Rollout], correct: Sequence[bool]) -> float:
     """
     votes: dict[str, list[bool]] = defaultdict(list)
     for rollout, is_correct in zip(rollouts, correct, strict=True):
-        replies = [message.content for message in rollout.messages if message.role == "assistant"]
-        text = replies[-1] if replies else ""
+        text = rollout.replies[-1].content if rollout.replies else ""
         votes[final_answer(text) or text.strip()].append(is_correct)
     most = max(map(len, votes.values()))
     return statistics.fmean(statistics.fmean(own) for own in votes.values() if len(own) == most)

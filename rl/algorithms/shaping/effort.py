@@ -13,7 +13,7 @@ from rl.data_types import Group, Rollout
 
 
 class Effort(Shaping):
-    """Rollouts of tasks whose last message of a user has the marker gain reward below `tokens`, and lose it above."""
+    """Tasks whose last message of a user before the first reply has the marker: gain below `tokens`, loss above."""
 
     shaping: Literal["effort"] = "effort"
     """Name of the shaping."""
@@ -30,7 +30,7 @@ class Effort(Shaping):
         return tuple(None if one.reward is None else self._shaped(one, one.reward) for one in group.rollouts)
 
     def _shaped(self, rollout: Rollout, reward: float) -> float:
-        asked = [message.content for message in rollout.messages if message.role == "user"]
+        asked = [message.content for message in rollout.messages[: rollout.first_reply] if message.role == "user"]
         if not asked or self.marker not in asked[-1]:
             return reward
         saved = min(1.0, self.weight * (1.0 - rollout.num_reply_tokens / self.tokens))

@@ -22,7 +22,6 @@ class Shaping(Section):
 
 def thinking_tokens(rollout: Rollout) -> float:
     """Reply tokens of the reasoning, by its share of the characters that the policy wrote: messages have no tokens."""
-    written = [message for message in rollout.messages if message.role == "assistant"]
-    thought = sum(len(message.reasoning) for message in written)
-    num_characters = thought + sum(len(message.content) for message in written)
+    thought = sum(len(message.reasoning) for message in rollout.replies)
+    num_characters = thought + sum(len(message.content) for message in rollout.replies)
     return rollout.num_reply_tokens * thought / num_characters if num_characters else 0.0
