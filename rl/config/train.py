@@ -39,7 +39,7 @@ class TrainConfig(Section):
     keep_rollouts: Positive | None = None
     """Number of newest files of training rollouts to keep, one a saved step; null keeps all."""
     collect_timeout_s: Seconds = 900.0
-    """Deadline for collecting the groups of one step, in each of its rounds (`max_sampling_rounds`)."""
+    """Deadline for collecting the groups of one step. Each of its rounds (`max_sampling_rounds`) has its own."""
     update_timeout_s: Seconds = 900.0
     """Deadline for one update, and for writing a checkpoint. A learner that misses it counts as dead."""
     publish_timeout_s: Seconds = 120.0
