@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -28,21 +29,31 @@ def test_output_exit_codes_and_arguments_are_those_of_a_cold_start(tmp_path: Pat
         assert warm.returncode == cold.returncode == code
 
 
-def test_a_signal_reaches_the_process_and_is_its_exit_code(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "rl", "serve", str(tmp_path)], stderr=subprocess.DEVNULL)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    assert process.poll() == -signal.SIGKILL
+@pytest.fixture
+def busy() -> Iterator["subprocess.Popen[bytes]"]:
+    """A command that waits: nobody reads what it prints, which is more than a pipe holds."""
+    command = [*EXPLAIN, "--markdown"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, pipesize=4096, process_group=0) as process:
+        yield process
+        process.kill()
 
 
-def test_what_the_command_leaves_ends_with_it() -> None:
-    with subprocess.Popen([*EXPLAIN, "train"], stdout=subprocess.PIPE, process_group=0) as process:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.communicate(timeout=60)
-    deadline = time.monotonic() + 10
-    while any(one.is_running() for one in family) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(one.is_running() for one in family)
+def test_a_signal_reaches_the_process_and_is_its_exit_code(busy: "subprocess.Popen[bytes]") -> None:
+    assert busy.poll() is None
+    busy.send_signal(signal.SIGKILL)
+    assert busy.wait(timeout=60) == -signal.SIGKILL
+    assert busy.poll() == -signal.SIGKILL
+
+
+def test_what_the_command_has_started_is_its_family_and_ends_with_it(busy: "subprocess.Popen[bytes]") -> None:
+    family: list[psutil.Process] = []
+    deadline = time.monotonic() + 60
+    while not family and time.monotonic() < deadline:
+        family = psutil.Process(busy.pid).children(recursive=True)
+    assert family and os.getpgid(busy.pid) == busy.pid
+    busy.kill()
+    gone, left = psutil.wait_procs(family, timeout=60)
+    assert gone and not left
 
 
 def test_which_commands_start_warm() -> None:

@@ -106,9 +106,12 @@ class WarmPopen(subprocess.Popen[Any]):
 def ask(server: socket.socket, request: dict[str, Any], files: list[int]) -> int:
     """The number of the process that the server has forked, or 0 if this one must start by itself."""
     data = json.dumps(request).encode()
+    server.settimeout(START_TIMEOUT_S)
     socket.send_fds(server, [len(data).to_bytes(4, "big")], files)
     server.sendall(data)
-    return int.from_bytes(server.recv(4), "big")
+    pid = int.from_bytes(server.recv(4), "big")
+    server.settimeout(None)  # what follows is the process's end
+    return pid
 
 
 def is_command(args: Any, modules: Collection[str]) -> bool:

@@ -2,7 +2,7 @@
 
 An engine spends 12 of its 13 seconds of CPU on imports, a driver 7 of 10, a learner 6 of 7. A forked process goes on as
 the command that was asked for, with its own arguments, environment, folder and files. A driver forks a server of its
-own first, so that Ray's processes are in its family and in its process group, as those that start by themselves.
+own first, so that Ray's processes are in its family, as those that start by themselves.
 """
 
 import importlib
