@@ -5,7 +5,7 @@ of every array with a T axis describes token t itself. The shift by one between 
 function, `rl.learner.logprobs.token_logprobs`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,6 +70,12 @@ class Turn:
         return len(self.reply) - int(self.reply.sampled.sum())
 
 
+def first_reply(messages: Sequence[Message], num_turns: int) -> int:
+    """Place of the first of the last `num_turns` replies; behind all messages if there are not so many."""
+    places = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    return places[-num_turns] if 0 < num_turns <= len(places) else len(messages)
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """One episode. `messages` are for rewards and people, never for training."""
@@ -95,8 +101,7 @@ class Rollout:
     @property
     def first_reply(self) -> int:
         """Place of the policy's first reply in `messages`; the opening, before it, may have replies too."""
-        places = [place for place, message in enumerate(self.messages) if message.role == "assistant"]
-        return places[-len(self.turns)] if 0 < len(self.turns) <= len(places) else len(self.messages)
+        return first_reply(self.messages, len(self.turns))
 
     @property
     def replies(self) -> tuple[Message, ...]:

@@ -15,6 +15,7 @@ from envs.json_lines import JsonObject
 from envs.messages import Message
 from envs.registry import make
 from envs.rollout_file import message_from, message_object, read_rollouts
+from rl.data_types import first_reply
 from sft.rows import SftDataError, to_last_reply
 
 Choice = Literal["shortest", "diverse"]
@@ -74,10 +75,10 @@ def played_tasks(place: Path) -> list[PlayedTask]:
         found = tasks.setdefault(key, PlayedTask(task["env_id"], task["seed"], task.get("options", {}), []))
         is_sound = saved.get("outcome") == "ok" and not saved.get("malformed_calls")
         messages = tuple(map(message_from, saved["messages"]))
-        replies = [place for place, message in enumerate(messages) if message.role == "assistant"]
-        num_turns = len(saved.get("turns", ())) or len(replies)
-        if 0 < num_turns <= len(replies):
-            found.rollouts.append(Played(messages, float(reward), is_sound, replies[-num_turns]))
+        # A file that no trainer wrote has no turns: all replies are the policy's.
+        num_turns = len(saved.get("turns", ())) or sum(message.role == "assistant" for message in messages)
+        if (start := first_reply(messages, num_turns)) < len(messages):
+            found.rollouts.append(Played(messages, float(reward), is_sound, start))
     return list(tasks.values())
 
 

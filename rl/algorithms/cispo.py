@@ -5,15 +5,12 @@ clipping in the bound and in the statistics of the group.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rl.algorithms.advantages import group_advantages
-from rl.algorithms.algorithm import Advantages, TokenView
-from rl.algorithms.policy_gradient import PolicyGradient, Positive, Terms
+from rl.algorithms.algorithm import Advantages
+from rl.algorithms.policy_gradient import PolicyGradient, Positive
 from rl.data_types import Group
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Cispo(PolicyGradient):
@@ -26,8 +23,3 @@ class Cispo(PolicyGradient):
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         return [group_advantages(group, "mean", True) for group in groups]
-
-    def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        from rl.algorithms.objectives import surrogate
-
-        return surrogate(logprobs_BT, weights_BT, advantages_BT)

@@ -36,7 +36,4 @@ class Dapo(PolicyGradient):
         return [group_advantages(group, "mean", True) for group in groups]
 
     def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        from rl.algorithms.objectives import clipped
-
-        bound = self.importance_weight_max if self.correction == "truncate" else None
-        return clipped(logprobs_BT, view.columns["logprob"], advantages_BT, self.clip_low, self.clip_high, bound)
+        return self.clipped_terms(logprobs_BT, advantages_BT, view, self.clip_low, self.clip_high)

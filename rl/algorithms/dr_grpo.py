@@ -4,17 +4,14 @@ The objective of a sequence is the sum over its tokens, divided by one constant 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rl.algorithms.advantages import group_advantages
 from rl.algorithms.algorithm import Advantages, TokenView
-from rl.algorithms.policy_gradient import PolicyGradient, Terms
+from rl.algorithms.policy_gradient import PolicyGradient
 from rl.data_types import Group
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class DrGrpo(PolicyGradient):
@@ -27,11 +24,6 @@ class DrGrpo(PolicyGradient):
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         return [group_advantages(group, "mean", False) for group in groups]
-
-    def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        from rl.algorithms.objectives import surrogate
-
-        return surrogate(logprobs_BT, weights_BT, advantages_BT)
 
     def row_weights(self, view: TokenView) -> float:
         return view.num_loss_tokens / (view.num_loss_rows * self.tokens_per_sequence)

@@ -87,13 +87,9 @@ class Grpo(PolicyGradient):
         """The surrogate with importance weights; with clipping, PPO's objective with the engine's policy as the old one
         (`rl.algorithms.objectives`).
         """
-        from rl.algorithms.objectives import clipped, surrogate
-
         if self.clip_low is None or self.clip_high is None:
-            return surrogate(logprobs_BT, weights_BT, advantages_BT)
-        bound = self.importance_weight_max if self.correction == "truncate" else None
-        engine_BT = view.columns["logprob"]
-        return clipped(logprobs_BT, engine_BT, advantages_BT, self.clip_low, self.clip_high, bound)
+            return super().terms(logprobs_BT, weights_BT, advantages_BT, view)
+        return self.clipped_terms(logprobs_BT, advantages_BT, view, self.clip_low, self.clip_high)
 
     def row_weights(self, view: TokenView) -> "Tensor | float":
         from rl.algorithms.objectives import per_sequence

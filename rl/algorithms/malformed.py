@@ -8,10 +8,9 @@ import re
 
 from envs.messages import Message
 
-CALL_TAGS = re.compile(r"</?(?:tool_call|function_call)>")
-THINK_TAGS = re.compile(r"</?think>")
+TAGS = re.compile(r"</?(?:tool_call|function_call|think)>")
 
 
 def is_malformed(message: Message) -> bool:
     """Whether this message of the policy is."""
-    return any(CALL_TAGS.search(text) or THINK_TAGS.search(text) for text in (message.content, message.reasoning))
+    return any(TAGS.search(text) for text in (message.content, message.reasoning))

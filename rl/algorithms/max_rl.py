@@ -6,15 +6,12 @@ the mean of the successes' gradients estimates it up to order N in 1 - p; the me
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rl.algorithms.advantages import group_advantages, is_degenerate
-from rl.algorithms.algorithm import Advantages, TokenView
-from rl.algorithms.policy_gradient import PolicyGradient, Terms
+from rl.algorithms.algorithm import Advantages
+from rl.algorithms.policy_gradient import PolicyGradient
 from rl.data_types import Group
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class MaxRl(PolicyGradient):
@@ -25,11 +22,6 @@ class MaxRl(PolicyGradient):
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         return [_by_mean(group) for group in groups]
-
-    def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        from rl.algorithms.objectives import surrogate
-
-        return surrogate(logprobs_BT, weights_BT, advantages_BT)
 
 
 def _by_mean(group: Group) -> Advantages:

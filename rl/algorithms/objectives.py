@@ -25,13 +25,7 @@ def clipped(
     PPO, https://arxiv.org/abs/1707.06347, with the engine's policy as the old one, so no importance weight is applied
     besides. The bound is dual clipping, https://arxiv.org/abs/1912.09729.
     """
-    lowest, highest = 1.0 - low, 1.0 + high
-    ratio_BT = (logprobs_BT - engine_BT).exp()
-    bounded_BT = (
-        ratio_BT if ratio_max is None else torch.where(advantages_BT < 0, ratio_BT.clamp(max=ratio_max), ratio_BT)
-    )
-    loss_BT = -torch.minimum(bounded_BT * advantages_BT, ratio_BT.clamp(lowest, highest) * advantages_BT)
-    return Terms(loss_BT, ((ratio_BT < lowest) & (advantages_BT < 0)) | ((ratio_BT > highest) & (advantages_BT > 0)))
+    return _clipped((logprobs_BT - engine_BT).exp(), advantages_BT, low, high, ratio_max)
 
 
 def clipped_sequences(
@@ -41,13 +35,10 @@ def clipped_sequences(
     geometric mean of its tokens' ratios, and the gradient of the token: GSPO-token, https://arxiv.org/abs/2507.18071,
     equations 7 and 13. `delta_BT` is l - s of all loss tokens (`mask_BT`), those included that a correction leaves out.
     """
-    mean_B1 = torch.where(mask_BT, delta_BT, 0.0).sum(dim=-1, keepdim=True) / mask_BT.sum(dim=-1, keepdim=True).clamp(
-        min=1
-    )
+    num_tokens_B1 = mask_BT.sum(dim=-1, keepdim=True).clamp(min=1)
+    mean_B1 = torch.where(mask_BT, delta_BT, 0.0).sum(dim=-1, keepdim=True) / num_tokens_B1
     ratio_BT = mean_B1.exp() * (logprobs_BT - logprobs_BT.detach()).exp()
-    lowest, highest = 1.0 - low, 1.0 + high
-    loss_BT = -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(lowest, highest) * advantages_BT)
-    return Terms(loss_BT, ((ratio_BT < lowest) & (advantages_BT < 0)) | ((ratio_BT > highest) & (advantages_BT > 0)))
+    return _clipped(ratio_BT, advantages_BT, low, high, None)
 
 
 def per_sequence(mask_BT: Tensor, num_loss_tokens: int, num_loss_rows: int) -> Tensor:
@@ -55,3 +46,12 @@ def per_sequence(mask_BT: Tensor, num_loss_tokens: int, num_loss_rows: int) -> T
     tokens.
     """
     return num_loss_tokens / (num_loss_rows * mask_BT.sum(dim=-1, keepdim=True).clamp(min=1))
+
+
+def _clipped(ratio_BT: Tensor, advantages_BT: Tensor, low: float, high: float, ratio_max: float | None) -> Terms:
+    lowest, highest = 1.0 - low, 1.0 + high
+    bounded_BT = ratio_BT
+    if ratio_max is not None:
+        bounded_BT = torch.where(advantages_BT < 0, ratio_BT.clamp(max=ratio_max), ratio_BT)
+    loss_BT = -torch.minimum(bounded_BT * advantages_BT, ratio_BT.clamp(lowest, highest) * advantages_BT)
+    return Terms(loss_BT, ((ratio_BT < lowest) & (advantages_BT < 0)) | ((ratio_BT > highest) & (advantages_BT > 0)))

@@ -105,9 +105,21 @@ class PolicyGradient(Algorithm):
         raise NotImplementedError
 
     def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        """The objective of each token. `logprobs_BT` are the learner's, 0 where a token is excluded; `weights_BT` the
-        importance weights, without gradient."""
-        raise NotImplementedError
+        """The objective of each token, by default the surrogate with importance weights. All are [B, T]; `logprobs_BT`
+        are the learner's, 0 where a token is excluded, `weights_BT` the importance weights, without gradient.
+        """
+        from rl.algorithms.objectives import surrogate
+
+        return surrogate(logprobs_BT, weights_BT, advantages_BT)
+
+    def clipped_terms(
+        self, logprobs_BT: "Tensor", advantages_BT: "Tensor", view: TokenView, low: float, high: float
+    ) -> Terms:
+        """PPO's objective for algorithms that clip, with `importance_weight_max` as the bound of dual clipping."""
+        from rl.algorithms.objectives import clipped
+
+        bound = self.importance_weight_max if self.correction == "truncate" else None
+        return clipped(logprobs_BT, view.columns["logprob"], advantages_BT, low, high, bound)
 
     def row_weights(self, view: TokenView) -> "Tensor | float":
         """Factors of the rows' terms, [B, 1]; 1 is the mean over all tokens of the step."""

@@ -5,16 +5,13 @@ expected gradient as that of the whole sequence. It has no baseline.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rl.algorithms.advantages import group_advantages
-from rl.algorithms.algorithm import Advantages, TokenView
+from rl.algorithms.algorithm import Advantages
 from rl.algorithms.kl import Estimator
-from rl.algorithms.policy_gradient import PolicyGradient, Terms
+from rl.algorithms.policy_gradient import PolicyGradient
 from rl.data_types import Group
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Rloo(PolicyGradient):
@@ -30,8 +27,3 @@ class Rloo(PolicyGradient):
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         return [group_advantages(group, "leave_one_out", False) for group in groups]
-
-    def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        from rl.algorithms.objectives import surrogate
-
-        return surrogate(logprobs_BT, weights_BT, advantages_BT)

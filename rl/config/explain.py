@@ -160,9 +160,11 @@ def owning_kinds(kind: OneOf | None, name: str) -> list[str]:
 
 def other_defaults(kind: OneOf | None, name: str) -> list[str]:
     """The defaults that a key has in some kinds of a section and not in the first kind that has it, in words."""
+    if kind is None or name == kind.key:
+        return []
     kinds_of: dict[str, list[str]] = {}
-    for kind_name, one in kind.kinds.items() if kind else ():
-        if name in one.model_fields and kind is not None and name != kind.key:
+    for kind_name, one in kind.kinds.items():
+        if name in one.model_fields:
             kinds_of.setdefault(default_words(one.model_fields[name]), []).append(kind_name)
     return [f"{default} for {', '.join(kinds)}" for default, kinds in list(kinds_of.items())[1:]]
 
