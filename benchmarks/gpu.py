@@ -23,6 +23,9 @@ import typer
 
 from benchmarks.adapter import Size as Rows
 from benchmarks.adapter import random_samples
+from benchmarks.learner import Size as Groups
+from benchmarks.learner import random_samples as random_groups
+from benchmarks.learner import with_advantages
 from benchmarks.pipeline import Size as Replies
 from benchmarks.pipeline import sample
 from benchmarks.random_policies import active_weights, random_policies, saved
@@ -39,6 +42,7 @@ class Size:
     """How much is measured, and how often."""
 
     rows: Rows
+    groups: Groups
     replies: Replies
     tokens_per_micro_batch: int
     product: int
@@ -50,6 +54,7 @@ class Size:
 
 FULL = Size(
     Rows(num_rows=16, num_tokens=2048, num_repeats=3),
+    Groups(num_groups=6, num_members=8, num_prompt_tokens=512, num_reply_tokens=512),
     Replies(num_in_flight=256, num_reply_tokens=256, num_repeats=3),
     tokens_per_micro_batch=8192,
     product=8192,
@@ -58,6 +63,7 @@ FULL = Size(
 )
 SHORT = Size(
     Rows(num_rows=2, num_tokens=16, num_repeats=1),
+    Groups(num_groups=2, num_members=2, num_prompt_tokens=4, num_reply_tokens=4, num_repeats=1),
     Replies(num_in_flight=2, num_reply_tokens=4, num_repeats=1),
     tokens_per_micro_batch=64,
     product=64,
@@ -71,7 +77,7 @@ def main(
     short: Annotated[bool, typer.Option(help="Tiny policies, once; only to see that it runs.")] = False,
     parts: Annotated[
         str, typer.Option(help="Parts to measure, with commas between them.")
-    ] = "card,learner,nvfp4,engine",
+    ] = "card,learner,sharing,nvfp4,engine",
 ) -> None:
     if not (short or torch.cuda.is_available()):
         raise typer.BadParameter("there is no CUDA device; only --short runs without one")
@@ -97,6 +103,7 @@ def _parts(folder: Path, size: Size, device: torch.device, short: bool) -> dict[
             parts[f"learner:{name} {way}"] = lambda name=name, config=config, keys=keys: learner(
                 saved(config, folder / name), size, device, keys
             )
+        parts[f"sharing:{name}"] = lambda name=name, config=config: sharing(saved(config, folder / name), size, device)
     parts["nvfp4"] = lambda: nvfp4(size, device)
     name, config = next(iter(random_policies(short).items()))
     parts["engine"] = lambda: asyncio.run(engine(saved(config, folder / name), size, device))
@@ -134,6 +141,24 @@ def learner(policy: Path, size: Size, device: torch.device, keys: Mapping[str, A
         "weights": [sum(weight.numel() for weight in made.model.parameters())],
         "active_weights": [active],
     }
+
+
+def sharing(policy: Path, size: Size, device: torch.device) -> dict[str, Any]:
+    """Rows of tokens/s for groups whose replies share a prompt, all with an advantage: each row whole, or the prompt
+    computed once."""
+    rates = {}
+    for way in (False, True):
+        made = Learner(policy, experiment(policy, size, device, {"share_prefixes": way}))
+        rows = with_advantages(random_groups(size.groups, made.model.config.vocab_size))
+        made.update(rows)  # not counted: memory is allocated
+        updates = [made.update(rows) for _ in range(size.groups.num_repeats)]
+        name = "shared" if way else "plain"
+        rates[f"{name}_row_tokens_per_s"] = [update.num_row_tokens / update.seconds for update in updates]
+        rates[f"{name}_tokens"] = [updates[0].num_tokens]
+        rates[f"{name}_grad_norm"] = [updates[0].grad_norm]
+        del made
+        _free(device)
+    return rates
 
 
 def nvfp4(size: Size, device: torch.device) -> dict[str, Any]:
@@ -185,6 +210,7 @@ def experiment(policy: Path, size: Size, device: torch.device, keys: Mapping[str
             **({"gpus_per_worker": 0.5, "gpu_memory_share": 0.5} if on_gpu else {"kv_cache_gib": 0.25}),
         },
         "train": {"num_steps": 100},
+        "loss": {"sequence_mismatch_max": 1e9},  # the logprobs of random replies are made up
     }
     return ExperimentConfig.model_validate(tree)
 

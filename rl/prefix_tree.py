@@ -54,6 +54,24 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Sequences:
+    """The rows that have nodes of their own, without padding, one after the other.
+
+    The queries of a row are its last nodes, those that no row before it has. Over all rows they are the nodes in order.
+    """
+
+    keys_K: Tensor
+    """The nodes of each row, those that it shares included."""
+    query_ends: Tensor
+    """int32 [rows + 1], beginning with 0: behind the last query of each row."""
+    key_ends: Tensor
+    """int32 [rows + 1], beginning with 0: behind the last key of each row."""
+    most_queries: int
+    """Of a row."""
+    most_keys: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PrefixTree:
     """The tokens of a batch's rows, each prefix once. A node is a token with all tokens before it."""
 
@@ -69,6 +87,8 @@ class PrefixTree:
     """Each node is a query in one of them."""
     answers_N: Tensor
     """Place of each node among the queries of all lookups, padding included, one after the other."""
+    sequences: Sequences
+    """The same as the lookups, for kernels that need no padding."""
     segments: tuple[Segments, ...]
     """Every node is in one of them, or in several; those before a segment come before it."""
     scanned_N: Tensor
@@ -91,6 +111,8 @@ def _moved(part: Any, device: torch.device) -> Any:
         return part.to(device)
     if isinstance(part, tuple):
         return tuple(_moved(one, device) for one in part)
+    if isinstance(part, int):
+        return part
     return type(part)(*(_moved(getattr(part, one.name), device) for one in fields(part)))
 
 
@@ -125,7 +147,8 @@ def tree_of(rows: Sequence[np.ndarray]) -> PrefixTree:
             before_N[new[0]] = nodes_BT[b, start - 1] if start else num
         first += len(new)
     nodes = [nodes_BT[b, : len(rows[b])] for b in order]
-    lookups = tuple(map(_lookup, _cut([one for one in zip(nodes, starts, strict=True) if one[1] < len(one[0])])))
+    with_new = [(one, start) for one, start in zip(nodes, starts, strict=True) if start < len(one)]
+    lookups = tuple(map(_lookup, _cut(with_new)))
     queries = [np.where(one.query_positions_BQ.numpy() >= 0, one.queries_BQ.numpy(), num) for one in lookups]
     segments = tuple(_segments(nodes, starts, num))
     return PrefixTree(
@@ -136,6 +159,7 @@ def tree_of(rows: Sequence[np.ndarray]) -> PrefixTree:
         nodes_BT=torch.from_numpy(nodes_BT),
         lookups=lookups,
         answers_N=_places(queries, num),
+        sequences=_sequences(with_new),
         segments=segments,
         scanned_N=_places([one.nodes_SL.numpy() for one in segments], num),
     )
@@ -174,6 +198,16 @@ def _lookup(part: Sequence[tuple[Nodes, int]]) -> Lookup:
     queries = _padded([nodes[start:] for nodes, start in part], 0)
     positions = _padded([np.arange(start, len(nodes)) for nodes, start in part], -1)
     return Lookup(queries, _padded([nodes for nodes, _ in part], 0), positions)
+
+
+def _sequences(part: Sequence[tuple[Nodes, int]]) -> Sequences:
+    num_keys = [len(nodes) for nodes, _ in part]
+    num_queries = [len(nodes) - start for nodes, start in part]
+    query_ends, key_ends = (
+        torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)) for lengths in (num_queries, num_keys)
+    )
+    keys = torch.from_numpy(np.concatenate([nodes for nodes, _ in part]))
+    return Sequences(keys, query_ends, key_ends, max(num_queries), max(num_keys))
 
 
 def _segments(nodes: Sequence[Nodes], starts: Sequence[int], num: int) -> Iterator[Segments]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import policy_logprobs
@@ -21,6 +22,7 @@ from rl.precision.formats import FORMATS
 from rl.precision.number_format import NumberFormat
 from rl.ranks import Ranks, leave_ranks, local
 from tests.test_learner import config_with, hybrid_path, load, on_policy, uneven_samples, weights
+from tests.test_trees import TAKE_TREES, assert_rounding_only, made, scored
 
 __all__ = ["hybrid_path"]
 pytestmark = [
@@ -72,6 +74,20 @@ def test_rounded_moments_train(hybrid_path: Path) -> None:
     moments = [value for state in learner._optimizer.state.values() for value in state.values() if value.dim()]
     assert {moment.dtype for moment in moments} == {torch.bfloat16}
     assert all(update.grad_norm > 0 for update in updates)
+
+
+@pytest.mark.parametrize("config", [TAKE_TREES["llama"], TAKE_TREES["a sliding window"]], ids=["llama", "window"])
+def test_shared_prefixes_through_flash_attention_differ_by_rounding_only(config: PretrainedConfig) -> None:
+    model = made(config)
+    model.to(torch.device("cuda"))  # type: ignore[arg-type]
+    assert_rounding_only(model)
+    gradients = []
+    for shares in (False, True):
+        model.set_attn_implementation("prefix_tree" if shares else "sdpa")
+        _, gradient = scored(model, torch.bfloat16, shares=shares)
+        gradients.append(torch.cat([part.flatten() for part in gradient.values()]))
+    plain, shared = gradients
+    assert (shared - plain).norm() < 0.03 * plain.norm()
 
 
 def test_an_adapter_trains(hybrid_path: Path) -> None:

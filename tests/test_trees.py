@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -21,7 +22,7 @@ from transformers import (
 
 from rl.data_types import Sample
 from rl.learner import tree_attention
-from rl.learner.batching import make_batches
+from rl.learner.batching import make_batches, to_device
 from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
 from rl.learner.trees import let_take_trees
@@ -68,8 +69,9 @@ def scored(model: PreTrainedModel, dtype: torch.dtype, *, shares: bool) -> tuple
     model.zero_grad()
     found: Scored = {}
     for batch in make_batches(rows(), 60 if shares else 150, 0, shares_prefixes=shares):
+        batch = to_device(batch, model.device)
         logprobs_BT, _ = policy_logprobs(model, batch, dtype, 1.3, 7)
-        (logprobs_BT * (1 + torch.arange(logprobs_BT.shape[1])) / 10).sum().backward()
+        (logprobs_BT * (1 + torch.arange(logprobs_BT.shape[1], device=model.device)) / 10).sum().backward()
         for ids_T, mask_T, logprobs_T in zip(batch.token_ids_BT, batch.attention_mask_BT, logprobs_BT, strict=True):
             found[tuple(ids_T[mask_T].tolist())] = logprobs_T[mask_T].detach()
     return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -77,7 +79,7 @@ def scored(model: PreTrainedModel, dtype: torch.dtype, *, shares: bool) -> tuple
 
 def takes_trees(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> bool:
     score = partial(policy_logprobs, model, dtype=dtype, temperature=1.0, chunk_tokens=100)
-    return let_take_trees(model, score, dtype, torch.device("cpu"))
+    return let_take_trees(model, score, dtype, model.device)
 
 
 def made(config: PretrainedConfig) -> PreTrainedModel:
@@ -92,13 +94,56 @@ def assert_close(found: dict[Any, torch.Tensor], wanted: dict[Any, torch.Tensor]
         torch.testing.assert_close(found[name] / scale, value / scale, rtol=0, atol=tolerance, msg=str(name))
 
 
-@pytest.mark.parametrize("longest", [tree_attention.MOST_KEYS, 0], ids=["products", "fused"])
+def plain_flash(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    query_ends: Tensor,
+    key_ends: Tensor,
+    most_queries: int,
+    most_keys: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """What FlashAttention's documentation says, a sequence at a time: the last query sees the last key."""
+    window, ahead = window_size
+    assert enable_gqa and ahead == 0
+    outputs, num_queries, num_keys = [], query_ends.diff().tolist(), key_ends.diff().tolist()
+    assert (max(num_queries), max(num_keys)) == (most_queries, most_keys)
+    split = zip(queries.split(num_queries), keys.split(num_keys), values.split(num_keys), strict=True)
+    for q, k, v in split:
+        behind = torch.arange(len(k))[None] - torch.arange(len(k) - len(q), len(k))[:, None]
+        mask = (behind <= 0) & ((behind >= -window) | (window < 0))
+        k, v = (one.repeat_interleave(q.shape[1] // one.shape[1], dim=1) for one in (k, v))
+        scores_HQK = torch.einsum("qhd,khd->hqk", q, k) * scale
+        weights_HQK = scores_HQK.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights_HQK, v))
+    return torch.cat(outputs)
+
+
+def use_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tree_attention.MOST_KEYS > 100
+
+
+def use_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_attention, "MOST_KEYS", 0)
+
+
+def use_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs, whose kernel is compared in tests/test_gpu_learner.py."""
+    monkeypatch.setattr(tree_attention, "_suits_flash", lambda *_: True)
+    monkeypatch.setattr(tree_attention, "varlen_attn", plain_flash)
+
+
+@pytest.mark.parametrize("use", [use_products, use_fused, use_flash])
 @pytest.mark.parametrize("config", TAKE_TREES.values(), ids=TAKE_TREES)
-def test_logprobs_and_gradients_are_those_of_padded_rows(config, longest, monkeypatch):
+def test_logprobs_and_gradients_are_those_of_padded_rows(config, use, monkeypatch):
     model = made(config)
     logprobs, gradient = scored(model, torch.float32, shares=False)
     assert takes_trees(model)
-    monkeypatch.setattr(tree_attention, "MOST_KEYS", longest)
+    use(monkeypatch)
     shared_logprobs, shared_gradient = scored(model, torch.float32, shares=True)
     assert_close(shared_logprobs, logprobs, 2e-5)
     assert_close(shared_gradient, gradient, 2e-5)
@@ -122,7 +167,11 @@ def test_a_new_policy_takes_trees_too(dtype):
 
 
 def test_in_bfloat16_they_differ_by_rounding_only():
-    model = made(LlamaConfig(**{**SMALL, "initializer_range": 0.1}))
+    assert_rounding_only(made(LlamaConfig(**{**SMALL, "initializer_range": 0.1})))
+
+
+def assert_rounding_only(model: PreTrainedModel) -> None:
+    """Logprobs of shared prefixes in bfloat16 are as near to the exact ones as those of padded rows in bfloat16."""
     (exact, _), (plain, _) = (scored(model, dtype, shares=False) for dtype in (torch.float32, torch.bfloat16))
     assert takes_trees(model, torch.bfloat16)
     shared, _ = scored(model, torch.bfloat16, shares=True)

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rl.prefix_tree import Lookup, PrefixTree
+from rl.prefix_tree import Lookup, PrefixTree, Sequences
 
 NAME = "prefix_tree"
 MOST_KEYS = 512
 """Longer rows go through torch's fused attention, which keeps no weights for the gradient. For shorter ones plain
 matrix products are quicker on CPUs."""
+MOST_FLASH = 256
+"""Largest size of a head that FlashAttention takes."""
 
 
 class PrefixTreeError(ValueError):
@@ -50,6 +53,8 @@ def tree_attention(
         raise PrefixTreeError(f"{type(module).__name__} needs {' and '.join(asked) or 'dropout'}, which trees have not")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))
+    if _suits_flash(queries, values):
+        return _flash(queries, keys, values, prefix_tree.sequences, scale, sliding_window)[None], None
     parts = []
     for lookup in prefix_tree.lookups:
         attend = _products if queries.is_cpu and lookup.keys_BK.shape[1] <= MOST_KEYS else _fused
@@ -82,9 +87,35 @@ def _fused(queries: Tensor, keys: Tensor, values: Tensor, lookup: Lookup, scale:
         _taken(nodes, places).transpose(1, 2)
         for nodes, places in ((queries, lookup.queries_BQ), (keys, lookup.keys_BK), (values, lookup.keys_BK))
     )
+    if q.is_cuda:  # where only the kernel that keeps all weights takes heads that share a key and a mask
+        k, v = (one.repeat_interleave(q.shape[1] // one.shape[1], dim=1) for one in (k, v))
     mask = lookup.mask_BQK(window)[:, None]
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=not q.is_cuda)
     return out.transpose(1, 2)
+
+
+def _suits_flash(queries: Tensor, values: Tensor) -> bool:
+    """Whether FlashAttention takes these: sequences without padding, masks without a tensor."""
+    is_half = queries.dtype in (torch.bfloat16, torch.float16)
+    return queries.is_cuda and is_half and queries.shape[-1] == values.shape[-1] <= MOST_FLASH
+
+
+def _flash(queries: Tensor, keys: Tensor, values: Tensor, rows: Sequences, scale: float, window: int | None) -> Tensor:
+    """By FlashAttention (https://arxiv.org/abs/2307.08691). Its causal mask lets the last query of a row see all of
+    the row's keys, and each query before it one key less.
+    """
+    return varlen_attn(
+        queries.contiguous(),
+        _taken(keys, rows.keys_K),
+        _taken(values, rows.keys_K),
+        rows.query_ends,
+        rows.key_ends,
+        rows.most_queries,
+        rows.most_keys,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+    )  # type: ignore[return-value]
 
 
 def _taken(nodes: Tensor, places: Tensor) -> Tensor:
