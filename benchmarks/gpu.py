@@ -34,7 +34,17 @@ from rl.config.experiment import ExperimentConfig
 from rl.learner.learner import Learner
 from rl.precision.formats import FORMATS
 
-SAVING = {"plain": {}, "activation_checkpointing": {"activation_checkpointing": True}}
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {},
+    "compiled": {"compile": True},
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "both": {"compile": True, "activation_checkpointing": True},
+}
+SHARING: Mapping[str, Mapping[str, Any]] = {
+    "padded": {"share_prefixes": False},
+    "shared": {},
+    "shared_compiled": {"compile": True},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ def main(
 def _parts(folder: Path, size: Size, device: torch.device, short: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     parts: dict[str, Callable[[], dict[str, Any]]] = {"card": lambda: card(size, device)}
     for name, config in random_policies(short).items():
-        for way, keys in SAVING.items():
+        for way, keys in on_device(WAYS, device).items():
             parts[f"learner:{name} {way}"] = lambda name=name, config=config, keys=keys: learner(
                 saved(config, folder / name), size, device, keys
             )
@@ -108,6 +118,11 @@ def _parts(folder: Path, size: Size, device: torch.device, short: bool) -> dict[
     name, config = next(iter(random_policies(short).items()))
     parts["engine"] = lambda: asyncio.run(engine(saved(config, folder / name), size, device))
     return parts
+
+
+def on_device(ways: Mapping[str, Mapping[str, Any]], device: torch.device) -> Mapping[str, Mapping[str, Any]]:
+    """On CPUs without those that compile, which takes a C++ compiler minutes."""
+    return {name: keys for name, keys in ways.items() if device.type == "cuda" or not keys.get("compile")}
 
 
 def card(size: Size, device: torch.device) -> dict[str, Any]:
@@ -144,25 +159,24 @@ def learner(policy: Path, size: Size, device: torch.device, keys: Mapping[str, A
 
 
 def sharing(policy: Path, size: Size, device: torch.device) -> dict[str, Any]:
-    """Rows of tokens/s for groups whose replies share a prompt, all with an advantage: each row whole, or the prompt
-    computed once."""
-    rates = {}
-    for way in (False, True):
-        made = Learner(policy, experiment(policy, size, device, {"share_prefixes": way}))
+    """Tokens of rows a second for groups whose replies share a prompt, all with an advantage: each row whole, or the
+    prompt computed once."""
+    figures: dict[str, Any] = {}
+    for way, keys in on_device(SHARING, device).items():
+        made = Learner(policy, experiment(policy, size, device, keys))
         rows = with_advantages(random_groups(size.groups, made.model.config.vocab_size))
         made.update(rows)  # not counted: memory is allocated
         updates = [made.update(rows) for _ in range(size.groups.num_repeats)]
-        name = "shared" if way else "plain"
-        rates[f"{name}_row_tokens_per_s"] = [update.num_row_tokens / update.seconds for update in updates]
-        rates[f"{name}_tokens"] = [updates[0].num_tokens]
-        rates[f"{name}_grad_norm"] = [updates[0].grad_norm]
+        figures[f"{way}_row_tokens_per_s"] = [update.num_row_tokens / update.seconds for update in updates]
+        figures[f"{way}_tokens"] = [updates[0].num_tokens]
+        figures[f"{way}_grad_norm"] = [updates[0].grad_norm]
         del made
         _free(device)
-    return rates
+    return figures
 
 
 def nvfp4(size: Size, device: torch.device) -> dict[str, Any]:
-    """Quantising, and quantising and dequantising (folding), of float32 experts; bytes are those of the weights."""
+    """Quantising and folding of float32 experts; bytes are those of the weights."""
     number_format = FORMATS["nvfp4"]()
     weights = torch.randn(size.num_experts, 2048, 2048, device=device)
     amax = weights.abs().amax(dim=(1, 2))
@@ -171,7 +185,7 @@ def nvfp4(size: Size, device: torch.device) -> dict[str, Any]:
     ways = {
         "copy": lambda: copy.copy_(weights),
         "quantise": lambda: number_format.quantise(weights, amax),
-        "fold": lambda: number_format.dequantise(number_format.quantise(weights, amax), torch.float32),
+        "fold": lambda: number_format.fold(weights, amax),
         "dequantise_to_bfloat16": lambda: number_format.dequantise(parts, torch.bfloat16),
     }
     rates = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.adapter import WAYS
@@ -18,7 +19,8 @@ from benchmarks.data_path import SharedMemory, experiment, make_group, summarise
 from benchmarks.episodes import ROOT as REPO
 from benchmarks.episodes import SIDES, missing_sides
 from benchmarks.episodes import summary as episodes_summary
-from benchmarks.gpu import SAVING
+from benchmarks.gpu import WAYS as GPU_WAYS
+from benchmarks.gpu import on_device
 from benchmarks.node_figures import compared
 from benchmarks.random_policies import active_weights, random_policies
 from benchmarks.ranks import LEARNERS
@@ -199,8 +201,10 @@ def test_pipeline_measures_every_part(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_gpu_measures_every_part_on_a_cpu_too(tmp_path: Path) -> None:
     report = run_short("gpu", tmp_path)
-    learners = {f"learner {name} {way}" for name in random_policies(short=True) for way in SAVING}
-    assert report["summary"].keys() == {"card", "nvfp4", "engine", "failed_parts"} | learners, report["errors"]
+    ways = on_device(GPU_WAYS, torch.device("cpu"))
+    parts = {f"learner {name} {way}" for name in random_policies(short=True) for way in ways}
+    parts |= {f"sharing {name}" for name in random_policies(short=True)}
+    assert report["summary"].keys() == {"card", "nvfp4", "engine", "failed_parts"} | parts, report["errors"]
 
 
 def test_experts_that_a_token_does_not_choose_do_not_count() -> None:

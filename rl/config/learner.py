@@ -105,6 +105,9 @@ class LearnerConfig(Section):
     activation_checkpointing: bool = False
     """Keep only the input of each layer for the gradient, and compute the layer again: much less memory for long
     sequences, about a third more work. Routers choose experts once. Also in the supervised stage."""
+    compile: bool = False
+    """Compile the policy's layers of attention and dense MLPs (`torch.compile`): faster updates on a GPU, where the
+    first one takes some seconds longer. Layers of experts and Mamba layers stay as they are. For one rank."""
     adapter: LearnerAdapterConfig | None = None
     """A low-rank adapter (LoRA) to train instead of all weights; `adapter: {}` uses its defaults."""
     freeze_router: bool = True
@@ -120,6 +123,12 @@ class LearnerConfig(Section):
             raise ValueError(
                 "expert_parallel does not go with adapter: each rank then holds the whole frozen base; remove it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_rank_compiles(self) -> "LearnerConfig":
+        if self.compile and self.num_ranks > 1:
+            raise ValueError(f"compile is for one rank, but num_ranks is {self.num_ranks}: remove one of them")
         return self
 
     @model_validator(mode="after")

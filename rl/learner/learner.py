@@ -25,6 +25,7 @@ from rl.learner.adapter import (
 )
 from rl.learner.batch_loss import Measures, mean
 from rl.learner.batching import make_batches
+from rl.learner.compiled import compile_layers
 from rl.learner.forward import check_head, policy_logprobs
 from rl.learner.memory import memory_mib
 from rl.learner.optimizer import clip_gradients, learning_rate, make_optimizer
@@ -205,6 +206,8 @@ class Learner:
             check_head(model)
             model.to(device)  # type: ignore[arg-type]
             score = partial(policy_logprobs, model, dtype=dtype, temperature=temperature, chunk_tokens=chunk_tokens)
+        if config.learner.compile:  # first, so that it is the compiled layer which is computed again
+            compile_layers(model)
         if config.learner.activation_checkpointing:
             recompute_layers(model)
         return model, score

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rl.prefix_tree import Lookup, PrefixTree, Sequences
+from rl.prefix_tree import Lookup, PrefixTree, Sequences, taken
 
 NAME = "prefix_tree"
 MOST_KEYS = 512
@@ -60,7 +60,7 @@ def tree_attention(
         attend = _products if queries.is_cpu and lookup.keys_BK.shape[1] <= MOST_KEYS else _fused
         out_BQHD = attend(queries, keys, values, lookup, scale, sliding_window)
         parts.append(out_BQHD.flatten(0, 1))
-    return _taken(torch.cat(parts), prefix_tree.answers_N)[None], None
+    return taken(torch.cat(parts), prefix_tree.answers_N)[None], None
 
 
 def _products(
@@ -70,10 +70,10 @@ def _products(
     num_rows, num_queries = lookup.queries_BQ.shape
     num_key_heads = keys.shape[1]
     shared = queries.shape[1] // num_key_heads
-    q = _taken(queries, lookup.queries_BQ).unflatten(2, (num_key_heads, shared))
+    q = taken(queries, lookup.queries_BQ).unflatten(2, (num_key_heads, shared))
     q = q.permute(0, 2, 3, 1, 4).reshape(num_rows * num_key_heads, shared * num_queries, -1)
-    k = _taken(keys, lookup.keys_BK).transpose(1, 2).flatten(0, 1)
-    v = _taken(values, lookup.keys_BK).transpose(1, 2).flatten(0, 1)
+    k = taken(keys, lookup.keys_BK).transpose(1, 2).flatten(0, 1)
+    v = taken(values, lookup.keys_BK).transpose(1, 2).flatten(0, 1)
     scores = (q @ k.transpose(1, 2)).view(num_rows, num_key_heads * shared, num_queries, -1)
     hidden = ~lookup.mask_BQK(window)[:, None]
     weights = (scores.float() * scale).masked_fill(hidden, -torch.inf).softmax(dim=-1).to(v.dtype)
@@ -84,7 +84,7 @@ def _products(
 
 def _fused(queries: Tensor, keys: Tensor, values: Tensor, lookup: Lookup, scale: float, window: int | None) -> Tensor:
     q, k, v = (
-        _taken(nodes, places).transpose(1, 2)
+        taken(nodes, places).transpose(1, 2)
         for nodes, places in ((queries, lookup.queries_BQ), (keys, lookup.keys_BK), (values, lookup.keys_BK))
     )
     if q.is_cuda:  # where only the kernel that keeps all weights takes heads that share a key and a mask
@@ -104,10 +104,12 @@ def _flash(queries: Tensor, keys: Tensor, values: Tensor, rows: Sequences, scale
     """By FlashAttention (https://arxiv.org/abs/2307.08691). Its causal mask lets the last query of a row see all of
     the row's keys, and each query before it one key less.
     """
+    if len(rows.keys_K) > len(keys):  # else nothing is shared: a row's keys are its queries
+        keys, values = taken(keys, rows.keys_K), taken(values, rows.keys_K)
     return varlen_attn(
         queries.contiguous(),
-        _taken(keys, rows.keys_K),
-        _taken(values, rows.keys_K),
+        keys.contiguous(),
+        values.contiguous(),
         rows.query_ends,
         rows.key_ends,
         rows.most_queries,
@@ -116,11 +118,6 @@ def _flash(queries: Tensor, keys: Tensor, values: Tensor, rows: Sequences, scale
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=True,
     )  # type: ignore[return-value]
-
-
-def _taken(nodes: Tensor, places: Tensor) -> Tensor:
-    """nodes [N, ...] at places [...]."""
-    return functional.embedding(places, nodes.reshape(len(nodes), -1)).unflatten(-1, nodes.shape[1:])
 
 
 AttentionInterface.register(NAME, tree_attention)

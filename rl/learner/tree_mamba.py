@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer, mamba2_chunk_scan
 
-from rl.prefix_tree import PrefixTree
+from rl.prefix_tree import PrefixTree, taken
 
 
 def mix_trees(model: PreTrainedModel) -> None:
@@ -48,7 +48,7 @@ def _convolved(values_ND: Tensor, convolution: nn.Conv1d, tree: PrefixTree) -> T
     weights_KD = convolution.weight.squeeze(1).t().float()
     padded = functional.pad(values_ND, (0, 0, 0, 1))
     before_NK = tree.window_NK(len(weights_KD))
-    total_ND = (functional.embedding(before_NK, padded).float() * weights_KD).sum(dim=1)
+    total_ND = (taken(padded, before_NK).float() * weights_KD).sum(dim=1)
     if convolution.bias is not None:
         total_ND = total_ND + convolution.bias.float()
     return total_ND.to(values_ND.dtype)
@@ -63,11 +63,11 @@ def _scanned(mixer: Any, mixed_ND: Tensor, steps_NH: Tensor, tree: PrefixTree) -
     states = torch.zeros(1, *state_size, device=padded.device)
     outputs = []
     for part in tree.segments:
-        before = functional.embedding(part.befores_S, states.flatten(1)).unflatten(1, state_size)
-        output, after = _scan(mixer, functional.embedding(part.nodes_SL, padded), decay_H, before)
+        before = taken(states, part.befores_S)
+        output, after = _scan(mixer, taken(padded, part.nodes_SL), decay_H, before)
         outputs.append(output.flatten(0, 1).flatten(1))
         states = torch.cat([states, after.to(states.dtype)])
-    return functional.embedding(tree.scanned_N, torch.cat(outputs))
+    return taken(torch.cat(outputs), tree.scanned_N)
 
 
 def _scan(mixer: Any, padded_SLD: Tensor, decay_H: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,14 @@ engine must not each have their own. Four-over-six: https://arxiv.org/abs/2512.0
 """
 
 import functools
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._triton import has_triton
 
 from rl.precision.amax import amax
 from rl.precision.formats.nvfp4 import Nvfp4
@@ -57,16 +61,39 @@ def fold(x: Tensor, recipe: Nvfp4, *, shared_amax: Tensor | None = None) -> tupl
     check_shape(x, recipe)
     matrix_amax = (amax(x) if shared_amax is None else shared_amax.float())[..., None, None]
     encode, decode = tensor_scales(matrix_amax, recipe)
-    blocks = x.detach().float().unflatten(-1, (-1, BLOCK))
+    folded = _compiled() if x.is_cuda and recipe.four_over_six is None and can_compile() else _folded
+    packed, block_scales, values = folded(x.detach(), matrix_amax, encode, decode, recipe)
+    return Quantised(packed, block_scales, decode[..., 0, 0].contiguous()), values
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """`_folded` as few kernels, without fused multiplications and additions: then its results are the same bits. Those
+    of four-over-six are not. Each shape of weights is compiled: kernels for all shapes are three times slower.
+    """
+    return torch.compile(_folded, dynamic=False, options={"emulate_precision_casts": True})
+
+
+@functools.cache
+def can_compile() -> bool:
+    """Whether torch's compiler for GPUs can work here: it needs Triton, and a C compiler."""
+    compilers = ("gcc", "clang", os.environ.get("CC", "cc"))
+    return has_triton() and any(map(shutil.which, compilers))
+
+
+def _folded(
+    x: Tensor, matrix_amax: Tensor, encode: Tensor, decode: Tensor, recipe: Nvfp4
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed codes, block scales, and the numbers that they stand for; `encode` and `decode` are `tensor_scales`."""
+    blocks = x.float().unflatten(-1, (-1, BLOCK))
     largest = _block_amax(blocks, recipe)
     if recipe.four_over_six:
         scales, values = _four_over_six(blocks, largest, matrix_amax, recipe)
     else:
         scales = _block_scales(largest * (encode * (1 / CODE_MAX)))
         values = _round_codes(blocks, scales, decode)
-    tensor_scale = decode[..., 0, 0].contiguous()
-    quantised = Quantised(_packed(values), scales.to(torch.float8_e4m3fn), tensor_scale)
-    return quantised, values.mul_((scales * decode)[..., None]).flatten(-2)
+    packed = _packed(values)
+    return packed, scales.to(torch.float8_e4m3fn), values.mul_((scales * decode)[..., None]).flatten(-2)
 
 
 def dequantise(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
