@@ -1,4 +1,4 @@
-"""The commands: `python -m envs list | info | new | check | play | eval | profile | replay | view | sandbox`."""
+"""The commands: `python -m envs list | info | new | check | play | eval | pivots | profile | replay | view | ...`."""
 
 import sys
 from pathlib import Path
@@ -145,11 +145,26 @@ def profile(
     policy: Annotated[
         str, typer.Option(help="Which policy's rollouts, if there are several policies; named as in the table.")
     ] = "",
+    max_mean: Annotated[
+        float | None,
+        typer.Option(help="Save only tasks whose tries differ in reward and have at most this mean: PivotRL's pivots."),
+    ] = None,
 ) -> None:
     """Show pass rate and deviation of each task: which are too easy, too hard, or worth training on."""
     from envs.commands.profile import print_profile
 
-    print_profile(console, place, out, policy)
+    print_profile(console, place, out, policy, max_mean)
+
+
+@app.command()
+def pivots(
+    conversations: Annotated[Path, typer.Argument(help="JSON lines with messages and tools as in chat completions.")],
+    out: Annotated[Path, typer.Option(help="The file of rows to write.")],
+) -> None:
+    """Write each turn of an agent's conversations as a row of tools/Pivot-v0."""
+    from envs.commands.pivots import write_pivots
+
+    typer.echo(write_pivots(conversations, out))
 
 
 @app.command()

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 
 from envs.admission import in_queue
+from envs.chat_completions import openai_messages
+from envs.messages import Message
 from envs.text_env import EnvironmentOptionError
 from rewards.judge import JudgeError
 
@@ -26,6 +28,10 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_CACHED = 10_000
 
 
+Question = str | tuple[Message, ...]
+"""A text for one message of a user, or a conversation, for a judge whose own chat template asks the question."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
     """An OpenAI-compatible base URL, its model, the deadline of a question, and concurrent questions per process."""
@@ -36,7 +42,7 @@ class Judge:
     at_once: int
 
 
-_cache: dict[tuple[Judge, str], str] = {}
+_cache: dict[tuple[Judge, Question], str] = {}
 _slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Judge, asyncio.Semaphore]] = (
     weakref.WeakKeyDictionary()
 )
@@ -55,7 +61,7 @@ def find_judge(url: str, model: str, timeout_s: float, at_once: int) -> Judge:
     return Judge(url.rstrip("/"), model, timeout_s, at_once)
 
 
-async def ask_judge(question: str, judge: Judge) -> str:
+async def ask_judge(question: Question, judge: Judge) -> str:
     """The judge's answer at temperature 0, cached for equal questions.
 
     Raises `JudgeError` after three failures, or if there is no answer within the judge's `timeout_s`.
@@ -75,7 +81,7 @@ async def ask_judge(question: str, judge: Judge) -> str:
     return answer
 
 
-async def _ask(question: str, judge: Judge) -> str:
+async def _ask(question: Question, judge: Judge) -> str:
     failures: list[str] = []
     try:
         async with asyncio.timeout(judge.timeout_s):
@@ -91,8 +97,9 @@ async def _ask(question: str, judge: Judge) -> str:
     raise JudgeError(f"the judge at {judge.url} gave no answer in {NUM_ATTEMPTS} attempts: {failures[-1]}")
 
 
-async def _post(question: str, judge: Judge) -> str:
-    body = {"model": judge.model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
+async def _post(question: Question, judge: Judge) -> str:
+    messages = (Message("user", question),) if isinstance(question, str) else question
+    body = {"model": judge.model, "temperature": 0, "messages": openai_messages(messages)}
     headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
     timeout = httpx.Timeout(judge.timeout_s, connect=CONNECT_TIMEOUT_S)
     async with httpx.AsyncClient(timeout=timeout) as client:

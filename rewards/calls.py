@@ -9,7 +9,7 @@ order. Unlike in the leaderboard, a call may pass `""` itself only if the other 
 import json
 import re
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 Category = Literal[
@@ -28,11 +28,15 @@ Wanted = tuple[str, Mapping[str, Sequence[Any]]]
 IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
-def judge_calls(calls: Sequence[Call], wanted: Sequence[Wanted]) -> Category:
+def judge_calls(
+    calls: Sequence[Call], wanted: Sequence[Wanted], judge: Callable[[Call, Any], Category] | None = None
+) -> Category:
     """`right` if the calls are the wanted ones in any order, else what is wrong with the first unmatched call.
 
-    Equal calls are counted, not compared one by one, so many equal calls cost little.
+    `judge` compares one call with a wanted one (default: `judge_call`). Equal calls are counted, not compared one by
+    one, so many equal calls cost little.
     """
+    judge = judge or judge_call
     if not wanted:
         return "unexpected_call" if calls else "right"
     if not calls:
@@ -45,7 +49,7 @@ def judge_calls(calls: Sequence[Call], wanted: Sequence[Wanted]) -> Category:
         dict(zip(map(_key, wanted), wanted, strict=True)),
     )
     verdicts: dict[str, dict[str, Category]] = {
-        key: {other: judge_call(call_of[key], wanted_of[other]) for other in num_wanted} for key in num_calls
+        key: {other: judge(call_of[key], wanted_of[other]) for other in num_wanted} for key in num_calls
     }
     calls_left, wanted_left = _match(verdicts, num_calls, num_wanted)
     if not calls_left:
@@ -127,7 +131,7 @@ def judge_call(call: Call, wanted: Wanted) -> Category:
 def same_argument(given: Any, allowed: Any) -> bool:
     """Equality of JSON values as in the module's docstring; within dicts, each allowed value is a list of values."""
     if isinstance(given, str) and isinstance(allowed, str):
-        return _plain(given) == _plain(allowed)
+        return plain(given) == plain(allowed)
     if isinstance(given, list) and isinstance(allowed, list | tuple):
         return len(given) == len(allowed) and all(map(same_argument, given, allowed))
     if isinstance(given, dict) and isinstance(allowed, dict):
@@ -145,7 +149,8 @@ def _alternatives(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text without case and punctuation, as the leaderboard compares it."""
     return IGNORED.sub("", text).lower().replace("'", '"')
 
 

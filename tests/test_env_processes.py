@@ -229,7 +229,7 @@ def test_a_zygote_whose_worker_has_ended_before_does_not_begin_to_load() -> None
 
 BUILT_IN = [env_id for env_id in environment_ids() if is_built_in(env_id) and not env_id.startswith("other/")]
 FAST = ("tools/Store-v0",)
-NEED_A_JUDGE = {"chat/Judged-v0", "chat/Compared-v0"}
+NEED_A_JUDGE = {"chat/Judged-v0", "chat/Compared-v0", "chat/Safety-v0"}
 
 
 @pytest.mark.parametrize(

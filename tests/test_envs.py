@@ -54,6 +54,7 @@ def failures(env_id: str, options: dict[str, Any], num_seeds: int) -> list[str]:
 ELSEWHERE = {
     "chat/Judged-v0": "test_judge.py",
     "chat/Compared-v0": "test_judge.py",
+    "chat/Safety-v0": "test_judge.py",
     "other/Mcp-v0": "test_mcp_tools.py",
     "other/NemoGym-v0": "test_foreign.py",
     "other/OpenEnv-v0": "test_foreign.py",

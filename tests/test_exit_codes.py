@@ -62,7 +62,8 @@ WRONG: dict[str, list[list[str]]] = {
         [ENV, "level=99", "--model", "m"],
         ["math/Nothing-v0", "--model", "m"],
     ],
-    "envs profile": [["none"], ["empty"], ["used.yaml"]],
+    "envs pivots": [["none", "--out", "x.jsonl"], ["used.yaml", "--out", "x.jsonl"], ["none"]],
+    "envs profile": [["none"], ["empty"], ["used.yaml"], ["none", "--max-mean", "0.5"]],
     "envs replay": [["none"], ["empty"], ["used.yaml"]],
     "envs view": [["none"], ["empty"], ["used.yaml"]],
 }

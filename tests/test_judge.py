@@ -40,16 +40,23 @@ class Judge:
     def __init__(self) -> None:
         self.questions: list[str] = []
         self.answer: Callable[[str], str] = sensible
+        self.conversations: list[list[dict[str, str]]] = []
+        self.guard: Callable[[list[dict[str, str]]], str] = lambda messages: "\n\nsafe"
+        """The answer to a conversation of several messages, which a guard's own template would write a prompt of."""
         self.failures: list[int] = []
         judge = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                question = body["messages"][0]["content"]
-                judge.questions.append(question)
+                told = body["messages"]
+                if len(told) > 1:
+                    judge.conversations.append(told)
+                else:
+                    judge.questions.append(told[0]["content"])
                 status = judge.failures.pop() if judge.failures else 200
-                content = {"choices": [{"message": {"content": judge.answer(question)}}]}
+                answer = judge.guard(told) if len(told) > 1 else judge.answer(told[0]["content"])
+                content = {"choices": [{"message": {"content": answer}}]}
                 data = json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
@@ -240,7 +247,7 @@ def test_a_judge_has_a_deadline_and_a_place(options: dict[str, Any], judge: Judg
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", ["chat/Judged-v0", "chat/Compared-v0"])
+@pytest.mark.parametrize("env_id", ["chat/Judged-v0", "chat/Compared-v0", "chat/Safety-v0"])
 def test_judged_environments_keep_the_contract(env_id: str, judge: Judge) -> None:
     results = check_environment(env_id, num_seeds=4)
     assert [f"{result.name}: {result.detail}" for result in results if result.status == "failed"] == []

@@ -82,8 +82,16 @@ def profile(task: Mapping[str, Any], tries: Sequence[Mapping[str, Any]]) -> Task
                        pass_rate=pass_rate, kind=kind)  # fmt: skip
 
 
-def print_profile(console: Console, place: Path, out: Path | None, policy: str = "") -> None:
-    """Print a line per environment, split and policy; write every task's profile to `out`. Raises `ProfileError`."""
+def print_profile(
+    console: Console, place: Path, out: Path | None, policy: str = "", max_mean: float | None = None
+) -> None:
+    """Print a line per environment, split and policy; write every task's profile to `out`.
+
+    With `max_mean`, only tasks whose tries differ in reward and have at most this mean are written: the pivots of
+    PivotRL (arXiv:2603.21383, which gives the two conditions). Raises `ProfileError`.
+    """
+    if max_mean is not None and out is None:
+        raise ProfileError("--max-mean says which tasks are saved; name the file with --out")
     rollouts = list(read_rollouts(place))
     policies = list(dict.fromkeys(map(policy_of, rollouts)))
     if policy and policy not in policies:
@@ -102,8 +110,18 @@ def print_profile(console: Console, place: Path, out: Path | None, policy: str =
         own = [one for one in profiles if (one.env_id, one.split or "", policies.index(one.policy)) == kind]
         table.add_row(kind[0], kind[1], policies[kind[2]], *figures(own))
     console.print(table)
-    if out is not None:
-        write_lines(out, map(asdict, profiles))
+    if out is None:
+        return
+    if max_mean is not None:
+        kept = [one for one in profiles if one.kind == "useful" and one.mean <= max_mean]
+        if not kept:
+            raise ProfileError(
+                f"none of {len(profiles)} tasks has tries of different rewards with a mean of at most {max_mean:g};"
+                " profile more tasks or tries, or raise --max-mean"
+            )
+        console.print(f"{len(kept)} of {len(profiles)} tasks are saved: rewards differ, mean at most {max_mean:g}")
+        profiles = kept
+    write_lines(out, map(asdict, profiles))
 
 
 def figures(profiles: Sequence[TaskProfile]) -> list[str]:

@@ -1,0 +1,168 @@
+"""Which turns of an agent's conversations can be played alone? Rows of `tools/Pivot-v0`, and how they are made.
+
+A row is a JSON object with `prompt` (the messages before the turn) and `expert` (the assistant's message) as chat
+completions have them, `tools`, `key` and `split`. All turns of a conversation, and all conversations that begin with
+the same messages, are in one split.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.chat_completions import MALFORMED, openai_messages, openai_tools, read_messages, read_tools
+from envs.errors import InputError, named, shown
+from envs.json_lines import read_rows
+from envs.messages import Message, Reply, ToolSpec
+from envs.text_env import Split, in_split
+from rewards.equivalence import NotComparableError, normal_call
+
+THINK, THINK_END = "<think>", "</think>"
+NUM_KEY_CHARACTERS = 16
+
+
+class PivotError(InputError):
+    """A conversation or a row that no turn can be played of. Says the file and the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class PivotTurn:
+    """A turn: the messages before it, the tools, and what the expert did."""
+
+    prompt: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    action: Reply
+    key: str
+    split: Split
+
+
+def pivots_of(messages: Sequence[Message], tools: Sequence[ToolSpec], *, key: str, split: Split) -> list[PivotTurn]:
+    """The turns of a conversation, one a reply to a message of user or tool; other replies are left out."""
+    return [
+        PivotTurn(
+            tuple(messages[:place]),
+            tuple(tools),
+            Reply(message.content, message.reasoning, message.tool_calls),
+            f"{key} {place}",
+            split,
+        )
+        for place, message in enumerate(messages)
+        if message.role == "assistant" and place > 0 and messages[place - 1].role in ("user", "tool")
+    ]
+
+
+def read_conversations(path: Path) -> Iterator[PivotTurn]:
+    """The turns of conversations: JSON lines with `messages` and `tools` as chat completions have them.
+
+    A reply of weight 0 is no turn, and neither is an empty one. Raises `PivotError`, `JsonLineError`.
+    """
+    for number, row in enumerate(read_rows(path, "messages"), start=1):
+        with_place = f"{path}, line {number}"
+        messages, tools = _read(row["messages"], row.get("tools"), with_place)
+        identity = _identity(messages)
+        split: Split = "train" if in_split(identity, "train") else "heldout"
+        for turn in pivots_of(messages, tools, key=f"{identity} {number}", split=split):
+            place = len(turn.prompt)
+            has_weight = row["messages"][place].get("weight") != 0
+            if has_weight and (turn.action.tool_calls or turn.action.text.strip()):
+                _check(turn, f"{with_place}, messages[{place}]")
+                yield turn
+
+
+def pivot_object(turn: PivotTurn) -> dict[str, Any]:
+    """A row as a JSON object."""
+    *prompt, expert = openai_messages([*turn.prompt, turn.action.as_message()])
+    return {
+        "prompt": prompt,
+        "expert": expert,
+        "tools": openai_tools(turn.tools),
+        "key": turn.key,
+        "split": turn.split,
+    }
+
+
+def read_pivots(path: Path) -> list[PivotTurn]:
+    """The rows of a file. Raises `PivotError`, `JsonLineError`."""
+    turns = []
+    for number, row in enumerate(read_rows(path, "prompt", "expert", "tools", "key", "split"), start=1):
+        place = f"{path}, line {number}"
+        if not isinstance(row["prompt"], list) or row["split"] not in ("train", "heldout"):
+            raise PivotError(f"{place}: prompt must be a list of messages, and split train or heldout; {HOW}")
+        messages, tools = _read([*row["prompt"], row["expert"]], row["tools"], place)
+        *_, last = pivots_of(messages, tools, key="", split=row["split"]) or [None]
+        if last is None or len(last.prompt) != len(messages) - 1:
+            raise PivotError(f"{place}: expert must be an assistant's message that follows a user's or a tool's; {HOW}")
+        turn = PivotTurn(last.prompt, last.tools, last.action, str(row["key"]), row["split"])
+        _check(turn, place)
+        turns.append(turn)
+    return turns
+
+
+HOW = "write such a file with: python -m envs pivots CONVERSATIONS --out FILE"
+
+
+def _read(messages: Any, tools: Any, place: str) -> tuple[list[Message], tuple[ToolSpec, ...]]:
+    try:
+        told = [_with_text_arguments(message) for message in messages]
+        return [_without_think_tags(message) for message in read_messages(told)], tuple(read_tools(tools or ()))
+    except MALFORMED as error:
+        raise PivotError(
+            f"{place}: messages and tools must be as in a chat completion's request: {named(error)}"
+        ) from None
+
+
+def _with_text_arguments(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with the arguments of its calls as JSON text, which some files hold as objects.
+
+    Raises `ValueError` for arguments that are no JSON object.
+    """
+    calls = []
+    for call in message.get("tool_calls") or ():
+        given = call["function"].get("arguments") or "{}"
+        arguments = json.loads(given) if isinstance(given, str) else given
+        if not isinstance(arguments, dict):
+            raise ValueError(f"the arguments of a call must be a JSON object, got {shown(given)}")
+        calls.append({**call, "function": {**call["function"], "arguments": json.dumps(arguments)}})
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _without_think_tags(message: Message) -> Message:
+    """The message with the reasoning that stands in its content moved to where it belongs."""
+    before, end, answer = message.content.partition(THINK_END)
+    if message.role != "assistant" or message.reasoning or not end or not before.lstrip().startswith(THINK):
+        return message
+    reasoning = before.lstrip().removeprefix(THINK).strip("\n")
+    return Message("assistant", answer.lstrip("\n"), reasoning, message.tool_calls)
+
+
+def _identity(messages: Sequence[Message]) -> str:
+    """The same for conversations that begin with the same messages, up to the first reply."""
+    first = next((place for place, message in enumerate(messages) if message.role == "assistant"), len(messages))
+    told = json.dumps([[message.role, message.content] for message in messages[:first]])
+    return hashlib.sha256(told.encode()).hexdigest()[:NUM_KEY_CHARACTERS]
+
+
+def _check(turn: PivotTurn, place: str) -> None:
+    """Raises `PivotError` for an expert's call that no policy could make."""
+    schemas = {tool.name: tool.parameters for tool in turn.tools}
+    for call in turn.action.tool_calls:
+        if call.name not in schemas:
+            known = ", ".join(schemas) or "none"
+            raise PivotError(f"{place}: the expert calls {call.name!r}, which is not among the row's tools ({known})")
+        try:
+            normal_call((call.name, call.arguments), schemas, "spaces")
+        except NotComparableError as error:
+            raise PivotError(f"{place}: the expert's call of {call.name} cannot be compared: {error}") from None
+
+
+def counted(turns: Sequence[PivotTurn]) -> str:
+    """What is in a list of turns, in one line."""
+    splits = Counter(turn.split for turn in turns)
+    num_calls = sum(bool(turn.action.tool_calls) for turn in turns)
+    return (
+        f"{len(turns)} turns, {num_calls} with calls and {len(turns) - num_calls} answers:"
+        f" {splits['train']} for training, {splits['heldout']} held out"
+    )
