@@ -42,10 +42,11 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 _STEM = 5
 _COMMON = frozenset(
     _WORD.findall(
-        "about above after again also because been before being both could does doing done down each from good have"
-        " having here how into just know like make many more most much need only other over same should some such tell than"
-        " that the their them then there these they thing this those through under very want well were what when where which"
-        " while will with would your yours please write give help explain describe question answer"
+        "about above after again also because been before being both could does doing done down each from "
+        "good have having here how into just know like make many more most much need only other over same "
+        "should some such tell than that the their them then there these they thing this those through under "
+        "very want well were what when where which while will with would your yours please write give help "
+        "explain describe question answer"
     )
 )
 _UNABLE = (
