@@ -7,13 +7,12 @@ the same messages, are in one split.
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.chat_completions import MALFORMED, openai_messages, openai_tools, read_messages, read_tools
+from envs.chat_completions import MALFORMED, read_messages, read_tools
 from envs.errors import InputError, named, shown
 from envs.json_lines import read_rows
 from envs.messages import Message, Reply, ToolSpec
@@ -39,49 +38,46 @@ class PivotTurn:
     split: Split
 
 
-def pivots_of(messages: Sequence[Message], tools: Sequence[ToolSpec], *, key: str, split: Split) -> list[PivotTurn]:
-    """The turns of a conversation, one a reply to a message of user or tool; other replies are left out."""
+def pivots_of(messages: Sequence[Message], tools: Sequence[ToolSpec], name: str) -> list[PivotTurn]:
+    """The turns of a conversation, one a reply to a message of user or tool; other replies are left out.
+
+    The split depends on the messages before the first reply alone: two conversations may begin alike and then differ.
+    `name` distinguishes such conversations in the keys.
+    """
+    identity = _identity(messages)
+    split: Split = "train" if in_split(identity, "train") else "heldout"
     return [
-        PivotTurn(
-            tuple(messages[:place]),
-            tuple(tools),
-            Reply(message.content, message.reasoning, message.tool_calls),
-            f"{key} {place}",
-            split,
-        )
+        PivotTurn(tuple(messages[:place]), tuple(tools), _action(message), f"{identity} {name} {place}", split)
         for place, message in enumerate(messages)
-        if message.role == "assistant" and place > 0 and messages[place - 1].role in ("user", "tool")
+        if _is_turn(messages, place)
     ]
 
 
-def read_conversations(path: Path) -> Iterator[PivotTurn]:
-    """The turns of conversations: JSON lines with `messages` and `tools` as chat completions have them.
+def _is_turn(messages: Sequence[Message], place: int) -> bool:
+    return messages[place].role == "assistant" and place > 0 and messages[place - 1].role in ("user", "tool")
+
+
+def _action(message: Message) -> Reply:
+    return Reply(message.content, message.reasoning, message.tool_calls)
+
+
+def make_rows(path: Path) -> list[dict[str, Any]]:
+    """A row of each turn of conversations: JSON lines with `messages` and `tools` as chat completions have them.
 
     A reply of weight 0 is no turn, and neither is an empty one. Raises `PivotError`, `JsonLineError`.
     """
+    rows = []
     for number, row in enumerate(read_rows(path, "messages"), start=1):
-        with_place = f"{path}, line {number}"
-        messages, tools = _read(row["messages"], row.get("tools"), with_place)
-        identity = _identity(messages)
-        split: Split = "train" if in_split(identity, "train") else "heldout"
-        for turn in pivots_of(messages, tools, key=f"{identity} {number}", split=split):
+        where, given = f"{path}, line {number}", row["messages"]
+        messages, tools = _read(given, row.get("tools"), where)
+        for turn in pivots_of(messages, tools, str(number)):
             place = len(turn.prompt)
-            has_weight = row["messages"][place].get("weight") != 0
+            has_weight = given[place].get("weight") != 0
             if has_weight and (turn.action.tool_calls or turn.action.text.strip()):
-                _check(turn, f"{with_place}, messages[{place}]")
-                yield turn
-
-
-def pivot_object(turn: PivotTurn) -> dict[str, Any]:
-    """A row as a JSON object."""
-    *prompt, expert = openai_messages([*turn.prompt, turn.action.as_message()])
-    return {
-        "prompt": prompt,
-        "expert": expert,
-        "tools": openai_tools(turn.tools),
-        "key": turn.key,
-        "split": turn.split,
-    }
+                _check(turn, f"{where}, messages[{place}]")
+                told = {"prompt": given[:place], "expert": given[place], "tools": row.get("tools") or []}
+                rows.append({**told, "key": turn.key, "split": turn.split})
+    return rows
 
 
 def read_pivots(path: Path) -> list[PivotTurn]:
@@ -92,10 +88,9 @@ def read_pivots(path: Path) -> list[PivotTurn]:
         if not isinstance(row["prompt"], list) or row["split"] not in ("train", "heldout"):
             raise PivotError(f"{place}: prompt must be a list of messages, and split train or heldout; {HOW}")
         messages, tools = _read([*row["prompt"], row["expert"]], row["tools"], place)
-        *_, last = pivots_of(messages, tools, key="", split=row["split"]) or [None]
-        if last is None or len(last.prompt) != len(messages) - 1:
+        if not _is_turn(messages, len(messages) - 1):
             raise PivotError(f"{place}: expert must be an assistant's message that follows a user's or a tool's; {HOW}")
-        turn = PivotTurn(last.prompt, last.tools, last.action, str(row["key"]), row["split"])
+        turn = PivotTurn(tuple(messages[:-1]), tools, _action(messages[-1]), str(row["key"]), row["split"])
         _check(turn, place)
         turns.append(turn)
     return turns
@@ -156,13 +151,3 @@ def _check(turn: PivotTurn, place: str) -> None:
             normal_call((call.name, call.arguments), schemas, "spaces")
         except NotComparableError as error:
             raise PivotError(f"{place}: the expert's call of {call.name} cannot be compared: {error}") from None
-
-
-def counted(turns: Sequence[PivotTurn]) -> str:
-    """What is in a list of turns, in one line."""
-    splits = Counter(turn.split for turn in turns)
-    num_calls = sum(bool(turn.action.tool_calls) for turn in turns)
-    return (
-        f"{len(turns)} turns, {num_calls} with calls and {len(turns) - num_calls} answers:"
-        f" {splits['train']} for training, {splits['heldout']} held out"
-    )

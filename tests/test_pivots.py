@@ -13,7 +13,7 @@ from envs import __main__ as envs_main
 from envs.commands import evaluate
 from envs.json_lines import JsonLineError
 from envs.messages import Message, Reply, ToolCall
-from envs.pivots import PivotError, pivot_object, read_conversations, read_pivots
+from envs.pivots import PivotError, PivotTurn, make_rows, read_pivots
 from envs.text_env import EnvironmentOptionError
 from envs.tool_use.pivot import Pivot
 from rl.config.environments import CurriculumConfig
@@ -68,8 +68,12 @@ def row(question: str = "Rome and Oslo?", **more: Any) -> dict[str, Any]:
     return {"messages": talk(question), "tools": [TOOL], **more}
 
 
+def turns_of(folder: Path, *rows: dict[str, Any]) -> list[PivotTurn]:
+    return read_pivots(write(folder / "pivots.jsonl", *make_rows(write(folder / "talks.jsonl", *rows))))
+
+
 def test_each_reply_to_user_or_tool_is_a_turn(tmp_path: Path) -> None:
-    turns = list(read_conversations(write(tmp_path / "talks.jsonl", row(), row(), row("Else?"))))
+    turns = turns_of(tmp_path, row(), row(), row("Else?"))
     assert [len(turn.prompt) for turn in turns] == [2, 5] * 3
     first, second = turns[:2]
     cities = (ToolCall("weather", {"city": "Rome"}), ToolCall("weather", {"city": "Oslo"}))
@@ -81,11 +85,6 @@ def test_each_reply_to_user_or_tool_is_a_turn(tmp_path: Path) -> None:
     assert len({turn.split for turn in turns[:4]}) == 1  # the same opening
 
 
-def test_a_written_row_is_read_as_it_was(tmp_path: Path) -> None:
-    turns = list(read_conversations(write(tmp_path / "talks.jsonl", row())))
-    assert read_pivots(write(tmp_path / "pivots.jsonl", *map(pivot_object, turns))) == turns
-
-
 def as_objects() -> list[dict[str, Any]]:
     """The conversation with arguments as objects, as some files have them."""
     messages = json.loads(json.dumps(talk("Rome and Oslo?")))
@@ -95,11 +94,17 @@ def as_objects() -> list[dict[str, Any]]:
 
 
 def test_arguments_may_be_objects(tmp_path: Path) -> None:
-    (objects, _), (texts, _) = (
-        read_conversations(write(tmp_path / f"{place}.jsonl", one))
-        for place, one in enumerate((row(messages=as_objects()), row()))
-    )
+    objects, texts = turns_of(tmp_path, row(messages=as_objects())), turns_of(tmp_path, row())
     assert objects == texts
+
+
+def test_results_that_came_in_another_order_keep_their_names(tmp_path: Path) -> None:
+    messages = as_objects()
+    messages[2]["tool_calls"][1]["function"]["name"] = "news"
+    messages[3], messages[4] = messages[4], messages[3]
+    news = {"type": "function", "function": {**TOOL["function"], "name": "news"}}
+    _, second = turns_of(tmp_path, row(messages=messages, tools=[TOOL, news]))
+    assert [(told.name, told.content) for told in second.prompt[-2:]] == [("news", "snow"), ("weather", "sun")]
 
 
 @pytest.mark.parametrize(
@@ -117,11 +122,11 @@ def test_arguments_may_be_objects(tmp_path: Path) -> None:
 )
 def test_a_wrong_conversation_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(PivotError, match=message):
-        list(read_conversations(write(tmp_path / "talks.jsonl", row(**change))))
+        turns_of(tmp_path, row(**change))
     wrong = json.loads(json.dumps(talk("a")))
     wrong[2]["tool_calls"][0]["function"]["arguments"] = "[1]"
     with pytest.raises(PivotError, match="the arguments of a call must be a JSON object"):
-        list(read_conversations(write(tmp_path / "talks.jsonl", row(messages=wrong))))
+        turns_of(tmp_path, row(messages=wrong))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +139,8 @@ def test_a_wrong_conversation_is_named(change: dict[str, Any], message: str, tmp
     ],
 )
 def test_a_wrong_row_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    turn, _ = read_conversations(write(tmp_path / "talks.jsonl", row()))
-    path = write(tmp_path / "pivots.jsonl", {**pivot_object(turn), **change})
+    turn, _ = make_rows(write(tmp_path / "talks.jsonl", row()))
+    path = write(tmp_path / "pivots.jsonl", {**turn, **change})
     with pytest.raises(PivotError, match=message):
         Pivot().reset(seed=0, options={"rows": str(path)})
     with pytest.raises(JsonLineError, match=r"line 1 must have expert"):
@@ -143,7 +148,7 @@ def test_a_wrong_row_is_named(change: dict[str, Any], message: str, tmp_path: Pa
 
 
 def opened(tmp_path: Path, seed: int, **options: Any) -> Pivot:
-    rows = [{**pivot_object(turn), "split": "train"} for turn in read_conversations(write(tmp_path / "t.jsonl", row()))]
+    rows = [{**turn, "split": "train"} for turn in make_rows(write(tmp_path / "talks.jsonl", row()))]
     env = Pivot()
     env.reset(seed=seed, options={"rows": str(write(tmp_path / "pivots.jsonl", *rows)), **options})
     return env
@@ -215,7 +220,7 @@ def test_from_conversations_to_the_pivots_that_a_curriculum_draws(
     tries: dict[str, itertools.count[int]] = defaultdict(itertools.count)
 
     def ask(client: Any, endpoint: Any, tools: Any, messages: list[Message]) -> Reply:
-        """Easy questions get the right calls, hard ones each fourth time; any text is right where the expert gave one."""
+        """Easy questions get the right calls, hard ones each fourth time."""
         question = messages[1].content
         if len(messages) > 2:
             return Reply("Sun.")

@@ -3,21 +3,23 @@
 from pathlib import Path
 
 from envs.commands.output import write_lines
-from envs.pivots import PivotError, counted, pivot_object, read_conversations
+from envs.pivots import PivotError, make_rows
 
 
 def write_pivots(conversations: Path, out: Path) -> str:
     """Write one row a turn, and return what was written and how to profile it. Raises `PivotError`, `OutputError`."""
-    turns = list(read_conversations(conversations))
-    if not any(turn.action.tool_calls for turn in turns):
+    rows = make_rows(conversations)
+    num_calls = sum(bool(row["expert"].get("tool_calls")) for row in rows)
+    num = sum(row["split"] == "train" for row in rows)
+    if not num_calls:
         raise PivotError(
             f"{conversations} has no assistant's message with tool_calls; turns without calls teach an agent nothing,"
             " since any text is right there"
         )
-    write_lines(out, map(pivot_object, turns))
-    num = sum(turn.split == "train" for turn in turns)
+    write_lines(out, rows)
     return (
-        f"{out}: {counted(turns)}\n"
+        f"{out}: {len(rows)} turns, {num_calls} with calls and {len(rows) - num_calls} answers: {num} for training,"
+        f" {len(rows) - num} held out\n"
         f"next: python -m envs eval tools/Pivot-v0 rows={out} --policy FOLDER --split train -n {num} -k 8 --out"
         " played.jsonl"
     )

@@ -3,19 +3,19 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from envs.gold import gold_conversation
 from envs.messages import Message, Reply
 from envs.pivots import PivotTurn, pivots_of, read_pivots
 from envs.scored import Row, RowTable
-from envs.text_env import EnvironmentOptionError, Split, StepResult, TextEnv
+from envs.text_env import EnvironmentOptionError, StepResult, TextEnv
 from envs.tool_class import ToolClassEnv
 from envs.tool_use.store import LEVELS, Store
 from rewards.equivalence import TEXTS, Texts, judge_equivalence
 
-NUM_CONVERSATIONS = 200
-"""Of the built-in source, in each split."""
+NUM_CONVERSATIONS = 400
+"""Of the built-in source."""
 ANSWERED_IN = 4
 """One built-in conversation in four also gives its answer as a turn: any text earns the reward there."""
 
@@ -24,12 +24,11 @@ ANSWERED_IN = 4
 def built_in() -> list[Row]:
     """Turns of gold conversations of `tools/Store-v0`."""
     rows: list[Row] = []
-    for split in get_args(Split):
-        for seed in range(NUM_CONVERSATIONS):
-            env = ToolClassEnv(Store)
-            messages = gold_conversation(env, seed, {"split": split, "level": 1 + seed % len(LEVELS)})
-            turns = pivots_of(messages, env.tools, key=f"{split} {seed}", split=split)
-            rows += [_row(turn) for turn in turns if turn.action.tool_calls or seed % ANSWERED_IN == 0]
+    for seed in range(NUM_CONVERSATIONS):
+        env = ToolClassEnv(Store)
+        messages = gold_conversation(env, seed, {"level": 1 + seed % len(LEVELS)})
+        turns = pivots_of(messages, env.tools, str(seed))
+        rows += [_row(turn) for turn in turns if turn.action.tool_calls or seed % ANSWERED_IN == 0]
     return rows
 
 
