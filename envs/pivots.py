@@ -102,7 +102,8 @@ HOW = "write such a file with: python -m envs pivots CONVERSATIONS --out FILE"
 def _read(messages: Any, tools: Any, place: str) -> tuple[list[Message], tuple[ToolSpec, ...]]:
     try:
         told = [_with_text_arguments(message) for message in messages]
-        return [_without_think_tags(message) for message in read_messages(told)], tuple(read_tools(tools or ()))
+        specs = read_tools({"function": tool.get("function", tool)} for tool in tools or ())
+        return [_without_think_tags(message) for message in read_messages(told)], tuple(specs)
     except MALFORMED as error:
         raise PivotError(
             f"{place}: messages and tools must be as in a chat completion's request: {named(error)}"
@@ -110,17 +111,19 @@ def _read(messages: Any, tools: Any, place: str) -> tuple[list[Message], tuple[T
 
 
 def _with_text_arguments(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The message with the arguments of its calls as JSON text, which some files hold as objects.
+    """The message with the arguments of its calls as JSON text, as chat completions have them.
 
-    Raises `ValueError` for arguments that are no JSON object.
+    Some files hold them as objects, and the name beside them (`python -m sft from-rollouts`). Raises `ValueError` for
+    arguments that are no JSON object.
     """
     calls = []
     for call in message.get("tool_calls") or ():
-        given = call["function"].get("arguments") or "{}"
+        function = call.get("function", call)
+        given = function.get("arguments") or "{}"
         arguments = json.loads(given) if isinstance(given, str) else given
         if not isinstance(arguments, dict):
             raise ValueError(f"the arguments of a call must be a JSON object, got {shown(given)}")
-        calls.append({**call, "function": {**call["function"], "arguments": json.dumps(arguments)}})
+        calls.append({"id": call.get("id"), "function": {**function, "arguments": json.dumps(arguments)}})
     return {**message, "tool_calls": calls} if calls else message
 
 

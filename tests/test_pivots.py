@@ -98,6 +98,13 @@ def test_arguments_may_be_objects(tmp_path: Path) -> None:
     assert objects == texts
 
 
+def test_calls_and_tools_may_be_as_rollouts_have_them(tmp_path: Path) -> None:
+    messages = as_objects()
+    messages[2]["tool_calls"] = [one["function"] for one in messages[2]["tool_calls"]]
+    messages[3:5] = [{"role": "tool", "name": "weather", "content": one["content"]} for one in messages[3:5]]
+    assert turns_of(tmp_path, row(messages=messages, tools=[TOOL["function"]])) == turns_of(tmp_path, row())
+
+
 def test_results_that_came_in_another_order_keep_their_names(tmp_path: Path) -> None:
     messages = as_objects()
     messages[2]["tool_calls"][1]["function"]["name"] = "news"
@@ -117,7 +124,7 @@ def test_results_that_came_in_another_order_keep_their_names(tmp_path: Path) -> 
             {"tools": []},
             r"line 1, messages\[2\]: the expert calls 'weather', which is not among the row's tools \(none\)",
         ),
-        ({"tools": [{"name": "weather"}]}, "KeyError: 'function'"),
+        ({"tools": [{"type": "function"}]}, "KeyError: 'name'"),
     ],
 )
 def test_a_wrong_conversation_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_the_rules_take_no_time_on_hostile_texts() -> None:
     begun = time.monotonic()
     for unit in ("i ", "i can't ", "sorry, ", "i must ", "as an ai ", "\u200b", "<|", "agent:\n", "' ", "\ud800"):
         for text in (unit * 30_000, "i can't" + unit * 30_000):
-            refuses(text), addresses(text, text[:500]), guard_text(text)
+            assert isinstance(refuses(text) or addresses(text, text[:500]), bool) and guard_text(text)
     assert time.monotonic() - begun < 10
 
 
