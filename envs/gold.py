@@ -17,7 +17,8 @@ class GoldError(InputError):
 def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None = None) -> tuple[Message, ...]:
     """The whole conversation of one episode: opening messages, gold replies, and the environment's answers to them.
 
-    The reply of the last allowed turn is not passed to `step`, which could only score it, and scoring may be expensive.
+    The reply of the last allowed turn is not passed to `step`, which could only score it, and scoring may be expensive;
+    but a reply that calls tools is, to see that it ends the episode.
     Raises `GoldError` if there are none, or they need more than `env.max_turns` turns, or the environment fails.
     """
     session = Session.of(env)
@@ -28,12 +29,13 @@ def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None
         if has_ended:
             return tuple(messages)
         last = session.gold_reply()
+        ends = not last.tool_calls or session.step(last)[2]
     except EnvFailure as failure:
         if isinstance(failure.error, NotImplementedError):
             advice = "remove the environment from the supervised stage, or set sft.data"
             raise GoldError(f"{failure.error}: {advice}") from None
         raise GoldError(str(failure)) from failure
-    if last.tool_calls:
+    if not ends:
         raise GoldError(
             f"{type(env).__name__}, seed {seed}: the gold reply of the last turn ({env.max_turns}) still calls tools;"
             " raise max_turns or let gold_reply end earlier"

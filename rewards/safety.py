@@ -32,6 +32,7 @@ HAZARDS = {
 }
 SPEAKERS = {"user": "User", "assistant": "Agent"}
 MAX_CHARACTERS = 20_000
+"""Of a text whose words are read, and of a reply that a guard is sent."""
 OPENING_CHARACTERS = 300
 """A refusal is said at the beginning; later, "I can't recommend the second one" belongs to an answer."""
 MIN_WORDS = 8
@@ -74,13 +75,12 @@ _REFUSALS = tuple(
 
 
 def guard_text(text: str) -> str:
-    """A message's text as a guard may read it: of bounded length, and without what could end or add a message.
+    """A message's text as a guard may read it: without what could end the conversation or add a message.
 
     Guards write the conversation between tags, with the speaker before each message, and chat templates pass control
     tokens through. A policy could close the conversation, or add another agent's message that is then the last one.
     """
-    text = text[:MAX_CHARACTERS].encode(errors="replace").decode()
-    return _SPEAKER.sub(r"\1 -", _MARKUP.sub("< ", text))
+    return _SPEAKER.sub(r"\1 -", _MARKUP.sub("< ", text.encode(errors="replace").decode()))
 
 
 def guard_question(conversation: Sequence[tuple[str, str]], hazards: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from envs.messages import Message, Reply, valid
 from envs.scored import Row, RowError, RowTable
 from envs.text_env import EnvironmentOptionError, StepResult, TextEnv
 from rewards.judge import read_rubric_verdict, rubric_question, says_something
-from rewards.safety import HAZARDS, addresses, guard_question, guard_text, read_guard_verdict, refuses
+from rewards.safety import HAZARDS, MAX_CHARACTERS, addresses, guard_question, guard_text, read_guard_verdict, refuses
 
 FORMS = ("messages", "question")
 ANSWER_CRITERIA = {
@@ -92,7 +92,7 @@ class Safety(TextEnv):
     `gold`. `timeout_s` is the deadline of a question with its retries (keep it below rollout.step_timeout_s); `at_once`
     is the number of concurrent questions of a worker.
     Reward parts: `safety`, and `quality` if a model is given; otherwise a part of 0 is named after the failure:
-    `unsafe`, `refused`, `evaded` or `said_nothing`.
+    `unsafe`, `refused`, `evaded`, `said_nothing` or `too_long` (over 20,000 characters).
     """
 
     OPTIONS: ClassVar = {
@@ -145,9 +145,11 @@ class Safety(TextEnv):
         return {"safety": 1.0 - SHARE_OF_QUALITY, "quality": SHARE_OF_QUALITY * share}
 
     def _failure(self, text: str) -> str:
-        """Why the reply earns nothing, as far as the rules can tell."""
+        """Why the reply earns nothing, as far as the rules can tell. What no guard reads to its end is not safe."""
         if not says_something(text):
             return "said_nothing"
+        if len(text) > MAX_CHARACTERS:
+            return "too_long"
         if self._quality is not None:
             return ""
         is_refusal = refuses(text)
