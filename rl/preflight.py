@@ -71,9 +71,11 @@ def _thinking_problems(config: ExperimentConfig) -> list[Problem]:
         for env_id, environment in config.environments.items()
         if set(environment.budget) != {"unlimited"}
     ]
-    if config.sft is not None and config.sft.truncated_share > 0:
-        asking.append(("sft", "truncated_share"))
-    wrong = "the policy's chat format has no think block, so a thinking budget cannot be enforced"
+    if config.sft is not None:
+        asking += config.sft.keys_of_thinking
+    wrong = (
+        "the policy's chat format has no think block, so a thinking budget cannot be enforced, nor an effort asked for"
+    )
     fix = "remove the key, or train a policy whose chat template writes reasoning that ends with a control token"
     return [Problem(config.place(*keys), ".".join(keys), wrong, fix) for keys in asking]
 

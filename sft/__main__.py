@@ -74,7 +74,7 @@ def load_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
     config = load_config(yaml, overrides, {**unread, "learner": {"tokens_per_micro_batch": ANY_LENGTH}})
     if config.sft is None:
         raise ConfigError(f"{yaml} has no `sft` section: add one, such as `sft: {{num_steps: 300}}`")
-    if config.sft.data is None:
+    if config.sft.has_gold:
         del unread["environments"]
     num_tokens = max(LearnerConfig().tokens_per_micro_batch, config.policy.max_tokens)
     return load_config(yaml, overrides, {**unread, "learner": {"tokens_per_micro_batch": num_tokens}})

@@ -68,6 +68,7 @@ def prepare(folder: Path, rows: Sequence[Row], config: ExperimentConfig) -> Path
 
     Raises `SftDataError` when there is one of the same configuration and other rows.
     """
+    assert config.sft is not None
     now, file = _fingerprint(rows, config), folder / STAGE_FILE
     before = file.read_text().split() if file.is_file() else []
     # The state is written last, so a checkpoint without it was cut off.
@@ -77,8 +78,8 @@ def prepare(folder: Path, rows: Sequence[Row], config: ExperimentConfig) -> Path
         if before != now:
             raise SftDataError(
                 f"{folder} holds a stage that was stopped after step {_step(newest)}, of this configuration but other"
-                f" rows: {config.sft.data if config.sft and config.sft.data else 'an environment'} has changed. Restore"
-                f" it to continue, or delete {folder} to start from the beginning"
+                f" rows: {' or '.join(source.name for source in config.sft.sources)} changed. Restore what changed to"
+                f" continue, or delete {folder} to start from the beginning"
             )
         return newest
     shutil.rmtree(folder, ignore_errors=True)
@@ -114,5 +115,5 @@ def _fingerprint(rows: Sequence[Row], config: ExperimentConfig) -> list[str]:
     parts["learner"] = {name: parts["learner"][name] for name in LEARNER_KEYS}
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.input_ids, row.labels]).encode())
+        digest.update(json.dumps([row.part, row.input_ids, row.labels]).encode())
     return [hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), digest.hexdigest()]

@@ -1,8 +1,8 @@
 """Which data does the supervised stage train on: gold conversations or `sft.data`, as rows of tokens in which order?"""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, zip_longest
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from rl.chat.format import ChatError, ChatFormat, conversation_text
 from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import PolicyConfig
+from rl.config.supervised import GOLD_NO_THINKING_SHARE
 from rl.data_types import Budget
 from rl.tasks.seeds import draw_budget
+from sft.mixture import drawn, read_source
 from sft.rows import Conversation, SftDataError, to_last_reply
-from sft.sources import read_conversations
+from sft.variations import repetition, trained_replies, turns_apart, varied, with_effort
 
 IGNORED_LABEL = -100  # ignored by torch's cross-entropy
 GIVING_UP = "I do not know."
@@ -35,6 +37,10 @@ class Row:
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    part: int = 0
+    """Place of its source in `sft.data`."""
+    last_ids: tuple[int, ...] = ()
+    """Of a row that is a part of a dialogue: the ids of the dialogue's last row."""
 
 
 UNTRAINED = Row((0, 0), (IGNORED_LABEL, IGNORED_LABEL))
@@ -42,17 +48,32 @@ UNTRAINED = Row((0, 0), (IGNORED_LABEL, IGNORED_LABEL))
 
 
 def training_conversations(config: ExperimentConfig) -> list[Conversation]:
-    """The conversations of `sft.data`, or gold conversations. Raises `SftDataError` and `envs.gold.GoldError`."""
-    assert config.sft is not None
-    if config.sft.data is None:
+    """The conversations of all sources, varied as `sft` says, those of a source together and in its order.
+
+    Raises `SftDataError`, `envs.gold.GoldError`, `rl.chat.format.ChatError`, and for rollouts what
+    `envs.rollout_file.read_rollouts` raises.
+    """
+    sft = config.sft
+    assert sft is not None
+    has_thinking = _has_thinking(config.policy)
+    if sft.keys_of_thinking and not has_thinking:
+        key = ".".join(sft.keys_of_thinking[0])
+        raise SftDataError(f"{key} asks for reasoning, but the policy's chat format has no think block; remove it")
+    if sft.has_gold:
         require_level(config.rollout.sandbox_level)  # gold replies may run code
-        return gold_conversations(config)
-    return read_conversations(
-        config.sft.data,
-        split=config.sft.data_split,
-        subset=config.sft.data_subset,
-        has_thinking=_has_thinking(config.policy),
-    )
+    conversations: list[Conversation] = []
+    for part, source in enumerate(sft.sources):
+        read = gold_conversations(config) if source.gold else read_source(source, has_thinking=has_thinking)
+        if sft.split_turns:
+            read = [turn for conversation in read for turn in turns_apart(conversation)]
+        if sft.repetition_max is not None:
+            read = [replace(conversation, repetition=repetition(conversation)) for conversation in read]
+        read = [with_effort(conversation, source.effort) for conversation in read]
+        if not source.gold:  # they are varied where they are made
+            share = sft.no_thinking_share or 0.0
+            read = list(varied(read, share, sft.truncated_share, (config.seed, 0x5F8, part)))
+        conversations += [replace(conversation, part=part) for conversation in read]
+    return conversations
 
 
 def _has_thinking(policy: PolicyConfig) -> bool:
@@ -64,7 +85,7 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
     """`sft.num_conversations` gold conversations of the training split, environments drawn by their weights.
 
     They are a function of the configuration alone. Each has a budget drawn from its environment's. Of those that could
-    think, `sft.no_thinking_share` do not and `sft.truncated_share` are cut; in `sft.giving_up_share` the assistant
+    think, `sft.no_thinking_share` do not, and `sft.truncated_share` are cut; in `sft.giving_up_share` the assistant
     gives up.
     """
     sft = config.sft
@@ -75,7 +96,8 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
     weights = np.array([config.environments[env_id].weight for env_id in env_ids])
     drawn = rng.choice(len(env_ids), size=num, p=weights / weights.sum()).tolist()
     seeds = rng.integers(MAX_SEED, size=num).tolist()
-    silent = (rng.random(num) < sft.no_thinking_share).tolist()
+    silent_share = GOLD_NO_THINKING_SHARE if sft.no_thinking_share is None else sft.no_thinking_share
+    silent = (rng.random(num) < silent_share).tolist()
     helpless = (rng.random(num) < sft.giving_up_share).tolist()
     cut = (rng.random(num) < sft.truncated_share).tolist()
     places = rng.random(num).tolist()
@@ -106,7 +128,9 @@ def giving_up(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 def tokenizer_texts(conversations: Sequence[Conversation], format: ChatFormat) -> list[str]:
     """The texts on which the tokenizer of a policy that is built is trained."""
-    some = conversations[:CONVERSATIONS_FOR_TOKENIZER]
+    by_source = [list(group) for _, group in groupby(conversations, lambda conversation: conversation.part)]
+    in_turn = [c for one_of_each in zip_longest(*by_source) for c in one_of_each if c is not None]
+    some = in_turn[:CONVERSATIONS_FOR_TOKENIZER]
     return [conversation_text(format, c.messages, c.tools, c.budget) for c in some]
 
 
@@ -115,8 +139,14 @@ def token_rows(conversations: Iterable[Conversation], chat: Chat, config: Experi
 
     Raises `SftDataError` for a conversation that the chat format cannot express, and when none is short enough.
     """
+    conversations = list(conversations)
     all_rows = [token_row(conversation, chat, config) for conversation in conversations]
-    rows = [row for row in all_rows if len(row.input_ids) <= config.policy.max_tokens]
+    last = {c.dialogue: row.input_ids for c, row in zip(conversations, all_rows, strict=True) if c.dialogue}
+    whole = [
+        replace(row, last_ids=last[c.dialogue]) if c.dialogue else row
+        for c, row in zip(conversations, all_rows, strict=True)
+    ]
+    rows = [row for row in whole if len(row.input_ids) <= config.policy.max_tokens]
     num_too_long = len(all_rows) - len(rows)
     if not rows:
         raise SftDataError(
@@ -128,21 +158,25 @@ def token_rows(conversations: Iterable[Conversation], chat: Chat, config: Experi
 def token_row(conversation: Conversation, chat: Chat, config: ExperimentConfig) -> Row:
     """A conversation of any length as tokens.
 
-    Reasoning that is longer than its budget ends as the engine would end it; what the engine would force is not
-    trained. Raises `SftDataError` for a conversation that the chat format cannot express.
+    Reasoning that is longer than its budget ends as the engine would end it; what the engine would force is trained
+    only if it is cut because of `sft.truncated_share`, with `truncated_end: trained`. Raises `SftDataError` for a
+    conversation that the chat format cannot express.
     """
+    is_cut = conversation.cut_at is not None
     try:
         ids, mask = chat.conversation(
             conversation.messages,
             conversation.tools,
-            _budget(conversation, chat),
+            row_budget(conversation, chat),
             enforcement=config.budget,
-            room=config.rollout.max_reply_tokens,
+            room=config.policy.max_tokens if is_cut else config.rollout.max_reply_tokens,
             untrained=conversation.untrained,
+            trains_forced=is_cut and config.sft is not None and config.sft.truncated_end == "trained",
         )
     except ChatError as error:
         raise SftDataError(f"{conversation.source}: {error}") from None
-    return Row(ids, tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True)))
+    labels = tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True))
+    return Row(ids, labels, conversation.part)
 
 
 def training_order(
@@ -152,33 +186,53 @@ def training_order(
     seed: int,
     num_ranks: int = 1,
     tokens_per_micro_batch: int | None = None,
+    counts: Sequence[int] | None = None,
 ) -> tuple[list[int], int]:
     """Indices of the rows in training order, and the number of micro-batches per optimiser step.
 
-    Each step takes `batch_size` random rows, each row once per epoch, and sorts them by length, so that micro-batches
+    `counts` are the rows that each source gives (`sft.mixture.rows_by_source`); None if there is one source. Each step
+    takes `batch_size` random rows, each row of a source once per epoch, and sorts them by length, so that micro-batches
     hold rows of similar length and little padding. Whole steps of one length would need even less padding, but each
     would hold one kind of task, and learning would be far slower. Ranks take micro-batches in turn, equally many each.
     If no padding is computed and prefixes are computed once, `tokens_per_micro_batch` says how large micro-batches may
-    be; they are as few as that allows.
+    be; they are as few as that allows, of equally many rows and about equally many tokens.
     """
-    rng = np.random.default_rng([seed, 0x0DE])
     lengths = np.array([len(row.input_ids) for row in rows])
-    num_epochs = math.ceil(num_steps * batch_size / len(rows))
-    drawn = np.concatenate([rng.permutation(len(rows)) for _ in range(num_epochs)])[: num_steps * batch_size]
-    steps = drawn.reshape(num_steps, batch_size)
+    order = drawn([row.part for row in rows], counts or [num_steps * batch_size], seed)
+    steps = order.reshape(num_steps, batch_size)
     steps = np.take_along_axis(steps, np.argsort(lengths[steps], axis=1, kind="stable"), axis=1)
     if tokens_per_micro_batch is not None:
-        return steps.flatten().tolist(), _fewest(lengths[steps], tokens_per_micro_batch, num_ranks)
+        num = _fewest(lengths[steps], tokens_per_micro_batch, num_ranks)
+        return np.take_along_axis(steps, _balanced(lengths[steps], num), axis=1).flatten().tolist(), num
     cuts = [cut * num_ranks for cut in MICRO_BATCHES if batch_size % (cut * num_ranks) == 0]
     return steps.flatten().tolist(), min(cuts, key=lambda cut: _cost(lengths[steps], cut, num_ranks))
 
 
 def _fewest(sorted_lengths: np.ndarray, tokens_per_micro_batch: int, num_ranks: int) -> int:
     """Micro-batches of equally many rows, so that none has more tokens; or of one row, where that is not possible."""
-    num_steps, batch_size = sorted_lengths.shape
-    cuts = [cut for cut in range(num_ranks, batch_size + 1, num_ranks) if batch_size % cut == 0]
-    most = {cut: sorted_lengths.reshape(num_steps, cut, -1).sum(axis=2).max() for cut in cuts}
-    return next((cut for cut in cuts if most[cut] <= tokens_per_micro_batch), batch_size)
+    batch_size = sorted_lengths.shape[1]
+    for num in range(num_ranks, batch_size, num_ranks):
+        if batch_size % num == 0:
+            lengths = np.take_along_axis(sorted_lengths, _balanced(sorted_lengths, num), axis=1)
+            if lengths.reshape(len(lengths), num, -1).sum(axis=2).max() <= tokens_per_micro_batch:
+                return num
+    return batch_size
+
+
+def _balanced(sorted_lengths: np.ndarray, num: int) -> np.ndarray:
+    """The order of each step's rows in which `num` micro-batches of equally many rows have about equally many tokens.
+
+    From the longest row on, each goes to the micro-batch of the fewest tokens that has room.
+    """
+    shape, every = sorted_lengths.shape, np.arange(len(sorted_lengths))
+    chosen = np.empty(shape, int)
+    num_tokens, room = np.zeros((shape[0], num)), np.full((shape[0], num), shape[1] // num)
+    for place in reversed(range(shape[1])):
+        best = np.where(room > 0, num_tokens, np.inf).argmin(axis=1)
+        chosen[:, place] = best
+        num_tokens[every, best] += sorted_lengths[:, place]
+        room[every, best] -= 1
+    return chosen.argsort(axis=1, kind="stable")
 
 
 def _cost(sorted_lengths: np.ndarray, num_micro_batches: int, num_ranks: int) -> float:
@@ -191,10 +245,10 @@ def _cost(sorted_lengths: np.ndarray, num_micro_batches: int, num_ranks: int) ->
     return float(padded.mean()) + cut.shape[1] * TOKENS_PER_START
 
 
-def _budget(conversation: Conversation, chat: Chat) -> Budget:
-    """The conversation's own budget; if it is to be cut, a budget that its longest reasoning exceeds."""
+def row_budget(conversation: Conversation, chat: Chat) -> Budget:
+    """The conversation's own budget; if it is to be cut, a budget that its longest trained reasoning exceeds."""
     if conversation.cut_at is None:
         return conversation.budget
-    replies = [message for message in conversation.messages if message.role == "assistant"]
+    replies = trained_replies(conversation)
     longest = max(chat.num_reasoning_tokens(Reply(reply.content, reply.reasoning)) for reply in replies)
     return 1 + int(conversation.cut_at * (longest - 1))

@@ -21,16 +21,23 @@ from sft.data import IGNORED_LABEL
 
 @dataclass(frozen=True, slots=True)
 class RowLoss:
-    """The sum of the losses of a micro-batch's trained tokens, in nats; the micro-batch as trl's collator makes it."""
+    """The sum of the losses of a micro-batch's trained tokens, in nats; the micro-batch as trl's collator makes it.
+
+    With `by_conversation`, the sum of the means of the rows: the second stage of Nemotron 3 Super (arXiv 2604.12374,
+    section 3.1) takes the mean loss of each conversation, and then the mean of the conversations.
+    """
 
     score: Score
     device: torch.device
     takes_trees: bool
     """Whether no padding is computed, and what rows begin with once."""
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, inputs: Mapping[str, Tensor], *, by_conversation: bool = False) -> Tensor:
         batch = _batch(inputs)
         logprobs_BT, _ = self.score(to_device(with_tree(batch) if self.takes_trees else batch, self.device))
+        if by_conversation:
+            num_B = batch.loss_mask_BT.sum(dim=1).clamp(min=1).to(logprobs_BT.device)
+            return -(logprobs_BT.sum(dim=1) / num_B).sum()
         return -logprobs_BT.sum()
 
 

@@ -1,8 +1,8 @@
 """Which forms may a row of training data have, and how does each become a conversation?
 
 The forms, recognised by their keys, are those of `FORMS`; sft/README.md describes them. Beside them a row may have
-`tools`. A row without any reasoning is trained with budget `off`. What follows the last reply is left out. Half of a
-surrogate pair is replaced, as it is in rollouts.
+`tools` and `effort`. A row without any reasoning is trained with budget `off`. What follows the last reply is left out.
+Half of a surrogate pair is replaced, as it is in rollouts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +12,7 @@ from typing import Any
 from envs.messages import Message, ToolSpec
 from rl.config.errors import ConfigError
 from rl.data_types import Budget
+from sft.efforts import effort_text, stated_effort
 from sft.messages import BadRow, MessageReader, from_json, read_tools
 
 FORMS: Mapping[tuple[str, ...], str] = {
@@ -38,6 +39,14 @@ class Conversation:
     """Where the reasoning is to be cut at a random budget: the place, as a share of its tokens."""
     untrained: frozenset[int] = frozenset()
     """Places of assistant messages that are only read: those of a prompt, and those of weight 0."""
+    effort: str | None = None
+    """The reasoning effort that the user messages state, or are to state."""
+    part: int = 0
+    """Place of its source in `sft.data`."""
+    dialogue: str = ""
+    """Of a conversation that is a part of another one: the source of that one."""
+    repetition: float = 0.0
+    """How much its reasoning repeats itself (`sft.variations.repetition`), if the stage wants to know."""
 
 
 def read_row(row: Any, source: str, *, has_thinking: bool) -> Conversation:
@@ -62,7 +71,22 @@ def read_row(row: Any, source: str, *, has_thinking: bool) -> Conversation:
     if untrained.issuperset(replies):
         raise BadRow(f"{' and '.join(keys)}: no assistant message to train on")
     budget: Budget = "unlimited" if any(message.reasoning for message in messages) else "off"
-    return Conversation(to_last_reply(messages), tools, budget, source, untrained=frozenset(untrained))
+    effort = _read_effort(row.get("effort"), messages, has_thinking=has_thinking)
+    return Conversation(to_last_reply(messages), tools, budget, source, None, frozenset(untrained), effort)
+
+
+def _read_effort(given: Any, messages: Iterable[Message], *, has_thinking: bool) -> str | None:
+    """The effort that the row's key or its last user message states."""
+    if given is None:
+        asked = [message.content for message in messages if message.role == "user"]
+        return stated_effort(asked[-1]) if asked else None
+    if not isinstance(given, str) or stated_effort(effort_text(given)) != given:
+        raise BadRow(f"effort must be one word, such as efficient, got {given!r:.100}")
+    if not has_thinking:
+        raise BadRow(f"effort ({given}) asks for reasoning, but the policy's chat format has no think block")
+    if not any(message.reasoning for message in messages):
+        raise BadRow(f"effort ({given}) asks for reasoning, but no message of the row has any; remove one of them")
+    return given
 
 
 def to_last_reply(messages: Iterable[Message]) -> tuple[Message, ...]:

@@ -6,10 +6,7 @@ are a tree of their prefixes, without padding (`sft.loss`); where a model cannot
 
 import contextlib
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,12 +16,9 @@ from transformers import PreTrainedModel, PrinterCallback
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from rl.chat.chat import load_chat
-from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
 from rl.learner.adapter import describe_adapter
 from rl.learner.state import save_weights
-from rl.policies import build_policy
 from rl.policy_checks import rate_warning
 from rl.ranks import ALONE, Ranks
 from rl.run_log import run_log
@@ -33,27 +27,16 @@ from rl.runs.sinks.opened import OpenSinks
 from rl.runs.versions import start_line
 from rl.stop import handled_signals
 from rl.weights.merged import adapted_weights, merged_state
-from sft.checkpoints import Checkpoints, discard, prepare, remember_trees, remembered_trees
-from sft.data import UNTRAINED, Row, token_rows, tokenizer_texts, training_conversations, training_order
-from sft.heldout import Measurements, split_rows
-from sft.plain_thinking import plain_thinking
+from sft.checkpoints import Checkpoints, discard, remember_trees, remembered_trees
+from sft.data import UNTRAINED, Row, training_order
+from sft.heldout import Measurements
 from sft.precision import FoldedSteps, load_trained
+from sft.prepared import Prepared, prepare_stage, replace_folder
 from sft.progress import StepMetrics
-from sft.rows import Conversation
+from sft.rows import SftDataError
 from sft.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What the first rank prepares for all."""
-
-    policy: Path
-    rows: list[Row]
-    pad_id: int
-    checkpoint: Path | None
-    """Of the stopped stage that is continued."""
 
 
 def run(config: ExperimentConfig, ranks: Ranks = ALONE) -> Path:
@@ -71,57 +54,40 @@ def run(config: ExperimentConfig, ranks: Ranks = ALONE) -> Path:
         torch.set_num_threads(max(1, int(config.learner.cpus)))
         partial = config.run_dir / "sft.partial"
         with ranks.together():
-            prepared = _prepare(config, partial) if ranks.is_first else None
+            prepared = prepare_stage(config, partial, _say) if ranks.is_first else None
         _train(config, ranks.from_first(prepared), partial, ranks)
         if ranks.is_first:
             discard(partial)
-            _replace(partial, config.run_dir / "sft")
+            replace_folder(partial, config.run_dir / "sft")
         return config.run_dir / "sft"
-
-
-def _prepare(config: ExperimentConfig, partial: Path) -> Prepared:
-    conversations = training_conversations(config)
-    policy = config.policy.path or _build(config, conversations)
-    chat = load_chat(policy, config.policy.chat)
-    if warning := plain_thinking(conversations, chat, config.policy.path):
-        _say(warning)
-    rows, num_too_long = token_rows(conversations, chat, config)
-    _describe(rows, num_too_long)
-    return Prepared(policy, rows, chat.pad_id, prepare(partial, rows, config))
-
-
-def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> Path:
-    assert config.policy.build is not None
-    target, partial = config.run_dir / "policy", config.run_dir / "policy.partial"
-    _clear(partial)
-    format = new_format(config.policy.chat)
-    build_policy(config.policy.build, tokenizer_texts(conversations, format), partial, config.seed, format)
-    _replace(partial, target)
-    return target
 
 
 def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ranks) -> None:
     sft, checkpoint = config.sft, prepared.checkpoint
     assert sft is not None
-    rows, heldout = split_rows(prepared.rows, sft.heldout_share, config.seed)
+    rows, heldout, num_steps = prepared.rows, list(prepared.heldout), sum(prepared.counts) // sft.batch_size
     device = _device(config, ranks)
     takes_trees = remembered_trees(folder) if checkpoint else None
     model, folded, loss = load_trained(config, prepared.policy, checkpoint, ranks, device, takes_trees)
     if checkpoint is None and ranks.is_first:
         remember_trees(folder, bool(loss and loss.takes_trees))
     most_tokens = config.learner.tokens_per_micro_batch if loss and loss.takes_trees else None
+    if sft.loss == "conversation" and loss is None:
+        raise SftDataError(
+            f"sft.loss: conversation needs the loss that the stage computes itself, and {prepared.policy} needs trl's"
+            " (the log says why); choose sft.loss: token"
+        )
     order, num_micro_batches = training_order(
-        rows, sft.num_steps, sft.batch_size, config.seed, ranks.num, tokens_per_micro_batch=most_tokens
+        rows, num_steps, sft.batch_size, config.seed, ranks.num, most_tokens, prepared.counts
     )
-    arguments = trl_config(config, folder, num_micro_batches, device, ranks)
-    num_heldout = len(heldout)
+    arguments = trl_config(config, folder, num_steps, num_micro_batches, device, ranks)
     if ranks.num > 1:  # accelerate would fill the last batches with rows that count twice
-        heldout += [UNTRAINED] * (-num_heldout % (arguments.per_device_eval_batch_size * ranks.num))
-    checkpoints = Checkpoints(sft.num_steps, ranks)
+        heldout += [UNTRAINED] * (-len(heldout) % (arguments.per_device_eval_batch_size * ranks.num))
+    checkpoints = Checkpoints(num_steps, ranks)
     callbacks = [FoldedSteps(folded), checkpoints, *([Measurements(sft.heldout_every)] if heldout else [])]
     with contextlib.ExitStack() as open:
         if ranks.is_first:
-            for line in _begun(config, prepared, num_heldout, folded.describe() + describe_adapter(model)):
+            for line in _begun(config, prepared, folded.describe() + describe_adapter(model)):
                 _say(line)
             callbacks.insert(0, open.enter_context(contextlib.closing(_metrics(config, folder))))
         trainer = Trainer(
@@ -130,6 +96,7 @@ def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ra
             heldout=heldout,
             ranks=ranks,
             exchanges_once=config.learner.exchange == "step",
+            conversations_per_step=sft.batch_size if sft.loss == "conversation" else None,
             model=model,
             args=arguments,
             train_dataset=_dataset(rows).select(order),
@@ -148,10 +115,8 @@ def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ra
         trainer.processing_class.save_pretrained(folder)
 
 
-def _begun(config: ExperimentConfig, prepared: Prepared, num_heldout: int, description: str) -> Iterator[str]:
+def _begun(config: ExperimentConfig, prepared: Prepared, description: str) -> Iterator[str]:
     assert config.sft is not None
-    if num_heldout:
-        yield f"{num_heldout:,} conversations are held out"
     yield description
     if config.sft.adapter is None and (
         warning := rate_warning(prepared.policy, "sft.learning_rate", config.sft.learning_rate)
@@ -186,12 +151,17 @@ def _device(config: ExperimentConfig, ranks: Ranks) -> torch.device:
 
 
 def trl_config(
-    config: ExperimentConfig, folder: Path, num_micro_batches: int, device: torch.device, ranks: Ranks = ALONE
+    config: ExperimentConfig,
+    folder: Path,
+    num_steps: int,
+    num_micro_batches: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> TrlConfig:
     assert config.sft is not None
     arguments = TrlConfig(
         output_dir=str(folder),
-        max_steps=config.sft.num_steps,
+        max_steps=num_steps,
         per_device_train_batch_size=config.sft.batch_size // num_micro_batches,
         per_device_eval_batch_size=config.sft.batch_size // num_micro_batches,
         gradient_accumulation_steps=num_micro_batches // ranks.num,
@@ -223,26 +193,6 @@ def trl_config(
     return arguments
 
 
-def _describe(rows: Sequence[Row], num_too_long: int) -> None:
-    num_tokens = sum(len(row.input_ids) for row in rows)
-    num_loss_tokens = sum(label >= 0 for row in rows for label in row.labels)
-    text = f"{len(rows):,} conversations, {num_tokens:,} tokens, {num_loss_tokens:,} of them trained"
-    if num_too_long:
-        text += f"; {num_too_long:,} longer than policy.max_tokens skipped"
-    _say(text)
-
-
 def _say(text: str) -> None:
     Console().print(text)
     logger.info("%s", text)
-
-
-def _clear(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _replace(partial: Path, target: Path) -> None:
-    """Replace an older folder by a complete one."""
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)

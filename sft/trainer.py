@@ -1,8 +1,9 @@
 """How does trl's trainer train a policy that it did not load, and that several ranks may hold together?
 
 Each rank takes its share of a step's micro-batches. The gradient is that of one process: losses are divided by the
-trained tokens of the whole step, and gradients are added up over the ranks (`rl.learner.sharding`,
-`rl.learner.optimizer`). transformers leaves a model alone that says that it is distributed already.
+trained tokens, or the conversations, of the whole step, and gradients are added up over the ranks
+(`rl.learner.sharding`, `rl.learner.optimizer`). transformers leaves a model alone that says that it is distributed
+already.
 """
 
 from collections.abc import Sequence
@@ -46,16 +47,21 @@ class Trainer(SFTTrainer):
         heldout: Sequence[Row],
         ranks: Ranks,
         exchanges_once: bool,
+        conversations_per_step: int | None = None,
         **arguments: Any,
     ) -> None:
         """`loss` computes that of a micro-batch; None leaves it to trl. `heldout` are the rows of `eval_dataset`; with
-        several ranks, they fill whole batches of all ranks.
+        several ranks, they fill whole batches of all ranks. `conversations_per_step` makes the loss that is trained
+        the mean of so many conversations, which needs `loss`; None is the mean of all trained tokens.
         """
         model._is_distributed_loading_by_transformers = True
         super().__init__(model=model, **arguments)
         self._folded, self._loss = folded, loss
         self._passes: object = self.model if loss is None else loss.score
         self._ranks, self._exchanges_once = ranks, exchanges_once
+        self._conversations_per_step = conversations_per_step
+        if loss is not None:  # else transformers would take the mean of the micro-batches' means for some models
+            self.model_accepts_loss_kwargs = True
         num_tokens = sum(label != IGNORED_LABEL for row in heldout for label in row.labels)
         self._tokens_per_row = num_tokens / max(1, len(heldout))
 
@@ -70,8 +76,8 @@ class Trainer(SFTTrainer):
             num_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum())
             self._total_train_tokens += int(num_tokens.sum())  # type: ignore[union-attr]
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        if num_items_in_batch is None:  # transformers then takes the mean of the micro-batches; gradients are added up
-            num_items_in_batch = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum() * self._ranks.num
+        if self.model.training and self._conversations_per_step is not None:
+            return self._loss(inputs, by_conversation=True) / self._conversations_per_step
         return self._loss(inputs) / torch.as_tensor(num_items_in_batch).clamp(min=1)
 
     def training_step(self, *arguments: Any, **more: Any) -> Tensor:

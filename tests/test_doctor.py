@@ -283,6 +283,24 @@ def test_the_small_step_is_short_and_keeps_what_decides_whether_it_runs(tmp_path
     assert (small.rollout.num_workers, small.rollout.max_in_flight) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    "sft",
+    [
+        {"num_epochs": 2},
+        {"data": [{"path": "a.jsonl", "epochs": 2}, {"gold": True, "epochs": 1}]},
+        {"data": [{"path": "a.jsonl", "epochs": 2}, {"gold": True, "weight": 1}], "num_epochs": 3},
+    ],
+)
+def test_a_stage_of_epochs_is_one_step_too(tmp_path: Path, sft: dict[str, Any]) -> None:
+    whole = make_config("runs/x", policy={"build": {}}, sft=sft)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(dump_config(whole))
+    small = load_config(path, one_step.small_step(whole, tmp_path / "run")).sft
+    assert small is not None and (small.num_steps, small.num_epochs) == (1, None)
+    assert whole.sft is not None
+    assert [one.name for one in small.sources] == [one.name for one in whole.sft.sources]
+
+
 @pytest.mark.parametrize(("mismatch", "status"), [(1.01, "ok"), (1.06, "warning"), (2.5, "failed"), (None, "warning")])
 def test_a_mismatch_is_judged_by_the_canaries(mismatch: float | None, status: str) -> None:
     finding = one_step.learner_finding(make_config(), make_update(mismatch=mismatch))

@@ -186,9 +186,20 @@ def test_steps_without_padding_are_cut_only_where_they_are_too_large():
     def num(most: int, num_ranks: int = 1) -> int:
         return training_order(rows, 1, 4, seed=0, num_ranks=num_ranks, tokens_per_micro_batch=most)[1]
 
-    assert [num(550), num(549), num(450), num(449)] == [1, 2, 2, 4]  # the longest rows stand together
+    assert [num(550), num(549), num(450), num(449)] == [1, 2, 2, 4]  # the longest row stands with one more
     assert num(100) == 4  # one row each: it does not fit, and cannot be cut
     assert [num(550, num_ranks=2), num(449, num_ranks=2)] == [2, 4]
+
+
+def test_micro_batches_without_padding_have_about_equally_many_tokens() -> None:
+    lengths = [10, 20, 30, 40, 50, 60, 70, 80]
+    rows = [Row((0,) * length, (0,) * length) for length in lengths]
+    order, num = training_order(rows, 1, 8, seed=0, tokens_per_micro_batch=100)
+    assert num == 4  # by length 10 + 20, ..., 70 + 80: one row each would be left
+    cut = [[lengths[index] for index in order[begin : begin + 2]] for begin in range(0, 8, 2)]
+    assert sorted(cut) == [[10, 80], [20, 70], [30, 60], [40, 50]]
+    whole, num = training_order(rows, 1, 8, seed=0, tokens_per_micro_batch=360)
+    assert num == 1 and [lengths[index] for index in whole] == lengths
 
 
 @pytest.mark.slow

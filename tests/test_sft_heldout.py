@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # imports TRL
 
 
 def rows_of(config: ExperimentConfig, policy: Path) -> list[Row]:
-    assert config.sft is not None and config.sft.data is not None
+    assert config.sft is not None and isinstance(config.sft.data, Path)
     return token_rows(read_conversations(config.sft.data), load_chat(policy, config.policy.chat), config)[0]
 
 
@@ -117,7 +117,7 @@ def test_a_stopped_stage_refuses_other_rows(tmp_path: Path, monkeypatch: pytest.
     config = stage(tmp_path / "run", {"build": SIZES}, num_steps=7)
     with pytest.raises(StopRequested):
         run_stage(config, monkeypatch, stop_at=3)
-    assert config.sft is not None and config.sft.data is not None
+    assert config.sft is not None and isinstance(config.sft.data, Path)
     text = config.sft.data.read_text()
     config.sft.data.write_text(text.replace("39 + 1", "39+1"))
     with pytest.raises(SftDataError, match=r"sft.partial holds a stage that was stopped after step 4, .* other rows"):

@@ -36,6 +36,12 @@ def micro_batch() -> dict[str, torch.Tensor]:
     return collate([{"input_ids": ids, "labels": [-100] * first + ids[first:]} for ids, first in rows])
 
 
+def rows_of(inputs: dict[str, torch.Tensor], begin: int, end: int) -> dict[str, torch.Tensor]:
+    """Some rows as a micro-batch of their own."""
+    longest = int(inputs["attention_mask"][begin:end].sum(dim=1).max())
+    return {name: value[begin:end, :longest] for name, value in inputs.items()}
+
+
 def loaded(policy: Path, tmp_path: Path, **sections: Any) -> tuple[Any, RowLoss | None]:
     adapter = sections.pop("adapter", None)
     config = stage(tmp_path / "run", {"path": str(policy), "max_tokens": 200}, adapter=adapter)
@@ -72,6 +78,31 @@ def test_the_gradient_is_that_of_transformers(kind: str, shares_prefixes: bool, 
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() < 2e-5 * gradient.norm().clamp(min=1e-3), name
+
+
+@pytest.mark.parametrize("kind", ["nemotron", "llama"])
+def test_by_conversation_it_is_the_sum_of_the_means_of_rows_in_whatever_micro_batches(
+    kind: str, tmp_path: Path
+) -> None:
+    model, loss = loaded(write_policy(kind, tmp_path / "policy"), tmp_path)
+    assert loss is not None
+    inputs = micro_batch()
+    plain, means = load_policy(tmp_path / "policy"), []
+    for row in range(len(inputs["input_ids"])):
+        num = int(inputs["attention_mask"][row].sum())
+        ids, labels = inputs["input_ids"][row, :num], inputs["labels"][row, 1:num]
+        logprobs_TV = plain(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+        said = [-logprobs_TV[place, token] for place, token in enumerate(labels.tolist()) if token >= 0]
+        means += [torch.stack(said).mean()] if said else []
+    assert len(means) == 5  # of six rows, one of which trains nothing
+    mine, theirs = loss(inputs, by_conversation=True), torch.stack(means).sum()
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+    expected, found = gradients(plain, theirs), gradients(model, mine)
+    cut = [loss(rows_of(inputs, *rows), by_conversation=True) for rows in ((0, 1), (1, 4), (4, 6))]
+    in_parts = gradients(model, torch.stack(cut).sum())
+    for name, gradient in expected.items():
+        for other in (found, in_parts):
+            assert (other[name] - gradient).norm() < 2e-5 * gradient.norm().clamp(min=1e-3), name
 
 
 def test_an_adapter_is_trained_through_it(tmp_path: Path) -> None:

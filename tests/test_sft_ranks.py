@@ -69,21 +69,22 @@ def difference(one: torch.Tensor, other: torch.Tensor, size: torch.Tensor) -> fl
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision", "num", "learner"),
+    ("kind", "precision", "num", "learner", "loss"),
     [
-        ("llama", "float32", 2, {}),
-        ("llama", "bf16", 4, {}),
-        ("hybrid", "float32", 2, {"expert_parallel": 2}),
-        ("hybrid", "bf16", 2, {"activation_checkpointing": True}),
-        ("hybrid", "nvfp4", 2, {"exchange": "step"}),
+        ("llama", "float32", 2, {}, "token"),
+        ("llama", "bf16", 4, {}, "token"),
+        ("hybrid", "float32", 2, {"expert_parallel": 2}, "conversation"),
+        ("hybrid", "bf16", 2, {"activation_checkpointing": True}, "token"),
+        ("hybrid", "nvfp4", 2, {"exchange": "step"}, "token"),
     ],
 )
 def test_ranks_compute_the_gradient_of_one_process(
     policies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    kind: str, precision: str, num: int, learner: dict[str, Any],
+    kind: str, precision: str, num: int, learner: dict[str, Any], loss: str,
 ) -> None:  # fmt: skip
     policy = policies[kind]
-    sft = {"heldout_every": 1}  # the rate of the first step is 0, so both steps are those of the policy as it was
+    # The rate of the first step is 0, so both steps are those of the policy as it was.
+    sft = {"heldout_every": 1, "loss": loss}
     monkeypatch.setattr("sft.data._fewest", lambda *_: 4)  # rounded alike only in micro-batches of the same rows
     many = config_of(tmp_path / "many", policy, precision, sft=sft, learner={"num_ranks": num, **learner})
     assert run_on_ranks(num, many, monkeypatch, stop_at=1) == num * ["StopRequested: SIGTERM"]
@@ -97,7 +98,7 @@ def test_ranks_compute_the_gradient_of_one_process(
         if (kind, precision) == ("llama", "bf16"):
             # The two uses of tied embeddings meet in bfloat16 where FSDP casts, and in float32 in one process,
             # which also changes the norm by which all gradients are clipped.
-            allowed = 2e-3 if "embed" in name else 5e-5
+            allowed = 2e-3 if "embed" in name else 2e-4
         assert difference(gradient, other[name], gradient) < allowed, name
 
 

@@ -5,12 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from envs.messages import Message, ToolCall
 from rl.chat.chat import Chat
 from rl.chat.formats.nemotron import NemotronFormat
+from rl.config.supervised import SftConfig
 from rl.policies import train_tokenizer
 from sft.data import token_row
+from sft.mixture import rows_by_source
 from sft.rows import FORMS, Conversation, read_row
 from tests.makers import make_config
 
@@ -47,8 +50,18 @@ def test_the_marked_text_is_what_is_shown(conversations: list[Conversation]) -> 
     assert marked(token_row(conversations[1], chat, make_config()), chat, in_colour=False) == example
 
 
+def test_the_mixture_is_divided_as_the_table_says() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    sft = SftConfig.model_validate(yaml.safe_load(example)["sft"])
+    assert [source.name for source in sft.sources] == [
+        "tools.jsonl", "user/name", "gold conversations", "rollouts of runs/quickstart"
+    ]  # fmt: skip
+    # 300 steps of 32: 600 are from tools.jsonl; of the other 9,000 rollouts would give 1,800, but have only 4 times 100
+    assert rows_by_source([300, 5000, 20_000, 100], sft) == [600, 3225, 5375, 400]
+
+
 def test_every_key_that_is_read_is_in_the_table() -> None:
     from sft.messages import REASONING_KEYS, ROLES
 
     named = set(re.findall(r"`(\w+)`", README))
-    assert {*ROLES, *REASONING_KEYS, "weight", "tools", "tool_calls", "tool_call_id"} <= named
+    assert {*ROLES, *REASONING_KEYS, "weight", "effort", "tools", "tool_calls", "tool_call_id"} <= named

@@ -59,6 +59,26 @@ def test_rows_are_shown_as_they_are_trained(tmp_path: Path, is_built: bool) -> N
 
 
 @pytest.mark.slow
+def test_rows_of_each_source_are_shown_with_what_was_varied(tmp_path: Path) -> None:
+    yaml = write_stage(tmp_path, "{build: {}, max_tokens: 400}")
+    said = {"role": "assistant", "content": "yo", "thinking": "wait " * 40}
+    (tmp_path / "more.jsonl").write_text(json.dumps({"messages": [ASK, said], "effort": "medium"}) + "\n")
+    data = [{"path": f"{tmp_path}/rows.jsonl", "weight": 2}, {"path": f"{tmp_path}/more.jsonl", "epochs": 3}]
+    more = ["sft.truncated_share=1", "sft.truncated_end=trained", "sft.repetition_max=0.5"]
+    text = shown(yaml, "-n", "1", f"sft.data={json.dumps(data)}", *more)
+    first, second = text.split("\n=== ")
+    assert first.startswith(
+        f"=== {tmp_path}/rows.jsonl: 3 conversations, weight 2\n\n--- {tmp_path}/rows.jsonl, row 1: "
+    )
+    assert ", thinking budget 1, at which the reasoning is cut, its end trained\n" in first
+    assert second.startswith(f"{tmp_path}/more.jsonl: 1 conversations, epochs 3\n\n--- {tmp_path}/more.jsonl, row 1: ")
+    assert (
+        ", thinking budget unlimited, effort medium; left out, because 97% of its reasoning's runs of words" in second
+    )
+    assert "hi\n\n{reasoning effort: medium}<|im_end|>" in second
+
+
+@pytest.mark.slow
 def test_trained_tokens_are_coloured_on_a_terminal(tmp_path: Path) -> None:
     yaml = write_stage(tmp_path, "{build: {}}")
     text = shown(yaml, "-n", "1", env={"FORCE_COLOR": "1", "TERM": "xterm", "NO_COLOR": None})

@@ -196,9 +196,9 @@ def test_one_device_is_used_however_many_are_seen(tmp_path: Path, monkeypatch: p
 
     config = stage(tmp_path / "run", {"build": SIZES})
     cpu = torch.device("cpu")
-    assert trl_config(config, tmp_path, 1, cpu).n_gpu == 0
+    assert trl_config(config, tmp_path, 4, 1, cpu).n_gpu == 0
     monkeypatch.setattr("trl.trainer.sft_config.SFTConfig.__post_init__", lambda self: setattr(self, "_n_gpu", 8))
-    arguments = trl_config(config, tmp_path, 1, cpu)
+    arguments = trl_config(config, tmp_path, 4, 1, cpu)
     assert arguments.n_gpu == 1
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 8
 
@@ -250,3 +250,28 @@ def test_a_checkpoint_without_some_weights_is_refused(tmp_path: Path, kind: str)
         IncompleteCheckpointError, match=r"1 weights are missing, first 'model\.layers\.1\.mlp\.up_proj"
     ):
         load_policy(folder)
+
+
+@pytest.mark.slow
+def test_by_conversation_the_loss_of_a_step_does_not_depend_on_its_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for num in (1, 4):
+        monkeypatch.setattr("sft.data._fewest", lambda *_, num=num: num)
+        config = stage(tmp_path / str(num), {"build": SIZES}, loss="conversation", num_steps=2)
+        losses.append([line["loss"] for line in steps_of(run_stage(config, monkeypatch))])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_policy_whose_loss_is_trls_is_not_trained_by_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft.rows import SftDataError
+    from tests.families import write_policy
+
+    policy = write_policy("qwen3_moe", tmp_path / "policy")  # its routers have a loss
+    config = stage(tmp_path / "run", {"path": str(policy), "max_tokens": 400}, loss="conversation")
+    with pytest.raises(SftDataError, match=r"sft\.loss: conversation needs the loss that the stage computes itself"):
+        run_stage(config, monkeypatch)

@@ -225,5 +225,8 @@ def test_a_budget_for_a_template_that_does_not_think_is_refused_before_the_run(t
     assert not load_chat(tmp_path, "auto").has_thinking
     with pytest.raises(ConfigError, match="no think block, so a thinking budget cannot be enforced"):
         preflight(make_config(policy={"path": tmp_path}, environments={"math/Arithmetic-v0": {"budget": 32}}))
+    data = [{"path": str(tmp_path), "weight": 1, "effort": "efficient"}]
+    with pytest.raises(ConfigError, match=r"sft\.data\.0\.effort: .*no think block"):
+        preflight(make_config(policy={"path": tmp_path}, sft={"data": data}))
     with pytest.raises(ConfigError, match="has tools, which the policy's chat format cannot express"):
         preflight(make_config(policy={"path": tmp_path}, environments={"tools/Store-v0": {}}))

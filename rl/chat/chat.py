@@ -94,28 +94,33 @@ class Chat:
         enforcement: BudgetConfig | None = None,
         room: int = 0,
         untrained: Collection[int] = (),
+        trains_forced: bool = False,
     ) -> tuple[Ids, tuple[bool, ...]]:
         """Ids of a whole conversation and, for each, whether the policy would have sampled it and is to be trained.
 
-        All replies are trained but those at the places `untrained` of `messages`.
+        All replies are trained but those at the places `untrained` of `messages`. Replies before the first trained one
+        belong to the first prompt, as in a task whose opening has replies.
 
         With `enforcement`, reasoning that is longer than the budget is cut as the engine would cut it in replies of at
-        most `room` tokens. Raises `ChatError` unless assistant messages and others alternate and the last message is
-        the assistant's, and for a reply that the format cannot express.
+        most `room` tokens; what the engine would force is trained only with `trains_forced`. Raises `ChatError` unless
+        assistant messages and others alternate and the last message is the assistant's, and for a reply that the format
+        cannot express.
         """
         turns = _turns(messages)
         if len(turns) % 2:
             raise ChatError("a conversation must end with the assistant's message")
-        dialogue = self.begin(turns[0], tools, budget)
+        replies = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        place = next((index for index in replies if index not in untrained), replies[-1])
+        dialogue = self.begin(messages[:place], tools, budget)
         limit = dialogue.thinking_limit(enforcement, room) if enforcement else None
         loss_mask = [False] * len(dialogue.prompt_ids)
-        place = len(turns[0])
-        for number, turn in enumerate(turns[1:], 1):
-            if number % 2:
+        for turn in turns[2 * replies.index(place) + 1 :]:
+            if turn[0].role == "assistant":
                 (said,) = turn
                 new = dialogue.reply_ids(Reply(said.content, said.reasoning, said.tool_calls))
                 new = limit.cut(new) if limit else new
                 forced = limit.forced_mask(new) if limit else (False,) * len(new)
+                forced = (False,) * len(new) if trains_forced else forced
                 loss_mask += [place not in untrained and not by_force for by_force in forced]
                 dialogue.take(new)
             else:

@@ -6,9 +6,9 @@ _OTHER_NAMES = {
     "learner.schedule": "lr_scheduler lr_scheduler_type lr_decay_style",
     "learner.max_grad_norm": "grad_clip clip_grad gradient_clipping",
     "learner.activation_checkpointing": "gradient_checkpointing enable_gradient_checkpointing",
-    "train.num_steps sft.num_steps": (
-        "epochs num_epochs num_train_epochs total_epochs max_num_epochs max_steps max_num_steps total_training_steps"
-    ),
+    "train.num_steps sft.num_steps": "max_steps max_num_steps total_training_steps",
+    "train.num_steps sft.num_epochs": "epochs num_train_epochs total_epochs max_num_epochs",
+    "train.num_steps": "num_epochs",
     "train.num_prompts sft.batch_size": (
         "batch_size train_batch_size global_batch_size train_global_batch_size rollout_batch_size num_prompts_per_step"
     ),

@@ -29,7 +29,7 @@ class Key:
     @property
     def is_list(self) -> bool:
         """Whether the key holds a list of sections."""
-        return self.field is not None and bool(self.sections) and typing.get_origin(self.field.annotation) is tuple
+        return bool(self.sections) and _list_type(self.field) is not None
 
     @property
     def fields(self) -> dict[str, FieldInfo]:
@@ -45,7 +45,7 @@ def find_key(path: Sequence[str]) -> Key | None:
     here = Key("", None, (ExperimentConfig,))
     for depth, name in enumerate(path):
         if name.isdigit() and here.field is not None and here.is_list:
-            entry = FieldInfo.from_annotation(typing.get_args(here.field.annotation)[0])
+            entry = FieldInfo.from_annotation(typing.get_args(_list_type(here.field))[0])
             here = Key(".".join(path[: depth + 1]), entry, here.sections)
             continue
         below = {key.name: key for key in children(here)}
@@ -121,10 +121,17 @@ def _kind_key(kind: OneOf) -> Key:
 def _sections_in(field: FieldInfo) -> tuple[type[Section], ...]:
     if kind := one_of(field):
         return tuple(kind.kinds.values())
-    for candidate in (field.annotation, *typing.get_args(field.annotation)):
+    for candidate in (field.annotation, *typing.get_args(field.annotation), *typing.get_args(_list_type(field))):
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return (candidate,) if typing.get_origin(field.annotation) is not dict else ()
     return ()
+
+
+def _list_type(field: FieldInfo | None) -> object:
+    """The type of a list that the field holds, perhaps beside other types; None if it holds none."""
+    annotation = None if field is None else field.annotation
+    parts = (annotation, *typing.get_args(annotation))
+    return next((part for part in parts if typing.get_origin(part) is tuple), None)
 
 
 def one_of(field: FieldInfo | None) -> OneOf | None:

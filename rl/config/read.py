@@ -74,15 +74,29 @@ def check_references(config: ExperimentConfig) -> None:
 def stage_problems(config: ExperimentConfig) -> list[Problem]:
     """What the supervised stage cannot train: files that are missing, and steps that ranks cannot share."""
     problems = [problem] if (problem := policy_problem(config)) else []
-    data = config.sft.data if config.sft is not None else None
     size, num = config.sft.batch_size if config.sft is not None else 0, config.learner.num_ranks
     if num and size % num:  # a run that only plays has no ranks (`rl.apart`)
         text = f"{size} conversations a step cannot be dealt evenly to the {num} ranks of the learner"
         fix = f"choose a multiple of learner.num_ranks, such as {num * -(-size // num)}"
         problems.append(Problem(config.place("sft", "batch_size"), "sft.batch_size", text, fix))
-    if data is not None and not data.exists() and hub_name(data) is None:
-        fix = "give a file, a folder or a data set of the hub, or remove the key to train on gold conversations"
-        problems.append(Problem(config.place("sft", "data"), "sft.data", f"there is no file or folder {data}", fix))
+    return problems + _source_problems(config)
+
+
+def _source_problems(config: ExperimentConfig) -> list[Problem]:
+    """The sources of the supervised stage that are not there."""
+    problems = []
+    data = config.sft.data if config.sft is not None else None
+    for number, source in enumerate(config.sft.sources if config.sft is not None else ()):
+        keys, fix = ("sft", "data"), "give a file, a folder or a data set of the hub"
+        found = source.path if source.rollouts is None else source.rollouts
+        if found is None or found.exists() or (source.rollouts is None and hub_name(found) is not None):
+            continue
+        if isinstance(data, Path):
+            fix += ", or remove the key to train on gold conversations"
+        else:
+            keys = (*keys, str(number), "path" if source.rollouts is None else "rollouts")
+            fix = fix if source.rollouts is None else "give a run folder or a file of rollouts, or remove the source"
+        problems.append(Problem(config.place(*keys), ".".join(keys), f"there is no file or folder {found}", fix))
     return problems
 
 

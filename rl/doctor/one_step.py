@@ -116,6 +116,11 @@ def small_step(config: ExperimentConfig, run_dir: Path) -> list[str]:
     elif config.sft is not None:
         num = max(CONVERSATIONS, config.sft.batch_size)
         changes += [("sft.num_steps", 1), ("sft.num_conversations", num), ("sft.heldout_share", 0)]
+        if config.sft.num_steps is None:
+            changes.append(("sft.num_epochs", "null"))
+        if isinstance(config.sft.data, tuple):  # their epochs would be longer than a step
+            mixed = [{**one.model_dump(mode="json"), "weight": 1, "epochs": None} for one in config.sft.data]
+            changes.append(("sft.data", json.dumps(mixed)))
     return [f"{key}={value}" for key, value in changes]
 
 

@@ -66,6 +66,7 @@ class RunFolder:
         self.sft = path / "sft"
         """The supervised stage's checkpoint; it exists when that stage is complete."""
         self.sft_metrics_file = self.sft / "metrics.jsonl"
+        self.sft_sources_file = self.sft / "sources.jsonl"
         self.evaluation_file = path / "evaluation.json"
         self.evaluation_rollouts_file = path / "evaluation" / "rollouts.jsonl"
         """Rollouts of the last `rl evaluate`."""

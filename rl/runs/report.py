@@ -18,6 +18,7 @@ from rl.runs.files import storing, write_atomically
 from rl.runs.history import History, Line, read_history
 from rl.runs.html import table
 from rl.runs.memory import memory_table
+from rl.runs.sft_sources import sources_table
 
 NUM_SAMPLE_FILES = 3  # newest files that sample rollouts are chosen from
 NUM_NOTES = 20  # newest notes of canaries and pauses
@@ -51,6 +52,7 @@ def write_report(run_dir: Path) -> Path:
             f"<p>{escape(summary(history))}</p>",
             _section("Held-out tasks, before and after", evaluation_table(history)),
             *(_section(title, html) for title, html in _figures(history)),
+            *([_section("Sources of the supervised stage", sources)] if (sources := sources_table(history)) else []),
             _section("Outcomes of all training rollouts", outcome_table(history)),
             _section("Canaries", canary_table(history)),
             _section("Memory", memory_table(history)),
