@@ -13,6 +13,7 @@ from rl.chat.formats.nemotron import NemotronFormat
 from rl.cluster.rank_variables import RankVariables
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import TinyHybrid
+from rl.learner.optimizer import clip_gradients
 from rl.learner.policy import load_policy
 from rl.policies import build_policy
 from rl.ranks import Ranks
@@ -86,6 +87,11 @@ def test_ranks_compute_the_gradient_of_one_process(
     # The rate of the first step is 0, so both steps are those of the policy as it was.
     sft = {"heldout_every": 1, "loss": loss}
     monkeypatch.setattr("sft.data._fewest", lambda *_: 4)  # rounded alike only in micro-batches of the same rows
+    is_tied = (kind, precision) == ("llama", "bf16")
+    if is_tied:
+        # The two uses of tied embeddings meet in bfloat16 where FSDP casts, and in float32 in one process, so their
+        # gradient differs, and with it the norm by which all others would be clipped.
+        monkeypatch.setattr("sft.trainer.clip_gradients", lambda model, _, ranks: clip_gradients(model, 1e9, ranks))
     many = config_of(tmp_path / "many", policy, precision, sft=sft, learner={"num_ranks": num, **learner})
     assert run_on_ranks(num, many, monkeypatch, stop_at=1) == num * ["StopRequested: SIGTERM"]
     learner = {**learner, "expert_parallel": 1}
@@ -95,10 +101,8 @@ def test_ranks_compute_the_gradient_of_one_process(
     assert one.keys() == other.keys()
     for name, gradient in one.items():
         allowed = 2e-6
-        if (kind, precision) == ("llama", "bf16"):
-            # The two uses of tied embeddings meet in bfloat16 where FSDP casts, and in float32 in one process,
-            # which also changes the norm by which all gradients are clipped.
-            allowed = 2e-3 if "embed" in name else 2e-4
+        if is_tied:
+            allowed = 2e-3 if "embed" in name else 5e-5
         assert difference(gradient, other[name], gradient) < allowed, name
 
 
