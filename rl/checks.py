@@ -7,7 +7,7 @@ from envs.sandbox import require_level
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster
 from rl.cluster.shared_memory import NUM_VERSIONS
-from rl.config.errors import ConfigError
+from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.plan.memory import FLOAT32, published_bytes, tokens_per_step
 from rl.plan.policy import checkpoint_shapes
@@ -37,13 +37,30 @@ def _check_checkpoint(config: ExperimentConfig) -> None:
         check_policy(config.policy.path, config)
 
 
+def _check_stages(config: ExperimentConfig) -> None:
+    """Stages on preference pairs are commands of their own; a run that left them out in silence would mislead."""
+    commands = {"dpo": "dpo", "reward_model": "reward-model"}
+    if problems := [
+        Problem(
+            config.place(name),
+            name,
+            "reinforcement learning does not run this stage",
+            f"move the section to a file of its own, and run: python -m sft {command} FILE",
+        )
+        for name, command in commands.items()
+        if getattr(config, name) is not None
+    ]:
+        raise ConfigError(problems)
+
+
 def _check_room(config: ExperimentConfig) -> None:
     if config.policy.path is not None:
         check_room(config, config.policy.path)
 
 
 CHECKS: Mapping[str, Callable[[ExperimentConfig], None]] = {
-    # First: pre-flight runs environments in this process, and the supervised stage inherits the level.
+    "other stages": _check_stages,
+    # Before others: pre-flight runs environments in this process, and the supervised stage inherits the level.
     "sandbox level": lambda config: require_level(config.rollout.sandbox_level),
     "environments": preflight,
     "sinks": check_sinks,

@@ -1,4 +1,4 @@
-"""The commands: `python -m sft train | show | from-rollouts | smollm2`."""
+"""The commands: `python -m sft train | show | from-rollouts | dpo | reward-model | smollm2`."""
 
 import os
 import sys
@@ -16,7 +16,8 @@ from rl.cluster.rank_variables import rank_variables
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.learner import LearnerConfig
-from rl.config.read import load_config, stage_problems
+from rl.config.preferences import PairStage
+from rl.config.read import load_config, pair_stage_problems, stage_problems
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries
 from sft.from_rollouts import Choice, chosen_rows, played_tasks, preference_pairs, write_rows
@@ -24,6 +25,9 @@ from sft.ranks import joined_ranks, run_ranks
 
 ANY_LENGTH = 2**31
 """More tokens than any `policy.max_tokens`, which the learner of reinforcement learning must hold."""
+
+SECTIONS = {"sft": "{num_steps: 300}", "dpo": "{data: pairs.jsonl}", "reward_model": "{data: pairs.jsonl}"}
+"""By name: an example of a stage's section."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -66,15 +70,42 @@ def show(
         typer.echo(text, color=in_colour)
 
 
-def load_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    """The configuration for the supervised stage alone, with neutral values for sections that it does not read, and
-    micro-batches that hold the longest row. Raises `ConfigError`.
+@app.command()
+def dpo(
+    yaml: Annotated[Path, typer.Argument(help="YAML with a `dpo` section.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")] = None,
+) -> None:
+    """Train a policy on preference pairs by DPO and print its folder, RUN/dpo. The pairs are those of `dpo.data`."""
+    config = checked_pair_stage(yaml, overrides or [], "dpo")
+    with without_collector():
+        from sft.dpo import run
+
+    typer.echo(f"checkpoint: {run(config)}")
+
+
+@app.command("reward-model")
+def reward_model(
+    yaml: Annotated[Path, typer.Argument(help="YAML with a `reward_model` section.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")] = None,
+) -> None:
+    """Train a reward model on preference pairs and print its folder, RUN/reward_model."""
+    config = checked_pair_stage(yaml, overrides or [], "reward_model")
+    with without_collector():
+        from sft.reward_model import run
+
+    typer.echo(f"reward model: {run(config)}")
+
+
+def load_stage(yaml: Path, overrides: Sequence[str], section: str = "sft") -> ExperimentConfig:
+    """The configuration for the stage of this section alone, with neutral values for sections that it does not read,
+    and micro-batches that hold the longest row. Raises `ConfigError`.
     """
     unread: dict[str, Any] = {"train": {"num_steps": 1}, "environments": {"none": {}}}
     config = load_config(yaml, overrides, {**unread, "learner": {"tokens_per_micro_batch": ANY_LENGTH}})
-    if config.sft is None:
-        raise ConfigError(f"{yaml} has no `sft` section: add one, such as `sft: {{num_steps: 300}}`")
-    if config.sft.has_gold:
+    stage = getattr(config, section)
+    if stage is None:
+        raise ConfigError(f"{yaml} has no `{section}` section: add one, such as `{section}: {SECTIONS[section]}`")
+    if any(source.gold for source in stage.sources):
         del unread["environments"]
     num_tokens = max(LearnerConfig().tokens_per_micro_batch, config.policy.max_tokens)
     return load_config(yaml, overrides, {**unread, "learner": {"tokens_per_micro_batch": num_tokens}})
@@ -84,6 +115,14 @@ def checked_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """The same, if its policy and data are there. Raises `ConfigError`."""
     config = load_stage(yaml, overrides)
     if problems := stage_problems(config):
+        raise ConfigError(problems)
+    return config
+
+
+def checked_pair_stage(yaml: Path, overrides: Sequence[str], name: PairStage) -> ExperimentConfig:
+    """The same, of a stage on preference pairs. Raises `ConfigError`."""
+    config = load_stage(yaml, overrides, name)
+    if problems := pair_stage_problems(config, name):
         raise ConfigError(problems)
     return config
 

@@ -1,6 +1,6 @@
-"""How does the supervised stage continue after it was stopped? From one of trl's checkpoints.
+"""How does a stage continue after it was stopped? From one of trl's checkpoints.
 
-Every ten minutes, and when a signal stops the stage, it writes weights, optimiser, learning rate and random state
+Every ten minutes, and when a signal stops it, a stage writes weights, optimiser, learning rate and random state
 beside the metrics. The next start with the same configuration and rows continues from there; the result equals that of
 an uninterrupted stage bit for bit. With another configuration the stage starts from the beginning; with the same one
 and other rows it does not start, because data that changed under a stopped stage is more often a mistake. The interval
@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +63,25 @@ class Checkpoints(TrainerCallback):
                 shutil.rmtree(path)
 
 
-def prepare(folder: Path, rows: Sequence[Row], config: ExperimentConfig) -> Path | None:
+def prepare(folder: Path, rows: Iterable[Row], config: ExperimentConfig, section: str) -> Path | None:
     """The checkpoint in `folder` to go on from; None when there is none of this stage, and the folder is then empty.
+
+    `section` is the stage's in the configuration.
 
     Raises `SftDataError` when there is one of the same configuration and other rows.
     """
-    assert config.sft is not None
-    now, file = _fingerprint(rows, config), folder / STAGE_FILE
+    now, file = _fingerprint(rows, config, section), folder / STAGE_FILE
     before = file.read_text().split() if file.is_file() else []
     # The state is written last, so a checkpoint without it was cut off.
     whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     if whole and before[:1] == now[:1]:
         newest = max(whole, key=_step)
         if before != now:
+            names = " or ".join(source.name for source in getattr(config, section).sources)
             raise SftDataError(
                 f"{folder} holds a stage that was stopped after step {_step(newest)}, of this configuration but other"
-                f" rows: {' or '.join(source.name for source in config.sft.sources)} changed. Restore what changed to"
-                f" continue, or delete {folder} to start from the beginning"
+                f" rows: {names} changed. Restore what changed to continue, or delete {folder} to start from the"
+                " beginning"
             )
         return newest
     shutil.rmtree(folder, ignore_errors=True)
@@ -109,9 +111,9 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def _fingerprint(rows: Sequence[Row], config: ExperimentConfig) -> list[str]:
+def _fingerprint(rows: Iterable[Row], config: ExperimentConfig, section: str) -> list[str]:
     """What decides the outcome of the stage: digests of the configuration's parts that it reads, and of the rows."""
-    parts = config.model_dump(mode="json", include={"seed", "policy", "precision", "sft", "learner"})
+    parts = config.model_dump(mode="json", include={"seed", "policy", "precision", section, "learner"})
     parts["learner"] = {name: parts["learner"][name] for name in LEARNER_KEYS}
     digest = hashlib.sha256()
     for row in rows:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +42,24 @@ class Row:
     """Place of its source in `sft.data`."""
     last_ids: tuple[int, ...] = ()
     """Of a row that is a part of a dialogue: the ids of the dialogue's last row."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def heldout_key(self) -> tuple[int, ...]:
+        """Rows of equal keys are held out together, or not at all: equal rows, and the rows of a dialogue."""
+        return self.last_ids or self.input_ids
+
+
+class AnyRow(Protocol):
+    """A row of tokens, or a pair of them."""
+
+    def __len__(self) -> int: ...
+    @property
+    def part(self) -> int: ...
+    @property
+    def heldout_key(self) -> tuple[int, ...]: ...
 
 
 UNTRAINED = Row((0, 0), (IGNORED_LABEL, IGNORED_LABEL))
@@ -146,7 +165,7 @@ def token_rows(conversations: Iterable[Conversation], chat: Chat, config: Experi
         replace(row, last_ids=last[c.dialogue]) if c.dialogue else row
         for c, row in zip(conversations, all_rows, strict=True)
     ]
-    rows = [row for row in whole if len(row.input_ids) <= config.policy.max_tokens]
+    rows = [row for row in whole if len(row) <= config.policy.max_tokens]
     num_too_long = len(all_rows) - len(rows)
     if not rows:
         raise SftDataError(
@@ -180,13 +199,15 @@ def token_row(conversation: Conversation, chat: Chat, config: ExperimentConfig) 
 
 
 def training_order(
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     num_steps: int,
     batch_size: int,
     seed: int,
     num_ranks: int = 1,
     tokens_per_micro_batch: int | None = None,
     counts: Sequence[int] | None = None,
+    *,
+    is_padded: bool = False,
 ) -> tuple[list[int], int]:
     """Indices of the rows in training order, and the number of micro-batches per optimiser step.
 
@@ -195,28 +216,37 @@ def training_order(
     hold rows of similar length and little padding. Whole steps of one length would need even less padding, but each
     would hold one kind of task, and learning would be far slower. Ranks take micro-batches in turn, equally many each.
     If no padding is computed and prefixes are computed once, `tokens_per_micro_batch` says how large micro-batches may
-    be; they are as few as that allows, of equally many rows and about equally many tokens.
+    be; they are as few as that allows, of equally many rows and about equally many tokens. With `is_padded` padding
+    counts there too, and the rows stay sorted.
     """
-    lengths = np.array([len(row.input_ids) for row in rows])
+    lengths = np.array([len(row) for row in rows])
     order = drawn([row.part for row in rows], counts or [num_steps * batch_size], seed)
     steps = order.reshape(num_steps, batch_size)
     steps = np.take_along_axis(steps, np.argsort(lengths[steps], axis=1, kind="stable"), axis=1)
     if tokens_per_micro_batch is not None:
-        num = _fewest(lengths[steps], tokens_per_micro_batch, num_ranks)
-        return np.take_along_axis(steps, _balanced(lengths[steps], num), axis=1).flatten().tolist(), num
+        num = _fewest(lengths[steps], tokens_per_micro_batch, num_ranks, is_padded)
+        if not is_padded:
+            steps = np.take_along_axis(steps, _balanced(lengths[steps], num), axis=1)
+        return steps.flatten().tolist(), num
     cuts = [cut * num_ranks for cut in MICRO_BATCHES if batch_size % (cut * num_ranks) == 0]
     return steps.flatten().tolist(), min(cuts, key=lambda cut: _cost(lengths[steps], cut, num_ranks))
 
 
-def _fewest(sorted_lengths: np.ndarray, tokens_per_micro_batch: int, num_ranks: int) -> int:
+def _fewest(sorted_lengths: np.ndarray, tokens_per_micro_batch: int, num_ranks: int, is_padded: bool) -> int:
     """Micro-batches of equally many rows, so that none has more tokens; or of one row, where that is not possible."""
     batch_size = sorted_lengths.shape[1]
     for num in range(num_ranks, batch_size, num_ranks):
-        if batch_size % num == 0:
-            lengths = np.take_along_axis(sorted_lengths, _balanced(sorted_lengths, num), axis=1)
-            if lengths.reshape(len(lengths), num, -1).sum(axis=2).max() <= tokens_per_micro_batch:
-                return num
+        if batch_size % num == 0 and _most(sorted_lengths, num, is_padded) <= tokens_per_micro_batch:
+            return num
     return batch_size
+
+
+def _most(sorted_lengths: np.ndarray, num: int, is_padded: bool) -> int:
+    """Tokens of the largest micro-batch, if each step has `num`."""
+    if is_padded:
+        return sorted_lengths.shape[1] // num * int(sorted_lengths.max())
+    lengths = np.take_along_axis(sorted_lengths, _balanced(sorted_lengths, num), axis=1)
+    return int(lengths.reshape(len(lengths), num, -1).sum(axis=2).max())
 
 
 def _balanced(sorted_lengths: np.ndarray, num: int) -> np.ndarray:

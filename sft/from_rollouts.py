@@ -1,8 +1,8 @@
 """Which rollouts of a run become training data? The good ones of each task, few of them, or its best beside its worst.
 
 Rejection sampling: the supervised stage trains on what a policy, its own or another, wrote and an environment rewarded.
-Tasks of the held-out split are never taken; nor, but as a worst, rollouts that were cut or broke a rule, and those in
-which a thinking budget wrote the end of the reasoning.
+Tasks of the held-out split are never taken, nor replies with think tags in wrong places; nor, but as a worst, rollouts
+that were cut or broke a rule, and those in which a thinking budget wrote the end of the reasoning.
 """
 
 import json
@@ -16,6 +16,7 @@ from envs.messages import Message
 from envs.registry import make
 from envs.rollout_file import message_from, message_object, read_rollouts
 from rl.data_types import first_reply
+from sft.messages import BadRow, split_thinking
 from sft.rows import SftDataError, to_last_reply
 
 Choice = Literal["shortest", "diverse"]
@@ -77,9 +78,20 @@ def played_tasks(place: Path) -> list[PlayedTask]:
         messages = tuple(map(message_from, saved["messages"]))
         # A file that no trainer wrote has no turns: all replies are the policy's.
         num_turns = len(saved.get("turns", ())) or sum(message.role == "assistant" for message in messages)
-        if (start := first_reply(messages, num_turns)) < len(messages):
+        if (start := first_reply(messages, num_turns)) < len(messages) and _can_be_read(messages):
             found.rollouts.append(Played(messages, float(reward), is_sound, start))
     return list(tasks.values())
+
+
+def _can_be_read(messages: Sequence[Message]) -> bool:
+    """Whether rows say what was sampled: think tags that a reply has in wrong places were control tokens, maybe."""
+    try:
+        for message in messages:
+            if message.role == "assistant":
+                split_thinking(message.content, message.reasoning)
+    except BadRow:
+        return False
+    return True
 
 
 def chosen_rows(tasks: Sequence[PlayedTask], reward_min: float, per_task: int, choice: Choice) -> Iterator[JsonObject]:

@@ -3,19 +3,23 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sft.data import Row
+from sft.data import AnyRow
 from sft.rows import SftDataError
 
+R = TypeVar("R", bound=AnyRow)
 
-def split_rows(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """The rows to train, and the rows held out: `share` of the distinct conversations, at least one unless it is 0.
 
-    Equal conversations stay together, and so do the rows of a dialogue, so that none is trained and held out. The order
-    of the rows does not matter, and adding rows moves few. Raises `SftDataError` if none would be left to train.
+def split_rows(
+    rows: Sequence[R], share: float, seed: int, section: str = "sft", what: str = "conversations"
+) -> tuple[list[R], list[R]]:
+    """The rows to train, and the rows held out: `share` of the distinct keys, at least one unless it is 0.
+
+    Rows of equal keys stay together, so that none is trained and held out. The order of the rows does not matter, and
+    adding rows moves few. Raises `SftDataError` if none would be left to train; `section` and `what` are its words.
     """
     if share == 0:
         return list(rows), []
@@ -23,21 +27,16 @@ def split_rows(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row],
     def rank(ids: tuple[int, ...]) -> bytes:
         return hashlib.sha256(json.dumps([seed, ids]).encode()).digest()
 
-    distinct = sorted({_whole(row) for row in rows}, key=rank)
+    distinct = sorted({row.heldout_key for row in rows}, key=rank)
     heldout = frozenset(distinct[: max(1, round(share * len(distinct)))])
     if len(heldout) == len(distinct):
         raise SftDataError(
-            f"sft.heldout_share ({share:g}) of {len(distinct)} distinct conversations leaves none to train; lower it"
+            f"{section}.heldout_share ({share:g}) of {len(distinct)} distinct {what} leaves none to train; lower it"
         )
     return (
-        [row for row in rows if _whole(row) not in heldout],
-        sorted((row for row in rows if _whole(row) in heldout), key=lambda row: len(row.input_ids)),
+        [row for row in rows if row.heldout_key not in heldout],
+        sorted((row for row in rows if row.heldout_key in heldout), key=len),
     )
-
-
-def _whole(row: Row) -> tuple[int, ...]:
-    """What rows of one dialogue, and of equal ones, have in common."""
-    return row.last_ids or row.input_ids
 
 
 class Measurements(TrainerCallback):

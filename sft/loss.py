@@ -33,12 +33,16 @@ class RowLoss:
     """Whether no padding is computed, and what rows begin with once."""
 
     def __call__(self, inputs: Mapping[str, Tensor], *, by_conversation: bool = False) -> Tensor:
-        batch = _batch(inputs)
-        logprobs_BT, _ = self.score(to_device(with_tree(batch) if self.takes_trees else batch, self.device))
+        logprobs_BT, _ = self.scores(inputs)
         if by_conversation:
-            num_B = batch.loss_mask_BT.sum(dim=1).clamp(min=1).to(logprobs_BT.device)
+            num_B = _batch(inputs).loss_mask_BT.sum(dim=1).clamp(min=1).to(logprobs_BT.device)
             return -(logprobs_BT.sum(dim=1) / num_B).sum()
         return -logprobs_BT.sum()
+
+    def scores(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logprob and entropy of each token, in nats; 0 where it is not trained."""
+        batch = _batch(inputs)
+        return self.score(to_device(with_tree(batch) if self.takes_trees else batch, self.device))
 
 
 def check_routers(policy: Path) -> None:

@@ -56,7 +56,7 @@ class MessageReader:
             raise BadRow(f"a message's role must be one of {', '.join(ROLES)}, got {given!r:.100}")
         content, reasoning = _read_content(message.get("content")), _read_reasoning(message)
         if role == "assistant" and self._has_thinking:
-            content, reasoning = _split_thinking(content, reasoning)
+            content, reasoning = split_thinking(content, reasoning)
         calls = self._read_calls(message.get("tool_calls"))
         if role != "assistant" and (reasoning or calls):
             raise BadRow(f"a message of role {role} has reasoning or tool calls, which only an assistant's may have")
@@ -117,8 +117,8 @@ def _read_reasoning(message: Mapping[str, Any]) -> str:
     return next(iter(given.values()), "")
 
 
-def _split_thinking(content: str, reasoning: str) -> tuple[str, str]:
-    """Content and reasoning, when the reasoning stands in the content between tags."""
+def split_thinking(content: str, reasoning: str) -> tuple[str, str]:
+    """Content and reasoning, when the reasoning stands in the content between tags. Raises `BadRow`."""
     if THINK not in content and THINK_END not in content:
         return content, reasoning
     before, _, rest = content.partition(THINK)

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from rl.config.experiment import ExperimentConfig
+from rl.config.learner import AdapterConfig
 from rl.learner.adapter import add_adapter, load_adapter, merge_experts_in_passes
 from rl.learner.forward import UnsupportedHeadError, check_head, policy_logprobs
 from rl.learner.passes import Score
@@ -34,16 +35,15 @@ def load_trained(
     checkpoint: Path | None,
     ranks: Ranks,
     device: torch.device,
+    adapter: AdapterConfig | None = None,
     takes_trees: bool | None = None,
 ) -> tuple[PreTrainedModel, FoldedWeights, RowLoss | None]:
     """The policy that the stage trains, as it begins or as the checkpoint left it; of several ranks each holds a slice.
 
     Also how its loss is computed; None leaves that to trl. Whether it takes trees is tried, if `takes_trees` does not
-    say it. With an adapter each rank holds the whole. Raises `IncompleteCheckpointError` and
+    say it. With an adapter, which is added, each rank holds the whole. Raises `IncompleteCheckpointError` and
     `rl.learner.adapter.AdapterError`.
     """
-    assert config.sft is not None
-    adapter = config.sft.adapter
     if adapter is None and ranks.num > 1:
         model, score = _sharded(config, checkpoint or policy, ranks, device)
     else:

@@ -1,9 +1,7 @@
 """What does the supervised stage train? Its rows, held-out rows, policy and checkpoint, prepared by the first rank."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from sft.heldout import split_rows
 from sft.mixture import rows_by_source
 from sft.plain_thinking import plain_thinking
 from sft.rows import Conversation, SftDataError
+from sft.stage import empty_folder, replace_folder, say
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,11 @@ class Prepared:
     """Of the stopped stage that is continued."""
 
 
-def prepare_stage(config: ExperimentConfig, partial: Path, say: Callable[[str], None]) -> Prepared:
+def prepare_stage(config: ExperimentConfig, partial: Path) -> Prepared:
     """Read and tokenise the rows, build the policy if it is to be built, and write what the report tells of sources.
 
-    `partial` is the stage's folder until it is complete; `say` tells the user a line. Raises `SftDataError`,
-    `envs.gold.GoldError`, `rl.chat.format.ChatError`, and what `envs.rollout_file.read_rollouts` raises.
+    `partial` is the stage's folder until it is complete. Raises `SftDataError`, `envs.gold.GoldError`,
+    `rl.chat.format.ChatError`, and what `envs.rollout_file.read_rollouts` raises.
     """
     conversations = training_conversations(config)
     policy = config.policy.path or _build(config, conversations)
@@ -56,7 +55,7 @@ def prepare_stage(config: ExperimentConfig, partial: Path, say: Callable[[str], 
     rows, _ = token_rows(kept, chat, config)
     trained, heldout = split_rows(rows, sft.heldout_share, config.seed)
     counts = rows_by_source([sum(row.part == part for row in trained) for part in range(len(sft.sources))], sft)
-    checkpoint = prepare(partial, rows, config)
+    checkpoint = prepare(partial, rows, config, "sft")
     amounts = amounts_by_source(conversations, kept, rows, trained, counts, sft)
     (partial / "sources.jsonl").write_text("".join(json.dumps(one) + "\n" for one in amounts))
     for line in in_words(amounts):
@@ -67,15 +66,8 @@ def prepare_stage(config: ExperimentConfig, partial: Path, say: Callable[[str], 
 def _build(config: ExperimentConfig, conversations: Sequence[Conversation]) -> Path:
     assert config.policy.build is not None
     target, partial = config.run_dir / "policy", config.run_dir / "policy.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    empty_folder(partial)
     format = new_format(config.policy.chat)
     build_policy(config.policy.build, tokenizer_texts(conversations, format), partial, config.seed, format)
     replace_folder(partial, target)
     return target
-
-
-def replace_folder(partial: Path, target: Path) -> None:
-    """Replace an older folder by a complete one."""
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)

@@ -6,7 +6,7 @@ Half of a surrogate pair is replaced, as it is in rollouts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from envs.messages import Message, ToolSpec
@@ -48,13 +48,23 @@ class Conversation:
     repetition: float = 0.0
     """How much its reasoning repeats itself (`sft.variations.repetition`), if the stage wants to know."""
 
+    @property
+    def has_trained_reply(self) -> bool:
+        places = (place for place, message in enumerate(self.messages) if message.role == "assistant")
+        return not self.untrained.issuperset(places)
+
 
 def read_row(row: Any, source: str, *, has_thinking: bool) -> Conversation:
     """The conversation of a row in one of `FORMS`.
 
     `has_thinking` says whether the chat format has a think block. Raises `BadRow`, whose text names the key.
     """
-    keys = _form(row)
+    conversation = read_keys(row, _form(row), source, has_thinking=has_thinking)
+    return replace(conversation, effort=_read_effort(row, conversation.messages, has_thinking=has_thinking))
+
+
+def read_keys(row: Mapping[str, Any], keys: tuple[str, ...], source: str, *, has_thinking: bool) -> Conversation:
+    """The conversation that stands under these keys of a row, one after the other. Raises `BadRow`."""
     tools = read_tools(row.get("tools"))
     reader = MessageReader(tools, has_thinking=has_thinking)
     messages: list[Message] = []
@@ -67,16 +77,16 @@ def read_row(row: Any, source: str, *, has_thinking: bool) -> Conversation:
                 untrained.add(len(messages) - 1)
         except BadRow as error:
             raise BadRow(f"{place}: {error}") from None
-    replies = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if untrained.issuperset(replies):
-        raise BadRow(f"{' and '.join(keys)}: no assistant message to train on")
     budget: Budget = "unlimited" if any(message.reasoning for message in messages) else "off"
-    effort = _read_effort(row.get("effort"), messages, has_thinking=has_thinking)
-    return Conversation(to_last_reply(messages), tools, budget, source, None, frozenset(untrained), effort)
+    conversation = Conversation(tuple(messages), tools, budget, source, untrained=frozenset(untrained))
+    if not conversation.has_trained_reply:
+        raise BadRow(f"{' and '.join(keys)}: no assistant message to train on")
+    return replace(conversation, messages=to_last_reply(messages))
 
 
-def _read_effort(given: Any, messages: Iterable[Message], *, has_thinking: bool) -> str | None:
+def _read_effort(row: Mapping[str, Any], messages: Iterable[Message], *, has_thinking: bool) -> str | None:
     """The effort that the row's key or its last user message states."""
+    given = row.get("effort")
     if given is None:
         asked = [message.content for message in messages if message.role == "user"]
         return stated_effort(asked[-1]) if asked else None

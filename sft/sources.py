@@ -4,16 +4,18 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from envs.messages import valid
 from rl.config.supervised import hub_name
 from sft.messages import BadRow
 from sft.rows import FORMS, Conversation, SftDataError, read_row
 
+R = TypeVar("R")
 Rows = Iterator[tuple[str, Any]]
 """Source and value of each row; the value of a line that cannot be read is a `BadRow`."""
 FILES_OF_A_FOLDER = (".jsonl", ".jsonl.gz", ".parquet")
@@ -23,36 +25,58 @@ SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"
 """Words in the names of files that tell a split."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows are, as a section of the configuration says; `section` is its name, for errors."""
+
+    data: Path
+    split: str = "train"
+    subset: str | None = None
+    section: str = "sft"
+
+
 def read_conversations(
     data: Path, *, split: str = "train", subset: str | None = None, has_thinking: bool = True
 ) -> list[Conversation]:
     """All conversations of a source that `sft.data` may name.
 
-    `has_thinking` says whether the chat format has a think block. Raises `SftDataError` that counts the bad rows and
-    tells the first.
+    `has_thinking` says whether the chat format has a think block. Raises `SftDataError` as `read_all`.
     """
-    conversations: list[Conversation] = []
+
+    def read(row: Any, place: str) -> Conversation:
+        return read_row(row, place, has_thinking=has_thinking)
+
+    return read_all(Source(data, split, subset), read, "conversations", FORMS[("messages",)])
+
+
+def read_all(source: Source, read: Callable[[Any, str], R], what: str, example: str) -> list[R]:
+    """All rows of a source as `read` makes them of a row and its place; `read` raises `BadRow`.
+
+    Raises `SftDataError` that counts the bad rows and tells the first, or if there are no rows of this kind (`what`).
+    """
+    found: list[R] = []
     first, num_bad = "", 0
-    for source, row in _rows(data, split, subset):
+    for place, row in _rows(source):
         try:
             if isinstance(row, BadRow):
                 raise row
-            conversations.append(read_row(row, source, has_thinking=has_thinking))
+            found.append(read(row, place))
         except BadRow as error:
-            first, num_bad = first or f"{source}: {error}", num_bad + 1
+            first, num_bad = first or f"{place}: {error}", num_bad + 1
     if num_bad:
-        raise SftDataError(f"{num_bad} of {len(conversations) + num_bad} rows are bad; first: {first}")
-    if not conversations:
-        raise SftDataError(f"{data} holds no conversations: write one a line, such as {FORMS[('messages',)]}")
-    return conversations
+        raise SftDataError(f"{num_bad} of {len(found) + num_bad} rows are bad; first: {first}")
+    if not found:
+        raise SftDataError(f"{source.data} holds no {what}: write one a line, such as {example}")
+    return found
 
 
-def _rows(data: Path, split: str, subset: str | None) -> Rows:
+def _rows(source: Source) -> Rows:
+    data = source.data
     if data.is_dir():
         is_saved = any((data / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-        yield from _saved_rows(data, split) if is_saved else _folder_rows(data, split)
+        yield from _saved_rows(source) if is_saved else _folder_rows(data, source.split)
     elif name := hub_name(data):
-        yield from _hub_rows(name, split, subset)
+        yield from _hub_rows(name, source)
     else:
         yield from _file_rows(data)
 
@@ -121,27 +145,30 @@ def _parquet_rows(path: Path) -> Rows:
         raise SftDataError(f"{path} cannot be read: {error}") from None
 
 
-def _saved_rows(folder: Path, split: str) -> Rows:
+def _saved_rows(source: Source) -> Rows:
     from datasets import DatasetDict, load_from_disk
 
+    folder, split = source.data, source.split
     try:
         data = load_from_disk(str(folder))
     except Exception as error:  # of datasets, pyarrow or json, as the folder is damaged
         raise SftDataError(f"{folder} cannot be read by datasets: {error}") from None
     if isinstance(data, DatasetDict):
         if split not in data:
-            raise SftDataError(f"{folder} has no split {split!r}, only {', '.join(map(str, data))} (sft.data_split)")
+            others = ", ".join(map(str, data))
+            raise SftDataError(f"{folder} has no split {split!r}, only {others} ({source.section}.data_split)")
         data = data[split]
     yield from _arrow_rows(data, str(folder))
 
 
-def _hub_rows(name: str, split: str, subset: str | None) -> Rows:
+def _hub_rows(name: str, source: Source) -> Rows:
     from datasets import load_dataset
 
+    split, subset, section = source.split, source.subset, source.section
     try:
         data = load_dataset(name, subset, split=split)
     except ValueError as error:
-        raise SftDataError(f"{name}: {error} (sft.data_split, sft.data_subset)") from None
+        raise SftDataError(f"{name}: {error} ({section}.data_split, {section}.data_subset)") from None
     except Exception as error:  # of datasets, huggingface_hub or the network
         folder = name.replace("/", "_")
         arguments = ", ".join(repr(argument) for argument in (name, subset) if argument is not None)
@@ -150,7 +177,7 @@ def _hub_rows(name: str, split: str, subset: str | None) -> Rows:
             f" ({type(error).__name__}: {error}). Run on a machine with network\n"
             f'  python -c "from datasets import load_dataset;'
             f" load_dataset({arguments}, split={split!r}).save_to_disk('{folder}')\"\n"
-            f"copy the folder here and set sft.data={folder}"
+            f"copy the folder here and set {section}.data={folder}"
         ) from None
     yield from _arrow_rows(data, name)
 

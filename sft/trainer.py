@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
+from transformers import Trainer as TransformersTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rl.learner.adapter import save_matrices
@@ -29,83 +30,23 @@ from sft.loss import RowLoss
 from sft.precision import ADAPTER
 
 
-class Trainer(SFTTrainer):
-    """trl's trainer for a model that is already the checkpoint's, without a model card.
+class StageTrainer(TransformersTrainer):
+    """What all stages change of trl's trainers: folded weights in measurements, checkpoints in our form, no model card.
 
-    Its `evaluate` measures the mean loss of the trained tokens of all held-out rows (nats a token), with the folded
-    weights. Its checkpoints can be taken over by any number of ranks.
+    A base class that stands before one of trl's trainers.
     """
 
     model: PreTrainedModel
-
-    def __init__(
-        self,
-        *,
-        model: PreTrainedModel,
-        folded: FoldedWeights,
-        loss: RowLoss | None,
-        heldout: Sequence[Row],
-        ranks: Ranks,
-        exchanges_once: bool,
-        conversations_per_step: int | None = None,
-        **arguments: Any,
-    ) -> None:
-        """`loss` computes that of a micro-batch; None leaves it to trl. `heldout` are the rows of `eval_dataset`; with
-        several ranks, they fill whole batches of all ranks. `conversations_per_step` makes the loss that is trained
-        the mean of so many conversations, which needs `loss`; None is the mean of all trained tokens.
-        """
-        model._is_distributed_loading_by_transformers = True
-        super().__init__(model=model, **arguments)
-        self._folded, self._loss = folded, loss
-        self._passes: object = self.model if loss is None else loss.score
-        self._ranks, self._exchanges_once = ranks, exchanges_once
-        self._conversations_per_step = conversations_per_step
-        if loss is not None:  # else transformers would take the mean of the micro-batches' means for some models
-            self.model_accepts_loss_kwargs = True
-        num_tokens = sum(label != IGNORED_LABEL for row in heldout for label in row.labels)
-        self._tokens_per_row = num_tokens / max(1, len(heldout))
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """As in one process: trl multiplies by the number of ranks, for gradients that are averaged over them."""
-        if self._loss is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch) / self._ranks.num
-        assert not return_outputs
-        if self.model.training:
-            num_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum())
-            self._total_train_tokens += int(num_tokens.sum())  # type: ignore[union-attr]
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        if self.model.training and self._conversations_per_step is not None:
-            return self._loss(inputs, by_conversation=True) / self._conversations_per_step
-        return self._loss(inputs) / torch.as_tensor(num_items_in_batch).clamp(min=1)
-
-    def training_step(self, *arguments: Any, **more: Any) -> Tensor:
-        """Add a micro-batch's gradients; the loss that is returned will be averaged over the ranks."""
-        exchange_with(self._passes, is_last=not self._exchanges_once or self.accelerator.sync_gradients)
-        return super().training_step(*arguments, **more) * self._ranks.num
-
-    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        """Nothing: `clip_gradients` adds up the gradients of parameters that each rank holds whole."""
-
-    def _clip_grad_norm(self, model: nn.Module) -> float:
-        return clip_gradients(self.model, self.args.max_grad_norm, self._ranks)
+    folded: FoldedWeights
+    _ranks: Ranks
+    _passes: object
 
     def evaluate(self, *arguments: Any, **more: Any) -> dict[str, float]:
         try:
-            with self._folded.in_place():
+            with self.folded.in_place():
                 return super().evaluate(*arguments, **more)
         finally:
             after_an_error(self._passes)  # no backward pass has let go of whole weights
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
-    ) -> tuple[Tensor, None, None]:
-        """A batch's loss, divided so that transformers' mean over the rows becomes one over all of their tokens."""
-        inputs = self._prepare_inputs(inputs)  # type: ignore[assignment]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            num_items = self._tokens_per_row * len(inputs["labels"])
-            return self.compute_loss(model, inputs, num_items_in_batch=num_items), None, None  # type: ignore[return-value]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The policy, or only its adapter: the base does not change."""
@@ -144,3 +85,73 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Nothing: the folder belongs to a run, which says what was done."""
+
+
+class Trainer(StageTrainer, SFTTrainer):
+    """trl's trainer for a model that is already the checkpoint's.
+
+    Its `evaluate` measures the mean loss of the trained tokens of all held-out rows (nats a token), with the folded
+    weights. Its checkpoints can be taken over by any number of ranks.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        folded: FoldedWeights,
+        loss: RowLoss | None,
+        heldout: Sequence[Row],
+        ranks: Ranks,
+        exchanges_once: bool,
+        conversations_per_step: int | None = None,
+        **arguments: Any,
+    ) -> None:
+        """`loss` computes that of a micro-batch; None leaves it to trl. `heldout` are the rows of `eval_dataset`; with
+        several ranks, they fill whole batches of all ranks. `conversations_per_step` makes the loss that is trained
+        the mean of so many conversations, which needs `loss`; None is the mean of all trained tokens.
+        """
+        model._is_distributed_loading_by_transformers = True
+        super().__init__(model=model, **arguments)
+        self.folded, self._loss = folded, loss
+        self._passes: object = self.model if loss is None else loss.score
+        self._ranks, self._exchanges_once = ranks, exchanges_once
+        self._conversations_per_step = conversations_per_step
+        if loss is not None:  # else transformers would take the mean of the micro-batches' means for some models
+            self.model_accepts_loss_kwargs = True
+        num_tokens = sum(label != IGNORED_LABEL for row in heldout for label in row.labels)
+        self._tokens_per_row = num_tokens / max(1, len(heldout))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As in one process: trl multiplies by the number of ranks, for gradients that are averaged over them."""
+        if self._loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch) / self._ranks.num
+        assert not return_outputs
+        if self.model.training:
+            num_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum())
+            self._total_train_tokens += int(num_tokens.sum())  # type: ignore[union-attr]
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        if self.model.training and self._conversations_per_step is not None:
+            return self._loss(inputs, by_conversation=True) / self._conversations_per_step
+        return self._loss(inputs) / torch.as_tensor(num_items_in_batch).clamp(min=1)
+
+    def training_step(self, *arguments: Any, **more: Any) -> Tensor:
+        """Add a micro-batch's gradients; the loss that is returned will be averaged over the ranks."""
+        exchange_with(self._passes, is_last=not self._exchanges_once or self.accelerator.sync_gradients)
+        return super().training_step(*arguments, **more) * self._ranks.num
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Nothing: `clip_gradients` adds up the gradients of parameters that each rank holds whole."""
+
+    def _clip_grad_norm(self, model: nn.Module) -> float:
+        return clip_gradients(self.model, self.args.max_grad_norm, self._ranks)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
+    ) -> tuple[Tensor, None, None]:
+        """A batch's loss, divided so that transformers' mean over the rows becomes one over all of their tokens."""
+        inputs = self._prepare_inputs(inputs)  # type: ignore[assignment]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            num_items = self._tokens_per_row * len(inputs["labels"])
+            return self.compute_loss(model, inputs, num_items_in_batch=num_items), None, None  # type: ignore[return-value]

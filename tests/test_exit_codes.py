@@ -43,6 +43,8 @@ WRONG: dict[str, list[list[str]]] = {
     "rl explain": [["no.such.key"]],
     "sft train": [["none.yaml"], ["used.yaml"]],
     "sft show": [["none.yaml"], ["used.yaml"]],
+    "sft dpo": [["none.yaml"], ["used.yaml"], ["used.yaml", "dpo.data=none.jsonl"], ["used.yaml", "dpo.beta=0"]],
+    "sft reward-model": [["none.yaml"], ["used.yaml"], ["used.yaml", "reward_model.data=none.jsonl"]],
     "sft smollm2": [[]],
     "sft from-rollouts": [
         ["none", "--out", "x.jsonl"],

@@ -41,6 +41,15 @@ def replies(rows: list[dict[str, Any]]) -> list[str]:
     return [row["messages"][-1]["content"] for row in rows]
 
 
+def test_replies_with_think_tags_in_wrong_places_are_in_no_row_and_no_pair(tmp_path: Path) -> None:
+    """As text of a row they would be other tokens than those that were sampled."""
+    good, bad = wrote("right", 1.0), wrote("wrong\n</think>\n1", 0.0)
+    path = saved(tmp_path, group_of(good, bad, wrote("wrong", 0.5)), group_of(wrote("<think>r</think>a", 1.0, 1)))
+    (pair,) = rows_of(path, "--pairs")
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("right", "wrong")
+    assert replies(rows_of(path)) == ["right"]
+
+
 def test_the_shortest_good_rollout_of_each_training_task_becomes_a_row(tmp_path: Path) -> None:
     heldout = [replace(one, task=replace(one.task, split="heldout")) for one in (wrote("held out", 1.0, 2),)]
     path = saved(

@@ -167,14 +167,18 @@ def experiment(policy: Path, *lines: str) -> Path:
     return path
 
 
+STAGES = ("dpo: {data: pairs.jsonl}", "reward_model: {data: pairs.jsonl}")
+
+
 def test_a_pretrained_checkpoint_has_defaults_of_its_kind(pretrained: Path) -> None:
-    config = load_config(experiment(pretrained, f"policy: {{path: {pretrained}}}", "sft: {}"))
+    config = load_config(experiment(pretrained, f"policy: {{path: {pretrained}}}", "sft: {}", *STAGES))
     assert (config.learner.learning_rate, config.policy.max_tokens, config.rollout.max_reply_tokens) == (
         1e-6,
         2048,
         512,
     )
     assert config.sft is not None and config.sft.learning_rate == 2e-5
+    assert config.dpo is not None and config.dpo.learning_rate == 3e-6
     assert set(config.chosen) == set(CHECKPOINT_DEFAULTS)
     saved = pretrained.parent / "saved.yaml"
     saved.write_text(dump_config(config))

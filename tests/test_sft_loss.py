@@ -46,7 +46,8 @@ def loaded(policy: Path, tmp_path: Path, **sections: Any) -> tuple[Any, RowLoss 
     adapter = sections.pop("adapter", None)
     config = stage(tmp_path / "run", {"path": str(policy), "max_tokens": 200}, adapter=adapter)
     config = config.model_validate({**config.model_dump(mode="json"), **sections})
-    model, _, loss = load_trained(config, policy, None, ALONE, CPU)
+    assert config.sft is not None
+    model, _, loss = load_trained(config, policy, None, ALONE, CPU, config.sft.adapter)
     return model, loss
 
 

@@ -23,6 +23,7 @@ _OTHER_NAMES = {
     "policy.max_tokens": (
         "max_length max_seq_length max_seq_len max_model_len max_prompt_length prompt_max_len max_total_sequence_length"
     ),
+    "dpo.sft_coefficient": "rpo_alpha sft_loss_weight sft_loss_coef",
     "loss.reference_kl": "beta kl_coef kl_loss_coef init_kl_coef kl_penalty reference_policy_kl_penalty",
     "loss.clip_low loss.clip_high": "epsilon clip_ratio cliprange",
     "loss.clip_low": "epsilon_low clip_ratio_low ratio_clip_min",
@@ -43,7 +44,7 @@ _OTHER_NAMES = {
     "rollout.max_in_flight": "max_num_seqs max_concurrent",
     "rollout.sleep": "sleep_level vllm_enable_sleep_mode free_cache_engine",
     "sft.data": "dataset dataset_name train_files train_file data_path",
-    "environments": "env envs environment reward_funcs reward_model",
+    "environments": "env envs environment reward_funcs",
     "environments.*.budget": "thinking_budget thinking_token_budget reasoning_budget",
     "run_dir": "output_dir save_dir checkpoint_dir default_local_dir",
     "train.checkpoint_every": "save_steps save_freq save_period save_interval",

@@ -27,12 +27,16 @@ CHECKPOINT_DEFAULTS: Mapping[str, Default] = {
     "rollout.max_reply_tokens": Default(512, "or half of policy.max_tokens if that is less; TRL's GRPOConfig"),
     "learner.learning_rate": Default(1e-6, "TRL's GRPOConfig, verl's examples"),
     "sft.learning_rate": Default(2e-5, "TRL's SFTConfig"),
+    "dpo.learning_rate": Default(3e-6, "Nemotron 3 Nano, Appendix C"),
+    "reward_model.learning_rate": Default(1e-5, "a tenth of TRL's RewardConfig, which suits adapters"),
 }
 """By key."""
+STAGES = ("sft", "dpo", "reward_model")
 _TEN_TIMES = "ten times the rate for all weights: Schulman et al. 2025, LoRA Without Regret"
 ADAPTER_RATES: Mapping[str, Default] = {
     "learner.learning_rate": Default(1e-5, _TEN_TIMES),
     "sft.learning_rate": Default(2e-4, _TEN_TIMES),
+    "dpo.learning_rate": Default(3e-5, _TEN_TIMES),
 }
 """By key: its default with an adapter in the same section."""
 
@@ -48,7 +52,7 @@ def with_checkpoint_defaults(tree: Tree) -> tuple[Tree, dict[str, Any]]:
     chosen: dict[str, Any] = {}
     for key, default in CHECKPOINT_DEFAULTS.items():
         section, name = key.split(".")
-        given = tree.get(section, None if section == "sft" else {})  # there is no supervised stage by default
+        given = tree.get(section, None if section in STAGES else {})  # there are no stages by default
         if not isinstance(given, Mapping) or name in given:
             continue
         chosen[key] = default.value

@@ -19,6 +19,7 @@ from rl.config.cluster import RayConfig
 from rl.config.environments import BudgetConfig, EnvironmentConfig
 from rl.config.learner import LearnerConfig
 from rl.config.policy import PolicyConfig
+from rl.config.preferences import DpoConfig, RewardModelConfig
 from rl.config.rollout import RolloutConfig
 from rl.config.section import Aside, NonNegative, Positive, Section
 from rl.config.supervised import SftConfig
@@ -77,6 +78,10 @@ class ExperimentConfig(Section):
     tracking: Tracking = (Jsonl(), TensorBoard())
     """Sinks that receive the metrics during a run. `metrics.jsonl`, the record of the run, is always written."""
     ray: RayConfig = RayConfig()
+    dpo: DpoConfig | None = None
+    """Training on preference pairs by `python -m sft dpo`, apart from any run."""
+    reward_model: RewardModelConfig | None = None
+    """Training of a reward model by `python -m sft reward-model`, apart from any run."""
     _places: Aside[tuple[str, ...], str] = PrivateAttr(default_factory=Aside)
     """File and line of each key."""
     _chosen: Aside[str, Any] = PrivateAttr(default_factory=Aside)
@@ -144,10 +149,16 @@ class ExperimentConfig(Section):
                 f"learner.adapter.publish: merged does not go with precision {self.precision.name}: merged weights"
                 " would be quantised anew at each step; choose publish: adapter"
             )
-        if self.sft is not None and self.sft.adapter is not None and self.precision.is_quantised:
+        for name, stage in (("sft", self.sft), ("dpo", self.dpo)):
+            if stage is not None and stage.adapter is not None and self.precision.is_quantised:
+                raise ValueError(
+                    f"{name}.adapter does not go with precision {self.precision.name}: the stage's merged weights would"
+                    f" be quantised anew for reinforcement learning; remove {name}.adapter, or choose bf16"
+                )
+        if self.reward_model is not None and self.precision.is_quantised:
             raise ValueError(
-                f"sft.adapter does not go with precision {self.precision.name}: the stage's merged weights would be"
-                " quantised anew for reinforcement learning; remove sft.adapter, or choose bf16"
+                f"reward_model does not go with precision {self.precision.name}: no engine serves reward models;"
+                " choose bf16 or float32"
             )
         return self
 

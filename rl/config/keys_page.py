@@ -17,8 +17,8 @@ Written by `python -m rl explain --markdown`; to change a meaning, edit the docs
 A policy that a run builds, and a checkpoint of less than 20 million weights, have the first default. A pretrained
 checkpoint may have another one. A value that is set stays.
 
-`python -m sft` reads the same file. Its own keys are those of `sft`; it also reads `run_dir`, `seed`, `policy`,
-`precision` and `learner.cpus`, and for gold conversations `environments`, `budget` and `rollout`.
+`python -m sft` reads the same file. Its own keys are those of `sft`, `dpo` and `reward_model`; it also reads `run_dir`,
+`seed`, `policy`, `precision` and `learner.cpus`, and for gold conversations `environments`, `budget` and `rollout`.
 """
 
 

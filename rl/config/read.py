@@ -23,9 +23,10 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.explain import type_text
 from rl.config.hub import cached_snapshot, download_command, is_hub_id
 from rl.config.keys import ANY_NAME, all_keys, find_key, keys_below, kinds_with, nearest
+from rl.config.preferences import PairsConfig, PairStage
 from rl.config.section import Aside
 from rl.config.source import Source, apply_overrides, key_paths, place_of, read_with_base
-from rl.config.supervised import hub_name
+from rl.config.supervised import SftConfig, hub_name
 from rl.config.yaml_text import KeyPath, Tree, dump_yaml
 
 REFERENCE = re.compile(r"\$\{\s*([^${}:\s.\[\]][^${}:\s\[\]]*)\s*\}")
@@ -79,20 +80,37 @@ def stage_problems(config: ExperimentConfig) -> list[Problem]:
         text = f"{size} conversations a step cannot be dealt evenly to the {num} ranks of the learner"
         fix = f"choose a multiple of learner.num_ranks, such as {num * -(-size // num)}"
         problems.append(Problem(config.place("sft", "batch_size"), "sft.batch_size", text, fix))
-    return problems + _source_problems(config)
+    if config.sft is not None:
+        problems += _source_problems(config, "sft", config.sft, ", or remove the key to train on gold conversations")
+    return problems
 
 
-def _source_problems(config: ExperimentConfig) -> list[Problem]:
-    """The sources of the supervised stage that are not there."""
+def pair_stage_problems(config: ExperimentConfig, name: PairStage) -> list[Problem]:
+    """What a stage on preference pairs cannot train: files that are missing, a random policy, several ranks."""
+    problems = [problem] if (problem := policy_problem(config)) else []
+    if config.policy.build is not None:
+        text, fix = "a random policy has nothing to prefer", "set policy.path to a trained policy, such as RUN/sft"
+        problems.append(Problem(config.place("policy", "build"), "policy.build", text, fix))
+    if config.learner.num_ranks > 1:
+        text, fix = f"the stage of {name} trains as one process", f"set it to 1 for the stage of {name}"
+        problems.append(Problem(config.place("learner", "num_ranks"), "learner.num_ranks", text, fix))
+    section = config.dpo if name == "dpo" else config.reward_model
+    assert section is not None
+    return problems + _source_problems(config, name, section)
+
+
+def _source_problems(
+    config: ExperimentConfig, name: str, section: SftConfig | PairsConfig, otherwise: str = ""
+) -> list[Problem]:
+    """The sources of a stage that are not there. `otherwise` is what else may be done about a path alone."""
     problems = []
-    data = config.sft.data if config.sft is not None else None
-    for number, source in enumerate(config.sft.sources if config.sft is not None else ()):
-        keys, fix = ("sft", "data"), "give a file, a folder or a data set of the hub"
+    for number, source in enumerate(section.sources):
+        keys, fix = (name, "data"), "give a file, a folder or a data set of the hub"
         found = source.path if source.rollouts is None else source.rollouts
         if found is None or found.exists() or (source.rollouts is None and hub_name(found) is not None):
             continue
-        if isinstance(data, Path):
-            fix += ", or remove the key to train on gold conversations"
+        if isinstance(section.data, Path):
+            fix += otherwise
         else:
             keys = (*keys, str(number), "path" if source.rollouts is None else "rollouts")
             fix = fix if source.rollouts is None else "give a run folder or a file of rollouts, or remove the source"
