@@ -49,6 +49,7 @@ def play_only(config: ExperimentConfig) -> Path:
     """
     num_ranks = 1 if config.precision.is_quantised else 0  # only a learner knows the quantised values
     alone = without(config, "learner", num_ranks=num_ranks, adapter=None)  # a new adapter changes nothing
+    alone = alone.model_copy(update={"teachers": {}})
     check(alone)
     with RunFolder.open(config) as folder, handled_signals(), engines(config, folder, alone) as served:
         try:

@@ -11,7 +11,7 @@ from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.plan.memory import FLOAT32, published_bytes, tokens_per_step
 from rl.plan.policy import checkpoint_shapes
-from rl.policy_checks import check_policy, rate_warning
+from rl.policy_checks import check_policy, check_teachers, rate_warning
 from rl.preflight import check_sinks, preflight
 
 TOKEN_BYTES = 26
@@ -35,6 +35,7 @@ def check(config: ExperimentConfig) -> None:
 def _check_checkpoint(config: ExperimentConfig) -> None:
     if config.policy.path is not None:
         check_policy(config.policy.path, config)
+        check_teachers(config.policy.path, config)
 
 
 def _check_stages(config: ExperimentConfig) -> None:

@@ -100,7 +100,7 @@ def whole_policy(policy: Path, config: ExperimentConfig) -> Iterator[tuple[Path,
             if config.precision.is_quantised:
                 config = config.model_copy(update={"precision": Bf16()})
         check_policy(policy, config)
-        yield policy, config
+        yield policy, config.model_copy(update={"teachers": {}})  # which only score what is trained
 
 
 def without_curricula(config: ExperimentConfig) -> ExperimentConfig:

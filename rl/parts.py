@@ -21,8 +21,10 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
 from rl.engine.work_times import Interval
 from rl.learner.group import LearnerGroup
+from rl.policy_checks import check_teachers
 from rl.rollouts.collector import Collector
 from rl.rollouts.pool import WorkerPool
+from rl.rollouts.teachers import TeacherPool
 from rl.runs.canaries import Canaries
 from rl.runs.checkpoint import Checkpoint
 from rl.runs.display import Display
@@ -61,6 +63,7 @@ class Parts:
     folder: RunFolder
     learner: LearnerGroup
     pool: WorkerPool
+    teachers: TeacherPool
     collector: Collector | SavedGroups
     ledger: Ledger
     spool: Spool
@@ -102,6 +105,7 @@ class Served:
     """The policy that reinforcement learning starts from."""
     joined: Joined
     pool: WorkerPool
+    teachers: TeacherPool
 
 
 @contextlib.contextmanager
@@ -112,13 +116,16 @@ def engines(config: ExperimentConfig, folder: RunFolder, alone: ExperimentConfig
     """
     policy_path = supervised_stage(config, folder)
     config = alone or config
+    check_teachers(policy_path, config)  # again: a policy that the stage built has a new tokenizer
     with cluster(config, policy_path, store_bytes(config, policy_path)) as joined, handled_signals():
         check_room(config, policy_path)
         pool = WorkerPool(config, policy_path, joined.places.engines)
+        teachers = TeacherPool(config, joined.places.teachers)
         try:
-            yield Served(config, folder, policy_path, joined, pool)
+            yield Served(config, folder, policy_path, joined, pool, teachers)
         finally:
             pool.shutdown()
+            teachers.shutdown()
 
 
 @contextlib.contextmanager
@@ -152,7 +159,8 @@ def started(
             collector = Collector(config, served.pool, stream, ledger, spool.file, recording)
             groups = SavedGroups(groups_of, ledger, step) if groups_of else collector
             parts = Parts(
-                *(config, folder, learner, served.pool, groups, ledger, spool, canaries, tracker, display, step),
+                *(config, folder, learner, served.pool, served.teachers, groups),
+                *(ledger, spool, canaries, tracker, display, step),
                 recording=recording,
             )
             _wait_until_ready(parts, served, stream, deaths)
@@ -183,6 +191,7 @@ def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, deaths: 
             served.pool.drop_plays()  # again: a node that was lost may have been noticed only now
         else:
             served.pool.wait_until_ready()
+        served.teachers.wait_until_ready()
         served.pool.record(parts.recording)
         if served.pool.num_workers:
             parts.folder.save_token_texts(served.pool.token_texts())

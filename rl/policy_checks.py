@@ -54,6 +54,35 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
         raise ConfigError([Problem(config.place(*key.split(".")), key, wrong, fix) for key, wrong, fix in found])
 
 
+def check_teachers(policy: Path, config: ExperimentConfig) -> None:
+    """Check that each teacher is a checkpoint with the tokenizer of the policy. Raises `ConfigError`."""
+    found = []
+    for name, teacher in config.teachers.items():
+        key = f"teachers.{name}.path"
+        if fault := _teacher_fault(policy, teacher.path, config.policy.chat):
+            fix = "give a checkpoint that was trained from the same one as the policy"
+            found.append(Problem(config.place(*key.split(".")), key, fault, fix))
+    if found:
+        raise ConfigError(found)
+
+
+def _teacher_fault(policy: Path, teacher: Path, chat: str) -> str:
+    try:
+        read_config(teacher)
+        if not tensor_shapes(teacher):
+            return f"{teacher} holds no weights (*.safetensors)"
+        own, other = (load_chat(path, chat).token_texts() for path in (policy, teacher))
+    except (ChatError, CheckpointFileError) as error:
+        return str(error)
+    differs = [number for number, (one, two) in enumerate(zip(own, other, strict=False)) if one != two]
+    if differs:
+        one, two = own[differs[0]], other[differs[0]]
+        return f"{teacher} has another tokenizer: token {differs[0]} is {two!r} there and {one!r} for the policy"
+    if len(own) != len(other):
+        return f"{teacher} has another tokenizer: {len(other)} tokens, and the policy has {len(own)}"
+    return ""
+
+
 def rate_warning(policy: Path, key: str, rate: float) -> str:
     """A warning if the learning rate of this key would ruin a pretrained checkpoint; otherwise empty."""
     if rate <= HIGHEST_RATE or num_parameters(policy) < PRETRAINED_WEIGHTS:

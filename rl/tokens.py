@@ -14,6 +14,9 @@ COLUMN_TYPES: Mapping[str, DTypeLike] = {"logprob": np.float32, "version": np.in
 ADVANTAGE = "advantage"
 """Name of the column of rows in which tokens have different advantages."""
 
+TEACHER = "teacher_logprob"
+"""Name of the column of a teacher's logprobs, in nats at temperature 1 (`rl.rollouts.teachers`)."""
+
 OUT_OF_BAND_TOKENS = 2048
 """From this length on, the copies that a buffer of its own saves cost more than the buffer."""
 

@@ -14,7 +14,7 @@ from rl.algorithms.shaping import shaped, shaping_metrics, with_signal
 from rl.checks import check
 from rl.cluster.actors import ActorDied
 from rl.config.experiment import ExperimentConfig
-from rl.data_types import Group, Update
+from rl.data_types import Group, Sample, Update
 from rl.learner.samples import make_samples
 from rl.parts import Evaluation, LearnerDied, Parts, engines, go_back, started
 from rl.process_memory import resident_mib
@@ -44,9 +44,10 @@ def run_loop(parts: Parts) -> None:
         end_checkpoint(parts)  # before the update: it is of the weights before it
         parts.recording.collected(parts.step + 1, groups)
         trained = parts.canaries.check_groups(groups)  # before the update: nothing is trained on bad groups
+        samples = training_rows(parts, trained)
         with deferred_stop():  # a signal must not separate an update from its ledger entry
             with parts.phase("update"):
-                update = update_policy(parts, trained)
+                update = update_policy(parts, trained, samples)
             if update is None:
                 finish(parts, groups, trained=())
                 continue
@@ -64,10 +65,19 @@ def run_loop(parts: Parts) -> None:
                 begin_checkpoint(parts)
 
 
-def update_policy(parts: Parts, trained: Sequence[Group]) -> Update | None:
-    """Train on the groups; None if nothing was trained and they are to be masked."""
-    select = with_signal if parts.config.train.max_sampling_rounds > 1 else shaped
-    samples = make_samples(select(trained, parts.config.shapings), parts.config.algorithm_of)
+def training_rows(parts: Parts, trained: Sequence[Group]) -> list[Sample]:
+    """The rows of the groups that are trained, with the logprobs of their teachers."""
+    with parts.phase("update"):
+        select = with_signal if parts.config.train.max_sampling_rounds > 1 else shaped
+        samples = make_samples(select(trained, parts.config.shapings), parts.config.algorithm_of)
+    if parts.teachers.num_engines:
+        with parts.phase("score"):
+            samples = parts.teachers.scored(samples)
+    return samples
+
+
+def update_policy(parts: Parts, trained: Sequence[Group], samples: Sequence[Sample]) -> Update | None:
+    """Train on the groups' rows; None if nothing was trained and they are to be masked."""
     parts.is_consistent = False
     try:
         return parts.learner.update(samples)

@@ -10,6 +10,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Task, Update
 from rl.engine.work_times import Work
 from rl.file_hashes import WrittenFile, files_in, sync_and_hash
+from rl.rollouts.teachers import TeacherPool
 from rl.runs.canaries import Canaries
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
@@ -132,7 +133,10 @@ def making(folder: Path) -> Iterator[Make]:
             learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger)))
             spool, watching = Spool(run.spool, config.train), Canaries(config.canaries, {})
             display = Display(config)
-            return Parts(config, run, learner, pool, collector, ledger, spool, watching, tracker, display, step=0)
+            teachers = TeacherPool(config, ())
+            return Parts(
+                config, run, learner, pool, teachers, collector, ledger, spool, watching, tracker, display, step=0
+            )
 
         yield make
 

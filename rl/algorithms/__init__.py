@@ -9,6 +9,7 @@ from rl.algorithms.dr_grpo import DrGrpo
 from rl.algorithms.grpo import Grpo
 from rl.algorithms.gspo import Gspo
 from rl.algorithms.max_rl import MaxRl
+from rl.algorithms.mopd import Mopd
 from rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from rl.algorithms.rloo import Rloo
 from rl.config.section import OneOf
@@ -22,6 +23,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "rloo": Rloo,
     "reinforce++": ReinforcePlusPlus,
     "max_rl": MaxRl,
+    "mopd": Mopd,
 }
 AnyAlgorithm = Annotated[Algorithm, OneOf(ALGORITHMS, "algorithm", "grpo")]
 """Type of a key that holds the section of one of these algorithms."""

@@ -66,6 +66,12 @@ class Algorithm(Section):
     """Columns of `rl.tokens.Tokens` that the loss reads besides `logprob` and `version`."""
 
     @property
+    def teacher_name(self) -> str | None:
+        """The teacher (`teachers`) whose logprobs the loss reads, in the column `rl.tokens.TEACHER`; None reads
+        none."""
+        return None
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the loss reads logprobs of the reference, the policy that training started from."""
         return False

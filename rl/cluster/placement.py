@@ -57,7 +57,10 @@ class Layout:
     ranks: tuple[Slot, ...]
     """Of each rank of the learner."""
     engines: tuple[Slot, ...]
+    """Of each worker."""
     words: str
+    teachers: tuple[Slot, ...] = ()
+    """Of each engine of a teacher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +103,25 @@ def layout(config: ExperimentConfig) -> Layout:
     """
     learner, rollout = config.learner, config.rollout
     rank, engine = Bundle(learner.cpus, learner.gpus), Bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)
-    ranks, engines = learner.num_ranks * (rank,), rollout.num_workers * (engine,)
+    num_engines = rollout.num_workers + config.num_teacher_engines
+    ranks, engines = learner.num_ranks * (rank,), num_engines * (engine,)
     words = f"{_counted(len(ranks), 'learner rank', rank)} and {_counted(len(engines), 'engine', engine)}"
+    if config.teachers:
+        words += f", of which {config.num_teacher_engines} of teachers"
     pack = "PACK" if config.weights.reaches_all_nodes else "STRICT_PACK"
     first = tuple((0, number) for number in range(len(ranks)))
     if config.ray.placement == "colocated":
         pairs = BundleGroup(pack, len(ranks) * (rank + engine,))
         return Layout((pairs,), first, first, words + ", in pairs on one node")
-    if not config.weights.reaches_all_nodes:
-        second = tuple((0, len(ranks) + number) for number in range(len(engines)))
-        told = f"{words}, all on one node (weights.transport {config.weights.name} reaches no other)"
-        return Layout((BundleGroup(pack, ranks + engines),), first, second, told)
-    # Without ranks, or without engines (`rl.apart`), there is one group.
-    groups = tuple(group for group in (BundleGroup(pack, ranks), BundleGroup("SPREAD", engines)) if group.bundles)
-    second = tuple((len(groups) - 1, number) for number in range(len(engines)))
-    return Layout(groups, first, second, words)
+    if config.weights.reaches_all_nodes:
+        # Without ranks, or without engines (`rl.apart`), there is one group.
+        groups = tuple(group for group in (BundleGroup(pack, ranks), BundleGroup("SPREAD", engines)) if group.bundles)
+        second = tuple((len(groups) - 1, number) for number in range(num_engines))
+    else:
+        groups = (BundleGroup(pack, ranks + engines),)
+        second = tuple((0, len(ranks) + number) for number in range(num_engines))
+        words += f", all on one node (weights.transport {config.weights.name} reaches no other)"
+    return Layout(groups, first, second[: rollout.num_workers], words, second[rollout.num_workers :])
 
 
 def check_nodes(asked: Layout, nodes: Sequence[Node], store_bytes: int) -> list[Node]:

@@ -37,6 +37,7 @@ class Places:
 
     learner: Sequence[Place]
     engines: Sequence[Place]
+    teachers: Sequence[Place] = ()
 
     def words(self) -> str:
         """The addresses of the nodes that were chosen."""
@@ -45,7 +46,8 @@ class Places:
         def told(places: Sequence[Place]) -> str:
             return ", ".join(addresses.get(place.node_id, place.node_id) for place in places)
 
-        return f"learner on {told(self.learner)}; engines on {told(self.engines)}"
+        teachers = f"; teachers on {told(self.teachers)}" if self.teachers else ""
+        return f"learner on {told(self.learner)}; engines on {told(self.engines)}{teachers}"
 
 
 def reserve(asked: Layout, timeout_s: float) -> Places:
@@ -67,7 +69,7 @@ def reserve(asked: Layout, timeout_s: float) -> Places:
     def place(slot: Slot) -> Place:
         return Place(groups[slot[0]], slot[1])
 
-    return Places([place(slot) for slot in asked.ranks], [place(slot) for slot in asked.engines])
+    return Places(*(list(map(place, slots)) for slots in (asked.ranks, asked.engines, asked.teachers)))
 
 
 def wait_until_living(places: Sequence[Place], timeout_s: float) -> None:

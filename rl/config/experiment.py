@@ -23,6 +23,7 @@ from rl.config.preferences import DpoConfig, RewardModelConfig
 from rl.config.rollout import RolloutConfig
 from rl.config.section import Aside, NonNegative, Positive, Section
 from rl.config.supervised import SftConfig
+from rl.config.teachers import TeacherConfig
 from rl.config.train import TrainConfig
 from rl.precision.formats import AnyFormat
 from rl.precision.formats.float32 import Float32
@@ -71,6 +72,8 @@ class ExperimentConfig(Section):
     train: TrainConfig
     loss: AnyAlgorithm = Grpo()
     """The RL algorithm: how it computes advantages and the token loss. `environments.*.loss` overrides it."""
+    teachers: dict[str, TeacherConfig] = Field(default_factory=dict)
+    """Policies that the trained one learns from (`loss: mopd`), by names of your own."""
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -134,12 +137,42 @@ class ExperimentConfig(Section):
 
     @property
     def reserved(self) -> tuple[float, float]:
-        """CPUs and GPUs that the learner and the workers reserve."""
+        """CPUs and GPUs that the learner, the workers and the teachers' engines reserve."""
         learner, rollout = self.learner, self.rollout
+        num_engines = rollout.num_workers + self.num_teacher_engines
         return (
-            learner.num_ranks * learner.cpus + rollout.num_workers * rollout.cpus_per_worker,
-            learner.num_ranks * learner.gpus + rollout.num_workers * rollout.gpus_per_worker,
+            learner.num_ranks * learner.cpus + num_engines * rollout.cpus_per_worker,
+            learner.num_ranks * learner.gpus + num_engines * rollout.gpus_per_worker,
         )
+
+    @property
+    def num_teacher_engines(self) -> int:
+        return sum(teacher.num_engines for teacher in self.teachers.values())
+
+    @model_validator(mode="after")
+    def _teachers_are_known_and_used(self) -> "ExperimentConfig":
+        asked = {algorithm.teacher_name for algorithm in self.algorithms if algorithm.teacher_name}
+        if unknown := sorted(asked - self.teachers.keys()):
+            known = ", ".join(self.teachers) or "none"
+            raise ValueError(f"loss.teacher names {unknown[0]!r}, but `teachers` has {known}: add it there")
+        if unused := sorted(self.teachers.keys() - asked):
+            raise ValueError(
+                f"teachers.{unused[0]} is used by no environment: set environments.ID.loss to {{algorithm: mopd,"
+                f" teacher: {unused[0]}}}, or remove it"
+            )
+        if self.teachers and self.rollout.temperature != 1.0:
+            raise ValueError(
+                f"teachers give logprobs at temperature 1, but rollout.temperature is {self.rollout.temperature:g}:"
+                " set it to 1"
+            )
+        if self.teachers and self.ray.placement == "colocated":
+            raise ValueError("ray.placement: colocated has no places for the engines of `teachers`: choose separate")
+        if self.teachers and self.train.max_sampling_rounds > 1 and all(one.teacher_name for one in self.algorithms):
+            raise ValueError(
+                "train.max_sampling_rounds looks for groups whose rewards differ, which distillation does not read:"
+                " remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapters_are_merged_exactly(self) -> "ExperimentConfig":

@@ -71,8 +71,7 @@ class VllmCore:
         self._max_tokens = config.policy.max_tokens
         self._columns = {name: COLUMNS[name] for name in config.columns}
         preload = os.environ.get("LD_PRELOAD")
-        _set_environment()
-        self._llm = _start(policy_path, config)
+        self._llm = start_vllm(policy_path, config)
         self._weights = ""
         self._loader = WeightLoader(config, VllmClient(self._llm))
         names = set(self._llm.collective_rpc(_shared_memory_name))
@@ -166,7 +165,9 @@ def _set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _start(policy_path: Path, config: ExperimentConfig) -> "LLMEngine":
+def start_vllm(policy_path: Path, config: ExperimentConfig, *, caches_prefixes: bool = True) -> "LLMEngine":
+    """vLLM with the arguments of the experiment; prefixes are cached if the policy's layers allow it."""
+    _set_environment()
     with without_collector():
         from vllm import EngineArgs, LLMEngine
     from vllm.config.weight_transfer import WeightTransferConfig
@@ -184,7 +185,7 @@ def _start(policy_path: Path, config: ExperimentConfig) -> "LLMEngine":
         **{name: value for column in config.columns for name, value in COLUMNS[column].engine_arguments.items()},
         **engine_arguments(config, is_cpu),
     )
-    if arguments.create_model_config().attn_type == "decoder":
+    if caches_prefixes and arguments.create_model_config().attn_type == "decoder":
         for name, value in prefix_caching(is_cpu).items():
             setattr(arguments, name, value)
     return LLMEngine.from_engine_args(arguments)
