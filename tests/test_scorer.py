@@ -26,7 +26,8 @@ def test_rows_are_scored_as_the_learner_computes_them(tmp_path: Path) -> None:
 
     build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, tmp_path, 0, NemotronFormat())
     config = make_config(
-        policy={"path": tmp_path, "max_tokens": MAX_TOKENS}, rollout={"max_in_flight": 2, "kv_cache_gib": 0.1, "max_reply_tokens": 8}
+        policy={"path": tmp_path, "max_tokens": MAX_TOKENS},
+        rollout={"max_in_flight": 2, "kv_cache_gib": 0.1, "max_reply_tokens": 8},
     )
     generator = np.random.default_rng(0)
     rows = [generator.integers(260, size=size).tolist() for size in (7, 1, MAX_TOKENS, 23, 7)]

@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rl.runs.budget_curves import TITLE, budget_curves, budget_rows
+from rl.runs.drawing import png
 from rl.runs.files import storing
 from rl.runs.history import History, read_history
+from rl.runs.html import image
 
 NOT_COMPARED = ("run_dir",)
 """Keys that differ between any two runs."""
@@ -35,9 +38,13 @@ def print_comparison(run_dirs: Sequence[Path], page: Path | None = None, console
     _print_rows(console, "configuration: keys that differ", "key", names, rows)
     _print_rows(console, "scores on held-out tasks (never trained), and speed", "", names, results(histories))
     console.print(LEGEND, style="dim")
+    if by_budget := budget_rows(histories):
+        _print_rows(console, "held-out accuracy by thinking budget", "", names, by_budget)
     if page is not None:
+        figure = budget_curves(histories, names)
+        drawn = f"<h2>{TITLE}</h2>{image(TITLE, png(figure))}" if figure else ""
         with storing(page):
-            page.write_text(console.export_html(), encoding="utf-8")
+            page.write_text(console.export_html().replace("</body>", f"{drawn}</body>"), encoding="utf-8")
 
 
 def configuration_differences(histories: Sequence[History]) -> list[list[str]]:

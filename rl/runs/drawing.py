@@ -1,5 +1,6 @@
 """How are curves, panels and shares drawn, so that all figures of a report look alike?"""
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,6 +13,13 @@ from rl.runs.history import History, points
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#4a5568", "#b7791f", "#0f8b8d")
 GREY = "#718096"
 WIDTH = 9.0  # inches
+DOTS_PER_INCH = 130
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -148,9 +148,7 @@ def budget_figure(history: History) -> Figure | None:
         for axes, quantity in ((left, "accuracy"), (right, "reply_tokens")):
             values = [line.get(f"{quantity}/{env_id}", math.nan) for line in history.budgets.values()]
             nums = [line.get(f"num/{env_id}", 0) for line in history.budgets.values()]
-            errors = [
-                _share_error(value, num) if axes is left else 0.0 for value, num in zip(values, nums, strict=True)
-            ]
+            errors = [share_error(value, num) if axes is left else 0.0 for value, num in zip(values, nums, strict=True)]
             colour = COLOURS[number % len(COLOURS)]
             axes.errorbar(range(len(values)), values, errors, color=colour, marker="o", capsize=3, label=env_id)
     for axes, name in ((left, "held-out accuracy"), (right, "tokens of the replies")):
@@ -162,7 +160,7 @@ def budget_figure(history: History) -> Figure | None:
     return figure
 
 
-def _share_error(share: float, num: int) -> float:
+def share_error(share: float, num: int) -> float:
     """Standard error of a share of `num`."""
     return math.sqrt(share * (1 - share) / num) if num else 0.0
 

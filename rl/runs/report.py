@@ -1,7 +1,5 @@
 """How is the report of a run written? As one self-contained HTML page, with its figures also as PNG files."""
 
-import base64
-import io
 import random
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -13,16 +11,16 @@ from envs.json_lines import JsonObject
 from envs.rollout_file import read_rollouts
 from rl.config.canaries import LEVELS
 from rl.data_types import Outcome
+from rl.runs.drawing import png
 from rl.runs.figures import FIGURES
 from rl.runs.files import storing, write_atomically
 from rl.runs.history import History, Line, read_history
-from rl.runs.html import table
+from rl.runs.html import image, table
 from rl.runs.memory import memory_table
 from rl.runs.sft_sources import sources_table
 
 NUM_SAMPLE_FILES = 3  # newest files that sample rollouts are chosen from
 NUM_NOTES = 20  # newest notes of canaries and pauses
-DOTS_PER_INCH = 130
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -174,12 +172,10 @@ def _figures(history: History) -> Iterator[tuple[str, str]]:
             (folder / f"{name}.png").unlink(missing_ok=True)
             yield title, ""
             continue
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+        data = png(figure)
         with storing(folder / f"{name}.png"):
-            (folder / f"{name}.png").write_bytes(buffer.getvalue())
-        data = base64.b64encode(buffer.getvalue()).decode()
-        yield title, f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>'
+            (folder / f"{name}.png").write_bytes(data)
+        yield title, image(title, data)
 
 
 def _section(title: str, html: str) -> str:
