@@ -32,7 +32,7 @@ def train_on_saved(config: ExperimentConfig, saved: Path, *, resume: bool | None
     The learner starts from the supervised policy of that run, if the experiment has a supervised stage. Raises
     `ConfigError` before anything starts, and as `rl.train.train` does; a learner that dies ends the run.
     """
-    run, alone = RunFolder(saved), without(config, "rollout", num_workers=0)
+    run, alone = RunFolder(saved), without(config, "rollout", num_workers=0).model_copy(update={"judge": None})
     check_saved_groups(run, config)
     check(alone)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():

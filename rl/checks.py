@@ -13,6 +13,7 @@ from rl.plan.memory import FLOAT32, published_bytes, tokens_per_step
 from rl.plan.policy import checkpoint_shapes
 from rl.policy_checks import check_policy, check_teachers, rate_warning
 from rl.preflight import check_sinks, preflight
+from rl.runs.folder import RunFolder
 
 TOKEN_BYTES = 26
 """Of a token in the object store: id, whether it was sampled, logprob and version, in a worker's groups and again in
@@ -54,6 +55,16 @@ def _check_stages(config: ExperimentConfig) -> None:
         raise ConfigError(problems)
 
 
+def _check_judge(config: ExperimentConfig) -> None:
+    if config.judge is None:
+        return
+    folder = config.judge.path
+    if not (folder / "config.json").is_file() and not RunFolder(folder).holds_run:
+        wrong = f"{folder} is neither a checkpoint (no config.json) nor a run"
+        fix = "give the folder of a judge's checkpoint"
+        raise ConfigError([Problem(config.place("judge", "path"), "judge.path", wrong, fix)])
+
+
 def _check_room(config: ExperimentConfig) -> None:
     if config.policy.path is not None:
         check_room(config, config.policy.path)
@@ -66,6 +77,7 @@ CHECKS: Mapping[str, Callable[[ExperimentConfig], None]] = {
     "environments": preflight,
     "sinks": check_sinks,
     "checkpoint": _check_checkpoint,
+    "judge": _check_judge,
     "cluster": lambda config: check_cluster(config, store_bytes(config, config.policy.path)),
     "room for weights": _check_room,
 }

@@ -28,6 +28,7 @@ from rl.policy_checks import check_policy
 from rl.precision.formats.bf16 import Bf16
 from rl.preflight import preflight
 from rl.rollouts.collector import Collector
+from rl.rollouts.judge import served_judge
 from rl.rollouts.pool import WorkerPool
 from rl.run_log import run_log
 from rl.runs.evaluation import evaluation_metrics
@@ -113,8 +114,11 @@ def play_with_engines(
     config: ExperimentConfig, policy: Path, run: RunFolder, asked: Mapping[str, Sequence[Task]]
 ) -> dict[str, list[Group]]:
     """The groups of all tasks by name, played by engines that are started for it."""
-    with cluster(config, policy, store_bytes(config, policy)) as joined, handled_signals():
-        pool = WorkerPool(config, policy, joined.places.engines)
+    with contextlib.ExitStack() as stack:
+        joined = stack.enter_context(cluster(config, policy, store_bytes(config, policy)))
+        stack.enter_context(handled_signals())
+        variables = stack.enter_context(served_judge(config, joined.places.judges))
+        pool = WorkerPool(config, policy, joined.places.engines, variables=variables)
         try:
             pool.wait_until_ready()
             if config.precision.is_quantised:

@@ -23,6 +23,7 @@ from rl.engine.work_times import Interval
 from rl.learner.group import LearnerGroup
 from rl.policy_checks import check_teachers
 from rl.rollouts.collector import Collector
+from rl.rollouts.judge import served_judge
 from rl.rollouts.pool import WorkerPool
 from rl.rollouts.teachers import TeacherPool
 from rl.runs.canaries import Canaries
@@ -119,13 +120,14 @@ def engines(config: ExperimentConfig, folder: RunFolder, alone: ExperimentConfig
     check_teachers(policy_path, config)  # again: a policy that the stage built has a new tokenizer
     with cluster(config, policy_path, store_bytes(config, policy_path)) as joined, handled_signals():
         check_room(config, policy_path)
-        pool = WorkerPool(config, policy_path, joined.places.engines)
-        teachers = TeacherPool(config, joined.places.teachers)
-        try:
-            yield Served(config, folder, policy_path, joined, pool, teachers)
-        finally:
-            pool.shutdown()
-            teachers.shutdown()
+        with served_judge(config, joined.places.judges) as variables:
+            pool = WorkerPool(config, policy_path, joined.places.engines, variables=variables)
+            teachers = TeacherPool(config, joined.places.teachers)
+            try:
+                yield Served(config, folder, policy_path, joined, pool, teachers)
+            finally:
+                pool.shutdown()
+                teachers.shutdown()
 
 
 @contextlib.contextmanager

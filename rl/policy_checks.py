@@ -56,7 +56,7 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
 
 def check_teachers(policy: Path, config: ExperimentConfig) -> None:
     """Check that each teacher is a checkpoint with the tokenizer of the policy. Raises `ConfigError`."""
-    found = []
+    found: list[Problem] = []
     for name, teacher in config.teachers.items():
         key = f"teachers.{name}.path"
         if fault := _teacher_fault(policy, teacher.path, config.policy.chat):

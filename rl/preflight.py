@@ -13,6 +13,7 @@ from rl.config.errors import Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError, check_references
 from rl.engine.columns import COLUMNS
+from rl.rollouts.judge import announce
 from rl.tasks.curriculum import Curriculum, CurriculumError
 
 
@@ -23,6 +24,7 @@ def preflight(config: ExperimentConfig) -> None:
     `rollout.reset_timeout_s`.
     """
     check_references(config)
+    announce(config)
     chat = _chat(config)
     problems = _thinking_problems(config) if chat and not chat.has_thinking else []
     for env_id in config.environments:

@@ -24,7 +24,7 @@ def test_engines_that_died_with_the_learner_are_replaced_also_if_that_is_noticed
             load_weights=lambda source: calls.call("load"),
             wait_until_loaded=lambda: calls.call("loaded"),
         )
-        served: Any = SimpleNamespace(pool=pool, joined=SimpleNamespace(words="a cluster"))
+        served: Any = SimpleNamespace(pool=pool, teachers=parts.teachers, joined=SimpleNamespace(words="a cluster"))
         stream: Any = SimpleNamespace(described=list)
         _wait_until_ready(parts, served, stream, [])
         assert calls == ["wait"]

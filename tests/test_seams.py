@@ -97,7 +97,7 @@ def test_an_environment_names_its_own_algorithm_in_yaml_and_its_mistakes_are_tol
     assert config.algorithm_of(MATH) == config.loss
     with pytest.raises(ConfigError, match=r"environments\.tools/Store-v0\.loss\.rank_max"):
         load_config(yaml, [f"environments.{STORE}.loss.rank_max=3"])
-    with pytest.raises(ConfigError, match="max_rl or surprise"):
+    with pytest.raises(ConfigError, match="mopd or surprise"):
         load_config(yaml, [f"environments.{STORE}.loss=ppo"])
 
 

@@ -7,6 +7,7 @@ are asked for in placement groups, which Ray grants as a whole.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from rl.config.experiment import ExperimentConfig
@@ -61,6 +62,7 @@ class Layout:
     words: str
     teachers: tuple[Slot, ...] = ()
     """Of each engine of a teacher."""
+    judges: tuple[Slot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,14 @@ def layout(config: ExperimentConfig) -> Layout:
     """
     learner, rollout = config.learner, config.rollout
     rank, engine = Bundle(learner.cpus, learner.gpus), Bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)
-    num_engines = rollout.num_workers + config.num_teacher_engines
+    num_before = rollout.num_workers + config.num_teacher_engines
+    num_engines = num_before + config.num_judges
     ranks, engines = learner.num_ranks * (rank,), num_engines * (engine,)
     words = f"{_counted(len(ranks), 'learner rank', rank)} and {_counted(len(engines), 'engine', engine)}"
     if config.teachers:
         words += f", of which {config.num_teacher_engines} of teachers"
+    if config.judge:
+        words += ", of which 1 of the judge"
     pack = "PACK" if config.weights.reaches_all_nodes else "STRICT_PACK"
     first = tuple((0, number) for number in range(len(ranks)))
     if config.ray.placement == "colocated":
@@ -121,7 +126,9 @@ def layout(config: ExperimentConfig) -> Layout:
         groups = (BundleGroup(pack, ranks + engines),)
         second = tuple((0, len(ranks) + number) for number in range(num_engines))
         words += f", all on one node (weights.transport {config.weights.name} reaches no other)"
-    return Layout(groups, first, second[: rollout.num_workers], words, second[rollout.num_workers :])
+    cuts = (0, rollout.num_workers, num_before, num_engines)
+    workers, teachers, judges = (second[begin:end] for begin, end in pairwise(cuts))
+    return Layout(groups, first, workers, words, teachers, judges)
 
 
 def check_nodes(asked: Layout, nodes: Sequence[Node], store_bytes: int) -> list[Node]:

@@ -38,6 +38,7 @@ class Places:
     learner: Sequence[Place]
     engines: Sequence[Place]
     teachers: Sequence[Place] = ()
+    judges: Sequence[Place] = ()
 
     def words(self) -> str:
         """The addresses of the nodes that were chosen."""
@@ -46,8 +47,9 @@ class Places:
         def told(places: Sequence[Place]) -> str:
             return ", ".join(addresses.get(place.node_id, place.node_id) for place in places)
 
-        teachers = f"; teachers on {told(self.teachers)}" if self.teachers else ""
-        return f"learner on {told(self.learner)}; engines on {told(self.engines)}{teachers}"
+        beside = {"teachers": self.teachers, "judge": self.judges}
+        others = "".join(f"; {name} on {told(places)}" for name, places in beside.items() if places)
+        return f"learner on {told(self.learner)}; engines on {told(self.engines)}{others}"
 
 
 def reserve(asked: Layout, timeout_s: float) -> Places:
@@ -69,7 +71,7 @@ def reserve(asked: Layout, timeout_s: float) -> Places:
     def place(slot: Slot) -> Place:
         return Place(groups[slot[0]], slot[1])
 
-    return Places(*(list(map(place, slots)) for slots in (asked.ranks, asked.engines, asked.teachers)))
+    return Places(*(list(map(place, slots)) for slots in (asked.ranks, asked.engines, asked.teachers, asked.judges)))
 
 
 def wait_until_living(places: Sequence[Place], timeout_s: float) -> None:

@@ -17,6 +17,7 @@ from rl.algorithms.shaping.shaping import Shaping
 from rl.config.canaries import CanaryConfig
 from rl.config.cluster import RayConfig
 from rl.config.environments import BudgetConfig, EnvironmentConfig
+from rl.config.judge import JudgeConfig
 from rl.config.learner import LearnerConfig
 from rl.config.policy import PolicyConfig
 from rl.config.preferences import DpoConfig, RewardModelConfig
@@ -74,6 +75,8 @@ class ExperimentConfig(Section):
     """The RL algorithm: how it computes advantages and the token loss. `environments.*.loss` overrides it."""
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict)
     """Policies that the trained one learns from (`loss: mopd`), by names of your own."""
+    judge: JudgeConfig | None = None
+    """A judge that the run serves for its environments; null serves none."""
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -137,9 +140,9 @@ class ExperimentConfig(Section):
 
     @property
     def reserved(self) -> tuple[float, float]:
-        """CPUs and GPUs that the learner, the workers and the teachers' engines reserve."""
+        """CPUs and GPUs that the learner, the workers, the teachers' engines and the judge reserve."""
         learner, rollout = self.learner, self.rollout
-        num_engines = rollout.num_workers + self.num_teacher_engines
+        num_engines = rollout.num_workers + self.num_teacher_engines + self.num_judges
         return (
             learner.num_ranks * learner.cpus + num_engines * rollout.cpus_per_worker,
             learner.num_ranks * learner.gpus + num_engines * rollout.gpus_per_worker,
@@ -148,6 +151,10 @@ class ExperimentConfig(Section):
     @property
     def num_teacher_engines(self) -> int:
         return sum(teacher.num_engines for teacher in self.teachers.values())
+
+    @property
+    def num_judges(self) -> int:
+        return 0 if self.judge is None else 1
 
     @model_validator(mode="after")
     def _teachers_are_known_and_used(self) -> "ExperimentConfig":
@@ -165,8 +172,9 @@ class ExperimentConfig(Section):
                 f"teachers give logprobs at temperature 1, but rollout.temperature is {self.rollout.temperature:g}:"
                 " set it to 1"
             )
-        if self.teachers and self.ray.placement == "colocated":
-            raise ValueError("ray.placement: colocated has no places for the engines of `teachers`: choose separate")
+        if (self.teachers or self.judge) and self.ray.placement == "colocated":
+            beside = "the engines of `teachers`" if self.teachers else "the judge"
+            raise ValueError(f"ray.placement: colocated has no places for {beside}: choose separate")
         if self.teachers and self.train.max_sampling_rounds > 1 and all(one.teacher_name for one in self.algorithms):
             raise ValueError(
                 "train.max_sampling_rounds looks for groups whose rewards differ, which distillation does not read:"

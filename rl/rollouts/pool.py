@@ -7,7 +7,7 @@ again together before: the bits of a reply depend on its batch, and most workers
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,14 +34,17 @@ class WorkerPool:
         policy_path: Path,
         places: Sequence[Place],
         start: Callable[[Place], Actor[RolloutWorker]] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """Starts a worker in each place, without waiting; `wait_until_ready` waits. `start` replaces Ray for starting
-        one worker.
+        one worker; `variables` are as in `RolloutWorker`.
         """
         self._config = config
         rollout = config.rollout
         cpus, gpus = rollout.cpus_per_worker, rollout.gpus_per_worker
-        self._start = start or (lambda place: start_actor(RolloutWorker, cpus, gpus, place, config, policy_path))
+        self._start = start or (
+            lambda place: start_actor(RolloutWorker, cpus, gpus, place, config, policy_path, variables)
+        )
         self._places = places
         self._published: Publication | None = None
         self._loading: tuple[WeightSource, list[Pending[str]], Deadline] | None = None

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -59,8 +60,10 @@ class Played:
 class RolloutWorker:
     """Plays groups; loads new weights while rollouts are in flight."""
 
-    def __init__(self, config: ExperimentConfig, policy_path: Path) -> None:
+    def __init__(self, config: ExperimentConfig, policy_path: Path, variables: Mapping[str, str] | None = None) -> None:
+        """`variables` are those of the environment by which environments find what the run serves for them."""
         join_run_log(config.run_dir, "worker")
+        os.environ |= variables or {}  # before processes of environments start
         self._notes = Notes()
         with without_collector():
             from envs.loading import load_data

@@ -1,0 +1,117 @@
+"""How does a run serve a judge for its environments? An OpenAI-compatible endpoint in a Ray actor of its own."""
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+from envs.judge_client import MODEL, URL
+from rl.cluster.actors import ActorDied, Deadline, start_actor
+from rl.cluster.address import ClusterError
+from rl.cluster.network import meeting_point
+from rl.cluster.reserve import Place
+from rl.config.experiment import ExperimentConfig
+from rl.config.judge import JudgeConfig
+from rl.engine.protocol import EngineError
+from rl.run_log import join_run_log
+from rl.stop import end_with_parent
+
+logger = logging.getLogger(__name__)
+NAME = "judge"
+"""What environments call the model."""
+POLL_S = 0.5
+TAIL = 2000
+"""Characters of the endpoint's output in an error."""
+NOWHERE = "http://127.0.0.1:9/v1"
+"""Where nothing answers: the judge's address until it is served."""
+
+
+class JudgeServer:
+    """The Ray actor that keeps the endpoint up: one that ends is started again, at the same address."""
+
+    def __init__(self, run_dir: Path, judge: JudgeConfig, gpus: float) -> None:
+        join_run_log(run_dir, "judge")
+        self._address = meeting_point()
+        host, _, port = self._address.rpartition(":")
+        options = {"--host": host.strip("[]"), "--port": port, "--name": NAME, "--max-tokens": judge.max_tokens}
+        options |= {"--max-in-flight": judge.max_in_flight, "--gpus": max(1, int(gpus))}
+        if judge.kv_cache_gib is not None:
+            options["--kv-cache-gib"] = judge.kv_cache_gib
+        told = [part for name, value in options.items() for part in (name, str(value))]
+        self._command = [sys.executable, "-m", "rl", "serve", str(judge.path), *told]
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        self._is_stopping = False
+        self._process = self._started()
+
+    def wait_until_ready(self, timeout_s: float) -> str:
+        """The endpoint's URL, once it answers. Raises `EngineError` if it ends before, or does not answer in time."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(f"http://{self._address}/health", timeout=5).raise_for_status()
+                threading.Thread(target=self._keep_up, daemon=True).start()
+                return f"http://{self._address}/v1"
+            time.sleep(POLL_S)
+        self._output.seek(0)
+        said = self._output.read().decode(errors="replace")[-TAIL:].strip()
+        self.shutdown()
+        raise EngineError(f"the judge's endpoint did not start ({' '.join(self._command)}):\n{said}")
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            self._command, stdout=self._output, stderr=subprocess.STDOUT, preexec_fn=end_with_parent
+        )
+
+    def _keep_up(self) -> None:
+        while True:
+            code = self._process.wait()
+            if self._is_stopping:
+                return
+            logger.warning("the judge's endpoint ended with exit code %s and is started again", code)
+            time.sleep(POLL_S)
+            self._process = self._started()
+
+    def shutdown(self) -> None:
+        self._is_stopping = True
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._process.kill()
+        self._output.close()
+
+
+def announce(config: ExperimentConfig) -> None:
+    """Let environments that ask a judge be opened in this process, before the run's judge is served."""
+    if config.judge is not None:
+        os.environ |= {URL: NOWHERE, MODEL: NAME}
+
+
+@contextlib.contextmanager
+def served_judge(config: ExperimentConfig, places: Sequence[Place]) -> Iterator[Mapping[str, str]]:
+    """Serve the run's judge inside the block; the variables by which environments find it. None without a judge.
+
+    Raises `ClusterError` if it cannot be served.
+    """
+    if config.judge is None:
+        yield {}
+        return
+    rollout, limit_s = config.rollout, config.train.start_timeout_s
+    (place,) = places
+    cpus, gpus = rollout.cpus_per_worker, rollout.gpus_per_worker
+    server = start_actor(JudgeServer, cpus, gpus, place, config.run_dir, config.judge, gpus)
+    try:
+        deadline = Deadline(2 * limit_s, "starting the judge", "train.start_timeout_s")
+        url = server.call(JudgeServer.wait_until_ready, limit_s).wait(deadline)
+        yield {URL: url, MODEL: NAME}
+    except (ActorDied, EngineError) as error:
+        raise ClusterError(f"judge.path {config.judge.path}: {error}") from error
+    finally:
+        server.stop(JudgeServer.shutdown)

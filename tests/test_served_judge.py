@@ -1,0 +1,169 @@
+"""A run serves the judge that its environments ask: found by them, started again if it ends, gone with the run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from envs.judge_client import AT_ONCE, MODEL, TIMEOUT_S, URL, ask_judge, find_judge
+from envs.messages import Message, Reply
+from envs.scored import Row, scored
+from rl.chat.chat import load_chat
+from rl.checks import CHECKS
+from rl.config.errors import ConfigError
+from rl.config.experiment import ExperimentConfig
+from rl.config.judge import JudgeConfig
+from rl.engine.protocol import EngineError
+from rl.preflight import preflight
+from rl.rollouts.judge import NAME, NOWHERE, JudgeServer
+from tests.families import write_policy
+from tests.makers import make_config
+from tests.test_train import START_TIMEOUT_S
+
+JUDGED = "chat/Judged-v0"
+THOUGHT = "It is good."
+VERDICT = "Yes, very good."
+ASKS = "tests.test_served_judge:asks"
+
+
+def check_environments(config: ExperimentConfig) -> None:
+    """`preflight`, with whatever checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rl.preflight.check_references", lambda _: None)
+        preflight(config)
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (URL, MODEL):
+        monkeypatch.setenv(name, "")  # and put back after the test, whatever it sets
+
+
+def test_environments_of_a_run_with_a_judge_open_before_it_is_served(unset: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a judge is needed"):
+        check_environments(make_config(environments={JUDGED: {}}))
+    check_environments(make_config(environments={JUDGED: {}}, judge={"path": tmp_path}))
+    assert (os.environ[URL], os.environ[MODEL]) == (NOWHERE, NAME)
+
+
+def test_a_judge_that_is_no_checkpoint_is_refused(unset: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"judge.path: .* is neither a checkpoint \(no config.json\) nor a run"):
+        CHECKS["judge"](make_config(judge={"path": tmp_path / "nothing"}))
+
+
+def test_a_judge_reserves_what_a_worker_does() -> None:
+    config = make_config(judge={"path": "x"}, rollout={"num_workers": 2})
+    assert config.reserved == (4.0, 0.0)
+    with pytest.raises(ValueError, match="colocated has no places for the judge: choose separate"):
+        make_config(judge={"path": "x"}, ray={"placement": "colocated"})
+
+
+QUESTION = "Is it good?"
+
+
+def draw_row(rng: np.random.Generator) -> Row:
+    return {"prompt": f"Say {rng.integers(1000)}.", "judge": find_judge("", "", TIMEOUT_S, AT_ONCE)}
+
+
+@scored(draw=draw_row)
+async def asks(reply: Reply, row: Row) -> float:
+    """Earns 1 if the judge answers the one question that it knows."""
+    return float(await ask_judge(QUESTION, row["judge"]) == VERDICT)
+
+
+def write_judge(folder: Path) -> Path:
+    """A tiny policy that knows the answer to one question, after a thought."""
+    write_policy("qwen3", folder, (QUESTION, THOUGHT, VERDICT))
+    chat, model = load_chat(folder, "auto"), AutoModelForCausalLM.from_pretrained(folder)
+    ids, mask = chat.conversation([Message("user", QUESTION), Message("assistant", VERDICT, THOUGHT)], (), "unlimited")
+    labels = torch.where(torch.tensor([mask]), torch.tensor([ids]), -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(300):
+        loss = model(input_ids=torch.tensor([ids]), labels=labels).loss
+        if loss.item() < 1e-3:
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_judge(tmp_path_factory.mktemp("judge") / "policy")
+
+
+@pytest.mark.slow
+def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> None:
+    path, run_dir = tmp_path / "experiment.yaml", tmp_path / "run"
+    tree = {
+        "run_dir": str(run_dir),
+        "seed": 3,
+        "policy": {"path": str(judge), "max_tokens": 512},
+        "judge": {"path": str(judge), "max_tokens": 1024, "kv_cache_gib": 0.1},
+        "environments": {ASKS: {"budget": "off"}},
+        "train": {"num_steps": 2, "num_prompts": 2, "group_size": 2},
+        "evaluation": {"num_tasks": 2},
+        "rollout": {"kv_cache_gib": 0.1, "max_reply_tokens": 64},
+        "ray": {"address": "local"},
+    }
+    path.write_text(json.dumps(tree))
+    command = [sys.executable, "-m", "rl", "train", str(path)]
+    environment = {name: value for name, value in os.environ.items() if name not in (URL, MODEL)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=3 * START_TIMEOUT_S, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line.get("kind") == "train"]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert [line["reward"] for line in steps] == [1.0, 1.0]
+    lines_of_processes = [one.info["cmdline"] or () for one in psutil.process_iter(["cmdline"])]
+    assert [one for one in lines_of_processes if str(judge) in one] == []
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("rl.rollouts.judge.meeting_point", free_address)
+    server = JudgeServer(tmp_path, JudgeConfig(path=judge, max_tokens=512, kv_cache_gib=0.1), gpus=0.0)
+    try:
+        url = server.wait_until_ready(240.0)
+        server._process.send_signal(signal.SIGKILL)
+        first, deadline = server._process.pid, time.monotonic() + 240
+        while time.monotonic() < deadline:
+            try:
+                httpx.get(f"{url}/models", timeout=5).raise_for_status()
+                break
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        assert server._process.pid != first and server._process.poll() is None
+    finally:
+        server.shutdown()
+    assert server._process.wait(30) is not None
+
+
+@pytest.mark.slow
+def test_a_judge_that_cannot_be_served_says_why(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("rl.rollouts.judge.meeting_point", free_address)
+    server = JudgeServer(tmp_path, JudgeConfig(path=tmp_path / "nothing"), gpus=0.0)
+    with pytest.raises(EngineError, match=r"(?s)did not start .*rl serve .*nothing"):
+        server.wait_until_ready(120.0)
+
+
+def free_address() -> str:
+    """`meeting_point` asks Ray for the node's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
