@@ -49,6 +49,15 @@ def test_the_page_of_the_keys_is_what_the_command_writes() -> None:
     assert "(only nvfp4) |" in written
 
 
+def test_the_tests_against_failures_of_others_exist() -> None:
+    page = (ROOT / "docs" / "protected.md").read_text()
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(range(1, 28))
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    for file, name in named:
+        assert re.search(rf"def {name}\(", (ROOT / "tests" / file).read_text()), f"{file}::{name}"
+    assert len(named) >= 27
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_command_on_an_experiment_can_be_read(document: Path) -> None:
     for command, yaml, rest in COMMAND.findall(document.read_text()):
