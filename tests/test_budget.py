@@ -212,6 +212,17 @@ def test_a_budget_beyond_the_reply_is_refused() -> None:
         make_config(environments={"math/Arithmetic-v0": {"budget": {"off": 1, "90": 1}}})
 
 
+def test_the_widest_budget_of_a_curriculum_must_fit_too_and_it_needs_a_number() -> None:
+    def with_budget(budget: object) -> dict:
+        return {"math/Arithmetic-v0": {"budget": budget, "budget_curriculum": {"num_steps": 5}}}
+
+    make_config(environments=with_budget("24"))
+    with pytest.raises(ValueError, match=r"80 tokens of reasoning \(the widest of budget_curriculum\), 16 of grace"):
+        make_config(environments=with_budget("40"))
+    with pytest.raises(ValueError, match="budget_curriculum needs a budget that is a number of tokens"):
+        make_config(environments=with_budget("off"))
+
+
 def test_each_task_draws_its_budget_from_the_distribution() -> None:
     budgets = {"off": 1.0, "16": 2.0, "unlimited": 1.0}
     config: ExperimentConfig = make_config(environments={"math/Arithmetic-v0": {"budget": budgets}})

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from envs.messages import Message
 from rl.algorithms.shaping import SHAPINGS, shaped, shaping_metrics
+from rl.algorithms.shaping.budget import BudgetKept
 from rl.algorithms.shaping.effort import Effort
 from rl.algorithms.shaping.length import Length
 from rl.algorithms.shaping.overlong import Overlong
@@ -77,6 +78,27 @@ def test_low_effort_rewards_few_tokens_where_it_was_asked_for() -> None:
     )
 
 
+def test_a_budget_that_is_kept_pays_and_one_that_is_not_costs() -> None:
+    # Reasoning of 20, 40, 60 and 100 tokens; the last two go beyond a budget of 50, as another engine might let them.
+    group = of_lengths([1.0, 1.0, 0.5, 1.0, None], [40, 80, 120, 200, 10], thinking_share=0.5)
+    group = replace(group, task=replace(group.task, budget=50))
+    assert BudgetKept(alpha=0.01).shape(group) == approx(0.8, 0.6, 0.2, 0.0, None)
+    assert BudgetKept(alpha=0.1).shape(group) == approx(1.0, 1.0, 0.0, 0.0, None)
+    assert BudgetKept(aim="exact", alpha=0.01).shape(group) == approx(0.7, 0.9, 0.4, 0.5, None)
+    for budget in ("off", "unlimited"):
+        free = replace(group, task=replace(group.task, budget=budget))
+        assert BudgetKept().shape(free) == (1.0, 1.0, 0.5, 1.0, None)
+
+
+def test_a_budget_is_that_of_a_reply_and_not_of_all_turns() -> None:
+    group = of_lengths([1.0], [60], thinking_share=0.5)
+    (one,) = group.rollouts
+    turns = tuple(make_turn(reply_ids=range(30), is_start=place == 0) for place in range(2))
+    said = (*one.messages, *one.messages[1:])
+    group = replace(group, task=replace(group.task, budget=15), rollouts=(replace(one, turns=turns, messages=said),))
+    assert BudgetKept().shape(group) == approx(0.5)  # 30 tokens of reasoning in two replies
+
+
 def test_shapings_of_an_environment_are_applied_in_order_and_to_no_other() -> None:
     first, second = Overlong(max_tokens=20, buffer_tokens=10), Effort(marker="How", tokens=10, weight=1.0)
     group = of_lengths([1.0, 1.0], [5, 15])
@@ -94,6 +116,6 @@ def test_the_configuration_holds_a_list_for_each_environment() -> None:
     tree = {"shaping": ["length", {"shaping": "overlong", "max_tokens": 100, "buffer_tokens": 10}]}
     config = make_config(environments={ARITHMETIC: tree, STORE: {}})
     assert config.shapings == {ARITHMETIC: (Length(), Overlong(max_tokens=100, buffer_tokens=10))}
-    assert set(SHAPINGS) == {"length", "overlong", "effort"}
+    assert set(SHAPINGS) == {"length", "overlong", "effort", "budget"}
     with pytest.raises(ValidationError, match="must be at most max_tokens"):
         Overlong(max_tokens=10, buffer_tokens=11)

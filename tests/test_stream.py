@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.environments import CurriculumConfig, EnvironmentConfig
+from rl.config.environments import BudgetCurriculumConfig, CurriculumConfig, EnvironmentConfig
 from rl.tasks.curriculum import Curriculum, CurriculumError
 from rl.tasks.stream import TaskStream, evaluation_tasks
 
@@ -107,3 +107,13 @@ def test_heldout_tasks_are_of_the_heldout_split_and_numbered() -> None:
     assert {task.split for task in tasks} == {"heldout"}
     assert Counter(task.env_id for task in tasks) == {"a": 4, "b": 4, "c": 4}
     assert len({(task.env_id, task.seed) for task in tasks}) == 12
+
+
+def test_budgets_that_are_numbers_narrow_over_the_steps_and_those_of_evaluations_do_not() -> None:
+    narrowing = BudgetCurriculumConfig(num_steps=4, first_factor=3.0)
+    environments = {"a": EnvironmentConfig(budget={40: 1.0}, budget_curriculum=narrowing)}
+    stream = TaskStream(environments, 0, 2)
+    assert [stream.task(n).budget for n in range(12)] == [120, 120, 100, 100, 80, 80, 60, 60, 40, 40, 40, 40]
+    assert {task.budget for task in evaluation_tasks(environments, 5)} == {40}
+    others = {"a": EnvironmentConfig(budget={"off": 1.0, "unlimited": 1.0}, budget_curriculum=narrowing)}
+    assert {TaskStream(others, 0, 2).task(n).budget for n in range(20)} == {"off", "unlimited"}

@@ -28,6 +28,22 @@ class CurriculumConfig(Section):
     """Standard deviation of the drawn tasks' pass rates around that mean."""
 
 
+class BudgetCurriculumConfig(Section):
+    """A curriculum of thinking budgets, from wide to narrow: budgets that are numbers begin as multiples of themselves.
+    Random budgets need none: `budget` is a distribution."""
+
+    num_steps: Positive
+    """Steps over which the factor falls from `first_factor` to 1."""
+    first_factor: Annotated[float, Field(gt=1)] = 2.0
+    """Factor of the budgets at the first step."""
+
+    def at(self, budget: Budget, step: int) -> Budget:
+        """The budget of a task of this step."""
+        if not isinstance(budget, int):
+            return budget
+        return round(budget * (1.0 + (self.first_factor - 1.0) * max(0.0, 1.0 - step / self.num_steps)))
+
+
 class EnvironmentConfig(Section):
     """One environment of the mixture."""
 
@@ -36,6 +52,8 @@ class EnvironmentConfig(Section):
     budget: dict[Budget, Annotated[float, Field(gt=0)]] = Field(default={"unlimited": 1.0}, min_length=1)
     """Thinking budget of each reply: `off`, `unlimited` or a number of tokens. A mapping from budgets to weights, such
     as `{off: 1, 32: 2, unlimited: 1}`, draws one budget per task."""
+    budget_curriculum: BudgetCurriculumConfig | None = None
+    """Wider thinking budgets at first; evaluations and tasks of a profile have those of `budget`."""
     options: dict[str, object] = Field(default_factory=dict)
     """The environment's own options, such as its difficulty; `python -m envs info ID` lists them."""
     loss: AnyAlgorithm | None = None

@@ -256,12 +256,21 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _budgets_fit(self) -> "ExperimentConfig":
         for env_id, environment in self.environments.items():
-            most = max((budget for budget in environment.budget if isinstance(budget, int)), default=0)
+            widened = environment.budget_curriculum
+            budgets = [widened.at(budget, 0) if widened else budget for budget in environment.budget]
+            most = max((budget for budget in budgets if isinstance(budget, int)), default=0)
+            if widened and not most:
+                raise ValueError(
+                    f"environments.{env_id}.budget_curriculum needs a budget that is a number of tokens: add one to"
+                    " budget, or remove it"
+                )
             needed = most + self.budget.grace_tokens + self.budget.answer_tokens
             if most and needed > self.rollout.max_reply_tokens:
+                widest = " (the widest of budget_curriculum)" if widened else ""
                 raise ValueError(
-                    f"environments.{env_id}.budget: {most} tokens of reasoning, {self.budget.grace_tokens} of grace and"
-                    f" {self.budget.answer_tokens} for the answer (section budget) do not fit"
+                    f"environments.{env_id}.budget: {most} tokens of reasoning{widest},"
+                    f" {self.budget.grace_tokens} of grace and {self.budget.answer_tokens} for the answer"
+                    " (section budget) do not fit"
                     f" rollout.max_reply_tokens ({self.rollout.max_reply_tokens})"
                 )
         return self

@@ -38,9 +38,12 @@ class TaskStream:
         environment = self._environments[env_id]
         seed = derive_seed("train", self._seed, ordinal)
         budget = draw_budget(environment.budget, derive_seed("budget", self._seed, ordinal))
+        step = ordinal // self._num_prompts
+        if environment.budget_curriculum is not None:
+            budget = environment.budget_curriculum.at(budget, step)
         if (curriculum := self._curricula.get(env_id)) is None:
             return Task(ordinal, env_id, seed, "train", budget, environment.options)
-        drawn = curriculum.draw(ordinal // self._num_prompts, seed)
+        drawn = curriculum.draw(step, seed)
         return Task(ordinal, env_id, drawn.seed, "train", drawn.budget or budget, drawn.options)
 
     def described(self) -> list[str]:

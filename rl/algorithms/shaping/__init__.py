@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Annotated
 
 from rl.algorithms.advantages import is_degenerate
+from rl.algorithms.shaping.budget import BudgetKept
 from rl.algorithms.shaping.effort import Effort
 from rl.algorithms.shaping.length import Length
 from rl.algorithms.shaping.overlong import Overlong
@@ -13,7 +14,7 @@ from rl.algorithms.shaping.shaping import Shaping
 from rl.config.section import OneOf
 from rl.data_types import Group
 
-SHAPINGS: dict[str, type[Shaping]] = {"overlong": Overlong, "length": Length, "effort": Effort}
+SHAPINGS: dict[str, type[Shaping]] = {"overlong": Overlong, "length": Length, "effort": Effort, "budget": BudgetKept}
 AnyShaping = Annotated[Shaping, OneOf(SHAPINGS, "shaping", "length")]
 """Type of an entry of a list of shapings."""
 
