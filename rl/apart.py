@@ -14,6 +14,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.evaluate import serve_quantised
 from rl.parts import Served, engines, started
 from rl.rollouts.collector import Collector
+from rl.rollouts.judge import announce
 from rl.runs.display import Display
 from rl.runs.folder import RunFolder
 from rl.runs.report import write_report
@@ -34,6 +35,7 @@ def train_on_saved(config: ExperimentConfig, saved: Path, *, resume: bool | None
     """
     run, alone = RunFolder(saved), without(config, "rollout", num_workers=0).model_copy(update={"judge": None})
     check_saved_groups(run, config)
+    announce(config)  # environments are opened, and the judge that they ask is not served
     check(alone)
     with RunFolder.open(config, resume=resume) as folder, handled_signals():
         folder.link_sft(run)

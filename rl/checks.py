@@ -36,7 +36,7 @@ def check(config: ExperimentConfig) -> None:
 def _check_checkpoint(config: ExperimentConfig) -> None:
     if config.policy.path is not None:
         check_policy(config.policy.path, config)
-        check_teachers(config.policy.path, config)
+    check_teachers(config.policy.path, config)
 
 
 def _check_stages(config: ExperimentConfig) -> None:

@@ -191,9 +191,10 @@ def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, deaths: 
     try:
         if deaths and not parts.recording.is_replay:
             served.pool.drop_plays()  # again: a node that was lost may have been noticed only now
+            served.teachers.revive()
         else:
             served.pool.wait_until_ready()
-        served.teachers.wait_until_ready()
+            served.teachers.wait_until_ready()
         served.pool.record(parts.recording)
         if served.pool.num_workers:
             parts.folder.save_token_texts(served.pool.token_texts())

@@ -54,26 +54,31 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
         raise ConfigError([Problem(config.place(*key.split(".")), key, wrong, fix) for key, wrong, fix in found])
 
 
-def check_teachers(policy: Path, config: ExperimentConfig) -> None:
-    """Check that each teacher is a checkpoint with the tokenizer of the policy. Raises `ConfigError`."""
+def check_teachers(policy: Path | None, config: ExperimentConfig) -> None:
+    """Check that each teacher is a checkpoint of a context that suffices and, if there is a policy yet, that it has the
+    policy's tokenizer. Raises `ConfigError`.
+    """
     found: list[Problem] = []
     for name, teacher in config.teachers.items():
         key = f"teachers.{name}.path"
-        if fault := _teacher_fault(policy, teacher.path, config.policy.chat):
+        if fault := _teacher_fault(policy, teacher.path, config):
             fix = "give a checkpoint that was trained from the same one as the policy"
             found.append(Problem(config.place(*key.split(".")), key, fault, fix))
     if found:
         raise ConfigError(found)
 
 
-def _teacher_fault(policy: Path, teacher: Path, chat: str) -> str:
+def _teacher_fault(policy: Path | None, teacher: Path, config: ExperimentConfig) -> str:
     try:
-        read_config(teacher)
+        context = read_config(teacher).get("max_position_embeddings")
         if not tensor_shapes(teacher):
             return f"{teacher} holds no weights (*.safetensors)"
-        own, other = (load_chat(path, chat).token_texts() for path in (policy, teacher))
+        other = load_chat(teacher, config.policy.chat).token_texts()
+        own = load_chat(policy, config.policy.chat).token_texts() if policy else other
     except (ChatError, CheckpointFileError) as error:
         return str(error)
+    if isinstance(context, int) and context < config.policy.max_tokens:
+        return f"{teacher} has a context of {context} tokens, less than policy.max_tokens ({config.policy.max_tokens})"
     differs = [number for number, (one, two) in enumerate(zip(own, other, strict=False)) if one != two]
     if differs:
         one, two = own[differs[0]], other[differs[0]]

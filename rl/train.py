@@ -130,7 +130,7 @@ def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
 
 def say(parts: Parts, *texts: str) -> None:
     """Show and record texts, and what canaries and actors said since the last time."""
-    for text in (*texts, *parts.canaries.notes(), *parts.pool.notes(), *parts.learner.notes()):
+    for text in (*texts, *parts.canaries.notes(), *parts.pool.notes(), *parts.teachers.notes(), *parts.learner.notes()):
         parts.tracker.note(parts.step, text)
         parts.display.message(f"step {parts.step}: {text}")
 

@@ -18,8 +18,9 @@ from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.cluster.placement import layout
 from rl.config.errors import ConfigError
-from rl.config.policy import TinyHybrid
+from rl.config.policy import PolicyConfig, TinyHybrid
 from rl.data_types import Sample
+from rl.engine.protocol import EngineError
 from rl.policies import build_policy
 from rl.policy_checks import check_teachers
 from rl.rollouts.teachers import TeacherPool, TeacherWorker
@@ -89,9 +90,21 @@ def test_what_cannot_be_distilled_is_refused(changes: dict[str, Any], told: str)
         make_config(**{"environments": ENVIRONMENTS, "teachers": TEACHERS, **changes})
 
 
-def test_dynamic_sampling_has_nothing_to_look_for():
-    distilled = {MATH: ENVIRONMENTS[MATH]}
-    with pytest.raises(ValueError, match="which distillation does not read"):
+@pytest.mark.parametrize("key", ["overlong_filtering", "malformed_advantage"])
+def test_edits_of_a_rollouts_advantage_are_refused(key: str):
+    with pytest.raises(ValueError, match=f"{key} edits advantages of rollouts"):
+        Mopd.model_validate({"algorithm": "mopd", "teacher": "one", key: 1})
+
+
+def test_shaping_changes_what_is_not_read():
+    environments = {**ENVIRONMENTS, MATH: {**ENVIRONMENTS[MATH], "shaping": ["length"]}}
+    with pytest.raises(ValueError, match="shaping changes rewards, which distillation from a teacher does not read"):
+        make_config(environments=environments, teachers=TEACHERS)
+
+
+def test_dynamic_sampling_would_leave_out_groups_that_teach():
+    distilled = {MATH: ENVIRONMENTS[MATH], "math/Countdown-v0": {}}
+    with pytest.raises(ValueError, match="distillation reads no rewards"):
         make_config(
             environments=distilled,
             teachers={"sums": {"path": "a"}},
@@ -120,17 +133,18 @@ class FakePending:
 
 
 class FakeTeacher:
-    """Says for each token half of its id, or less that; `deaths` are how many calls fail before."""
+    """Says for each token half of its id, or less that; `deaths` are the errors of the first calls."""
 
-    def __init__(self, path: Path, deaths: list[int]) -> None:
-        self.path, self.deaths, self.rows, self.is_stopped = path, deaths, 0, False
+    def __init__(self, path: Path, deaths: list[Exception]) -> None:
+        self.path, self.deaths, self.rows, self.is_stopped, self.is_gone = path, deaths, 0, False, False
 
     def call(self, method: Any, *args: Any) -> FakePending:
+        if self.is_gone:
+            return FakePending(ActorDied("its node is lost"))
         if method is not TeacherWorker.score:
             return FakePending(None)
-        if self.deaths and self.deaths[0]:
-            self.deaths[0] -= 1
-            return FakePending(ActorDied("gone"))
+        if self.deaths:
+            return FakePending(self.deaths.pop(0))
         self.rows += len(args[0])
         return FakePending([np.asarray(row, np.float32) * (0.5 if str(self.path) == "a" else -0.5) for row in args[0]])
 
@@ -138,11 +152,12 @@ class FakeTeacher:
         self.is_stopped = True
 
 
-def pool_of(deaths: list[int]) -> tuple[TeacherPool, list[FakeTeacher]]:
+def pool_of(*deaths: Exception) -> tuple[TeacherPool, list[FakeTeacher]]:
     made: list[FakeTeacher] = []
+    left = list(deaths)
 
     def start(path: Path, place: Any) -> Any:
-        made.append(FakeTeacher(path, deaths))
+        made.append(FakeTeacher(path, left))
         return made[-1]
 
     config = make_config(environments=ENVIRONMENTS, teachers=TEACHERS, rollout={"num_retries": 1})
@@ -155,7 +170,7 @@ def row(env_id: str, ids: list[int]) -> Sample:
 
 
 def test_each_row_is_scored_by_its_environments_teacher():
-    pool, made = pool_of([])
+    pool, made = pool_of()
     samples = [row(MATH, [1, 2]), row(STORE, [3]), row("math/Countdown-v0", [4]), row(MATH, [5]), row(MATH, [6, 7, 8])]
     scored = pool.scored(samples)
     columns = [one.tokens.columns.get(TEACHER) for one in scored]
@@ -168,13 +183,38 @@ def test_each_row_is_scored_by_its_environments_teacher():
     ]
 
 
-def test_an_engine_that_dies_is_replaced_and_scores_again_but_not_for_ever():
-    pool, made = pool_of([1])
+@pytest.mark.parametrize("error", [ActorDied("gone"), EngineError("out of memory")])
+def test_an_engine_that_fails_is_replaced_and_scores_again_but_not_for_ever(error: Exception):
+    pool, made = pool_of(error)
     assert pool.scored([row(MATH, [1, 2])])[0].tokens.columns[TEACHER].tolist() == [0.5, 1.0]
     assert len(made) == 4 and made[0].is_stopped
-    pool, _ = pool_of([2])
-    with pytest.raises(ClusterError, match="an engine of teacher sums failed: gone"):
+    assert [str(error) in note for note in pool.notes()] == [True] and pool.notes() == ()
+    pool, _ = pool_of(error, error)
+    with pytest.raises(ClusterError, match=f"an engine of teacher sums failed: {error}"):
         pool.scored([row(MATH, [1, 2])])
+
+
+def test_engines_that_died_with_the_learner_are_replaced():
+    pool, made = pool_of()
+    made[1].is_gone = True
+    pool.revive()
+    assert len(made) == 4 and made[1].is_stopped and not made[0].is_stopped
+    assert len(pool.scored([row(MATH, [1, 2]), row(MATH, [3])])) == 2
+
+
+def test_a_teacher_that_cannot_be_replaced_ends_the_run_in_words():
+    pool, made = pool_of(ActorDied("gone"))
+    start = pool._start
+
+    def gone(path: Path, place: Any) -> Any:
+        teacher: Any = start(path, place)
+        teacher.is_gone = True
+        return teacher
+
+    pool._start = gone
+    with pytest.raises(ClusterError, match="an engine of teacher sums could not be replaced: its node is lost"):
+        pool.scored([row(MATH, [1, 2])])
+    assert len(made) == 5  # twice
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +236,13 @@ def test_a_teacher_with_another_tokenizer_is_refused(policies: dict[str, Path], 
     check_teachers(policies["student"], config(policies["teacher"]))
     with pytest.raises(ConfigError, match=r"teachers.one.path.*has another tokenizer"):
         check_teachers(policies["student"], config(policies["stranger"]))
-    with pytest.raises(ConfigError, match=r"teachers.one.path"):
-        check_teachers(policies["student"], config(tmp_path / "nothing"))
+    for policy in (policies["student"], None):  # which may be still to be built
+        with pytest.raises(ConfigError, match=r"teachers.one.path"):
+            check_teachers(policy, config(tmp_path / "nothing"))
+    check_teachers(None, config(policies["stranger"]))
+    longer = config(policies["teacher"]).model_copy(update={"policy": PolicyConfig(path=Path("x"), max_tokens=9999)})
+    with pytest.raises(ConfigError, match=r"a context of 8192 tokens, less than policy.max_tokens \(9999\)"):
+        check_teachers(None, longer)
 
 
 YAML = """

@@ -1,5 +1,6 @@
 """A teacher's engine gives the logprobs that the learner computes for the same rows."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,15 @@ MAX_TOKENS = 40
 
 
 @pytest.mark.slow
-def test_rows_are_scored_as_the_learner_computes_them(tmp_path: Path) -> None:
+def test_rows_are_scored_as_the_learner_computes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl.engine import scorer as engine
     from rl.engine.scorer import Scorer
 
+    # Rows are cut in chunks, and one fills the context of the checkpoint.
+    monkeypatch.setitem(engine.ARGUMENTS, "max_num_batched_tokens", 16)
     build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, tmp_path, 0, NemotronFormat())
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**told, "max_position_embeddings": MAX_TOKENS}))
     config = make_config(
         policy={"path": tmp_path, "max_tokens": MAX_TOKENS},
         rollout={"max_in_flight": 2, "kv_cache_gib": 0.1, "max_reply_tokens": 8},

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -26,7 +27,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.judge import JudgeConfig
 from rl.engine.protocol import EngineError
 from rl.preflight import preflight
-from rl.rollouts.judge import NAME, NOWHERE, JudgeServer
+from rl.rollouts.judge import NAME, NOWHERE, JudgeServer, served_judge
 from tests.families import write_policy
 from tests.makers import make_config
 from tests.test_train import START_TIMEOUT_S
@@ -60,6 +61,26 @@ def test_environments_of_a_run_with_a_judge_open_before_it_is_served(unset: None
 def test_a_judge_that_is_no_checkpoint_is_refused(unset: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"judge.path: .* is neither a checkpoint \(no config.json\) nor a run"):
         CHECKS["judge"](make_config(judge={"path": tmp_path / "nothing"}))
+
+
+def test_errors_of_the_run_are_not_those_of_its_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Server:
+        def call(self, *_: object) -> "Server":
+            return self
+
+        def wait(self, _: object) -> str:
+            return "http://here/v1"
+
+        def stop(self, *_: object) -> None:
+            self.is_stopped = True
+
+    server = Server()
+    monkeypatch.setattr("rl.rollouts.judge.start_actor", lambda *_: server)
+    config, place = make_config(judge={"path": tmp_path}), cast(Any, ("a place",))
+    with pytest.raises(EngineError, match="of a worker"), served_judge(config, place) as variables:
+        assert variables == {URL: "http://here/v1", MODEL: NAME}
+        raise EngineError("of a worker")
+    assert server.is_stopped
 
 
 def test_a_judge_reserves_what_a_worker_does() -> None:
@@ -137,7 +158,9 @@ def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("rl.rollouts.judge.meeting_point", free_address)
-    server = JudgeServer(tmp_path, JudgeConfig(path=judge, max_tokens=512, kv_cache_gib=0.1), gpus=0.0)
+    server = JudgeServer(
+        tmp_path, JudgeConfig(path=judge, max_tokens=512, kv_cache_gib=0.1), gpus=0.0, gpu_memory_share=None
+    )
     try:
         url = server.wait_until_ready(240.0)
         server._process.send_signal(signal.SIGKILL)
@@ -157,7 +180,7 @@ def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_
 @pytest.mark.slow
 def test_a_judge_that_cannot_be_served_says_why(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("rl.rollouts.judge.meeting_point", free_address)
-    server = JudgeServer(tmp_path, JudgeConfig(path=tmp_path / "nothing"), gpus=0.0)
+    server = JudgeServer(tmp_path, JudgeConfig(path=tmp_path / "nothing"), gpus=0.0, gpu_memory_share=None)
     with pytest.raises(EngineError, match=r"(?s)did not start .*rl serve .*nothing"):
         server.wait_until_ready(120.0)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rl.algorithms.algorithm import Advantages, Measure, TokenLoss, TokenView
 from rl.algorithms.policy_gradient import Correction, PolicyGradient, Positive, Terms
@@ -41,6 +41,13 @@ class Mopd(PolicyGradient):
     advantage_max: Positive | None = 20.0
     """The advantages of tokens are clamped to plus or minus so many nats: a token that the teacher thinks impossible
     would otherwise outweigh a step."""
+
+    @model_validator(mode="after")
+    def _advantages_are_the_teachers(self) -> "Mopd":
+        if self.overlong_filtering or self.malformed_advantage is not None:
+            key = "overlong_filtering" if self.overlong_filtering else "malformed_advantage"
+            raise ValueError(f"{key} edits advantages of rollouts, and those of mopd are tokens': remove it")
+        return self
 
     @property
     def teacher_name(self) -> str | None:

@@ -175,11 +175,17 @@ class ExperimentConfig(Section):
         if (self.teachers or self.judge) and self.ray.placement == "colocated":
             beside = "the engines of `teachers`" if self.teachers else "the judge"
             raise ValueError(f"ray.placement: colocated has no places for {beside}: choose separate")
-        if self.teachers and self.train.max_sampling_rounds > 1 and all(one.teacher_name for one in self.algorithms):
+        if self.teachers and self.train.max_sampling_rounds > 1:
             raise ValueError(
-                "train.max_sampling_rounds looks for groups whose rewards differ, which distillation does not read:"
-                " remove it"
+                "train.max_sampling_rounds leaves out groups whose rewards are equal, but distillation reads no"
+                " rewards: remove it"
             )
+        for env_id, environment in self.environments.items():
+            if environment.shaping and self.algorithm_of(env_id).teacher_name:
+                raise ValueError(
+                    f"environments.{env_id}.shaping changes rewards, which distillation from a teacher does not read:"
+                    " remove it"
+                )
         return self
 
     @model_validator(mode="after")

@@ -23,4 +23,5 @@ class JudgeConfig(Section):
     max_in_flight: Positive = 64
     """Questions that it answers at the same time."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Memory of its cache; null as `rollout.kv_cache_gib`."""
+    """Memory of its cache; null uses 0.5 GiB on CPUs, and on GPUs what its weights leave of
+    `rollout.gpu_memory_share`."""

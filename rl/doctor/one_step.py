@@ -155,11 +155,10 @@ def learner_finding(config: ExperimentConfig, update: Update) -> Finding:
 
 def run_step(config: ExperimentConfig) -> Iterator[Finding]:
     """The child's work: start all parts of a run, and do one step."""
-    from rl.algorithms.shaping import shaped
-    from rl.learner.samples import make_samples
     from rl.parts import engines, started
     from rl.runs.folder import RunFolder
     from rl.stop import handled_signals
+    from rl.train import training_rows
 
     with (
         RunFolder.open(config) as folder,
@@ -169,8 +168,7 @@ def run_step(config: ExperimentConfig) -> Iterator[Finding]:
     ):
         groups = parts.collector.collect()
         yield engine_finding(groups)
-        samples = make_samples(shaped(groups, config.shapings), config.algorithm_of)
-        yield learner_finding(config, parts.learner.update(samples))
+        yield learner_finding(config, parts.learner.update(training_rows(parts, groups)))
         parts.pool.load_weights(parts.learner.publish())
         parts.pool.wait_until_loaded()
         yield Finding(STEPS[2], "ok", "each engine loaded the new weights, with the learner's hash")

@@ -1,5 +1,6 @@
 """How probable does a frozen policy think given tokens? vLLM in this process reads whole rows and samples nothing."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,16 @@ from rl.config.experiment import ExperimentConfig
 from rl.engine.protocol import EngineError
 from rl.engine.vllm_core import start_vllm
 
+CHUNK_TOKENS = 2048
+ARGUMENTS = {
+    "enable_prefix_caching": False,  # of tokens that are found in a cache vLLM gives no logprobs
+    # The logits of a chunk are in memory at once, those of a long row would not fit a card. Nothing is sampled, so
+    # cutting rows rewinds no generator.
+    "enable_chunked_prefill": True,
+    "max_num_batched_tokens": CHUNK_TOKENS,
+}
+"""Of vLLM's `EngineArgs`, in place of an engine's that samples."""
+
 
 class Scorer:
     """Scores rows of token ids under the checkpoint at `path`, in the arithmetic of the experiment's precision.
@@ -19,11 +30,11 @@ class Scorer:
 
     def __init__(self, path: Path, config: ExperimentConfig) -> None:
         """Raises `EngineError` when vLLM cannot serve the checkpoint."""
-        # vLLM must sample a token, so rows that fill the policy's context need room for one more.
+        # vLLM must sample a token, so rows that fill the policy's context need room for one more, which is thrown away.
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
         policy = config.policy.model_copy(update={"path": path, "max_tokens": config.policy.max_tokens + 1})
         try:
-            # Of tokens that are found in a cache vLLM gives no logprobs.
-            self._llm = start_vllm(path, config.model_copy(update={"policy": policy}), caches_prefixes=False)
+            self._llm = start_vllm(path, config.model_copy(update={"policy": policy}), **ARGUMENTS)
         except Exception as error:
             raise EngineError(f"vLLM cannot serve {path}: {type(error).__name__}: {error}") from error
         self._num_requests = 0

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -165,8 +165,10 @@ def _set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def start_vllm(policy_path: Path, config: ExperimentConfig, *, caches_prefixes: bool = True) -> "LLMEngine":
-    """vLLM with the arguments of the experiment; prefixes are cached if the policy's layers allow it."""
+def start_vllm(policy_path: Path, config: ExperimentConfig, **others: Any) -> "LLMEngine":
+    """vLLM with the arguments of the experiment, or `others` in their place. Prefixes are cached if the policy's layers
+    allow it, unless `others` say.
+    """
     _set_environment()
     with without_collector():
         from vllm import EngineArgs, LLMEngine
@@ -183,9 +185,9 @@ def start_vllm(policy_path: Path, config: ExperimentConfig, *, caches_prefixes: 
         model=str(policy_path),
         weight_transfer_config=WeightTransferConfig(backend=config.weights.backend),
         **{name: value for column in config.columns for name, value in COLUMNS[column].engine_arguments.items()},
-        **engine_arguments(config, is_cpu),
+        **engine_arguments(config, is_cpu) | others,
     )
-    if caches_prefixes and arguments.create_model_config().attn_type == "decoder":
+    if "enable_prefix_caching" not in others and arguments.create_model_config().attn_type == "decoder":
         for name, value in prefix_caching(is_cpu).items():
             setattr(arguments, name, value)
     return LLMEngine.from_engine_args(arguments)

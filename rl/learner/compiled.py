@@ -7,13 +7,27 @@ rows of any number and length.
 import torch
 from transformers import PreTrainedModel
 
+from envs.errors import InputError
+from rl.precision.nvfp4 import can_compile
+
+
+class CompilerError(InputError):
+    """The machine of the learner cannot compile."""
+
 
 def compile_layers(model: PreTrainedModel) -> int:
     """From now on a layer's `forward` is compiled when it is first called. Returns the number of such layers.
 
     Only layers of matrices and vectors: experts and convolutions have weights of three axes. The compiler cannot derive
     the gradient of grouped products everywhere, and takes a Mamba scan apart into thousands of operations.
+
+    Raises `CompilerError` on a GPU whose machine cannot compile.
     """
+    if model.device.type == "cuda" and not can_compile():
+        raise CompilerError(
+            "learner.compile: torch's compiler for GPUs needs Triton and a C compiler (gcc, clang or $CC), and the"
+            " learner's machine lacks one: install it, or remove the key"
+        )
     layers = [
         layer
         for layer in getattr(model.base_model, "layers", ())

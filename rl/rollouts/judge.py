@@ -20,6 +20,7 @@ from rl.cluster.network import meeting_point
 from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.config.judge import JudgeConfig
+from rl.engine.arguments import GPU_MEMORY_SHARE
 from rl.engine.protocol import EngineError
 from rl.run_log import join_run_log
 from rl.stop import end_with_parent
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 NAME = "judge"
 """What environments call the model."""
 POLL_S = 0.5
+STOP_S = 8.0
+"""For the endpoint to end by itself; less than what an actor has to clean up."""
 TAIL = 2000
 """Characters of the endpoint's output in an error."""
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -37,12 +40,14 @@ NOWHERE = "http://127.0.0.1:9/v1"
 class JudgeServer:
     """The Ray actor that keeps the endpoint up: one that ends is started again, at the same address."""
 
-    def __init__(self, run_dir: Path, judge: JudgeConfig, gpus: float) -> None:
+    def __init__(self, run_dir: Path, judge: JudgeConfig, gpus: float, gpu_memory_share: float | None) -> None:
         join_run_log(run_dir, "judge")
         self._address = meeting_point()
         host, _, port = self._address.rpartition(":")
         options = {"--host": host.strip("[]"), "--port": port, "--name": NAME, "--max-tokens": judge.max_tokens}
         options |= {"--max-in-flight": judge.max_in_flight, "--gpus": max(1, int(gpus))}
+        if gpus:
+            options["--gpu-memory-share"] = gpu_memory_share or GPU_MEMORY_SHARE * min(1.0, gpus)
         if judge.kv_cache_gib is not None:
             options["--kv-cache-gib"] = judge.kv_cache_gib
         told = [part for name, value in options.items() for part in (name, str(value))]
@@ -56,14 +61,17 @@ class JudgeServer:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
-                httpx.get(f"http://{self._address}/health", timeout=5).raise_for_status()
+                # Not through a proxy: it is this node.
+                httpx.get(f"http://{self._address}/health", timeout=5, trust_env=False).raise_for_status()
                 threading.Thread(target=self._keep_up, daemon=True).start()
                 return f"http://{self._address}/v1"
             time.sleep(POLL_S)
+        code = self._process.poll()
         self._output.seek(0)
         said = self._output.read().decode(errors="replace")[-TAIL:].strip()
         self.shutdown()
-        raise EngineError(f"the judge's endpoint did not start ({' '.join(self._command)}):\n{said}")
+        how = "did not start" if code is not None else f"did not answer within {timeout_s:g} s"
+        raise EngineError(f"the judge's endpoint {how} ({' '.join(self._command)}):\n{said}")
 
     def _started(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
@@ -83,7 +91,7 @@ class JudgeServer:
         self._is_stopping = True
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
+            self._process.wait(STOP_S)
         self._process.kill()
         self._output.close()
 
@@ -106,12 +114,13 @@ def served_judge(config: ExperimentConfig, places: Sequence[Place]) -> Iterator[
     rollout, limit_s = config.rollout, config.train.start_timeout_s
     (place,) = places
     cpus, gpus = rollout.cpus_per_worker, rollout.gpus_per_worker
-    server = start_actor(JudgeServer, cpus, gpus, place, config.run_dir, config.judge, gpus)
+    server = start_actor(JudgeServer, cpus, gpus, place, config.run_dir, config.judge, gpus, rollout.gpu_memory_share)
     try:
         deadline = Deadline(2 * limit_s, "starting the judge", "train.start_timeout_s")
-        url = server.call(JudgeServer.wait_until_ready, limit_s).wait(deadline)
+        try:
+            url = server.call(JudgeServer.wait_until_ready, limit_s).wait(deadline)
+        except (ActorDied, EngineError) as error:
+            raise ClusterError(f"judge.path {config.judge.path}: {error}") from error
         yield {URL: url, MODEL: NAME}
-    except (ActorDied, EngineError) as error:
-        raise ClusterError(f"judge.path {config.judge.path}: {error}") from error
     finally:
         server.stop(JudgeServer.shutdown)

@@ -1,6 +1,5 @@
 """How do teachers score the rows of a step? A pool of engines of frozen policies, for on-policy distillation."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,10 @@ from rl.cluster.address import ClusterError
 from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Sample
+from rl.engine.protocol import EngineError
 from rl.importing import without_collector
 from rl.run_log import join_run_log
 from rl.tokens import TEACHER, Tokens
-
-logger = logging.getLogger(__name__)
 
 
 class TeacherWorker:
@@ -54,6 +52,7 @@ class TeacherPool:
         names = [name for name, teacher in config.teachers.items() for _ in range(teacher.num_engines)]
         self._places = list(zip(names, places, strict=True))
         self._workers = [self._start(config.teachers[name].path, place) for name, place in self._places]
+        self._notes: list[str] = []
 
     @property
     def num_engines(self) -> int:
@@ -61,17 +60,30 @@ class TeacherPool:
 
     def wait_until_ready(self) -> None:
         """Returns when every engine is up. Raises `ClusterError` at train.start_timeout_s."""
-        deadline = Deadline(self._config.train.start_timeout_s, "starting the teachers", "train.start_timeout_s")
+        deadline = self._start_deadline()
         for pending in [worker.call(TeacherWorker.wait_until_ready) for worker in self._workers]:
             try:
                 pending.wait(deadline)
-            except ActorDied as error:
+            except (ActorDied, EngineError) as error:
                 raise ClusterError(f"a teacher's engine failed to start: {error}") from error
+
+    def revive(self) -> None:
+        """Replace engines that died: with the learner, a node may be lost. Raises `ClusterError`."""
+        for number, worker in enumerate(self._workers):
+            try:
+                worker.call(TeacherWorker.wait_until_ready).wait(self._start_deadline())
+            except (ActorDied, EngineError, DeadlinePassed) as error:
+                self._replace(number, error)
+
+    def notes(self) -> tuple[str, ...]:
+        """Which engines were replaced since the last call."""
+        notes, self._notes = tuple(self._notes), []
+        return notes
 
     def scored(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples; those of environments with a teacher have the column `rl.tokens.TEACHER`.
 
-        Raises `ClusterError` if an engine fails more often than `rollout.num_retries`, and `EngineError`.
+        Raises `ClusterError` if an engine fails more often than `rollout.num_retries`, or cannot be replaced.
         """
         parts = self._dealt(samples)
         calls = {number: self._ask(number, samples, part) for number, part in parts.items()}
@@ -82,7 +94,7 @@ class TeacherPool:
                 try:
                     logprobs |= dict(zip(part, calls[number].wait(deadline), strict=True))
                     break
-                except (ActorDied, DeadlinePassed) as error:
+                except (ActorDied, EngineError, DeadlinePassed) as error:
                     if not num_left:
                         raise ClusterError(f"an engine of teacher {self._places[number][0]} failed: {error}") from error
                     self._replace(number, error)
@@ -110,10 +122,20 @@ class TeacherPool:
         return self._workers[number].call(TeacherWorker.score, [samples[place].tokens.ids.tolist() for place in part])
 
     def _replace(self, number: int, error: Exception) -> None:
+        """Start a new engine in place of one that failed, twice if need be; returns when it is up."""
         name, place = self._places[number]
-        logger.warning("an engine of teacher %s is replaced: %s", name, error)
-        self._workers[number].stop(TeacherWorker.shutdown, timeout_s=0.0)
-        self._workers[number] = self._start(self._config.teachers[name].path, place)
+        self._notes.append(f"an engine of teacher {name} failed and is replaced: {error}")
+        for is_last in (False, True):  # until Ray has noticed that a node is lost, it starts actors there
+            self._workers[number].stop(TeacherWorker.shutdown, timeout_s=0.0)
+            self._workers[number] = self._start(self._config.teachers[name].path, place)
+            try:
+                return self._workers[number].call(TeacherWorker.wait_until_ready).wait(self._start_deadline())
+            except (ActorDied, EngineError) as again:
+                if is_last:
+                    raise ClusterError(f"an engine of teacher {name} could not be replaced: {again}") from again
+
+    def _start_deadline(self) -> Deadline:
+        return Deadline(self._config.train.start_timeout_s, "starting the teachers", "train.start_timeout_s")
 
     def _deadline(self) -> Deadline:
         seconds = self._config.train.collect_timeout_s
