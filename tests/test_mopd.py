@@ -276,3 +276,13 @@ def test_a_run_learns_from_two_teachers(policies: dict[str, Path], tmp_path: Pat
     steps = [line for line in lines if line.get("kind") == "train"]
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(line["seconds/score"] > 0 and np.isfinite(line["update/teacher_kl"]) for line in steps)
+
+
+@pytest.mark.slow
+def test_the_doctor_does_a_step_with_teachers(policies: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    folders = {"student": policies["student"], "teacher": policies["teacher"]}
+    path.write_text(YAML.format(run_dir=tmp_path / "run", max_staleness=0, **folders))
+    command = [sys.executable, "-m", "rl", "doctor", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * START_TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
