@@ -1,7 +1,7 @@
 """What does a perfect conversation look like? Plays an environment with its gold replies, for supervised training."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from envs.errors import InputError
 from envs.messages import Message
@@ -14,7 +14,19 @@ class GoldError(InputError):
     """The environment has no gold replies, or they do not end the episode, or the environment failed."""
 
 
+class GoldEpisode(NamedTuple):
+    """A whole conversation, and how many of its messages are the task's opening, whose replies are not gold."""
+
+    messages: tuple[Message, ...]
+    num_opening: int
+
+
 def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None = None) -> tuple[Message, ...]:
+    """The messages of `gold_episode`."""
+    return gold_episode(env, seed, options).messages
+
+
+def gold_episode(env: TextEnv, seed: int, options: Mapping[str, Any] | None = None) -> GoldEpisode:
     """The whole conversation of one episode: opening messages, gold replies, and the environment's answers to them.
 
     The reply of the last allowed turn is not passed to `step`, which could only score it, and scoring may be expensive;
@@ -27,7 +39,7 @@ def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None
         messages = list(opening)
         has_ended, _ = play_turns(session, messages, gold, env.max_turns - 1)
         if has_ended:
-            return tuple(messages)
+            return GoldEpisode(tuple(messages), len(opening))
         last = session.gold_reply()
         ends = not last.tool_calls or session.step(last)[2]
     except EnvFailure as failure:
@@ -40,4 +52,4 @@ def gold_conversation(env: TextEnv, seed: int, options: Mapping[str, Any] | None
             f"{type(env).__name__}, seed {seed}: the gold reply of the last turn ({env.max_turns}) still calls tools;"
             " raise max_turns or let gold_reply end earlier"
         )
-    return (*messages, last.as_message())
+    return GoldEpisode((*messages, last.as_message()), len(opening))

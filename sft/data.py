@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from envs.gold import gold_conversation
+from envs.gold import gold_episode
 from envs.messages import Message, Reply
 from envs.registry import make
 from envs.sandbox import require_level
@@ -125,24 +125,19 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
     for number, index in enumerate(drawn):
         env_id, seed = env_ids[index], seeds[number]
         section, env = config.environments[env_id], envs[env_ids[index]]
-        messages = gold_conversation(env, seed, {**section.options, "split": "train"})
+        messages, num_opening = gold_episode(env, seed, {**section.options, "split": "train"})
+        read = frozenset(place for place in range(num_opening) if messages[place].role == "assistant")
         if helpless[number]:
-            messages = giving_up(messages)
+            messages = (*messages[:num_opening], Message("assistant", GIVING_UP))
         budget = "off" if silent[number] else draw_budget(section.budget, seed)
         if budget == "off":
             messages = tuple(replace(message, reasoning="") for message in messages)
-        cut_at = places[number] if cut[number] and any(message.reasoning for message in messages) else None
+        cut_at = places[number] if cut[number] and any(one.reasoning for one in messages[num_opening:]) else None
         source = f"{env_id}, seed {seed}"
-        conversations.append(Conversation(to_last_reply(messages), env.tools, budget, source, cut_at))
+        conversations.append(Conversation(to_last_reply(messages), env.tools, budget, source, cut_at, read))
     for env in envs.values():
         env.close()
     return conversations
-
-
-def giving_up(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation with an assistant that gives up at once: the opening and one reply."""
-    first = next(index for index, message in enumerate(messages) if message.role == "assistant")
-    return (*messages[:first], Message("assistant", GIVING_UP))
 
 
 def tokenizer_texts(conversations: Sequence[Conversation], format: ChatFormat) -> list[str]:

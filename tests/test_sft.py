@@ -47,6 +47,14 @@ class Echo(TextEnv):
         return (Message("user", "thanks"),), float(action.text == self._word), True, False, {}
 
 
+class Halfway(Echo):
+    """A dialogue that has begun: its first reply belongs to the task."""
+
+    def reset(self, *, seed=None, options=None):
+        (asked,), info = super().reset(seed=seed, options=options)
+        return (Message("user", "hello"), Message("assistant", "wrong", "I may err"), asked), info
+
+
 def experiment(tmp_path, **sft) -> ExperimentConfig:
     return ExperimentConfig.model_validate(
         {
@@ -234,3 +242,17 @@ def test_in_a_share_of_conversations_the_assistant_gives_up(tmp_path):
     assert 30 < len(gave_up) < 70  # of 200
     assert not any(message.reasoning for message in gave_up)
     assert all(len(message.content) == 1 for message in last if message not in gave_up)
+
+
+def test_replies_of_an_opening_are_read_and_not_trained(tmp_path):
+    tree = experiment(tmp_path, giving_up_share=0.25, truncated_share=0.5, no_thinking_share=0.0).model_dump()
+    config = ExperimentConfig.model_validate({**tree, "environments": {"tests.test_sft:Halfway": {}}})
+    conversations = gold_conversations(config)
+    gave_up = [one for one in conversations if one.messages[-1].content == "I do not know."]
+    assert 30 < len(gave_up) < 70
+    assert all(len(one.messages) == 4 and one.untrained == {1} for one in conversations)
+    assert all(one.cut_at is None for one in gave_up) and any(one.cut_at is not None for one in conversations)
+    build_for(config, conversations, tmp_path)
+    chat = load_chat(tmp_path, "nemotron")
+    rows, _ = token_rows(conversations, chat, config)
+    assert not any("wrong" in chat.text([label for label in row.labels if label >= 0]) for row in rows)
