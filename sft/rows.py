@@ -108,6 +108,11 @@ def to_last_reply(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 def _form(row: Any) -> tuple[str, ...]:
     """The keys of the row's form."""
+    if isinstance(row, Mapping) and isinstance(row.get("task"), Mapping) and "messages" in row:
+        raise BadRow(
+            "the row is a saved rollout, which may be a bad one: name its file as rollouts: in a list of sft.data,"
+            " or write its good ones as rows with python -m sft from-rollouts"
+        )
     given = {key for key, value in row.items() if value is not None} if isinstance(row, Mapping) else set()
     found = [keys for keys in FORMS if given.issuperset(keys)]
     if len(found) == 1:

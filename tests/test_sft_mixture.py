@@ -159,6 +159,19 @@ def test_files_gold_conversations_and_rollouts_are_sources(tmp_path: Path) -> No
         ("{data: [{path: a.jsonl}]}", r"line 5: sft.data.0: the source a.jsonl has neither weight nor epochs"),
         ("{data: [{path: a, gold: true, weight: 1}]}", "exactly one of path, gold and rollouts, .* path and gold"),
         ("{data: [{weight: 1}]}", "exactly one of path, gold and rollouts, this one has none"),
+        (
+            "{data: [{path: a, weight: 1, per_task: 2}]}",
+            "per_task would change nothing of the source a, .* rollouts has",
+        ),
+        (
+            "{data: [{gold: true, weight: 1, choose: diverse, reward_min: 0}]}",
+            "reward_min and choose would change noth",
+        ),
+        ("{data: [{gold: true, weight: 1, split: test}]}", "split would change nothing of the source gold conv"),
+        (
+            "{data: [{rollouts: a, weight: 1, subset: b}]}",
+            "subset would .* source rollouts of a, .* path has .* remove it",
+        ),
         ("{data: [{path: a, wieght: 1}]}", r"sft.data.0.wieght: there is no such key\s+fix: did you mean .*weight"),
         ("{data: [{path: a, weight: 0}]}", r"sft.data.0.weight: 0 is not valid; .* more than 0"),
         ("{data: [a.jsonl]}", "sft.data.0: a.jsonl is not a section of keys"),

@@ -185,6 +185,7 @@ def test_tools_calls_and_parameters_may_be_json_text(tmp_path: Path) -> None:
         ({"messages": [ASK, {**ANSWER, "content": 3}]}, "content must be text, got int"),
         ({"messages": [ASK, {**ANSWER, "content": ["yo"]}]}, "a part of a content must be"),
         ({"messages": [{**ASK, "content": [{"type": "image_url", "image_url": "u"}]}, ANSWER]}, "cannot be trained"),
+        ({"task": {"env_id": "a", "seed": 1}}, "a saved rollout.* rollouts: in a list of sft.data.* from-rollouts"),
         ({"prompt": "p", "completion": "c"}, r"several forms \(messages, prompt with completion\)"),
     ],
 )

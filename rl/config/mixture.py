@@ -8,6 +8,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from rl.config.section import Positive, Section
 
+OWN_KEYS = {"path": ("split", "subset"), "gold": (), "rollouts": ("reward_min", "per_task", "choose")}
+"""By the kind of a source: the keys that no other kind has."""
+
 
 class SourceConfig(Section):
     """One source of `sft.data`: exactly one of `path`, `gold` and `rollouts`, with `weight`, `epochs`, or both."""
@@ -49,11 +52,18 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _says_what_and_how_much(self) -> "SourceConfig":
-        given = [name for name in ("path", "gold", "rollouts") if getattr(self, name)]
+        given = [name for name in OWN_KEYS if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
                 f"a source has exactly one of path, gold and rollouts, this one has {' and '.join(given) or 'none'}"
             )
+        for kind, names in OWN_KEYS.items():
+            foreign = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            if kind not in given and foreign:
+                raise ValueError(
+                    f"{' and '.join(foreign)} would change nothing of the source {self.name}, as only a source with"
+                    f" {kind} has such keys: remove {'it' if len(foreign) == 1 else 'them'}"
+                )
         if self.weight is None and self.epochs is None:
             raise ValueError(f"the source {self.name} has neither weight nor epochs, so how much of it is not said")
         return self
