@@ -4,16 +4,18 @@ A row has `prompt`, `chosen` and `rejected`, or only the last two as whole conve
 and written as token ids by the code of the supervised stage, so that a prompt has the ids that rollouts would have.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from typing import Any
 
 from rl.chat.chat import Chat
 from rl.config.experiment import ExperimentConfig
 from rl.config.preferences import PairsConfig, PairStage
 from rl.data_types import Budget
-from sft.data import IGNORED_LABEL, Row, token_row
+from sft.data import Row, token_row
 from sft.messages import BadRow
 from sft.rows import Conversation, SftDataError, read_keys
 from sft.sources import Source, read_all
@@ -36,6 +38,8 @@ class PairRow:
 
     chosen: Row
     rejected: Row
+    heldout_key: tuple[int, ...]
+    """Of the tools and the messages before the first reply: all pairs that begin so are held out together, or none."""
 
     def __len__(self) -> int:
         """Tokens of a forward pass over both, padding included."""
@@ -45,12 +49,6 @@ class PairRow:
     def part(self) -> int:
         """Place of its source, of which there is one."""
         return self.chosen.part
-
-    @property
-    def heldout_key(self) -> tuple[int, ...]:
-        """The prompt: all pairs of a prompt are held out together, or none."""
-        first = next(place for place, label in enumerate(self.chosen.labels) if label != IGNORED_LABEL)
-        return self.chosen.input_ids[:first]
 
 
 def read_pairs(section: PairsConfig, name: PairStage, *, has_thinking: bool) -> list[Pair]:
@@ -108,7 +106,8 @@ def token_pairs(pairs: Iterable[Pair], chat: Chat, config: ExperimentConfig) -> 
     rows: list[PairRow] = []
     skipped = {longer: 0, equal: 0}
     for pair in pairs:
-        row = PairRow(*(token_row(one, chat, config) for one in (pair.chosen, pair.rejected)))
+        sides = (token_row(one, chat, config) for one in (pair.chosen, pair.rejected))
+        row = PairRow(*sides, _heldout_key(pair.chosen))
         if max(len(row.chosen), len(row.rejected)) > config.policy.max_tokens:
             skipped[longer] += 1
         elif row.chosen == row.rejected:  # such as two that differ in reasoning, which the format does not write
@@ -119,6 +118,14 @@ def token_pairs(pairs: Iterable[Pair], chat: Chat, config: ExperimentConfig) -> 
         told = "; ".join(f"{num:,} are {reason}" for reason, num in skipped.items() if num)
         raise SftDataError(f"no pair can be trained: {told} ({config.policy.max_tokens} tokens)")
     return rows, skipped
+
+
+def _heldout_key(conversation: Conversation) -> tuple[int, ...]:
+    """A digest, which does not depend on whether the replies think, or on how much of the conversation is trained."""
+    opening = takewhile(lambda message: message.role != "assistant", conversation.messages)
+    tools = [[tool.name, tool.description, dict(tool.parameters)] for tool in conversation.tools]
+    told = json.dumps([[[one.role, one.content, one.name] for one in opening], tools], sort_keys=True)
+    return tuple(hashlib.sha256(told.encode()).digest())
 
 
 def flat(rows: Sequence[PairRow]) -> list[Row]:

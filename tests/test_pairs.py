@@ -74,7 +74,7 @@ def test_the_ids_are_those_of_the_supervised_stage_and_of_rollouts(tmp_path: Pat
         supervised = read_row({"messages": [ASK, *messages], "tools": [TOOL]}, "row", has_thinking=True)
         assert found == token_row(supervised, chat, CONFIG)
     dialogue = chat.begin(pair.chosen.messages[:1], pair.chosen.tools, "unlimited")
-    assert row.heldout_key == dialogue.prompt_ids
+    assert row.chosen.input_ids[: len(dialogue.prompt_ids)] == dialogue.prompt_ids
     assert row.rejected.input_ids[: len(dialogue.prompt_ids)] == dialogue.prompt_ids
     trained = trained_text(pair.chosen, chat)
     assert "I add." in trained and "<function=add>" in trained and trained.endswith("It is 4.<|im_end|>")
@@ -91,8 +91,11 @@ def test_the_prompt_of_both_sides_is_the_same_if_only_one_thinks(tmp_path: Path,
     )
     assert [pair.rejected.budget for pair in pairs] == ["unlimited", "off"]
     thinking, silent = token_pairs(pairs, chat, CONFIG)[0]
-    prompt = thinking.heldout_key
-    assert thinking.rejected.input_ids[: len(prompt)] == prompt != silent.heldout_key
+    prompts = [
+        row.input_ids[: next(place for place, label in enumerate(row.labels) if label >= 0)]
+        for row in (thinking.chosen, thinking.rejected, silent.chosen)
+    ]
+    assert prompts[0] == prompts[1] != prompts[2]
     assert trained_text(pairs[0].rejected, chat).endswith("</think>\n5<|im_end|>")
 
 
@@ -190,6 +193,14 @@ def test_all_pairs_of_a_prompt_are_held_out_together(tmp_path: Path, chat: Chat)
     trained, heldout = split_rows(pairs, 0.2, 0, "dpo", "prompts")
     assert (len(trained), len(heldout)) == (32, 8)
     assert not {row.heldout_key for row in trained} & {row.heldout_key for row in heldout}
+    ask = {"role": "user", "content": "0 + 1?"}
+    alike = [
+        {"prompt": "0 + 1?", "chosen": [said("1", reasoning="r")], "rejected": "a"},
+        {"chosen": [ask, said("1"), ASK, said("4")], "rejected": [ask, said("1"), ASK, said("5")]},
+    ]
+    others = [{**rows[0], "tools": [TOOL]}, {"prompt": "0 + 1? ", "chosen": "1", "rejected": "a"}]
+    found = [row.heldout_key for row in token_pairs(read(tmp_path, rows[0], *alike, *others), chat, CONFIG)[0]]
+    assert found[0] == found[1] == found[2] and len(set(found)) == 3
     with pytest.raises(SftDataError, match=r"dpo\.heldout_share \(0.1\) of 1 distinct prompts leaves none"):
         split_rows(pairs[:2], 0.1, 0, "dpo", "prompts")
 
@@ -199,7 +210,7 @@ def test_micro_batches_hold_as_many_padded_tokens_as_the_learner_allows(tmp_path
     (row,) = rows
     assert isinstance(row, PairRow) and len(row) == 2 * len(row.rejected) > len(row.chosen) + len(row.rejected)
     order, num = training_order(
-        rows * 3 + [PairRow(row.chosen, row.chosen)], 1, 4, 0, tokens_per_micro_batch=2 * len(row), is_padded=True
+        rows * 3 + [PairRow(row.chosen, row.chosen, ())], 1, 4, 0, tokens_per_micro_batch=2 * len(row), is_padded=True
     )
     assert sorted(order) == [0, 1, 2, 3] and num == 2
 
