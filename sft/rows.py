@@ -12,7 +12,7 @@ from typing import Any
 from envs.messages import Message, ToolSpec
 from rl.config.errors import ConfigError
 from rl.data_types import Budget
-from sft.efforts import effort_text, stated_effort
+from sft.efforts import asked_effort, effort_text, stated_effort
 from sft.messages import BadRow, MessageReader, from_json, read_tools
 
 FORMS: Mapping[tuple[str, ...], str] = {
@@ -40,7 +40,9 @@ class Conversation:
     untrained: frozenset[int] = frozenset()
     """Places of assistant messages that are only read: those of a prompt, and those of weight 0."""
     effort: str | None = None
-    """The reasoning effort that the user messages state, or are to state."""
+    """The reasoning effort that the last user message states, or that all are to state."""
+    has_effort_key: bool = False
+    """Whether the row's key says so, and not only the text of that message."""
     part: int = 0
     """Place of its source in `sft.data`."""
     dialogue: str = ""
@@ -60,7 +62,8 @@ def read_row(row: Any, source: str, *, has_thinking: bool) -> Conversation:
     `has_thinking` says whether the chat format has a think block. Raises `BadRow`, whose text names the key.
     """
     conversation = read_keys(row, _form(row), source, has_thinking=has_thinking)
-    return replace(conversation, effort=_read_effort(row, conversation.messages, has_thinking=has_thinking))
+    key = _read_effort(row, conversation.messages, has_thinking=has_thinking)
+    return replace(conversation, effort=key or asked_effort(conversation.messages), has_effort_key=key is not None)
 
 
 def read_keys(row: Mapping[str, Any], keys: tuple[str, ...], source: str, *, has_thinking: bool) -> Conversation:
@@ -85,11 +88,10 @@ def read_keys(row: Mapping[str, Any], keys: tuple[str, ...], source: str, *, has
 
 
 def _read_effort(row: Mapping[str, Any], messages: Iterable[Message], *, has_thinking: bool) -> str | None:
-    """The effort that the row's key or its last user message states."""
+    """The effort that the row's key states."""
     given = row.get("effort")
     if given is None:
-        asked = [message.content for message in messages if message.role == "user"]
-        return stated_effort(asked[-1]) if asked else None
+        return None
     if not isinstance(given, str) or stated_effort(effort_text(given)) != given:
         raise BadRow(f"effort must be one word, such as efficient, got {given!r:.100}")
     if not has_thinking:

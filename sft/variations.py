@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from envs.messages import Message
-from sft.efforts import effort_text, stated_effort
+from sft.efforts import asked_effort, effort_text, stated_effort
 from sft.rows import Conversation, SftDataError
 
 REPEATED_WORDS = 8
@@ -19,10 +19,11 @@ REPEATED_WORDS = 8
 
 
 def with_effort(conversation: Conversation, effort: str | None) -> Conversation:
-    """The conversation, with its own effort or this one stated where a thinking budget would be: at the end of the last
-    user message before each trained reply. Only where there is reasoning without a budget, and not a second time.
+    """The conversation, with the effort of its row's key, or this one, stated where a thinking budget would be: at the
+    end of the last user message before each trained reply. Only where there is reasoning without a budget, and not a
+    second time. What a message states by itself is not written into others.
     """
-    effort = conversation.effort or effort
+    effort = conversation.effort if conversation.has_effort_key else effort
     if effort is None or conversation.budget != "unlimited" or conversation.cut_at is not None:
         return conversation
     messages, text, asked = list(conversation.messages), effort_text(effort), None
@@ -81,6 +82,7 @@ def turns_apart(conversation: Conversation) -> list[Conversation]:
         found.append(
             replace(
                 conversation,
+                effort=conversation.effort if conversation.has_effort_key else asked_effort(own),
                 messages=(*earlier, *own),
                 untrained=conversation.untrained | read,
                 budget=conversation.budget if any(message.reasoning for message in own) else "off",

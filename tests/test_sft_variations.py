@@ -88,6 +88,24 @@ def test_effort_stands_where_a_budget_would_and_once() -> None:
         with_effort(read_row({**stated, "effort": "low"}, "here", has_thinking=True), None)
 
 
+def test_an_effort_that_only_a_message_states_is_not_written_into_others(tmp_path: Path) -> None:
+    low = {**ASK, "content": "hi {reasoning effort: low}"}
+    rows = [{"messages": [ASK, SAID, {**ASK, "content": f"hi {MARKER}"}, SAID]}, {"messages": [ASK, SAID, low, SAID]}]
+    rows.append({"messages": [{**ASK, "content": f"hi {MARKER}"}, SAID, low, SAID]})
+    found = training_conversations(stage(tmp_path, rows, no_thinking_share=1.0))
+    assert [[message.content for message in one.messages[::2]] for one in found] == [
+        [message["content"] for message in row["messages"][::2]] for row in rows
+    ]
+    assert [one.effort for one in found] == ["efficient", "low", "low"] and {one.budget for one in found} == {
+        "unlimited"
+    }
+    turns = training_conversations(stage(tmp_path, rows, split_turns=True, no_thinking_share=1.0))
+    assert [one.effort for one in turns] == [None, "efficient", None, "low", "efficient", "low"]
+    assert [one.budget for one in turns] == ["off", "unlimited", "off", "unlimited", "unlimited", "unlimited"]
+    with pytest.raises(SftDataError, match=r"row 1: a user message ends with another effort than 'low'"):
+        training_conversations(stage(tmp_path, rows, {"effort": "low"}))
+
+
 @pytest.mark.parametrize(
     ("row", "has_thinking", "words"),
     [
