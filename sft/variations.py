@@ -74,7 +74,8 @@ def turns_apart(conversation: Conversation) -> list[Conversation]:
     found = []
     for number, (begin, end) in enumerate(pairwise([*begins, len(messages)]), 1):
         replies = [place for place in range(begin, end) if messages[place].role == "assistant"]
-        if not any(_is_trained(conversation, place) for place in replies):
+        trained = [messages[place] for place in replies if _is_trained(conversation, place)]
+        if not trained:
             continue
         earlier = [replace(message, reasoning="") for message in messages[:begin]]
         read = {place for place in range(begin) if messages[place].role == "assistant"}
@@ -86,6 +87,7 @@ def turns_apart(conversation: Conversation) -> list[Conversation]:
                 messages=(*earlier, *own),
                 untrained=conversation.untrained | read,
                 budget=conversation.budget if any(message.reasoning for message in own) else "off",
+                cut_at=conversation.cut_at if any(reply.reasoning for reply in trained) else None,
                 source=f"{conversation.source}, user message {number}",
                 dialogue=conversation.source,
             )

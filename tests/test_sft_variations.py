@@ -227,6 +227,9 @@ def test_turns_that_train_nothing_give_no_row_and_others_stay_whole(tmp_path: Pa
     assert turns_apart(silent) == [silent]
     mixed = turns_apart(conversation(*DIALOGUE[:7], Message("user", "three?"), Message("assistant", "3")))
     assert [one.budget for one in mixed] == ["unlimited", "unlimited", "off"]
+    silent_end = [*DIALOGUE[:7], Message("user", "three?"), Message("assistant", "3")]
+    cut = turns_apart(conversation(*silent_end, untrained=[4, 6], cut_at=0.5))
+    assert [(one.budget, one.cut_at) for one in cut] == [("unlimited", 0.5), ("off", None)]
     rows = [{"messages": [ASK, SAID, ASK, SAID], "effort": "efficient"}]
     turns = training_conversations(stage(tmp_path, rows, split_turns=True))
     assert [[MARKER in message.content for message in one.messages[::2]] for one in turns] == [[True], [False, True]]
