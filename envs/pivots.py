@@ -102,12 +102,28 @@ HOW = "write such a file with: python -m envs pivots CONVERSATIONS --out FILE"
 def _read(messages: Any, tools: Any, place: str) -> tuple[list[Message], tuple[ToolSpec, ...]]:
     try:
         told = [_with_text_arguments(message) for message in messages]
-        specs = read_tools({"function": tool.get("function", tool)} for tool in tools or ())
-        return [_without_think_tags(message) for message in read_messages(told)], tuple(specs)
+        specs = tuple(map(_tool, _parsed(tools) or ()))
+        return [_without_think_tags(message) for message in read_messages(told)], specs
     except MALFORMED as error:
         raise PivotError(
             f"{place}: messages and tools must be as in a chat completion's request: {named(error)}"
         ) from None
+
+
+def _tool(given: Any) -> ToolSpec:
+    """A tool, whose parameters may be JSON text. Raises one of `MALFORMED`."""
+    tool = _parsed(given)
+    function = tool.get("function", tool)
+    parameters = _parsed(function.get("parameters"))
+    (spec,) = read_tools([{"function": {**function, "parameters": parameters}}])
+    if not isinstance(spec.name, str) or not isinstance(spec.parameters, Mapping):
+        raise TypeError(f"a tool needs a name as text and parameters as an object, got {shown(given)}")
+    return spec
+
+
+def _parsed(value: Any) -> Any:
+    """The value, or what it is the JSON text of. Raises `ValueError`."""
+    return json.loads(value) if isinstance(value, str) and value.strip() else value
 
 
 def _with_text_arguments(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -120,7 +136,7 @@ def _with_text_arguments(message: Mapping[str, Any]) -> Mapping[str, Any]:
     for call in message.get("tool_calls") or ():
         function = call.get("function", call)
         given = function.get("arguments") or "{}"
-        arguments = json.loads(given) if isinstance(given, str) else given
+        arguments = _parsed(given)
         if not isinstance(arguments, dict):
             raise ValueError(f"the arguments of a call must be a JSON object, got {shown(given)}")
         calls.append({"id": call.get("id"), "function": {**function, "arguments": json.dumps(arguments)}})

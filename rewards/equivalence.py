@@ -101,8 +101,8 @@ def _normal(value: Any, schema: Mapping[str, Any], texts: Texts, depth: int) -> 
 def _normal_object(value: Mapping[str, Any], schema: Mapping[str, Any], texts: Texts, depth: int) -> dict[str, Any]:
     if not all(isinstance(key, str) for key in value):
         raise NotComparableError("a key is no text")
-    properties, required = _schema(schema.get("properties")), schema.get("required")
-    needed = set(required) if isinstance(required, list) else set()
+    properties = _schema(schema.get("properties"))
+    needed = {one for one in _list(schema.get("required")) if isinstance(one, str)}
     normal = {}
     for key, item in value.items():
         own = _schema(properties.get(key))

@@ -105,6 +105,19 @@ def test_calls_and_tools_may_be_as_rollouts_have_them(tmp_path: Path) -> None:
     assert turns_of(tmp_path, row(messages=messages, tools=[TOOL["function"]])) == turns_of(tmp_path, row())
 
 
+def test_tools_and_their_parameters_may_be_json_text(tmp_path: Path) -> None:
+    function = TOOL["function"]
+    for tools in (
+        json.dumps([TOOL]),
+        [json.dumps(TOOL)],
+        [{**function, "parameters": json.dumps(function["parameters"])}],
+    ):
+        assert turns_of(tmp_path, row(tools=tools)) == turns_of(tmp_path, row())
+    assert len(turns_of(tmp_path, row(tools=[{"name": "weather", "parameters": "{}"}]))) == 2
+    required = [{**function, "parameters": {**function["parameters"], "required": [{}, "city"]}}]
+    assert len(turns_of(tmp_path, row(tools=required))) == 2
+
+
 def test_results_that_came_in_another_order_keep_their_names(tmp_path: Path) -> None:
     messages = as_objects()
     messages[2]["tool_calls"][1]["function"]["name"] = "news"
@@ -125,6 +138,11 @@ def test_results_that_came_in_another_order_keep_their_names(tmp_path: Path) -> 
             r"line 1, messages\[2\]: the expert calls 'weather', which is not among the row's tools \(none\)",
         ),
         ({"tools": [{"type": "function"}]}, "KeyError: 'name'"),
+        ({"tools": [{"name": 5}]}, r"line 1: .*a tool needs a name as text and parameters as an object, got .*5"),
+        ({"tools": [{"name": "weather", "parameters": [1]}]}, r"line 1: .*parameters as an object"),
+        ({"tools": [{"name": "weather", "parameters": "{"}]}, r"line 1: messages and tools must be as in a chat"),
+        ({"tools": "weather"}, r"line 1: messages and tools must be as in a chat"),
+        ({"tools": 5}, r"line 1: messages and tools must be as in a chat"),
     ],
 )
 def test_a_wrong_conversation_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
