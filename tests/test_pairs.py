@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rl.chat.chat import Chat
 from rl.chat.formats import CHAT_FORMATS
 from rl.chat.formats.nemotron import NemotronFormat
-from rl.config.preferences import DpoConfig
+from rl.config.preferences import DpoConfig, RewardModelConfig
 from rl.config.read import pair_stage_problems
 from rl.policies import train_tokenizer
 from sft.checkpoints import prepare
@@ -182,6 +183,9 @@ def test_pairs_come_from_the_sources_of_the_supervised_stage(tmp_path: Path, cha
     sources = [tmp_path / name for name in ("pairs.json", "pairs.jsonl.gz", "pairs.parquet", "saved")]
     pairs = [pair for data in sources for pair in read_pairs(DpoConfig(data=data), "dpo", has_thinking=True)]
     assert len(pairs) == 4 and len(set(token_pairs(pairs, chat, CONFIG)[0])) == 1
+    for section in (DpoConfig, RewardModelConfig):
+        with pytest.raises(ValidationError, match="an empty path"):
+            section.model_validate({"data": ""})
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(SftDataError, match="holds no pairs: write one a line, such as"):
         read_pairs(DpoConfig(data=tmp_path / "empty.jsonl"), "dpo", has_thinking=True)

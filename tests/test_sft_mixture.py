@@ -158,6 +158,8 @@ def test_files_gold_conversations_and_rollouts_are_sources(tmp_path: Path) -> No
     [
         ("{data: [{path: a.jsonl}]}", r"line 5: sft.data.0: the source a.jsonl has neither weight nor epochs"),
         ("{data: [{path: a, gold: true, weight: 1}]}", "exactly one of path, gold and rollouts, .* path and gold"),
+        ("{data: [{path: '', weight: 1}]}", r"sft.data.0.path: '' is not valid"),
+        ("{data: [{rollouts: '', weight: 1}]}", r"sft.data.0.rollouts: '' is not valid"),
         ("{data: [{weight: 1}]}", "exactly one of path, gold and rollouts, this one has none"),
         (
             "{data: [{path: a, weight: 1, per_task: 2}]}",

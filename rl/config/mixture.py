@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SerializationInfo, TypeAdapter, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from rl.config.section import Positive, Section
+from rl.config.section import DataPath, Positive, Section
 
 OWN_KEYS = {"path": ("split", "subset"), "gold": (), "rollouts": ("reward_min", "per_task", "choose")}
 """By the kind of a source: the keys that no other kind has."""
@@ -15,7 +15,7 @@ OWN_KEYS = {"path": ("split", "subset"), "gold": (), "rollouts": ("reward_min", 
 class SourceConfig(Section):
     """One source of `sft.data`: exactly one of `path`, `gold` and `rollouts`, with `weight`, `epochs`, or both."""
 
-    path: Path | None = None
+    path: DataPath | None = None
     """Conversations of yours, as `sft.data` may name them alone."""
     split: str = "train"
     """Split of that data set or folder."""
@@ -23,7 +23,7 @@ class SourceConfig(Section):
     """Subset of a data set of the hub that has several."""
     gold: bool = False
     """Gold conversations of the YAML's `environments`, `sft.num_conversations` of them."""
-    rollouts: Path | None = None
+    rollouts: DataPath | None = None
     """Run folder or file of rollouts; its good ones are rows, as `python -m sft from-rollouts` writes them."""
     reward_min: float = 1.0
     """Lowest reward of a rollout that is taken."""

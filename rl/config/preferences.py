@@ -1,13 +1,12 @@
 """How is a policy, or a reward model, trained on preference pairs: a chosen and a rejected reply to the same prompt?"""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rl.config.learner import AdapterConfig
 from rl.config.mixture import SourceConfig
-from rl.config.section import NonNegative, Positive, Section
+from rl.config.section import DataPath, NonNegative, Positive, Section
 
 PairStage = Literal["dpo", "reward_model"]
 """Names of the stages that train on pairs: of their sections, and of their folders in the run folder."""
@@ -16,7 +15,7 @@ PairStage = Literal["dpo", "reward_model"]
 class PairsConfig(Section):
     """What the stages that train on preference pairs have in common."""
 
-    data: Path
+    data: DataPath
     """The pairs: a file (JSONL, a JSON list, either with gzip, or Parquet), a folder of JSONL or Parquet files, a
     folder that `save_to_disk` of `datasets` wrote, or a data set of the Hugging Face hub (`user/name`)."""
     data_split: str = "train"

@@ -7,11 +7,21 @@ configuration is read, so a new kind needs only an entry in the dict.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializationInfo, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+
+def _named(value: object) -> object:
+    if value == "":
+        raise PydanticCustomError("empty_path", "an empty path, which would be the current folder")
+    return value
+
+
+DataPath = Annotated[Path, BeforeValidator(_named)]
+"""A path that is not empty."""
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
