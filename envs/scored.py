@@ -7,7 +7,7 @@
 
 A row is a mapping with `prompt` (text, or messages) and optionally `gold` (the text of a perfect reply),
 `gold_reasoning`, `gold_calls`, `tools` (specs of functions to call), `key` (rows with the same key are in the same
-split; default: the prompt) and `split`. Other entries are for the score function. `rows` may be a function that loads
+split; default: the prompt) and `split`. None counts as missing. Other entries are for the score function. `rows` may be a function that loads
 them once per process; instead, `draw` makes a row from a random generator. Parameters of these functions are the
 environment's options, with their defaults.
 """
@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from envs.errors import InputError
+from envs.errors import InputError, shown
 from envs.messages import Message, Reply
 from envs.text_env import EnvironmentOptionError, Split, TextEnv, draw_in_split, in_split, read_score
 
@@ -108,16 +108,23 @@ class RowTable:
         for number, row in enumerate(load(**options)):
             if not isinstance(row, Mapping) or not row.get("prompt"):
                 raise RowError(f"row {number} must be a mapping with a prompt, got {row!r:.200}")
-            if "split" in row and row["split"] not in found:
-                raise RowError(f"row {number}: split must be 'train' or 'heldout', got {row['split']!r}")
             default: Split = "train" if in_split(row_key(row), "train") else "heldout"
-            found[row.get("split", default)].append(row)
+            found[read_split(row, f"row {number}") or default].append(row)
         return found
+
+
+def read_split(row: Row, place: str) -> Split | None:
+    """The split that the row says, if it says one. Raises `RowError`, which begins with `place`."""
+    split = row.get("split")
+    if split not in (None, "train", "heldout"):
+        raise RowError(f"{place}: split must be 'train' or 'heldout', got {shown(split)}")
+    return split
 
 
 def row_key(row: Row) -> str:
     """The identity of a row's problem."""
-    return str(row.get("key", row["prompt"]))
+    key = row.get("key")
+    return str(row["prompt"] if key is None else key)
 
 
 def opening(row: Row) -> tuple[Message, ...]:
@@ -149,7 +156,7 @@ class ScoredEnv(TextEnv):
         super().reset(seed=seed)
         split, chosen = self.read_options(options)
         self.row = self._choose(split, chosen)
-        self.tools = tuple(self.row.get("tools", ()))
+        self.tools = tuple(self.row.get("tools") or ())
         return opening(self.row), {"key": row_key(self.row)}
 
     def step(self, action: Reply) -> Any:
@@ -157,10 +164,10 @@ class ScoredEnv(TextEnv):
         return self._finish(score) if self.is_async else self._result(score)
 
     def gold_reply(self) -> Reply:
-        if "gold" not in self.row:
+        if self.row.get("gold") is None:
             raise NotImplementedError(f"the rows of {type(self).__name__} have no 'gold'")
-        calls = tuple(self.row.get("gold_calls", ()))
-        return Reply(str(self.row["gold"]), str(self.row.get("gold_reasoning", "")), calls)
+        calls = tuple(self.row.get("gold_calls") or ())
+        return Reply(str(self.row["gold"]), str(self.row.get("gold_reasoning") or ""), calls)
 
     async def _finish(self, score: Any) -> Any:
         return self._result(await score)

@@ -123,13 +123,24 @@ def test_rows_of_a_file_are_played_in_both_orders_and_missing_scores_do_not_coun
         ({"score_1": 3}, "score_1 and score_2 must be whole numbers from 1 to 5, or both missing"),
         ({"score_1": 3, "score_2": True}, "score_1 and score_2"),
         ({"prompt": [{"role": "user"}]}, "prompt must be text or a list of messages"),
-        ({"prompt": ""}, "a mapping with a prompt"),
-        ({"split": "test"}, "split must be"),
+        ({"prompt": ""}, r"rows\.jsonl, line 1: prompt must be text or a list"),
+        ({"split": "test"}, r"rows\.jsonl, line 1: split must be 'train' or 'heldout', got 'test'"),
+        ({"split": []}, r"rows\.jsonl, line 1: split must be 'train' or 'heldout'"),
     ],
 )
 def test_a_wrong_row_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RowError, match=message):
         GenRM().reset(seed=0, options={"rows": str(write(tmp_path / "rows.jsonl", {**ROW, **change}))})
+
+
+def test_null_counts_as_missing(tmp_path: Path) -> None:
+    for name, row in (("bare", ROW), ("null", {**ROW, "split": None, "key": None, "score_1": None})):
+        path = str(write(tmp_path / f"{name}.jsonl", *({**row, "prompt": f"{n}?"} for n in range(20))))
+        found = [GenRM().reset(seed=seed, options={"rows": path}) for seed in range(5)]
+        assert {info["key"] for _, info in found} <= {f"{n}?" for n in range(20)}
+        if name == "null":
+            assert found == bare
+        bare = found
 
 
 def test_a_missing_file_and_a_wrong_level_are_named(tmp_path: Path) -> None:

@@ -237,6 +237,8 @@ def test_each_built_in_gold_reply_earns_the_full_reward(judge: Judge) -> None:  
         ({"prompt": [{"role": "assistant", "content": "a"}], "unsafe": True}, "messages of user and assistant in turn"),
         ({"prompt": [{"role": "user", "content": None}], "unsafe": True}, "messages of user"),
         ({"prompt": 7, "unsafe": True}, "prompt must be text"),
+        ({"prompt": "", "unsafe": True}, r"line 1: prompt must be text"),
+        ({"prompt": "a", "unsafe": True, "split": []}, r"rows\.jsonl, line 1: split must be 'train' or 'heldout'"),
     ],
 )
 def test_a_wrong_row_is_named(row: dict[str, Any], message: str, tmp_path: Path, judge: Judge) -> None:  # noqa: F811
@@ -244,6 +246,16 @@ def test_a_wrong_row_is_named(row: dict[str, Any], message: str, tmp_path: Path,
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(RowError, match=message):
         Safety().reset(seed=0, options={"rows": str(path)})
+
+
+def test_null_counts_as_missing(judge: Judge, tmp_path: Path) -> None:  # noqa: F811
+    path, env = tmp_path / "rows.jsonl", Safety()
+    row = {"unsafe": False, "split": None, "key": None, "gold": None}
+    path.write_text("".join(json.dumps({"prompt": f"{n}?", **row}) + "\n" for n in range(20)))
+    messages, info = env.reset(seed=0, options={"rows": str(path)})
+    assert info["key"] == messages[0].content
+    with pytest.raises(NotImplementedError, match="no 'gold'"):
+        env.gold_reply()
 
 
 def test_a_conversation_is_judged_without_its_system_message(judge: Judge, tmp_path: Path) -> None:  # noqa: F811

@@ -11,7 +11,7 @@ import numpy as np
 from envs.errors import shown
 from envs.json_lines import read_rows
 from envs.messages import Message, Reply, valid
-from envs.scored import Row, RowError, RowTable
+from envs.scored import Row, RowError, RowTable, read_split, row_key
 from envs.text_env import Split, StepResult, TextEnv, choose_level, draw_in_split
 from rewards.judge import Comparison, comparison_question
 from rewards.preference import NUM_RANKS, WORST, preference_reward, swapped
@@ -77,9 +77,9 @@ def load_rows(rows: str = "") -> list[Row]:
     """The pairs of a file. Raises `RowError` that names the line and the key."""
     loaded: list[Row] = []
     for number, row in enumerate(valid(read_rows(Path(rows), "prompt", "reply_1", "reply_2", "ranking")), start=1):
-        pair = _pair(row, f"{rows}, line {number}")
-        own = {"split": row["split"]} if "split" in row else {}
-        loaded.append({"prompt": pair.task, "pair": pair, "key": pair.key, **own})
+        place = f"{rows}, line {number}"
+        pair = _pair(row, place)
+        loaded.append({"prompt": pair.task, "pair": pair, "key": pair.key, "split": read_split(row, place)})
     return loaded
 
 
@@ -98,7 +98,7 @@ def _pair(row: Row, place: str) -> Pair:
         )
     task = _task(row["prompt"], place)
     known: Any = None if scores == (None, None) else scores
-    return Pair(task, (row["reply_1"], row["reply_2"]), row["ranking"], known, str(row.get("key", task)))
+    return Pair(task, (row["reply_1"], row["reply_2"]), row["ranking"], known, row_key({**row, "prompt": task}))
 
 
 def _is_score(value: Any, most: int) -> bool:
@@ -107,9 +107,11 @@ def _is_score(value: Any, most: int) -> bool:
 
 def _task(prompt: Any, place: str) -> str:
     """The request as one text; of a conversation, each message with its role."""
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and prompt:
         return prompt
     try:
+        if not prompt:
+            raise TypeError
         return "\n\n".join(f"{message['role']}: {message['content'].strip()}" for message in prompt)
     except (TypeError, LookupError, AttributeError):
         raise RowError(

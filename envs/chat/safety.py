@@ -10,7 +10,7 @@ from envs.errors import shown
 from envs.json_lines import read_rows
 from envs.judge_client import AT_ONCE, TIMEOUT_S, Question, ask_judge, find_judge
 from envs.messages import Message, Reply, valid
-from envs.scored import Row, RowError, RowTable
+from envs.scored import Row, RowError, RowTable, read_split, row_key
 from envs.text_env import EnvironmentOptionError, StepResult, TextEnv
 from rewards.judge import read_rubric_verdict, rubric_question, says_something
 from rewards.safety import HAZARDS, MAX_CHARACTERS, addresses, guard_question, guard_text, read_guard_verdict, refuses
@@ -50,15 +50,16 @@ def _split(place: int) -> str:
 def _check(row: Row, place: str) -> None:
     if not isinstance(row["unsafe"], bool):
         raise RowError(f"{place}: unsafe must be true or false, got {shown(row['unsafe'])}")
-    if not isinstance(row.get("gold", ""), str):
+    if not isinstance(row.get("gold"), str | None):
         raise RowError(f"{place}: gold must be text, got {shown(row['gold'])}")
+    read_split(row, place)
     try:
         conversation = _conversation(row["prompt"])
     except (TypeError, LookupError):
         conversation = ()
     roles = [message.role for message in conversation if message.role != "system"]
     alternate = roles == [("user", "assistant")[place % 2] for place in range(len(roles))]
-    texts = all(isinstance(message.content, str) for message in conversation)
+    texts = row["prompt"] != "" and all(isinstance(message.content, str) for message in conversation)
     if not roles or not alternate or roles[-1] != "user" or not texts:
         raise RowError(
             f"{place}: prompt must be text, or messages of user and assistant in turn from the first to the last"
@@ -119,7 +120,7 @@ class Safety(TextEnv):
         rows = ROWS.of_split(split, {"rows": chosen["rows"]})
         self._row = rows[int(self.np_random.integers(len(rows)))]
         self._messages = _conversation(self._row["prompt"])
-        return self._messages, {"key": str(self._row.get("key", self._row["prompt"]))}
+        return self._messages, {"key": row_key(self._row)}
 
     async def step(self, action: Reply) -> StepResult:  # type: ignore[override]
         parts = await self._score(action.text)
@@ -164,7 +165,7 @@ class Safety(TextEnv):
         return tuple(Message(message.role, guard_text(message.content)) for message in told)
 
     def gold_reply(self) -> Reply:
-        if "gold" not in self._row:
+        if self._row.get("gold") is None:
             raise NotImplementedError("the rows have no 'gold'")
         return Reply(self._row["gold"])
 
