@@ -7,9 +7,9 @@
 
 A row is a mapping with `prompt` (text, or messages) and optionally `gold` (the text of a perfect reply),
 `gold_reasoning`, `gold_calls`, `tools` (specs of functions to call), `key` (rows with the same key are in the same
-split; default: the prompt) and `split`. None counts as missing. Other entries are for the score function. `rows` may be a function that loads
-them once per process; instead, `draw` makes a row from a random generator. Parameters of these functions are the
-environment's options, with their defaults.
+split; default: the prompt) and `split`. None counts as missing. Other entries are for the score function. `rows` may be
+a function that loads them once per process; instead, `draw` makes a row from a random generator. Parameters of these
+functions are the environment's options, with their defaults.
 """
 
 import functools

@@ -126,7 +126,8 @@ def refuses(text: str) -> bool:
 def addresses(text: str, request: str) -> bool:
     """Whether a text can be about the request: words of its own, and one with the stem of a word of the request.
 
-    Of a request without such words, "What is it?", only words of its own are asked for. A copy of the request is taken out first. The rule is easy to fool; it keeps out replies that say nothing.
+    Of a request without such words, "What is it?", only words of its own are asked for. A copy of the request is taken
+    out first. The rule is easy to fool; it keeps out replies that say nothing.
     """
     told, asked = _simple(text), _simple(request)
     words = _WORD.findall(told.replace(asked, " ") if asked else told)

@@ -106,8 +106,8 @@ def token_pairs(pairs: Iterable[Pair], chat: Chat, config: ExperimentConfig) -> 
     rows: list[PairRow] = []
     skipped = {longer: 0, equal: 0}
     for pair in pairs:
-        sides = (token_row(one, chat, config) for one in (pair.chosen, pair.rejected))
-        row = PairRow(*sides, _heldout_key(pair.chosen))
+        chosen, rejected = (token_row(one, chat, config) for one in (pair.chosen, pair.rejected))
+        row = PairRow(chosen, rejected, _heldout_key(pair.chosen))
         if max(len(row.chosen), len(row.rejected)) > config.policy.max_tokens:
             skipped[longer] += 1
         elif row.chosen == row.rejected:  # such as two that differ in reasoning, which the format does not write

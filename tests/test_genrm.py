@@ -134,13 +134,13 @@ def test_a_wrong_row_is_named(change: dict[str, Any], message: str, tmp_path: Pa
 
 
 def test_null_counts_as_missing(tmp_path: Path) -> None:
-    for name, row in (("bare", ROW), ("null", {**ROW, "split": None, "key": None, "score_1": None})):
-        path = str(write(tmp_path / f"{name}.jsonl", *({**row, "prompt": f"{n}?"} for n in range(20))))
-        found = [GenRM().reset(seed=seed, options={"rows": path}) for seed in range(5)]
-        assert {info["key"] for _, info in found} <= {f"{n}?" for n in range(20)}
-        if name == "null":
-            assert found == bare
-        bare = found
+    def openings(name: str, **more: Any) -> list[Any]:
+        rows = ({**ROW, "prompt": f"{n}?", **more} for n in range(20))
+        path = str(write(tmp_path / name, *rows))
+        return [GenRM().reset(seed=seed, options={"rows": path}) for seed in range(5)]
+
+    found = openings("null.jsonl", split=None, key=None, score_1=None)
+    assert found == openings("bare.jsonl") and found[0][1]["key"] != "None"
 
 
 def test_a_missing_file_and_a_wrong_level_are_named(tmp_path: Path) -> None:

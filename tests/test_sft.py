@@ -33,7 +33,7 @@ SIZES = {
 class Echo(TextEnv):
     """Say the word again; what the environment says after the last reply must not be trained."""
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed=None, options=None) -> tuple[tuple[Message, ...], dict]:
         super().reset(seed=seed)
         split, _ = self.read_options(options)
         assert split == "train"
@@ -51,8 +51,8 @@ class Halfway(Echo):
     """A dialogue that has begun: its first reply belongs to the task."""
 
     def reset(self, *, seed=None, options=None):
-        (asked,), info = super().reset(seed=seed, options=options)
-        return (Message("user", "hello"), Message("assistant", "wrong", "I may err"), asked), info
+        asked, info = super().reset(seed=seed, options=options)
+        return (Message("user", "hello"), Message("assistant", "wrong", "I may err"), *asked), info
 
 
 def experiment(tmp_path, **sft) -> ExperimentConfig:
