@@ -41,7 +41,7 @@ def test_the_quickstart_fits_a_cluster_of_two_cpus() -> None:
 def test_every_command_that_the_documents_name_exists() -> None:
     texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
     assert len(texts[0].splitlines()) < 150
-    commands = {found for text in texts for found in re.findall(r"python -m (rl|sft|envs) ([a-z0-9]+)", text)}
+    commands = {found for text in texts for found in re.findall(r"python -m (rl|sft|envs) ([a-z0-9][a-z0-9-]*)", text)}
     assert {("rl", "train"), ("rl", "evaluate"), ("sft", "train")} <= commands
     for package, command in commands:
         done = subprocess.run(
