@@ -25,7 +25,7 @@ def main(experiment: Path) -> None:
     assert config.sft is not None and config.sft.num_steps is not None and config.policy.path is not None
     torch.set_num_threads(int(config.learner.cpus))
     chat = load_chat(config.policy.path, config.policy.chat)
-    rows, _ = token_rows(training_conversations(config), chat, config)
+    rows = token_rows(training_conversations(config), chat, config)
     arguments = trl_config(config, config.run_dir / "trl", config.sft.num_steps, 1, torch.device("cpu"))
     arguments.train_sampling_strategy = "random"
 

@@ -22,7 +22,8 @@ from rl.data_types import Budget
 from rl.tasks.seeds import draw_budget
 from sft.mixture import drawn, read_source
 from sft.rows import Conversation, SftDataError, to_last_reply
-from sft.variations import repetition, trained_replies, turns_apart, varied, with_effort
+from sft.sources import Keys
+from sft.variations import repetition, turns_apart, varied, with_effort
 
 IGNORED_LABEL = -100  # ignored by torch's cross-entropy
 GIVING_UP = "I do not know."
@@ -82,7 +83,8 @@ def training_conversations(config: ExperimentConfig) -> list[Conversation]:
         require_level(config.rollout.sandbox_level)  # gold replies may run code
     conversations: list[Conversation] = []
     for part, source in enumerate(sft.sources):
-        read = gold_conversations(config) if source.gold else read_source(source, has_thinking=has_thinking)
+        keys = Keys.of("sft", part if isinstance(sft.data, tuple) else None)
+        read = gold_conversations(config) if source.gold else read_source(source, keys, has_thinking=has_thinking)
         if sft.split_turns:
             read = [turn for conversation in read for turn in turns_apart(conversation)]
         if sft.repetition_max is not None:
@@ -148,8 +150,8 @@ def tokenizer_texts(conversations: Sequence[Conversation], format: ChatFormat) -
     return [conversation_text(format, c.messages, c.tools, c.budget) for c in some]
 
 
-def token_rows(conversations: Iterable[Conversation], chat: Chat, config: ExperimentConfig) -> tuple[list[Row], int]:
-    """Rows of at most `policy.max_tokens` tokens, and the number of longer conversations, which are left out.
+def token_rows(conversations: Iterable[Conversation], chat: Chat, config: ExperimentConfig) -> list[Row]:
+    """Rows of at most `policy.max_tokens` tokens; longer conversations are left out.
 
     Raises `SftDataError` for a conversation that the chat format cannot express, and when none is short enough.
     """
@@ -161,12 +163,12 @@ def token_rows(conversations: Iterable[Conversation], chat: Chat, config: Experi
         for c, row in zip(conversations, all_rows, strict=True)
     ]
     rows = [row for row in whole if len(row) <= config.policy.max_tokens]
-    num_too_long = len(all_rows) - len(rows)
     if not rows:
         raise SftDataError(
-            f"all {num_too_long} conversations are longer than policy.max_tokens ({config.policy.max_tokens}); raise it"
+            f"all {len(all_rows)} conversations are longer than policy.max_tokens ({config.policy.max_tokens});"
+            " raise it"
         )
-    return rows, num_too_long
+    return rows
 
 
 def token_row(conversation: Conversation, chat: Chat, config: ExperimentConfig) -> Row:
@@ -274,6 +276,6 @@ def row_budget(conversation: Conversation, chat: Chat) -> Budget:
     """The conversation's own budget; if it is to be cut, a budget that its longest trained reasoning exceeds."""
     if conversation.cut_at is None:
         return conversation.budget
-    replies = trained_replies(conversation)
+    replies = conversation.trained.values()
     longest = max(chat.num_reasoning_tokens(Reply(reply.content, reply.reasoning)) for reply in replies)
     return 1 + int(conversation.cut_at * (longest - 1))

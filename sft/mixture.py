@@ -13,19 +13,18 @@ from rl.config.supervised import SftConfig
 from sft.from_rollouts import chosen_rows, played_tasks
 from sft.messages import BadRow
 from sft.rows import Conversation, SftDataError, read_row
-from sft.sources import read_conversations
+from sft.sources import Keys, read_conversations
 
 
-def read_source(source: SourceConfig, *, has_thinking: bool) -> list[Conversation]:
-    """The conversations of a source that is a path or holds rollouts.
+def read_source(source: SourceConfig, keys: Keys, *, has_thinking: bool) -> list[Conversation]:
+    """The conversations of a source that is a path or holds rollouts; `keys` are its in the configuration.
 
     `has_thinking` says whether the chat format has a think block. Raises `SftDataError`, and for rollouts what
     `sft.from_rollouts.played_tasks` raises.
     """
     if source.rollouts is not None:
         return list(_of_rollouts(source, has_thinking=has_thinking))
-    assert source.path is not None
-    return read_conversations(source.path, split=source.split, subset=source.subset, has_thinking=has_thinking)
+    return read_conversations(source, keys, has_thinking=has_thinking)
 
 
 def _of_rollouts(source: SourceConfig, *, has_thinking: bool) -> Iterator[Conversation]:

@@ -18,7 +18,7 @@ from rl.data_types import Budget
 from sft.data import Row, token_row
 from sft.messages import BadRow
 from sft.rows import Conversation, SftDataError, read_keys
-from sft.sources import Source, read_all
+from sft.sources import Keys, read_all
 
 EXAMPLE = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}'
 SIDES = ("chosen", "rejected")
@@ -56,8 +56,12 @@ def read_pairs(section: PairsConfig, name: PairStage, *, has_thinking: bool) -> 
 
     Raises `SftDataError` that counts the bad rows and tells the first.
     """
-    source = Source(section.data, section.data_split, section.data_subset, name)
-    return read_all(source, lambda row, place: read_pair(row, place, has_thinking=has_thinking), "pairs", EXAMPLE)
+    (source,) = section.sources
+
+    def read(row: Any, place: str) -> Pair:
+        return read_pair(row, place, has_thinking=has_thinking)
+
+    return read_all(source, Keys.of(name), read, "pairs", EXAMPLE)
 
 
 def read_pair(row: Any, source: str, *, has_thinking: bool) -> Pair:
@@ -92,7 +96,7 @@ def _after(num: int, conversation: Conversation, side: str, budget: Budget) -> C
         )
     before = {place for place in range(num) if conversation.messages[place].role == "assistant"}
     trained = replace(conversation, untrained=conversation.untrained | before, budget=budget)
-    if not trained.has_trained_reply:
+    if not trained.trained:
         raise BadRow(f"{side}: no assistant message to train on after the prompt")
     return trained
 

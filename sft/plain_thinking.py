@@ -33,9 +33,4 @@ def plain_thinking(conversations: Iterable[Conversation], chat: Chat, policy: Pa
 
 
 def _has_tags(conversation: Conversation) -> bool:
-    trained = (
-        message.content
-        for place, message in enumerate(conversation.messages)
-        if message.role == "assistant" and place not in conversation.untrained
-    )
-    return any(tag in content for content in trained for tag in (THINK, THINK_END))
+    return any(tag in reply.content for reply in conversation.trained.values() for tag in (THINK, THINK_END))

@@ -52,7 +52,7 @@ def prepare_stage(config: ExperimentConfig, partial: Path) -> Prepared:
         raise SftDataError(
             f"the reasoning of all conversations repeats itself: raise sft.repetition_max ({sft.repetition_max})"
         )
-    rows, _ = token_rows(kept, chat, config)
+    rows = token_rows(kept, chat, config)
     trained, heldout = split_rows(rows, sft.heldout_share, config.seed)
     counts = rows_by_source([sum(row.part == part for row in trained) for part in range(len(sft.sources))], sft)
     checkpoint = prepare(partial, rows, config, "sft")

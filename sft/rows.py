@@ -51,9 +51,13 @@ class Conversation:
     """How much its reasoning repeats itself (`sft.variations.repetition`), if the stage wants to know."""
 
     @property
-    def has_trained_reply(self) -> bool:
-        places = (place for place, message in enumerate(self.messages) if message.role == "assistant")
-        return not self.untrained.issuperset(places)
+    def trained(self) -> dict[int, Message]:
+        """The trained replies, by their places in `messages`."""
+        return {
+            place: message
+            for place, message in enumerate(self.messages)
+            if message.role == "assistant" and place not in self.untrained
+        }
 
 
 def read_row(row: Any, source: str, *, has_thinking: bool) -> Conversation:
@@ -82,7 +86,7 @@ def read_keys(row: Mapping[str, Any], keys: tuple[str, ...], source: str, *, has
             raise BadRow(f"{place}: {error}") from None
     budget: Budget = "unlimited" if any(message.reasoning for message in messages) else "off"
     conversation = Conversation(tuple(messages), tools, budget, source, untrained=frozenset(untrained))
-    if not conversation.has_trained_reply:
+    if not conversation.trained:
         raise BadRow(f"{' and '.join(keys)}: no assistant message to train on")
     return replace(conversation, messages=to_last_reply(messages))
 

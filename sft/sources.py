@@ -5,12 +5,12 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from envs.messages import valid
+from rl.config.mixture import SourceConfig
 from rl.config.supervised import hub_name
 from sft.messages import BadRow
 from sft.rows import FORMS, Conversation, SftDataError, read_row
@@ -25,20 +25,23 @@ SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"
 """Words in the names of files that tell a split."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where rows are, as a section of the configuration says; `section` is its name, for errors."""
+class Keys(NamedTuple):
+    """The keys of a source in the configuration, for errors."""
 
-    data: Path
-    split: str = "train"
-    subset: str | None = None
-    section: str = "sft"
+    data: str
+    split: str
+    subset: str
+
+    @classmethod
+    def of(cls, section: str, place: int | None = None) -> "Keys":
+        """Of the section's only source, or of the one at this place of its list."""
+        if place is None:
+            return cls(f"{section}.data", f"{section}.data_split", f"{section}.data_subset")
+        return cls(*(f"{section}.data.{place}.{name}" for name in ("path", "split", "subset")))
 
 
-def read_conversations(
-    data: Path, *, split: str = "train", subset: str | None = None, has_thinking: bool = True
-) -> list[Conversation]:
-    """All conversations of a source that `sft.data` may name.
+def read_conversations(source: SourceConfig, keys: Keys, *, has_thinking: bool = True) -> list[Conversation]:
+    """All conversations of a source that is a path.
 
     `has_thinking` says whether the chat format has a think block. Raises `SftDataError` as `read_all`.
     """
@@ -46,17 +49,17 @@ def read_conversations(
     def read(row: Any, place: str) -> Conversation:
         return read_row(row, place, has_thinking=has_thinking)
 
-    return read_all(Source(data, split, subset), read, "conversations", FORMS[("messages",)])
+    return read_all(source, keys, read, "conversations", FORMS[("messages",)])
 
 
-def read_all(source: Source, read: Callable[[Any, str], R], what: str, example: str) -> list[R]:
-    """All rows of a source as `read` makes them of a row and its place; `read` raises `BadRow`.
+def read_all(source: SourceConfig, keys: Keys, read: Callable[[Any, str], R], what: str, example: str) -> list[R]:
+    """All rows of a source that is a path, as `read` makes them of a row and its place; `read` raises `BadRow`.
 
     Raises `SftDataError` that counts the bad rows and tells the first, or if there are no rows of this kind (`what`).
     """
     found: list[R] = []
     first, num_bad = "", 0
-    for place, row in _rows(source):
+    for place, row in _rows(source, keys):
         try:
             if isinstance(row, BadRow):
                 raise row
@@ -66,17 +69,18 @@ def read_all(source: Source, read: Callable[[Any, str], R], what: str, example: 
     if num_bad:
         raise SftDataError(f"{num_bad} of {len(found) + num_bad} rows are bad; first: {first}")
     if not found:
-        raise SftDataError(f"{source.data} holds no {what}: write one a line, such as {example}")
+        raise SftDataError(f"{source.path} holds no {what}: write one a line, such as {example}")
     return found
 
 
-def _rows(source: Source) -> Rows:
-    data = source.data
+def _rows(source: SourceConfig, keys: Keys) -> Rows:
+    data = source.path
+    assert data is not None
     if data.is_dir():
         is_saved = any((data / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-        yield from _saved_rows(source) if is_saved else _folder_rows(data, source.split)
+        yield from _saved_rows(data, source.split, keys) if is_saved else _folder_rows(data, source.split)
     elif name := hub_name(data):
-        yield from _hub_rows(name, source)
+        yield from _hub_rows(name, source, keys)
     else:
         yield from _file_rows(data)
 
@@ -145,10 +149,9 @@ def _parquet_rows(path: Path) -> Rows:
         raise SftDataError(f"{path} cannot be read: {error}") from None
 
 
-def _saved_rows(source: Source) -> Rows:
+def _saved_rows(folder: Path, split: str, keys: Keys) -> Rows:
     from datasets import DatasetDict, load_from_disk
 
-    folder, split = source.data, source.split
     try:
         data = load_from_disk(str(folder))
     except Exception as error:  # of datasets, pyarrow or json, as the folder is damaged
@@ -156,19 +159,19 @@ def _saved_rows(source: Source) -> Rows:
     if isinstance(data, DatasetDict):
         if split not in data:
             others = ", ".join(map(str, data))
-            raise SftDataError(f"{folder} has no split {split!r}, only {others} ({source.section}.data_split)")
+            raise SftDataError(f"{folder} has no split {split!r}, only {others} ({keys.split})")
         data = data[split]
     yield from _arrow_rows(data, str(folder))
 
 
-def _hub_rows(name: str, source: Source) -> Rows:
+def _hub_rows(name: str, source: SourceConfig, keys: Keys) -> Rows:
     from datasets import load_dataset
 
-    split, subset, section = source.split, source.subset, source.section
+    split, subset = source.split, source.subset
     try:
         data = load_dataset(name, subset, split=split)
     except ValueError as error:
-        raise SftDataError(f"{name}: {error} ({section}.data_split, {section}.data_subset)") from None
+        raise SftDataError(f"{name}: {error} ({keys.split}, {keys.subset})") from None
     except Exception as error:  # of datasets, huggingface_hub or the network
         folder = name.replace("/", "_")
         arguments = ", ".join(repr(argument) for argument in (name, subset) if argument is not None)
@@ -177,7 +180,7 @@ def _hub_rows(name: str, source: Source) -> Rows:
             f" ({type(error).__name__}: {error}). Run on a machine with network\n"
             f'  python -c "from datasets import load_dataset;'
             f" load_dataset({arguments}, split={split!r}).save_to_disk('{folder}')\"\n"
-            f"copy the folder here and set {section}.data={folder}"
+            f"copy the folder here and set {keys.data}={folder}"
         ) from None
     yield from _arrow_rows(data, name)
 

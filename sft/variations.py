@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from envs.messages import Message
 from sft.efforts import asked_effort, effort_text, stated_effort
 from sft.rows import Conversation, SftDataError
 
@@ -29,7 +28,7 @@ def with_effort(conversation: Conversation, effort: str | None) -> Conversation:
     messages, text, asked = list(conversation.messages), effort_text(effort), None
     for place, message in enumerate(conversation.messages):
         asked = place if message.role == "user" else asked
-        if asked is None or not _is_trained(conversation, place):
+        if asked is None or place not in conversation.trained:
             continue
         content = messages[asked].content
         if stated_effort(content) is None:
@@ -50,7 +49,7 @@ def varied(
     """
     draws = np.random.default_rng(seed).random((len(conversations), 3))
     for conversation, (silent, cut, place) in zip(conversations, draws.tolist(), strict=True):
-        if conversation.effort is not None or not any(message.reasoning for message in trained_replies(conversation)):
+        if conversation.effort is not None or not any(message.reasoning for message in conversation.trained.values()):
             yield conversation
         elif silent < no_thinking_share:
             messages = tuple(replace(message, reasoning="") for message in conversation.messages)
@@ -74,7 +73,7 @@ def turns_apart(conversation: Conversation) -> list[Conversation]:
     found = []
     for number, (begin, end) in enumerate(pairwise([*begins, len(messages)]), 1):
         replies = [place for place in range(begin, end) if messages[place].role == "assistant"]
-        trained = [messages[place] for place in replies if _is_trained(conversation, place)]
+        trained = [messages[place] for place in replies if place in conversation.trained]
         if not trained:
             continue
         earlier = [replace(message, reasoning="") for message in messages[:begin]]
@@ -99,20 +98,10 @@ def repetition(conversation: Conversation) -> float:
     """Share of the runs of `REPEATED_WORDS` words in a trained reply's reasoning that have occurred before in it; the
     largest of all replies. Words are what white space separates.
     """
-    return max((_repetition(message.reasoning) for message in trained_replies(conversation)), default=0.0)
+    return max((_repetition(message.reasoning) for message in conversation.trained.values()), default=0.0)
 
 
 def _repetition(text: str) -> float:
     words = text.split()
     runs = list(zip(*(words[start:] for start in range(REPEATED_WORDS)), strict=False))
     return 1.0 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def trained_replies(conversation: Conversation) -> list[Message]:
-    """The trained replies."""
-    places = range(len(conversation.messages))
-    return [conversation.messages[place] for place in places if _is_trained(conversation, place)]
-
-
-def _is_trained(conversation: Conversation, place: int) -> bool:
-    return conversation.messages[place].role == "assistant" and place not in conversation.untrained

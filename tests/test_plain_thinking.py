@@ -11,7 +11,7 @@ from rl.chat.formats.nemotron import NemotronFormat
 from rl.policies import train_tokenizer
 from sft.__main__ import app
 from sft.plain_thinking import plain_thinking
-from sft.sources import read_conversations
+from tests.conversations import conversations_of
 from tests.test_wrong_inputs import PLAIN_TEMPLATE
 
 ASK = {"role": "user", "content": "What does <think> mean?"}
@@ -35,7 +35,7 @@ def policy(tmp_path: Path) -> Path:
 
 
 def test_the_first_trained_row_with_tags_is_named_with_the_ways_out(policy: Path, tmp_path: Path) -> None:
-    rows = read_conversations(tmp_path / "rows.jsonl", has_thinking=False)
+    rows = conversations_of(tmp_path / "rows.jsonl", has_thinking=False)
     told = plain_thinking(rows, load_chat(policy, "template"), policy)
     assert f"{tmp_path}/rows.jsonl, row 3 and 1 more: <think>" in told
     assert "fix: remove the thinking from the rows" in told
@@ -44,7 +44,7 @@ def test_the_first_trained_row_with_tags_is_named_with_the_ways_out(policy: Path
 
 
 def test_a_format_with_a_think_block_needs_no_warning(policy: Path, tmp_path: Path) -> None:
-    rows = read_conversations(tmp_path / "rows.jsonl", has_thinking=True)
+    rows = conversations_of(tmp_path / "rows.jsonl", has_thinking=True)
     assert plain_thinking(rows, load_chat(policy, "nemotron"), policy) == ""
 
 

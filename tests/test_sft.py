@@ -112,16 +112,15 @@ def test_labels_are_exactly_what_the_assistant_says(tmp_path):
     conversations = gold_conversations(config)
     build_for(config, conversations, tmp_path)
     chat = load_chat(tmp_path, "nemotron")
-    rows, num_too_long = token_rows(conversations, chat, config)
-    assert num_too_long == 0
+    rows = token_rows(conversations, chat, config)
     for row, conversation in zip(rows, conversations, strict=True):
         reply = conversation.messages[-1]
         said = f"{reply.reasoning}\n</think>\n{reply.content}" if reply.reasoning else reply.content
         trained = [label for label in row.labels if label >= 0]
         assert chat.text(trained) == said + "<|im_end|>"
         assert list(row.input_ids[-len(trained) :]) == trained
-    _, num_too_long = token_rows(conversations, chat, with_max_tokens(config, min(len(row.input_ids) for row in rows)))
-    assert 0 < num_too_long < len(rows)
+    shortest = min(map(len, rows))
+    assert token_rows(conversations, chat, with_max_tokens(config, shortest)) == [r for r in rows if len(r) == shortest]
     with pytest.raises(SftDataError, match="all 200 conversations are longer"):
         token_rows(conversations, chat, with_max_tokens(config, 3))
 
@@ -132,7 +131,7 @@ def test_truncated_conversations_tell_their_budget_and_do_not_train_what_the_eng
     build_for(config, conversations, tmp_path)
     chat = load_chat(tmp_path, "nemotron")
     no_grace = config.model_copy(update={"budget": config.budget.model_copy(update={"grace_tokens": 0})})
-    rows, _ = token_rows(conversations, chat, no_grace)
+    rows = token_rows(conversations, chat, no_grace)
     for row, conversation in zip(rows, conversations, strict=True):
         assert "{thinking token budget: " in chat.text(row.input_ids)
         reply = conversation.messages[-1]
@@ -254,5 +253,5 @@ def test_replies_of_an_opening_are_read_and_not_trained(tmp_path):
     assert all(one.cut_at is None for one in gave_up) and any(one.cut_at is not None for one in conversations)
     build_for(config, conversations, tmp_path)
     chat = load_chat(tmp_path, "nemotron")
-    rows, _ = token_rows(conversations, chat, config)
+    rows = token_rows(conversations, chat, config)
     assert not any("wrong" in chat.text([label for label in row.labels if label >= 0]) for row in rows)

@@ -20,7 +20,7 @@ from rl.precision.formats.nvfp4 import Nvfp4
 from rl.stop import StopRequested
 from sft.data import Row, token_rows
 from sft.rows import SftDataError
-from sft.sources import read_conversations
+from tests.conversations import conversations_of
 from tests.test_sft import SIZES
 from tests.test_sft_stage import run_stage, stage, steps_of
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow  # imports TRL
 
 def rows_of(config: ExperimentConfig, policy: Path) -> list[Row]:
     assert config.sft is not None and isinstance(config.sft.data, Path)
-    return token_rows(read_conversations(config.sft.data), load_chat(policy, config.policy.chat), config)[0]
+    return token_rows(conversations_of(config.sft.data), load_chat(policy, config.policy.chat), config)
 
 
 def test_the_split_is_a_function_of_seed_and_conversations() -> None:

@@ -19,6 +19,7 @@ from sft.__main__ import load_stage
 from sft.data import Row, token_rows, training_conversations, training_order
 from sft.mixture import drawn, read_source, rows_by_source
 from sft.rows import SftDataError
+from sft.sources import Keys
 from tests.makers import make_config, make_rollout
 from tests.test_sft import SIZES
 from tests.test_sft_stage import ROWS, run_stage, stage, steps_of
@@ -150,7 +151,7 @@ def test_files_gold_conversations_and_rollouts_are_sources(tmp_path: Path) -> No
     assert "Its share of each step's conversations" in explain("sft.data.1.weight")
     source = config.sft.sources[3].model_copy(update={"reward_min": 2.0})
     with pytest.raises(SftDataError, match=r"no rollout of a training task is sound .* at least 2: lower reward_min"):
-        read_source(source, has_thinking=True)
+        read_source(source, Keys.of("sft", 3), has_thinking=True)
 
 
 @pytest.mark.parametrize(
@@ -238,5 +239,5 @@ def test_the_stage_lasts_as_many_epochs_as_are_asked_for(tmp_path: Path, monkeyp
     assert len(steps_of(folder)) == 5  # 36 of 40 rows, in steps of 8
     from rl.chat.chat import load_chat
 
-    rows, _ = token_rows(training_conversations(config), load_chat(folder, "auto"), config)
+    rows = token_rows(training_conversations(config), load_chat(folder, "auto"), config)
     assert sum(line["tokens"] for line in steps_of(folder)) == sum(len(row.input_ids) for row in rows)

@@ -16,7 +16,7 @@ from rl.policies import train_tokenizer
 from sft.data import token_rows
 from sft.messages import BadRow
 from sft.rows import FORMS, Conversation, SftDataError, read_row
-from sft.sources import read_conversations
+from tests.conversations import conversations_of
 from tests.makers import make_config
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data/cases/sft_rows.jsonl").read_text().splitlines()]
@@ -36,7 +36,7 @@ def write(folder: Path, *rows: Any) -> Path:
 
 
 def only(folder: Path, *messages: Any, **row: Any) -> Conversation:
-    (conversation,) = read_conversations(write(folder, {"messages": list(messages), **row}))
+    (conversation,) = conversations_of(write(folder, {"messages": list(messages), **row}))
     return conversation
 
 
@@ -65,7 +65,7 @@ def test_collected_rows_have_one_of_the_right_outcomes(case: dict[str, Any], tmp
     else:
         write(tmp_path, *case["rows"])
     try:
-        conversations = read_conversations(path)
+        conversations = conversations_of(path)
         token_rows(conversations, chat, CONFIG)
     except SftDataError as error:
         patterns = [right.partition(": ")[2] for right in case["right"] if isinstance(right, str)]
@@ -123,7 +123,7 @@ def test_thinking_may_be_a_field(tmp_path: Path, key: str) -> None:
 def test_tags_are_text_for_users_and_for_formats_without_a_think_block(tmp_path: Path) -> None:
     tagged = {"role": "assistant", "content": "<think>r</think>a"}
     path = write(tmp_path, {"messages": [{"role": "user", "content": "what is <think>?"}, tagged]})
-    (conversation,) = read_conversations(path, has_thinking=False)
+    (conversation,) = conversations_of(path, has_thinking=False)
     assert [message.content for message in conversation.messages] == ["what is <think>?", "<think>r</think>a"]
 
 
@@ -192,7 +192,7 @@ def test_tools_calls_and_parameters_may_be_json_text(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named_with_its_row(tmp_path: Path, row: dict[str, Any], words: str) -> None:
     path = write(tmp_path, {"messages": [ASK, ANSWER]}, {"messages": [ASK, ANSWER], **row})
     with pytest.raises(SftDataError, match=f"1 of 2 rows are bad; first: .*rows.jsonl, row 2: .*(?:{words})"):
-        read_conversations(path)
+        conversations_of(path)
 
 
 def test_a_value_that_no_call_can_hold_is_refused_and_not_trained_as_another(tmp_path: Path, chat: Chat) -> None:
@@ -220,9 +220,9 @@ def test_openai_and_sharegpt_and_prompt_with_completion_say_the_same(tmp_path: P
         {"prompt": [{"role": "system", "content": "s"}, ASK], "completion": "yo", "messages": None},
         {"messages": [{"role": "system", "content": [{"type": "text", "text": "s"}]}, ASK, ANSWER], "prompt": "hi"},
     ]
-    found = {conversation.messages for conversation in read_conversations(write(tmp_path, *rows))}
+    found = {conversation.messages for conversation in conversations_of(write(tmp_path, *rows))}
     assert found == {(Message("system", "s"), Message("user", "hi"), Message("assistant", "yo"))}
-    (texts,) = read_conversations(write(tmp_path, {"prompt": "hi", "completion": "yo"}))
+    (texts,) = conversations_of(write(tmp_path, {"prompt": "hi", "completion": "yo"}))
     assert texts.messages == (Message("user", "hi"), Message("assistant", "yo"))
 
 
@@ -234,7 +234,7 @@ def test_calls_and_results_of_sharegpt_are_read(tmp_path: Path) -> None:
         {"from": "gpt", "value": "<think>3</think>Three."},
     ]
     tools = '[{"name": "stock", "description": "d", "parameters": {"type": "object"}}]'
-    (conversation,) = read_conversations(write(tmp_path, {"conversations": said, "tools": tools}))
+    (conversation,) = conversations_of(write(tmp_path, {"conversations": said, "tools": tools}))
     assert conversation.messages == (
         Message("user", "how many?"),
         Message("assistant", "", tool_calls=(ToolCall("stock", {"sku": "A7"}),)),
@@ -257,7 +257,7 @@ def test_parts_of_a_content_are_joined(tmp_path: Path) -> None:
 
 
 def trained(conversation: Conversation, chat: Chat) -> str:
-    (row,), _ = token_rows([conversation], chat, CONFIG)
+    (row,) = token_rows([conversation], chat, CONFIG)
     return chat.text([label for label in row.labels if label >= 0])
 
 
@@ -267,13 +267,13 @@ def test_replies_of_a_prompt_and_of_weight_0_are_read_but_not_trained(tmp_path: 
     assert trained(only(tmp_path, *said), chat) == "one<|im_end|>two<|im_end|>"
     assert trained(only(tmp_path, ASK, {**first, "weight": 0}, *said[2:]), chat) == "two<|im_end|>"
     assert trained(only(tmp_path, ASK, {**first, "weight": 1}, *said[2:]), chat) == "one<|im_end|>two<|im_end|>"
-    (completed,) = read_conversations(write(tmp_path, {"prompt": said[:3], "completion": said[3:]}))
+    (completed,) = conversations_of(write(tmp_path, {"prompt": said[:3], "completion": said[3:]}))
     assert trained(completed, chat) == "two<|im_end|>"
 
 
 def test_a_row_without_a_form_is_told_the_forms_and_each_example_is_one(tmp_path: Path) -> None:
     with pytest.raises(SftDataError) as error:
-        read_conversations(write(tmp_path, {"text": "x", "prompt": "y"}))
+        conversations_of(write(tmp_path, {"text": "x", "prompt": "y"}))
     assert "row 1: a row must have one of these forms, got an object with text, prompt:" in str(error.value)
     for example in FORMS.values():
         assert example in str(error.value)
@@ -341,6 +341,6 @@ def test_values_that_are_nested_deeply_raise_nothing_else(tmp_path: Path, deep: 
     else:
         row["messages"][1] = {**ANSWER, "tool_calls": [{"name": "f", "arguments": nested}]}
     try:
-        token_rows(read_conversations(write(tmp_path, row)), chat, CONFIG)
+        token_rows(conversations_of(write(tmp_path, row)), chat, CONFIG)
     except SftDataError as error:
         assert "row 1: " in str(error)

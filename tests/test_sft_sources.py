@@ -12,11 +12,14 @@ from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.chat import Chat
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.errors import ConfigError
+from rl.config.mixture import SourceConfig
 from rl.config.read import check_references
 from rl.config.supervised import hub_name
 from rl.policies import train_tokenizer
+from sft.mixture import read_source
 from sft.rows import SftDataError
-from sft.sources import read_conversations
+from sft.sources import Keys
+from tests.conversations import conversations_of
 from tests.makers import make_config
 
 ASK, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
@@ -87,7 +90,7 @@ SOURCES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("name", SOURCES)
 def test_each_source_gives_the_same_conversations(name: str, tmp_path: Path) -> None:
     SOURCES[name](tmp_path / name)
-    first, second = read_conversations(tmp_path / name)
+    first, second = conversations_of(tmp_path / name)
     assert first.messages == (Message("user", "hi"), Message("assistant", "yo", "", (ToolCall("f", {"city": "x"}),)))
     assert first.tools == (ToolSpec("f", "", TOOL["parameters"]),)
     assert second.messages == (Message("user", "hi"), Message("assistant", "yo", "r"))
@@ -98,14 +101,17 @@ def test_each_source_gives_the_same_conversations(name: str, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_split_is_chosen_and_a_missing_one_is_told(tmp_path: Path) -> None:
     write_saved_splits(tmp_path / "splits")
-    assert len(read_conversations(tmp_path / "splits", split="test")) == 1
+    assert len(conversations_of(tmp_path / "splits", split="test")) == 1
     with pytest.raises(SftDataError, match=r"no split 'dev', only train, test \(sft.data_split\)"):
-        read_conversations(tmp_path / "splits", split="dev")
+        conversations_of(tmp_path / "splits", split="dev")
+    mixed = SourceConfig(path=tmp_path / "splits", split="dev", weight=1.0)
+    with pytest.raises(SftDataError, match=r"no split 'dev', only train, test \(sft.data.2.split\)"):
+        read_source(mixed, Keys.of("sft", 2), has_thinking=True)
     write_folder(tmp_path / "folder")
     with pytest.raises(SftDataError, match=r"test.jsonl, row 1: not JSON"):
-        read_conversations(tmp_path / "folder", split="test")
+        conversations_of(tmp_path / "folder", split="test")
     with pytest.raises(SftDataError, match=r"no .* file of split 'dev', only test.jsonl, train-00000.parquet"):
-        read_conversations(tmp_path / "folder", split="dev")
+        conversations_of(tmp_path / "folder", split="dev")
 
 
 @pytest.mark.parametrize(
@@ -122,20 +128,20 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: bytes, words: str
     path = tmp_path / "rows.jsonl"
     path.write_bytes(json.dumps({"messages": [ASK, ANSWER]}).encode() + b"\n" + line + b"\n")
     with pytest.raises(SftDataError, match=f"rows.jsonl, {words}"):
-        read_conversations(path)
+        conversations_of(path)
 
 
 def test_a_byte_order_mark_and_other_line_ends_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"messages": [ASK, ANSWER]}).encode() + b"\r\n\r\n")
-    assert len(read_conversations(path)) == 1
+    assert len(conversations_of(path)) == 1
 
 
 def test_all_lines_that_are_no_rows_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join([json.dumps(ROWS[0]), "{", "", "[]", json.dumps(ROWS[1]), "}"]))
     with pytest.raises(SftDataError, match=r"3 of 5 rows are bad; first: .*rows.jsonl, row 2: not JSON"):
-        read_conversations(path)
+        conversations_of(path)
 
 
 @pytest.mark.parametrize(
@@ -156,17 +162,17 @@ def test_damaged_files_are_told(tmp_path: Path, name: str, content: bytes, words
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(SftDataError, match=f"{name}.*{words}"):
-        read_conversations(path)
+        conversations_of(path)
 
 
 def test_missing_and_foreign_sources_are_told(tmp_path: Path) -> None:
     with pytest.raises(SftDataError, match=r"rows.jsonl cannot be read: .*No such file"):
-        read_conversations(tmp_path / "rows.jsonl")
+        conversations_of(tmp_path / "rows.jsonl")
     with pytest.raises(SftDataError, match=r"is no folder written by save_to_disk of datasets, and holds no .jsonl or"):
-        read_conversations(tmp_path)
+        conversations_of(tmp_path)
     (tmp_path / "dataset_info.json").write_text("{")
     with pytest.raises(SftDataError, match="cannot be read by datasets"):
-        read_conversations(tmp_path)
+        conversations_of(tmp_path)
 
 
 def test_columns_of_other_types_are_bad_rows(tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_columns_of_other_types_are_bad_rows(tmp_path: Path) -> None:
     with pytest.raises(
         SftDataError, match=r"2 of 2 rows .* row 1: messages\[0\]: a message must be an object, got date"
     ):
-        read_conversations(tmp_path / "rows.parquet")
+        conversations_of(tmp_path / "rows.parquet")
 
 
 def test_a_name_of_the_hub_is_told_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +209,7 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache_and_its_absence_told(
     cache = tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     with pytest.raises(SftDataError) as error:
-        read_conversations(Path("user/name"), subset="math", split="test")
+        conversations_of(Path("user/name"), subset="math", split="test")
     command = """load_dataset('user/name', 'math', split='test').save_to_disk('user_name')"""
     assert command in str(error.value) and "not in the cache" in str(error.value)
     assert str(error.value).endswith("copy the folder here and set sft.data=user_name")
@@ -216,11 +222,11 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache_and_its_absence_told(
     (made / "dataset_info.json").write_text(json.dumps({**info, "config_name": "default", "dataset_name": "name"}))
     (cache / "user___name" / "default" / "0.0.0").mkdir(parents=True)
     made.rename(cache / "user___name" / "default" / "0.0.0" / made.name)
-    first, second = read_conversations(Path("user/name"))
+    first, second = conversations_of(Path("user/name"))
     assert first.source == "user/name, row 1"
     assert second.messages == (Message("user", "hi"), Message("assistant", "yo", "r"))
     with pytest.raises(SftDataError, match=r"user/name: .*test.* \(sft.data_split, sft.data_subset\)"):
-        read_conversations(Path("user/name"), split="test")
+        conversations_of(Path("user/name"), split="test")
 
 
 @pytest.mark.slow
@@ -234,7 +240,7 @@ def test_calls_of_a_datasets_folder_are_read_back_by_the_chat_as_they_were_meant
         {"messages": [ASK, ANSWER]},
     ]
     Dataset.from_list(rows).save_to_disk(tmp_path / "folder")
-    first, second, third = read_conversations(tmp_path / "folder")
+    first, second, third = conversations_of(tmp_path / "folder")
     assert first.messages[1].tool_calls == (ToolCall("f", {"o": {"x": 1}}),)
     assert second.messages[1].tool_calls == (ToolCall("g", {"o": {"y": "2"}, "n": 3}),)
     assert third.messages[1] == Message("assistant", "yo")

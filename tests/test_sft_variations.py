@@ -241,7 +241,7 @@ def test_the_rows_of_a_dialogue_are_trained_together_or_held_out_together(chat: 
         for n in range(20)
     ]
     turns = [one for dialogue in dialogues for one in turns_apart(dialogue)]
-    rows, _ = token_rows(turns, chat, make_config())
+    rows = token_rows(turns, chat, make_config())
     trained, heldout = split_rows(rows, 0.3, seed=0)
     assert (len(trained), len(heldout)) == (42, 18)
     assert not {row.last_ids for row in trained} & {row.last_ids for row in heldout}
