@@ -1,13 +1,10 @@
 """A run with an algorithm for each environment, shaping, penalties and dynamic sampling, on a policy that it builds."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.test_train import START_TIMEOUT_S
+from tests.trained import steps_of, trained
 
 YAML = """
 run_dir: {run_dir}
@@ -32,13 +29,8 @@ ray: {{address: local}}
 @pytest.mark.slow
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_a_run_trains_with_an_algorithm_for_each_environment(tmp_path: Path, max_staleness: int) -> None:
-    path, run_dir = tmp_path / "experiment.yaml", tmp_path / "run"
-    path.write_text(YAML.format(run_dir=run_dir, max_staleness=max_staleness))
-    command = [sys.executable, "-m", "rl", "train", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * START_TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line.get("kind") == "train"]
+    lines = trained(YAML.format(run_dir=tmp_path / "run", max_staleness=max_staleness), tmp_path)
+    steps = steps_of(lines)
     assert [line["step"] for line in steps] == [1, 2, 3]
     most = 9 if max_staleness == 0 else 6
     assert all(3 <= line["groups"] <= most for line in steps)

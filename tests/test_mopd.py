@@ -1,6 +1,5 @@
 """Distillation from teachers: the loss by hand, how rows are dealt to engines, and what is refused before a start."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,6 +27,7 @@ from rl.tokens import TEACHER, Tokens
 from tests.loss_cases import MATH, STORE, make_batch, run
 from tests.makers import make_config, make_group
 from tests.test_train import START_TIMEOUT_S
+from tests.trained import steps_of, trained
 
 TEACHERS: dict[str, Any] = {"sums": {"path": "a", "num_engines": 2}, "shop": {"path": "b"}}
 ENVIRONMENTS: dict[str, Any] = {
@@ -266,14 +266,7 @@ ray: {{address: local}}
 @pytest.mark.slow
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_a_run_learns_from_two_teachers(policies: dict[str, Path], tmp_path: Path, max_staleness: int) -> None:
-    path, run_dir = tmp_path / "experiment.yaml", tmp_path / "run"
-    folders = {"student": policies["student"], "teacher": policies["teacher"]}
-    path.write_text(YAML.format(run_dir=run_dir, max_staleness=max_staleness, **folders))
-    command = [sys.executable, "-m", "rl", "train", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * START_TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line.get("kind") == "train"]
+    steps = steps_of(trained(YAML.format(run_dir=tmp_path / "run", max_staleness=max_staleness, **policies), tmp_path))
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert all(line["seconds/score"] > 0 and np.isfinite(line["update/teacher_kl"]) for line in steps)
 
@@ -281,8 +274,7 @@ def test_a_run_learns_from_two_teachers(policies: dict[str, Path], tmp_path: Pat
 @pytest.mark.slow
 def test_the_doctor_does_a_step_with_teachers(policies: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
-    folders = {"student": policies["student"], "teacher": policies["teacher"]}
-    path.write_text(YAML.format(run_dir=tmp_path / "run", max_staleness=0, **folders))
+    path.write_text(YAML.format(run_dir=tmp_path / "run", max_staleness=0, **policies))
     command = [sys.executable, "-m", "rl", "doctor", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * START_TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -48,9 +48,9 @@ class Endpoint(NamedTuple):
     chat: Chat
 
 
-def teach(folder: Path, chat: Chat) -> None:
+def teach(folder: Path, chat: Chat, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
     """Train the policy until it says the conversation by heart."""
-    ids, mask = chat.conversation(TAUGHT, (TOOL,), "unlimited")
+    ids, mask = chat.conversation(messages, tools, "unlimited")
     model = AutoModelForCausalLM.from_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     batch = torch.tensor([ids])
@@ -100,7 +100,7 @@ def serving(folder: Path, *options: str, kill: bool = False, output: IO[bytes] |
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     folder = write_policy("qwen3", tmp_path_factory.mktemp("serve") / "policy", tuple(m.content for m in TAUGHT))
     chat = load_chat(folder, "auto")
-    teach(folder, chat)
+    teach(folder, chat, TAUGHT, (TOOL,))
     with serving(folder, "--max-tokens", str(MAX_TOKENS), kill=True) as client:
         yield Endpoint(client, folder, chat)
 

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +12,6 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from envs.judge_client import AT_ONCE, MODEL, TIMEOUT_S, URL, ask_judge, find_judge
 from envs.messages import Message, Reply
@@ -30,7 +26,8 @@ from rl.preflight import preflight
 from rl.rollouts.judge import NAME, NOWHERE, JudgeServer, served_judge
 from tests.families import write_policy
 from tests.makers import make_config
-from tests.test_train import START_TIMEOUT_S
+from tests.test_serve import teach
+from tests.trained import steps_of, trained
 
 JUDGED = "chat/Judged-v0"
 THOUGHT = "It is good."
@@ -106,18 +103,7 @@ async def asks(reply: Reply, row: Row) -> float:
 def write_judge(folder: Path) -> Path:
     """A tiny policy that knows the answer to one question, after a thought."""
     write_policy("qwen3", folder, (QUESTION, THOUGHT, VERDICT))
-    chat, model = load_chat(folder, "auto"), AutoModelForCausalLM.from_pretrained(folder)
-    ids, mask = chat.conversation([Message("user", QUESTION), Message("assistant", VERDICT, THOUGHT)], (), "unlimited")
-    labels = torch.where(torch.tensor([mask]), torch.tensor([ids]), -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    for _ in range(300):
-        loss = model(input_ids=torch.tensor([ids]), labels=labels).loss
-        if loss.item() < 1e-3:
-            break
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
+    teach(folder, load_chat(folder, "auto"), (Message("user", QUESTION), Message("assistant", VERDICT, THOUGHT)))
     return folder
 
 
@@ -128,9 +114,8 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> None:
-    path, run_dir = tmp_path / "experiment.yaml", tmp_path / "run"
     tree = {
-        "run_dir": str(run_dir),
+        "run_dir": str(tmp_path / "run"),
         "seed": 3,
         "policy": {"path": str(judge), "max_tokens": 512},
         "judge": {"path": str(judge), "max_tokens": 1024, "kv_cache_gib": 0.1},
@@ -140,15 +125,8 @@ def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> Non
         "rollout": {"kv_cache_gib": 0.1, "max_reply_tokens": 64},
         "ray": {"address": "local"},
     }
-    path.write_text(json.dumps(tree))
-    command = [sys.executable, "-m", "rl", "train", str(path)]
     environment = {name: value for name, value in os.environ.items() if name not in (URL, MODEL)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=3 * START_TIMEOUT_S, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line.get("kind") == "train"]
+    steps = steps_of(trained(json.dumps(tree), tmp_path, environment))
     assert [line["step"] for line in steps] == [1, 2]
     assert [line["reward"] for line in steps] == [1.0, 1.0]
     lines_of_processes = [one.info["cmdline"] or () for one in psutil.process_iter(["cmdline"])]

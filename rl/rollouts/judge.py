@@ -85,7 +85,8 @@ class JudgeServer:
                 return
             logger.warning("the judge's endpoint ended with exit code %s and is started again", code)
             time.sleep(POLL_S)
-            self._process = self._started()
+            if not self._is_stopping:  # else it would outlive this actor's clean end
+                self._process = self._started()
 
     def shutdown(self) -> None:
         self._is_stopping = True
