@@ -172,9 +172,10 @@ class ExperimentConfig(Section):
                 f"teachers give logprobs at temperature 1, but rollout.temperature is {self.rollout.temperature:g}:"
                 " set it to 1"
             )
-        if (self.teachers or self.judge) and self.ray.placement == "colocated":
-            beside = "the engines of `teachers`" if self.teachers else "the judge"
-            raise ValueError(f"ray.placement: colocated has no places for {beside}: choose separate")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_changes_rewards_that_are_not_read(self) -> "ExperimentConfig":
         if self.teachers and self.train.max_sampling_rounds > 1:
             raise ValueError(
                 "train.max_sampling_rounds leaves out groups whose rewards are equal, but distillation reads no"
@@ -245,6 +246,9 @@ class ExperimentConfig(Section):
         learner, rollout = self.learner, self.rollout
         if self.ray.placement != "colocated":
             return self
+        if self.teachers or self.judge:
+            beside = "the engines of `teachers`" if self.teachers else "the judge"
+            raise ValueError(f"ray.placement: colocated has no places for {beside}: choose separate")
         if learner.num_ranks != rollout.num_workers:
             raise ValueError(
                 f"ray.placement: colocated puts one rank and one engine together, but learner.num_ranks is"
