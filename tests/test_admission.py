@@ -28,9 +28,9 @@ def test_a_run_begins_with_the_most_groups_that_the_bound_allows() -> None:
 def test_a_step_of_waiting_starts_more_and_a_step_without_starts_fewer() -> None:
     admission = Admission(16, 2)
     admission.follow(0.0, 1.0)
-    assert admission.num_in_flight == 46  # an eighth of 16 fewer
+    assert admission.num_in_flight == 44  # a quarter of the 16 above two steps' fewer
     admission.follow(0.14, 1.0)  # the running mean is 0.3 * 0.14 = 0.042: neither much nor little
-    assert admission.num_in_flight == 46
+    assert admission.num_in_flight == 44
     admission.follow(0.14, 1.0)  # 0.042 + 0.3 * (0.14 - 0.042) = 0.0714
     assert admission.num_in_flight == 48
     admission.follow(1.0, 1.0)
@@ -46,6 +46,14 @@ def test_a_single_step_that_waits_long_starts_no_more_groups_and_a_second_one_do
     assert admission.num_in_flight == before
     admission.follow(8.0, 10.0)  # 0.045 + 0.3 * 0.105
     assert admission.num_in_flight == before + 4
+
+
+def test_a_surplus_of_many_steps_is_gone_after_a_few() -> None:
+    admission, in_flight = Admission(16, 8), []  # 144 groups
+    for _ in range(12):
+        admission.follow(0.0, 1.0)
+        in_flight.append(admission.num_in_flight)
+    assert in_flight == [116, 95, 80, 68, 59, 53, 48, 44, 41, 39, 37, 35]  # a quarter of what is above 32, at least 2
 
 
 def test_a_synchronous_run_always_has_the_groups_of_one_step() -> None:

@@ -30,7 +30,9 @@ class Admission:
         if self._wait_share > WAIT_SHARE:
             wanted = self.num_in_flight + max(1, self._num_prompts // 4)
         elif self._wait_share < WAIT_SHARE / 2:
-            wanted = self.num_in_flight - max(1, self._num_prompts // 8)
+            # fast down to this step's groups and the next one's, so that a large bound costs a few steps of old tokens
+            surplus = self.num_in_flight - 2 * self._num_prompts
+            wanted = self.num_in_flight - max(1, self._num_prompts // 8, surplus // 4)
         else:
             return
         self.num_in_flight = min(self._most, max(self._num_prompts, wanted))
