@@ -201,13 +201,17 @@ def report(run: Run) -> None:
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.")],
     page: Annotated[Path | None, typer.Option(help="Also write the tables to this HTML page.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw seeds of an arm together, to this PNG file.")] = None,
 ) -> None:
-    """Print how runs differ: configuration keys, scores on held-out tasks, speed."""
+    """Print how runs differ: configuration keys, scores on held-out tasks, speed.
+
+    Runs whose folders are named alike but for their seed (NAME_0, NAME_1) are also shown together.
+    """
     from rl.runs.compare import print_comparison
 
     if len(runs) < 2:
         raise typer.BadParameter("give two run folders or more")
-    print_comparison(runs, page)
+    print_comparison(runs, page, figure)
 
 
 @app.command()

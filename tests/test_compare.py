@@ -54,7 +54,7 @@ def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
 def test_the_comparison_is_printed_and_written_as_a_page(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     console = Console(record=True, width=140, file=io.StringIO())
-    print_comparison(two_runs(tmp_path), page, console)
+    print_comparison(two_runs(tmp_path), page, console=console)
     text = page.read_text()
     assert all(word in text for word in ("first", "second", "learner.learning_rate", "difference", "+0.100 ± 0.050"))
 
@@ -99,7 +99,7 @@ def test_budgets_of_several_runs_are_compared_by_the_tokens_that_were_used(tmp_p
     assert curves["first"].tolist() == [[10.0, 0.2], [52.25, 0.5]]
     assert curves["second"].tolist() == [[40.0, 0.8], [80.0, 0.9]]
     page = tmp_path / "page.html"
-    print_comparison([first, second], page, Console(record=True, width=140, file=io.StringIO()))
+    print_comparison([first, second], page, console=Console(record=True, width=140, file=io.StringIO()))
     assert "data:image/png;base64," in page.read_text() and "0.800 ± 0.080 at 40.0 tokens" in page.read_text()
 
 

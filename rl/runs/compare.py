@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from envs.errors import InputError
+from rl.runs import arms as seeds
 from rl.runs.budget_curves import TITLE, budget_curves, budget_rows
 from rl.runs.drawing import png
 from rl.runs.files import storing
@@ -26,23 +28,43 @@ LEGEND = (
 )
 
 
-def print_comparison(run_dirs: Sequence[Path], page: Path | None = None, console: Console | None = None) -> None:
-    """Print what differs between the runs, and write it to an HTML page too if one is given.
+class NoArmsError(InputError):
+    """No two runs differ in their seed alone."""
 
-    Raises `NoRunError` and what else `read_history` raises, and `StorageError` for the page.
+
+def print_comparison(
+    run_dirs: Sequence[Path], page: Path | None = None, figure: Path | None = None, console: Console | None = None
+) -> None:
+    """Print what differs between the runs, and write it to an HTML page too if one is given; `figure` is a PNG file of
+    the runs by arm (`rl.runs.arms`).
+
+    Raises `NoRunError` and what else `read_history` raises, `NoArmsError`, and `StorageError` for the page.
     """
     console = console or Console(record=page is not None)
     histories = [read_history(run_dir) for run_dir in run_dirs]
     names = [history.run.path.resolve().name for history in histories]
     rows = configuration_differences(histories)
+    arms = seeds.arms_of(histories)
+    if figure is not None and not arms:
+        raise NoArmsError(
+            "--figure draws several seeds of a run together, and no two of these run folders are named alike but for"
+            " their seed at the end, as bound_1_0 and bound_1_1; rename them, or leave --figure out"
+        )
     _print_rows(console, "configuration: keys that differ", "key", names, rows)
     _print_rows(console, "scores on held-out tasks (never trained), and speed", "", names, results(histories))
     console.print(LEGEND, style="dim")
-    if by_budget := budget_rows(histories):
-        _print_rows(console, "held-out accuracy by thinking budget", "", names, by_budget)
+    if of_budgets := budget_rows(histories):
+        _print_rows(console, "held-out accuracy by thinking budget", "", names, of_budgets)
+    if arms:
+        _print_rows(console, "held-out reward, seeds of an arm together", "", list(arms), seeds.arm_rows(arms))
+    by_arm = png(seeds.arms_figure(arms)) if arms and (page or figure) else None
+    if figure is not None and by_arm is not None:
+        with storing(figure):
+            figure.write_bytes(by_arm)
     if page is not None:
-        figure = budget_curves(histories, names)
-        drawn = f"<h2>{TITLE}</h2>{image(TITLE, png(figure))}" if figure else ""
+        by_budget = budget_curves(histories, names)
+        drawings = {seeds.TITLE: by_arm, TITLE: png(by_budget) if by_budget else None}
+        drawn = "".join(f"<h2>{title}</h2>{image(title, one)}" for title, one in drawings.items() if one)
         with storing(page):
             page.write_text(console.export_html().replace("</body>", f"{drawn}</body>"), encoding="utf-8")
 
