@@ -201,7 +201,9 @@ def report(run: Run) -> None:
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.")],
     page: Annotated[Path | None, typer.Option(help="Also write the tables to this HTML page.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Also draw seeds of an arm together, to this PNG file.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw seeds of a setting together, to this PNG file.")
+    ] = None,
 ) -> None:
     """Print how runs differ: configuration keys, scores on held-out tasks, speed.
 

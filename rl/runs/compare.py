@@ -13,22 +13,24 @@ from rich.table import Table
 from rich.text import Text
 
 from envs.errors import InputError
-from rl.runs import arms as seeds
 from rl.runs.budget_curves import TITLE, budget_curves, budget_rows
 from rl.runs.drawing import png
 from rl.runs.files import storing
 from rl.runs.history import History, read_history
 from rl.runs.html import image
+from rl.runs.settings import TITLE as OF_SETTINGS
+from rl.runs.settings import setting_rows, settings_figure, settings_of
 
 NOT_COMPARED = ("run_dir",)
 """Keys that differ between any two runs."""
+TOGETHER = "held-out reward, seeds of a setting together"
 LEGEND = (
     "reward ± standard error; mismatch: how far the learner's probabilities of sampled tokens are from the engine's,"
     " 1 if they are equal (docs/metrics.md)"
 )
 
 
-class NoArmsError(InputError):
+class NoSettingsError(InputError):
     """No two runs differ in their seed alone."""
 
 
@@ -36,17 +38,17 @@ def print_comparison(
     run_dirs: Sequence[Path], page: Path | None = None, figure: Path | None = None, console: Console | None = None
 ) -> None:
     """Print what differs between the runs, and write it to an HTML page too if one is given; `figure` is a PNG file of
-    the runs by arm (`rl.runs.arms`).
+    the runs by setting (`rl.runs.settings`).
 
-    Raises `NoRunError` and what else `read_history` raises, `NoArmsError`, and `StorageError` for the page.
+    Raises `NoRunError` and what else `read_history` raises, `NoSettingsError`, and `StorageError` for the page.
     """
     console = console or Console(record=page is not None)
     histories = [read_history(run_dir) for run_dir in run_dirs]
     names = [history.run.path.resolve().name for history in histories]
     rows = configuration_differences(histories)
-    arms = seeds.arms_of(histories)
-    if figure is not None and not arms:
-        raise NoArmsError(
+    settings = settings_of(histories)
+    if figure is not None and not settings:
+        raise NoSettingsError(
             "--figure draws several seeds of a run together, and no two of these run folders are named alike but for"
             " their seed at the end, as bound_1_0 and bound_1_1; rename them, or leave --figure out"
         )
@@ -55,15 +57,15 @@ def print_comparison(
     console.print(LEGEND, style="dim")
     if of_budgets := budget_rows(histories):
         _print_rows(console, "held-out accuracy by thinking budget", "", names, of_budgets)
-    if arms:
-        _print_rows(console, "held-out reward, seeds of an arm together", "", list(arms), seeds.arm_rows(arms))
-    by_arm = png(seeds.arms_figure(arms)) if arms and (page or figure) else None
-    if figure is not None and by_arm is not None:
+    if settings:
+        _print_rows(console, TOGETHER, "", list(settings), setting_rows(settings))
+    by_setting = png(settings_figure(settings)) if settings and (page or figure) else None
+    if figure is not None and by_setting is not None:
         with storing(figure):
-            figure.write_bytes(by_arm)
+            figure.write_bytes(by_setting)
     if page is not None:
         by_budget = budget_curves(histories, names)
-        drawings = {seeds.TITLE: by_arm, TITLE: png(by_budget) if by_budget else None}
+        drawings = {OF_SETTINGS: by_setting, TITLE: png(by_budget) if by_budget else None}
         drawn = "".join(f"<h2>{title}</h2>{image(title, one)}" for title, one in drawings.items() if one)
         with storing(page):
             page.write_text(console.export_html().replace("</body>", f"{drawn}</body>"), encoding="utf-8")

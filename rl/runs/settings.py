@@ -1,4 +1,4 @@
-"""Which way of training is better, over several seeds? Runs with folders named alike but for their seed are an arm."""
+"""Which setting is better, over several seeds? Runs with folders named alike but for their seed have one setting."""
 
 import math
 import re
@@ -11,45 +11,46 @@ from matplotlib.figure import Figure
 from rl.runs.drawing import COLOURS, label_axes, new_figure, smoothed, style
 from rl.runs.history import History
 
-TITLE = "Seeds of an arm together: reward in training (mean, and its range over seeds) and held out (a point a seed)"
+TITLE = "Seeds of a setting together: reward in training (mean, and its range over seeds) and held out (a point a seed)"
 MEAN = "mean"
 """In place of an environment: the mean over all of them."""
 
 
-def arms_of(histories: Sequence[History]) -> dict[str, list[History]]:
-    """The runs by arm, in their order: `bound_1_0` and `bound_1_1` with the seeds 0 and 1 are the arm `bound_1`, and so
-    are `bound_1/seed_0` and `bound_1/seed_1`.
+def settings_of(histories: Sequence[History]) -> dict[str, list[History]]:
+    """The runs by setting, in their order: `bound_1_0` and `bound_1_1` with the seeds 0 and 1 are the setting
+    `bound_1`, and so are `bound_1/seed_0` and `bound_1/seed_1`.
 
-    Empty if no arm has two runs.
+    Empty if no setting has two runs.
     """
-    arms: dict[str, list[History]] = {}
+    settings: dict[str, list[History]] = {}
     for history in histories:
         path = history.run.path.resolve()
         name = re.sub(rf"(^|[_-])(seed[_-]?)?{_seed(history)}$", "", path.name)
-        arms.setdefault(name or path.parent.name, []).append(history)
-    return arms if any(len(runs) > 1 for runs in arms.values()) else {}
+        settings.setdefault(name or path.parent.name, []).append(history)
+    return settings if any(len(runs) > 1 for runs in settings.values()) else {}
 
 
 def _seed(history: History) -> int:
     return (yaml.safe_load(history.config_text) or {}).get("seed", 0)
 
 
-def arm_rows(arms: Mapping[str, Sequence[History]]) -> list[list[str]]:
-    """Rows of held-out rewards: of each arm the mean over its seeds, the standard error of that mean, and their number.
+def setting_rows(settings: Mapping[str, Sequence[History]]) -> list[list[str]]:
+    """Rows of held-out rewards: of each setting the mean over its seeds, the standard error of that mean, and their
+    number.
 
-    The last row is each arm's lead over the first one, from the differences between runs of the same seed.
+    The last row is each setting's lead over the first one, from the differences between runs of the same seed.
     """
-    env_ids = sorted({env_id for runs in arms.values() for run in runs for env_id in run.env_ids})
+    env_ids = sorted({env_id for runs in settings.values() for run in runs for env_id in run.env_ids})
     rows = []
     for env_id in (*env_ids, MEAN):
         for label in ("before", "after"):
-            scores = [_scores(runs, label, env_id) for runs in arms.values()]
+            scores = [_scores(runs, label, env_id) for runs in settings.values()]
             if any(scores):
                 rows.append([f"{env_id} {label}", *(_mean_text(list(own.values()), "") for own in scores)])
-    base, *others = (_scores(runs, "after", MEAN) for runs in arms.values())
+    base, *others = (_scores(runs, "after", MEAN) for runs in settings.values())
     leads = [[score - base[seed] for seed, score in own.items() if seed in base] for own in others]
     if any(leads):
-        rows.append([f"{MEAN} after, less {next(iter(arms))}", "", *(_mean_text(lead, "+") for lead in leads)])
+        rows.append([f"{MEAN} after, less {next(iter(settings))}", "", *(_mean_text(lead, "+") for lead in leads)])
     return rows
 
 
@@ -66,10 +67,10 @@ def _mean_text(values: Sequence[float], sign: str) -> str:
     return f"{fmean(values):{sign}.3f}{error} ({len(values)})"
 
 
-def arms_figure(arms: Mapping[str, Sequence[History]]) -> Figure:
+def settings_figure(settings: Mapping[str, Sequence[History]]) -> Figure:
     """Reward in training over steps, and after it on held-out tasks."""
     figure, (left, right) = new_figure(1, 2)
-    for number, (name, runs) in enumerate(arms.items()):
+    for number, (name, runs) in enumerate(settings.items()):
         colour = COLOURS[number % len(COLOURS)]
         rewards = [dict(zip(*run.series("reward"), strict=True)) for run in runs]
         steps = sorted(set.intersection(*(set(one) for one in rewards)))
@@ -83,7 +84,7 @@ def arms_figure(arms: Mapping[str, Sequence[History]]) -> Figure:
         if scores:
             right.hlines(fmean(scores), number - 0.3, number + 0.3, color=colour, linewidth=2)
     label_axes(left, "reward", legend=True)
-    right.set_xticks(range(len(arms)), list(arms), fontsize=8)
-    right.set_xlim(-0.6, len(arms) - 0.4)
+    right.set_xticks(range(len(settings)), list(settings), fontsize=8)
+    right.set_xlim(-0.6, len(settings) - 0.4)
     style(right, "held-out reward after")
     return figure
