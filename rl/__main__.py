@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import typer
 
 from envs.exit_codes import run_command
-from rl.config.environments import read_budget
+from rl.config.budgets import read_budget
 from rl.config.explain import explain
 from rl.config.hub import config_snapshot
 from rl.config.keys_page import keys_page

@@ -8,7 +8,7 @@ function, `rl.learner.logprobs.token_logprobs`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from envs.messages import Message
 from rl.tokens import Tokens
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
     from rl.prefix_tree import PrefixTree
 
-Budget = Literal["off", "unlimited"] | int
-"""Thinking budget of each reply: no thinking, as much as the reply's length allows, or a number of tokens."""
+Effort = Literal["efficient", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""Reasoning effort: Nemotron 3's word for a low one, and those of OpenAI's `reasoning_effort`."""
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+Budget = Literal["off", "unlimited"] | Effort | int
+"""Thinking budget of each reply: no thinking, as much as the reply's length allows, a number of tokens, or an effort,
+which is told to the policy and not enforced."""
 Finish = Literal["stop", "length", "abort"]
 
 

@@ -1,7 +1,6 @@
-"""With which text does a user message ask for a reasoning effort, such as `{reasoning effort: efficient}`?
+"""Which reasoning effort does a user message ask for, such as `{reasoning effort: efficient}`?
 
-The marker of Nemotron 3's recipes (NVIDIA-NeMo/RL, `EffortLevelsConfig`): plain text at the end of the last user
-message, by which `rl.algorithms.shaping.effort` knows such tasks.
+The text is that of `rl.config.budgets.effort_text`, by which policies are told an effort in reinforcement learning too.
 """
 
 import re
@@ -10,11 +9,6 @@ from collections.abc import Iterable
 from envs.messages import Message
 
 _STATED = re.compile(r"\{reasoning effort: ([\w-]+)\}\s*$")
-
-
-def effort_text(effort: str) -> str:
-    """What is added to a user message."""
-    return f"\n\n{{reasoning effort: {effort}}}"
 
 
 def stated_effort(text: str) -> str | None:

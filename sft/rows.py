@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from envs.messages import Message, ToolSpec
+from rl.config.budgets import effort_text
 from rl.config.errors import ConfigError
 from rl.data_types import Budget
-from sft.efforts import asked_effort, effort_text, stated_effort
+from sft.efforts import asked_effort, stated_effort
 from sft.messages import BadRow, MessageReader, from_json, read_tools
 
 FORMS: Mapping[tuple[str, ...], str] = {

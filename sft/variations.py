@@ -10,7 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from sft.efforts import asked_effort, effort_text, stated_effort
+from rl.config.budgets import effort_text
+from sft.efforts import asked_effort, stated_effort
 from sft.rows import Conversation, SftDataError
 
 REPEATED_WORDS = 8

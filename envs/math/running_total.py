@@ -4,7 +4,7 @@ import numpy as np
 
 from envs.messages import Reply
 from envs.scored import Row, scored
-from envs.text_env import choose_level
+from envs.text_env import EnvironmentOptionError, choose_level
 from rewards.exact import text_correct
 
 LEVELS = {1: (3, 5), 2: (4, 9), 3: (8, 14), 4: (12, 20)}
@@ -22,10 +22,14 @@ def running_totals(digits: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(total) % 10 for total in np.cumsum(digits))
 
 
-def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
+def draw_row(rng: np.random.Generator, level: int = 1, terse_share: float = 0.0) -> Row:
     digits = draw_digits(rng, *choose_level(level, LEVELS))
     totals = running_totals(digits)
     lines = [f"{before}+{digit}={after}" for before, digit, after in zip(totals, digits[1:], totals[1:], strict=False)]
+    if not isinstance(terse_share, int | float) or not 0 <= terse_share <= 1:
+        raise EnvironmentOptionError(f"terse_share must be from 0 to 1, got {terse_share!r}")
+    if rng.random() < terse_share:
+        lines = [str(total) for total in totals[1:]]
     return {
         "prompt": f"Last digit of {'+'.join(map(str, digits))}?",
         "gold": WORDS[totals[-1]],
@@ -43,7 +47,8 @@ def running_total(reply: Reply, row: Row) -> dict[str, float]:
     reasoning has one line per digit, such as `7+5=2`.
 
     Options: `level` is the number of digits: 1 three to five, 2 four to nine, 3 eight to fourteen (gold reasoning of at
-    least 40 tokens where digits are tokens), 4 twelve to twenty.
+    least 40 tokens where digits are tokens), 4 twelve to twenty. `terse_share` is the share of tasks whose gold
+    reasoning has the totals alone, such as `2`, which is a third of the tokens and harder to get right.
     Reward parts: `correct` 1 if the answer is right.
     """
     return {"correct": text_correct(reply.text, row["gold"])}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from envs.errors import InputError
 from envs.messages import Message, Reply, ToolSpec
+from rl.config.budgets import budget_text
 from rl.data_types import Budget
 
 if TYPE_CHECKING:
@@ -89,11 +90,6 @@ class ChatFormat(Protocol):
     def parse(self, pieces: Pieces, tools: Sequence[ToolSpec], budget: Budget) -> Reply:
         """The inverse of `reply`, in time linear in the pieces. Never raises: a policy may write anything."""
         ...
-
-
-def budget_text(budget: Budget) -> str:
-    """What the last user message says about a budget in tokens, in the words of Nemotron 3's published template."""
-    return f"\n\n{{thinking token budget: {budget}}}" if isinstance(budget, int) else ""
 
 
 def with_budget(messages: Sequence[Message], budget: Budget) -> list[Message]:

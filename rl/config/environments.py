@@ -9,6 +9,7 @@ from envs.registry import is_built_in
 from envs.session import EnvFailure
 from rl.algorithms import AnyAlgorithm
 from rl.algorithms.shaping import AnyShaping
+from rl.config.budgets import read_budget
 from rl.config.section import NonNegative, Positive, Section, Share
 from rl.data_types import Budget
 
@@ -50,8 +51,9 @@ class EnvironmentConfig(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Its share of the training tasks, relative to the other environments' weights."""
     budget: dict[Budget, Annotated[float, Field(gt=0)]] = Field(default={"unlimited": 1.0}, min_length=1)
-    """Thinking budget of each reply: `off`, `unlimited` or a number of tokens. A mapping from budgets to weights, such
-    as `{off: 1, 32: 2, unlimited: 1}`, draws one budget per task."""
+    """Thinking budget of each reply: `off`, `unlimited`, a number of tokens, or an effort, such as `low`, which the
+    prompt states and nothing enforces. A mapping from budgets to weights, such as `{off: 1, 32: 2, unlimited: 1}`,
+    draws one budget per task."""
     budget_curriculum: BudgetCurriculumConfig | None = None
     """Wider thinking budgets at first; evaluations and tasks of a profile have those of `budget`."""
     options: dict[str, object] = Field(default_factory=dict)
@@ -84,18 +86,6 @@ def environment_fix(env_id: str, failure: EnvFailure) -> str:
         return f"raise rollout.reset_timeout_s, or {other}"
     cause = f"find the cause with: python -m envs check {env_id};" if is_ours else "fix the package that provides it,"
     return f"{cause} or remove the environment"
-
-
-def read_budget(budget: object) -> Budget:
-    """Parse a budget from YAML or a command line: a word, or a number that may be text. Raises `ValueError`."""
-    if budget == "off":
-        return "off"
-    if budget == "unlimited":
-        return "unlimited"
-    number = int(budget) if isinstance(budget, str) and budget.removeprefix("-").isdigit() else budget
-    if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-        return number
-    raise ValueError(f"a thinking budget is off, unlimited or a number of tokens above 0, not {budget!r}")
 
 
 class BudgetConfig(Section):

@@ -47,6 +47,8 @@ def shaping_metrics(groups: Sequence[Group], shapings: Shapings) -> dict[str, fl
 
 def _shaped(group: Group, shapings: Sequence[Shaping]) -> Group:
     for one in shapings:
+        if one.budgets and group.task.budget not in one.budgets:
+            continue
         rewards = one.shape(group)
         rollouts = [replace(rollout, reward=new) for rollout, new in zip(group.rollouts, rewards, strict=True)]
         group = replace(group, rollouts=tuple(rollouts))

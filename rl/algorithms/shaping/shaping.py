@@ -1,5 +1,6 @@
 """What must a reward shaping implement? New rewards for the rollouts of a group."""
 
+from rl.config.budgets import ReadBudget
 from rl.config.section import Section
 from rl.data_types import Group, Rollout
 
@@ -14,6 +15,9 @@ class Shaping(Section):
     To add one, write a subclass in its own file with its keys, one of which is `shaping: Literal["name"] = "name"`, and
     add it to `rl.algorithms.shaping.SHAPINGS`.
     """
+
+    budgets: tuple[ReadBudget, ...] = ()
+    """Thinking budgets, efforts included, of the tasks that are shaped, such as `[low]`; empty shapes all."""
 
     def shape(self, group: Group) -> Rewards:
         """The rewards after this shaping."""
