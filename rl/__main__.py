@@ -130,7 +130,8 @@ def evaluate(
         Path | None, typer.Option(help="Folder of a policy or an adapter; default: the newest checkpoint.")
     ] = None,
     budgets: Annotated[
-        str, typer.Option(help="Thinking budgets with which to play every task, such as off,32,64,unlimited.")
+        str,
+        typer.Option(help="Thinking budgets or efforts with which to play every task, such as off,low,64,unlimited."),
     ] = "",
     split: Annotated[str, typer.Option(help="heldout, or train to profile training tasks.")] = "heldout",
 ) -> None:
@@ -145,6 +146,7 @@ def evaluate(
     if given:  # read as overrides, so that they are checked like budgets of the YAML
         weights = "{" + ", ".join(f"{budget}: 1" for budget in given) + "}"
         replaced = [f"environments.{env_id}.budget={weights}" for env_id in config.environments]
+        replaced += [f"environments.{env_id}.shaping=[]" for env_id in config.environments]  # evaluations have none
         config = load_config(yaml, [*(overrides or []), *replaced])
     if split not in ("train", "heldout"):
         raise typer.BadParameter(f"--split must be train or heldout, got {split}")

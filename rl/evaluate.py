@@ -45,7 +45,7 @@ from rl.tasks.stream import TaskStream, evaluation_tasks
 
 SEVERAL = ("pass_at_", "majority")
 """How metrics begin that evaluations with several rollouts a task have."""
-DIGITS = {"reply_tokens": 1, "num": 0, "failed": 0}
+DIGITS = {"reply_tokens": 1, "thinking_tokens": 1, "num": 0, "failed": 0}
 
 
 def evaluate_policy(
@@ -166,11 +166,12 @@ def serve_quantised(config: ExperimentConfig, policy: Path, pool: WorkerPool, pl
 def print_table(title: str, metrics: dict[str, float]) -> None:
     table = Table(title=title)
     several = dict.fromkeys(part for part in (name.split("/")[0] for name in metrics) if part.startswith(SEVERAL))
-    parts = ("reward", "stderr", "low", "high", "accuracy", *several, "reply_tokens", "num", "failed")
+    thinking = ["thinking_tokens"] if any(metrics[name] for name in metrics if name.startswith("thinking_")) else []
+    parts = ("reward", "stderr", "low", "high", "accuracy", *several, "reply_tokens", *thinking, "num", "failed")
     table.add_column("environment")
     for part in parts:
         table.add_column(
-            {"stderr": "+-", "reply_tokens": "reply tokens", "num": "rollouts"}.get(part, part), justify="right"
+            {"stderr": "+-", "num": "rollouts"}.get(part, part.replace("_tokens", " tokens")), justify="right"
         )
     for env_id in [name.removeprefix("num/") for name in metrics if name.startswith("num/")]:
         values = {part: metrics.get(f"{part}/{env_id}", float("nan")) for part in parts}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rl.config.supervised import SftConfig
+from rl.data_types import EFFORTS
 from sft.data import IGNORED_LABEL, Row
 from sft.rows import Conversation
 
@@ -37,7 +38,7 @@ def amounts_by_source(
                 "epochs": round(counts[part] / len(own), 3),
                 "no_thinking": sum(one.budget == "off" for one in left),
                 "cut": sum(one.cut_at is not None for one in left),
-                "effort": sum(one.effort is not None for one in left),
+                "effort": sum(one.effort is not None or one.budget in EFFORTS for one in left),
                 "repetitive": num_given - len(left),
                 "too_long": len(left) - num_short,
                 "held_out": num_short - len(own),

@@ -15,7 +15,8 @@ from envs.json_lines import JsonObject
 from envs.messages import Message
 from envs.registry import make
 from envs.rollout_file import message_from, message_object, read_rollouts
-from rl.data_types import first_reply
+from rl.chat.format import with_budget
+from rl.data_types import EFFORTS, Effort, first_reply
 from sft.messages import BadRow, split_thinking
 from sft.rows import SftDataError, to_last_reply
 
@@ -59,6 +60,8 @@ class PlayedTask:
     env_id: str
     seed: int
     options: JsonObject
+    effort: Effort | None
+    """Which its prompts stated."""
     rollouts: list[Played]
 
 
@@ -72,8 +75,9 @@ def played_tasks(place: Path) -> list[PlayedTask]:
         task, reward = saved["task"], saved.get("reward")
         if task.get("split", "train") != "train" or reward is None:
             continue
-        key = json.dumps([task["env_id"], task["seed"], task.get("options", {})], sort_keys=True, default=str)
-        found = tasks.setdefault(key, PlayedTask(task["env_id"], task["seed"], task.get("options", {}), []))
+        effort = task.get("budget") if task.get("budget") in EFFORTS else None
+        about = (task["env_id"], task["seed"], task.get("options", {}), effort)
+        found = tasks.setdefault(json.dumps(about, sort_keys=True, default=str), PlayedTask(*about, []))
         is_sound = saved.get("outcome") == "ok" and not saved.get("malformed_calls")
         messages = tuple(map(message_from, saved["messages"]))
         # A file that no trainer wrote has no turns: all replies are the policy's.
@@ -112,6 +116,7 @@ def chosen_rows(tasks: Sequence[PlayedTask], reward_min: float, per_task: int, c
             yield {
                 "messages": opening + _objects(to_last_reply(one.messages)[one.first_reply :]),
                 "tools": _tools(task),
+                **({"effort": task.effort} if task.effort and any(reply.reasoning for reply in one.messages) else {}),
                 **_about(task, one.reward),
             }
 
@@ -133,7 +138,7 @@ def preference_pairs(tasks: Sequence[PlayedTask], margin_min: float) -> Iterator
             continue  # an environment that opens differently with one seed
         chosen, rejected = (_objects(to_last_reply(one.messages)[len(prompt) :]) for one in (best, worst))
         yield {
-            "prompt": _objects(prompt),
+            "prompt": _objects(with_budget(prompt, task.effort or "unlimited")),
             "chosen": chosen,
             "rejected": rejected,
             "tools": _tools(task),

@@ -58,7 +58,7 @@ def test_the_template_of_a_built_policy_renders_what_its_format_does() -> None:
         [Message("system", "be\nshort"), Message("user", "hi")],
         [Message("user", "a"), Message("assistant", "b", tool_calls=(ToolCall("f", {"n": 1}),)), Message("tool", "c")],
     ]
-    budgets: list[Budget] = ["off", "unlimited", 7]
+    budgets: list[Budget] = ["off", "unlimited", 7, "low"]
     for schema in [None, *schemas]:
         tools = (ToolSpec("f", "é does", schema),) if schema is not None else ()
         for opening in openings:

@@ -180,6 +180,8 @@ def test_tokens_are_those_that_the_engine_samples_in_training(endpoint: Endpoint
     forced: list[bool] = []
     asked: dict[Any, dict[str, Any]] = {"unlimited": {}, "off": {"reasoning_effort": "none"}}
     asked[1] = {"extra_body": {"thinking_token_budget": 1}}
+    asked["low"] = {"reasoning_effort": "low"}
+    asked["efficient"] = {"extra_body": {"chat_template_kwargs": {"reasoning_effort": "efficient"}}}
     try:
         for budget, arguments in asked.items():
             for seed in range(3):
@@ -202,6 +204,16 @@ def test_tokens_are_those_that_the_engine_samples_in_training(endpoint: Endpoint
         ([{"role": "user", "content": "a"}], {"tools": [OPENAI_TOOL], "tool_choice": "required"}, "auto or none"),
         ([{"role": "user", "content": "a"}], {"response_format": {"type": "json_object"}}, "switch thinking off"),
         ([{"role": "user", "content": "word " * 600}], {}, "takes at most 512 with the reply"),
+        (
+            [{"role": "user", "content": "a"}],
+            {"reasoning_effort": "low", "extra_body": {"thinking_token_budget": 8}},
+            "a policy is told one of them",
+        ),
+        (
+            [{"role": "user", "content": "a"}],
+            {"extra_body": {"chat_template_kwargs": {"reasoning_effort": "little"}}},
+            "must be none or one of efficient, minimal, low, .*, got 'little'",
+        ),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,a"}}]}],
             {},

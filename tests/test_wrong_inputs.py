@@ -213,6 +213,10 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["policy.path=plain", "policy.chat=template", "environments.math/Arithmetic-v0.budget=32"],
         ["chat format has no think block, so a thinking budget cannot be enforced", "fix: remove the key"],
     ),
+    "an effort without a think block": (
+        ["policy.path=plain", "policy.chat=template", "environments.math/Arithmetic-v0.budget={low: 1, unlimited: 1}"],
+        ["environments.math/Arithmetic-v0.budget", "nor an effort asked for", "fix: remove the key"],
+    ),
     "a template for a policy that is built": (
         ["policy={path: null, build: {}, chat: template}", "sft={}"],
         ["a policy that is built has no chat template of its own", "fix: "],

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from envs.registry import is_built_in
 from envs.session import EnvFailure
@@ -76,6 +76,17 @@ class EnvironmentConfig(Section):
     def _one_budget_or_several(cls, value: object) -> object:
         budgets = value if isinstance(value, dict) else {value: 1.0}
         return {read_budget(budget): weight for budget, weight in budgets.items()}
+
+    @model_validator(mode="after")
+    def _shapings_have_tasks(self) -> "EnvironmentConfig":
+        for number, shaping in enumerate(self.shaping):
+            unknown = [str(budget) for budget in shaping.budgets if budget not in self.budget]
+            if unknown and self.curriculum is None:  # whose tasks may have other budgets
+                raise ValueError(
+                    f"shaping.{number}.budgets names {', '.join(unknown)}, which no task has: budget is"
+                    f" {', '.join(map(str, self.budget))}"
+                )
+        return self
 
 
 def environment_fix(env_id: str, failure: EnvFailure) -> str:

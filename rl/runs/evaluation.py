@@ -14,6 +14,7 @@ import numpy as np
 from envs.facts import reward_range_of
 from envs.results import is_full_reward
 from rewards.final_answer import final_answer
+from rl.algorithms.shaping.shaping import thinking_tokens
 from rl.data_types import Group, Rollout
 
 NUM_DRAWS = 2000
@@ -23,7 +24,8 @@ INTERVAL = (2.5, 97.5)
 
 def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Metrics by environment: `reward/ENV` (mean), `stderr/ENV`, its 95 % interval `low/ENV` to `high/ENV`,
-    `accuracy/ENV`, `reply_tokens/ENV`, and the counts `num/ENV` and `failed/ENV`.
+    `accuracy/ENV`, `reply_tokens/ENV`, `thinking_tokens/ENV` (those of the reasoning, by its share of the characters),
+    and the counts `num/ENV` and `failed/ENV`.
 
     Accuracy is the share of rewards at the top of the environment's `reward_range` (`envs.results.is_full_reward`).
     With several rollouts a task also `pass_at_K/ENV` and `majority/ENV`. Rollouts that do not count are left out and
@@ -56,6 +58,7 @@ def _of_environment(env_id: str, played: Sequence[Sequence[Rollout]]) -> dict[st
         f"high/{env_id}": high,
         f"accuracy/{env_id}": statistics.fmean(one for own in correct for one in own),
         f"reply_tokens/{env_id}": statistics.fmean(one.num_reply_tokens for rollouts in tasks for one in rollouts),
+        f"thinking_tokens/{env_id}": statistics.fmean(thinking_tokens(one) for rollouts in tasks for one in rollouts),
     }
     if (num_samples := max(map(len, correct))) > 1:
         sizes = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]

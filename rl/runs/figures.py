@@ -155,7 +155,7 @@ def budget_figure(history: History) -> Figure | None:
         axes.set_xticks(range(len(history.budgets)), list(history.budgets))
         axes.set_ylim(bottom=0)
         style(axes, name)
-        axes.set_xlabel("thinking budget (tokens a reply)", fontsize=8)
+        axes.set_xlabel("thinking budget (tokens a reply), or effort", fontsize=8)
     left.legend(frameon=False, fontsize=8)
     return figure
 

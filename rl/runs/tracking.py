@@ -11,6 +11,8 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
                                     (before `environments.ENV.shaping`)
     shaping/ENV                     what shapings add to the reward of a rollout, on average
     reply_tokens/ENV, reply_tokens_max/ENV  tokens of all replies of a rollout, forced tokens included
+    reward_by_budget/ENV/BUDGET, reply_tokens_by_budget/ENV/BUDGET    the same of tasks with this thinking budget or
+                                    effort, if the environment's tasks of the step do not all have `unlimited`
     forced_tokens/ENV               tokens per rollout that the thinking budget forced
     turns/ENV, malformed_calls/ENV  mean per rollout; malformed_calls/ENV/KIND by the kind of fault
     budget_violations               rollouts in which the engine violated the budget; must be 0
@@ -89,6 +91,7 @@ def _environment_metrics(env_id: str, groups: Sequence[Group]) -> dict[str, floa
     if not counted:
         return metrics
     metrics[f"reward/{env_id}"] = fmean(rollout.reward for rollout in counted if rollout.reward is not None)
+    metrics |= _by_budget(env_id, counted)
     parts: dict[str, list[float]] = defaultdict(list)
     for rollout in counted:
         for part, value in rollout.reward_parts.items():
@@ -102,6 +105,20 @@ def _environment_metrics(env_id: str, groups: Sequence[Group]) -> dict[str, floa
     malformed = sum((Counter(rollout.malformed_calls) for rollout in counted), Counter[str]())
     metrics[f"malformed_calls/{env_id}"] = malformed.total() / len(counted)
     metrics |= {f"malformed_calls/{env_id}/{kind}": num / len(counted) for kind, num in sorted(malformed.items())}
+    return metrics
+
+
+def _by_budget(env_id: str, counted: Sequence[Rollout]) -> dict[str, float]:
+    """Of the rollouts that count, which are those of one environment."""
+    by_budget: dict[str, list[Rollout]] = defaultdict(list)
+    for rollout in counted:
+        by_budget[str(rollout.task.budget)].append(rollout)
+    if set(by_budget) == {"unlimited"}:
+        return {}
+    metrics: dict[str, float] = {}
+    for budget, own in sorted(by_budget.items()):
+        metrics[f"reward_by_budget/{env_id}/{budget}"] = fmean(one.reward for one in own if one.reward is not None)
+        metrics[f"reply_tokens_by_budget/{env_id}/{budget}"] = fmean(one.num_reply_tokens for one in own)
     return metrics
 
 

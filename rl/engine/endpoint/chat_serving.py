@@ -18,7 +18,7 @@ from envs.messages import ToolSpec
 from rl.chat.chat import Chat
 from rl.chat.format import ChatError
 from rl.config.environments import BudgetConfig
-from rl.data_types import Budget
+from rl.data_types import EFFORTS, Budget
 from rl.engine.budget_processor import as_argument
 from rl.engine.endpoint.reply_parser import ReplyParser
 
@@ -75,21 +75,30 @@ def _tools(request: ChatCompletionRequest) -> tuple[ToolSpec, ...]:
 
 
 def _budget(request: ChatCompletionRequest) -> Budget:
-    """`thinking_token_budget`; `off` for 0, `reasoning_effort: none` and the template's `enable_thinking: false`."""
+    """`thinking_token_budget`, or the effort of `reasoning_effort`, also as an argument of the template; `off` for 0,
+    `none` and the template's `enable_thinking: false`. Raises `ChatError`.
+    """
     named = request.chat_template_kwargs or {}
-    if (
-        request.thinking_token_budget == 0
-        or named.get("enable_thinking") is False
-        or request.reasoning_effort == "none"
-    ):
+    effort, num_tokens = request.reasoning_effort or named.get("reasoning_effort"), request.thinking_token_budget
+    if num_tokens == 0 or named.get("enable_thinking") is False or effort == "none":
         return "off"
-    return request.thinking_token_budget or "unlimited"
+    if effort is None:
+        return num_tokens or "unlimited"
+    if effort not in EFFORTS:
+        raise ChatError(f"reasoning_effort must be none or one of {', '.join(EFFORTS)}, got {effort!r}")
+    if num_tokens is not None:
+        raise ChatError(
+            "the request has thinking_token_budget and reasoning_effort, but a policy is told one of them: remove one"
+        )
+    return effort
 
 
 def _check(request: ChatCompletionRequest, chat: Chat, budget: Budget) -> None:
     """Raises `ChatError` for what this policy or this endpoint cannot do."""
     if request.tools and request.tool_choice not in (None, "none", "auto"):
         raise ChatError("tool_choice must be auto or none: the policy decides whether it calls a tool")
+    if budget in EFFORTS and not chat.has_thinking:
+        raise ChatError("reasoning_effort needs a chat format with a think block, and this policy's has none")
     kind = request.response_format.type if request.response_format else "text"
     if kind != "text" and chat.has_thinking and budget != "off":
         raise ChatError(
