@@ -1,12 +1,18 @@
 """What is checked before a run starts anything? `rl train --dry-run` does this and no more."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from envs.messages import Message
 from envs.sandbox import require_level
+from envs.session import Deadlines, Session
+from rl.chat.chat import Chat, load_chat
+from rl.chat.format import ChatError
+from rl.chat.formats import AUTO
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster
 from rl.cluster.shared_memory import NUM_VERSIONS
+from rl.config.checkpoint_files import CheckpointFileError, read_config
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.plan.memory import FLOAT32, published_bytes, tokens_per_step
@@ -14,6 +20,7 @@ from rl.plan.policy import checkpoint_shapes
 from rl.policy_checks import check_policy, check_teachers, rate_warning
 from rl.preflight import check_sinks, preflight
 from rl.runs.folder import RunFolder
+from rl.runs.newest import checkpoint_served
 
 TOKEN_BYTES = 26
 """Of a token in the object store: id, whether it was sampled, logprob and version, in a worker's groups and again in
@@ -58,11 +65,43 @@ def _check_stages(config: ExperimentConfig) -> None:
 def _check_judge(config: ExperimentConfig) -> None:
     if config.judge is None:
         return
-    folder = config.judge.path
+    folder, most = config.judge.path, config.judge.max_tokens
     if not (folder / "config.json").is_file() and not RunFolder(folder).holds_run:
         wrong = f"{folder} is neither a checkpoint (no config.json) nor a run"
         fix = "give the folder of a judge's checkpoint"
         raise ConfigError([Problem(config.place("judge", "path"), "judge.path", wrong, fix)])
+    checkpoint, _ = checkpoint_served(folder)
+    key, place = "judge.max_tokens", config.place("judge", "max_tokens")
+    try:
+        context, chat = read_config(checkpoint).get("max_position_embeddings"), load_chat(checkpoint, AUTO)
+    except (CheckpointFileError, ChatError) as error:
+        fix = "give another judge, or copy the checkpoint again"
+        raise ConfigError([Problem(config.place("judge", "path"), "judge.path", str(error), fix)]) from None
+    if isinstance(context, int) and most > context:
+        wrong = f"{most} tokens are more than the judge's context of {context}"
+        raise ConfigError([Problem(place, key, wrong, f"set it to {context} or less")])
+    if problems := [
+        Problem(
+            place,
+            key,
+            f"a task of {env_id} alone has {num} tokens, and {most} must hold what is asked, the reply and the verdict",
+            "raise it, or make the prompts shorter",
+        )
+        for env_id, num in _judged_prompts(config, chat)
+        if num >= most
+    ]:
+        raise ConfigError(problems)
+
+
+def _judged_prompts(config: ExperimentConfig, chat: Chat) -> Iterator[tuple[str, int]]:
+    """Environments that ask a judge, as they have the option `url`, and how many of its tokens a task of theirs has."""
+    deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
+    for env_id, environment in config.environments.items():
+        with Session.installed(env_id, deadlines) as session:
+            if "url" in session.env.OPTIONS and not environment.options.get("url"):
+                opening, _ = session.reset(0, {**environment.options, "split": "train"})
+                text = "\n".join(message.content for message in opening)
+                yield env_id, len(chat.begin([Message("user", text)], (), "off").prompt_ids)
 
 
 def _check_room(config: ExperimentConfig) -> None:

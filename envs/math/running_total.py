@@ -29,7 +29,7 @@ def draw_row(rng: np.random.Generator, level: int = 1, terse_share: float = 0.0)
     if not isinstance(terse_share, int | float) or not 0 <= terse_share <= 1:
         raise EnvironmentOptionError(f"terse_share must be from 0 to 1, got {terse_share!r}")
     if rng.random() < terse_share:
-        lines = [str(total) for total in totals[1:]]
+        lines = [f"{digit}{after}" for digit, after in zip(digits[1:], totals[1:], strict=True)]
     return {
         "prompt": f"Last digit of {'+'.join(map(str, digits))}?",
         "gold": WORDS[totals[-1]],
@@ -48,7 +48,7 @@ def running_total(reply: Reply, row: Row) -> dict[str, float]:
 
     Options: `level` is the number of digits: 1 three to five, 2 four to nine, 3 eight to fourteen (gold reasoning of at
     least 40 tokens where digits are tokens), 4 twelve to twenty. `terse_share` is the share of tasks whose gold
-    reasoning has the totals alone, such as `2`, which is a third of the tokens and harder to get right.
+    reasoning has a digit and the total alone in each line, such as `52`: half of the tokens.
     Reward parts: `correct` 1 if the answer is right.
     """
     return {"correct": text_correct(reply.text, row["gold"])}

@@ -7,6 +7,8 @@ from rl.config.rollout import RolloutConfig
 
 MAX_TOKENS_PER_STEP = 8192
 """Tokens of one engine step, prompts included; vLLM's default on GPUs."""
+SCORED_TOKENS = 2048
+"""Tokens of one step of an engine that scores rows, whose logits are in memory at once."""
 CPU_KV_CACHE_GIB = 0.5
 GPU_MEMORY_SHARE = 0.9
 """Share of an engine's part of a card that vLLM may use; the rest is for other libraries."""

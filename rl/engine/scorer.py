@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from rl.config.experiment import ExperimentConfig
+from rl.engine.arguments import SCORED_TOKENS
 from rl.engine.protocol import EngineError
 from rl.engine.vllm_core import start_vllm
 
-CHUNK_TOKENS = 2048
 ARGUMENTS = {
     "enable_prefix_caching": False,  # of tokens that are found in a cache vLLM gives no logprobs
     # The logits of a chunk are in memory at once, those of a long row would not fit a card. Nothing is sampled, so
     # cutting rows rewinds no generator.
     "enable_chunked_prefill": True,
-    "max_num_batched_tokens": CHUNK_TOKENS,
+    "max_num_batched_tokens": SCORED_TOKENS,
 }
 """Of vLLM's `EngineArgs`, in place of an engine's that samples."""
 

@@ -42,20 +42,31 @@ class EngineMemory:
         return total(self.parts) + self.sequence_bytes
 
 
-def engine_memory(shapes: PolicyShapes, config: ExperimentConfig, card_bytes: float | None) -> EngineMemory:
-    """Of an engine on cards with so much memory, or on the host (None). Engines compute with a format's values."""
+def engine_memory(
+    shapes: PolicyShapes,
+    config: ExperimentConfig,
+    card_bytes: float | None,
+    *,
+    is_frozen: bool = False,
+    scored: int | None = None,
+) -> EngineMemory:
+    """Of an engine on cards with so much memory, or on the host (None). Engines compute with a format's values.
+
+    To an engine that `is_frozen` no weights arrive. One that scores has the logits of `scored` tokens in a step.
+    """
     arguments = engine_arguments(config, is_cpu=card_bytes is None)
     num_cards, size = arguments.get("tensor_parallel_size", 1), BYTES[config.precision.arithmetic]
     served = sum(
         math.prod(shape) * (FLOAT32 if shapes.is_float32(name) else size) for name, shape in shapes.tensors.items()
     )
-    tokens, seats = arguments["max_num_batched_tokens"], config.rollout.max_in_flight
-    warm_up = tokens * size * _widest(shapes) / num_cards + seats * shapes.vocab_size * FLOAT32 * 3
-    room = config.weights.room(published_bytes(shapes, config.precision)).engine
+    tokens, seats = scored or arguments["max_num_batched_tokens"], config.rollout.max_in_flight
+    warm_up = tokens * size * _widest(shapes) / num_cards + (scored or seats) * shapes.vocab_size * FLOAT32 * 3
+    logits = "the logits of all" if scored else f"the logits of {seats} sequences"
+    room = 0 if is_frozen else config.weights.room(published_bytes(shapes, config.precision)).engine
     process = PROCESS_BYTES if card_bytes is None else CONTEXT_BYTES + GRAPH_BYTES
     parts = [
         Part("weights", served / num_cards, config.precision.arithmetic),
-        Part("one step", warm_up, f"estimated, {tokens:,} tokens and the logits of {seats} sequences"),
+        Part("one step", warm_up, f"estimated, {tokens:,} tokens and {logits}"),
         Part("buffers", room, f"of weights that arrive, {config.weights.name}"),
         Part("process", process, "libraries" if card_bytes is None else "CUDA context and graphs"),
     ]

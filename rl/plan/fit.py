@@ -1,4 +1,4 @@
-"""Do learner and engines fit where they are placed, and which keys help where they do not?
+"""Do learner, engines, teachers and judge fit where they are placed, and which keys help where they do not?
 
 A place is a card, or the host. Ray puts actors that reserve fractions of a GPU together, so the fullest card that can
 come about is looked at: the learner's with as many engines as its rest has room for, and one of engines only.
@@ -12,6 +12,7 @@ from typing import Any
 
 from rl.config.experiment import ExperimentConfig
 from rl.config.learner import LearnerAdapterConfig
+from rl.plan.beside import Beside, ShapesBeside, engines_beside
 from rl.plan.cards import Card
 from rl.plan.engine import EngineMemory, engine_memory
 from rl.plan.memory import (
@@ -25,7 +26,7 @@ from rl.plan.memory import (
     rank_shapes,
     total,
 )
-from rl.plan.nodes import ENGINE, LEARNER, Nodes, larger_than_a_node, lay_out, node_problems
+from rl.plan.nodes import ENGINE, JUDGE, LEARNER, Nodes, larger_than_a_node, lay_out, node_problems, others_of
 from rl.plan.shapes import PolicyShapes
 from rl.plan.speed import publish_s
 
@@ -62,6 +63,7 @@ class Plan:
     learner: Sequence[Part]
     """Of each rank."""
     engine: EngineMemory
+    beside: Sequence[Beside]
     published: int
     """Bytes of one version."""
     places: Sequence[Place]
@@ -84,14 +86,19 @@ class Plan:
             if not place.fits and place.capacity is not None:
                 wrong = f"{place.name}: {place.used / GIB:,.1f} GiB needed, {place.capacity / GIB:,.1f} GiB there"
                 yield wrong, [*self._smaller_learner(place), *self._smaller_engines(place)]
-        if not self.engine.num_sequences:
-            missing = (self.engine.sequence_bytes - self.engine.cache_bytes) / GIB
-            wrong = f"the engine's cache holds no sequence of policy.max_tokens: {missing:,.2f} GiB are missing"
-            yield wrong, list(self._larger_cache())
+        yield from self._empty_caches()
         if self.config.learner.num_ranks > 1 and 0 < self.config.learner.gpus <= 0.5:
             yield "two ranks would share a card, and NCCL needs a card for each", ["learner.gpus, to more than 0.5"]
         if self.nodes is not None:
             yield from node_problems(self.config, self.nodes)
+
+    def _empty_caches(self) -> Iterator[tuple[str, list[str]]]:
+        own = Beside(ENGINE, 1, self.engine, "policy.max_tokens")
+        for one in (own, *self.beside):
+            if not one.memory.num_sequences:
+                missing = (one.memory.sequence_bytes - one.memory.cache_bytes) / GIB
+                wrong = f"the cache of the {one.name} holds no sequence of {one.max_tokens_key}: {missing:,.2f} GiB"
+                yield wrong + " are missing", list(self._larger_cache(one))
 
     def remarks(self) -> Iterator[str]:
         """What fits but is worth knowing."""
@@ -101,6 +108,8 @@ class Plan:
                 f"the cache holds {num:,} sequences of full length, fewer than rollout.max_in_flight ({seats}): if more"
                 " become that long, vLLM stops some and computes them again"
             )
+        if self.beside:
+            yield f"the time of a step is without {' and '.join(one.name for one in self.beside)}"
         seconds, deadline = self.publish_s, self.config.train.publish_timeout_s
         if self.nodes is not None and seconds > deadline / 2:
             yield (
@@ -130,28 +139,31 @@ class Plan:
         return total(learner_parts(self.shapes, self.config.model_copy(update={"learner": learner})))
 
     def _smaller_engines(self, place: Place) -> Iterator[str]:
-        num, capacity = place.count(ENGINE), place.capacity
+        num, capacity = len(place.tenants) - place.count(LEARNER), place.capacity
         if not num or capacity is None:
             return
         if not place.is_gpu:
             yield "rollout.num_workers and rollout.kv_cache_gib, lower"
             return
         left = (capacity - total(self.learner) * place.count(LEARNER)) / num
-        if left >= self.engine.least_bytes:
+        if left >= max(one.least_bytes for one in (self.engine, *(one.memory for one in self.beside))):
             yield f"rollout.gpu_memory_share={int(100 * left / capacity) / 100:g} leaves room for the rest"
         if len(place.tenants) > 1:
             yield "learner.gpus=1 rollout.gpus_per_worker=1 rollout.gpu_memory_share=null: a card for each"
 
-    def _larger_cache(self) -> Iterator[str]:
-        config, engine = self.config, self.engine
-        if config.rollout.kv_cache_gib is not None or not config.rollout.gpus_per_worker:
-            yield f"rollout.kv_cache_gib={engine.sequence_bytes / GIB:.3g} or more"
+    def _larger_cache(self, one: Beside) -> Iterator[str]:
+        config, engine = self.config, one.memory
+        section = config.judge if one.name == JUDGE and config.judge is not None else config.rollout
+        if section.kv_cache_gib is not None or not config.rollout.gpus_per_worker:
+            key = "judge" if section is config.judge else "rollout"
+            yield f"{key}.kv_cache_gib={engine.sequence_bytes / GIB:.3g} or more"
         else:
             yield "rollout.gpu_memory_share, higher"
             more = max(2, int(2 * config.rollout.gpus_per_worker))
             yield f"rollout.gpus_per_worker={more}: each card holds a part of the weights"
-        if (fitting := int(config.policy.max_tokens * engine.cache_bytes / engine.sequence_bytes)) > 0:
-            yield f"policy.max_tokens, to {fitting} or less"
+        longest = config.judge.max_tokens if section is config.judge else config.policy.max_tokens
+        if (fitting := int(longest * engine.cache_bytes / engine.sequence_bytes)) > 0:
+            yield f"{one.max_tokens_key}, to {fitting} or less"
 
 
 def make_plan(
@@ -160,29 +172,35 @@ def make_plan(
     card: Card | None,
     host_bytes: float | None,
     nodes: Nodes | None = None,
+    shapes_beside: ShapesBeside = {},  # noqa: B006
 ) -> Plan:
-    """The plan on cards of this kind, and on a host with so much memory (None: another machine's), or on nodes."""
+    """The plan on cards of this kind, and on a host with so much memory (None: another machine's), or on nodes.
+
+    `shapes_beside` are those of the experiment's teachers and judge.
+    """
     learner = learner_parts(shapes, config)
     on_card = card.memory_bytes if card is not None and config.rollout.gpus_per_worker else None
     engine = engine_memory(shapes, config, on_card)
     published = published_bytes(shapes, config.precision)
+    beside = engines_beside(config, shapes_beside, on_card)
     sizes = {LEARNER: total(learner), ENGINE: engine.total_bytes}
+    sizes |= {one.name: one.memory.total_bytes for one in beside}
     places = list(_cards(config, card, sizes))
     # An actor with a card is a process on the host too, where a rank loads its slices and may keep its moments.
     loaded = PROCESS_BYTES + FLOAT32 * _read_by_rank(shapes, config).num_weights
     with_card = loaded + (moment_bytes(shapes, config) if config.learner.offload_moments else 0)
     on_host = max(sizes[LEARNER], loaded if config.learner.num_ranks > 1 else 0)
-    hosted = {
-        LEARNER: with_card if config.learner.gpus else on_host,
-        ENGINE: PROCESS_BYTES if config.rollout.gpus_per_worker else sizes[ENGINE],
-    }
+    hosted = {name: PROCESS_BYTES if config.rollout.gpus_per_worker else size for name, size in sizes.items()}
+    hosted[LEARNER] = with_card if config.learner.gpus else on_host
+    if JUDGE in hosted:
+        hosted[JUDGE] += PROCESS_BYTES  # the endpoint, beside its engine
     layout = [] if nodes is None or larger_than_a_node(config, nodes) else lay_out(config, nodes.gpus)
-    together = Counter({LEARNER: config.learner.num_ranks, ENGINE: config.rollout.num_workers})
+    together = Counter({LEARNER: config.learner.num_ranks, ENGINE: config.rollout.num_workers, **others_of(config)})
     processes = max(layout, key=lambda node: sum(hosted[name] * node[name] for name in hosted), default=together)
     tenants = [("driver", PROCESS_BYTES), ("published versions", config.weights.room(published).host)]
     tenants += [(name, hosted[name]) for name in hosted for _ in range(processes[name])]
     host = Place("the host" if nodes is None else "the fullest node's host", host_bytes, False, tenants)
-    return Plan(shapes, config, learner, engine, published, [*places, host], nodes, layout)
+    return Plan(shapes, config, learner, engine, beside, published, [*places, host], nodes, layout)
 
 
 def _read_by_rank(shapes: PolicyShapes, config: ExperimentConfig) -> PolicyShapes:
@@ -192,17 +210,22 @@ def _read_by_rank(shapes: PolicyShapes, config: ExperimentConfig) -> PolicyShape
 
 
 def _cards(config: ExperimentConfig, card: Card | None, sizes: Mapping[str, float]) -> Iterator[Place]:
-    """The card of the learner or of one of its ranks, and a card of engines only."""
+    """The card of the learner or of one of its ranks, and cards of engines only: one of each kind, or the fullest."""
     if card is None:
         return
-    learner, each, num = config.learner.gpus, config.rollout.gpus_per_worker, config.rollout.num_workers
-    beside = min(num, int((1 - learner) / each + 1e-9)) if 0 < learner < 1 and 0 < each < 1 else 0
+    learner, each = config.learner.gpus, config.rollout.gpus_per_worker
+    kinds = {ENGINE: config.rollout.num_workers, **others_of(config)}
+    engines = sorted((name for name, num in kinds.items() for _ in range(num)), key=lambda name: -sizes[name])
+    beside = min(len(engines), int((1 - learner) / each + 1e-9)) if 0 < learner < 1 and 0 < each < 1 else 0
     if learner:
         name = "the learner's card" if config.learner.num_ranks == 1 else "a rank's card"
-        yield _place(name, card, [LEARNER] + beside * [ENGINE], sizes)
-    if each and num > beside:
-        together = min(num - beside, int(1 / each + 1e-9)) if each < 1 else 1
-        yield _place("a card of engines", card, together * [ENGINE], sizes)
+        yield _place(name, card, [LEARNER, *engines[:beside]], sizes)
+    if 0 < each < 1 and len(engines) > beside:
+        yield _place("a card of engines", card, engines[: min(len(engines) - beside, int(1 / each + 1e-9))], sizes)
+    elif each >= 1:
+        for name, num in kinds.items():
+            if num:
+                yield _place("a card of engines" if name == ENGINE else f"a card of the {name}", card, [name], sizes)
 
 
 def _place(name: str, card: Card, tenants: Sequence[str], sizes: Mapping[str, float]) -> Place:

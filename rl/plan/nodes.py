@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rl.config.experiment import ExperimentConfig
 
-LEARNER, ENGINE = "learner", "engine"
+LEARNER, ENGINE, JUDGE = "learner", "engine", "judge"
 
 
 class Nodes(NamedTuple):
@@ -36,16 +36,22 @@ class _Node:
         return True
 
 
+def others_of(config: ExperimentConfig) -> dict[str, int]:
+    """Numbers of the engines that sample no rollouts, by name. Each reserves what an engine does."""
+    teachers = {f"teacher {name}": teacher.num_engines for name, teacher in config.teachers.items()}
+    return teachers | ({JUDGE: 1} if config.judge is not None else {})
+
+
 def lay_out(config: ExperimentConfig, num_gpus: int) -> list[Counter[str]]:
-    """Numbers of learner's ranks and engines on each node with so many GPUs, on as many nodes as it takes.
+    """Numbers of learner's ranks, engines and others on each node with so many GPUs, on as many nodes as it takes.
 
     The processes with most GPUs come first, each on the first node that has room. No process may need more GPUs than a
     node has.
     """
     learner, rollout = config.learner, config.rollout
-    processes = [(ENGINE, rollout.gpus_per_worker)] * rollout.num_workers + [
-        (LEARNER, learner.gpus)
-    ] * learner.num_ranks
+    engines = {ENGINE: rollout.num_workers, **others_of(config)}
+    processes = [(name, rollout.gpus_per_worker) for name, num in engines.items() for _ in range(num)]
+    processes += [(LEARNER, learner.gpus)] * learner.num_ranks
     nodes: list[_Node] = []
     for name, gpus in sorted(processes, key=lambda process: process[1], reverse=True):
         if not any(node.takes(name, gpus) for node in nodes):

@@ -11,6 +11,7 @@ from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.hub import config_command
 from rl.config.read import policy_problem
+from rl.plan.beside import shapes_beside
 from rl.plan.cards import CARDS, Card, chosen_card, host_bytes, this_machine
 from rl.plan.fit import Plan, make_plan
 from rl.plan.memory import GIB, Part, total
@@ -41,12 +42,13 @@ def show_plan(config: ExperimentConfig, gpu: str, console: Console | None = None
     cards = [card for card in (learner_card, engine_card) if card.is_gpu]
     try:
         shapes = policy_shapes(config)
-        plan = make_plan(shapes, config, cards[0] if cards else None, None if gpu or nodes else host_bytes(), nodes)
+        host = None if gpu or nodes else host_bytes()
+        plan = make_plan(shapes, config, cards[0] if cards else None, host, nodes, shapes_beside(config))
         speed = step_speed(shapes, config, plan.engine, engine_card, learner_card)
     except (CheckpointFileError, UnknownShapesError) as error:
         fix = "download or copy the checkpoint again, or choose one of a family that transformers has"
         raise ConfigError([Problem(config.place("policy", "path"), "policy.path", str(error), fix)]) from None
-    for table in (_policy(plan), _learner(plan), _engine(plan), _places(plan), *_nodes(plan)):
+    for table in (_policy(plan), _learner(plan), _engine(plan), *_beside(plan), _places(plan), *_nodes(plan)):
         console.print(table)
     for one in {engine_card.name: engine_card, learner_card.name: learner_card}.values():
         console.print(_card_text(one, config), soft_wrap=True)
@@ -132,6 +134,15 @@ def _engine(plan: Plan) -> Table:
     if config.rollout.gpus_per_worker > 1:
         title += ", on each of its cards"
     return _parts(title, parts, engine.total_bytes)
+
+
+def _beside(plan: Plan) -> Iterator[Table]:
+    for one in plan.beside:
+        longest = f"{one.memory.num_sequences:,} sequences of {one.max_tokens_key}"
+        parts = [*one.memory.parts, Part("cache", max(0.0, one.memory.cache_bytes), longest)]
+        yield _parts(
+            f"Memory of the {one.name}" + (f", each of {one.num}" if one.num > 1 else ""), parts, one.memory.total_bytes
+        )
 
 
 def _parts(title: str, parts: Sequence[Part], whole: float) -> Table:

@@ -51,14 +51,24 @@ class JudgeServer:
         if judge.kv_cache_gib is not None:
             options["--kv-cache-gib"] = judge.kv_cache_gib
         told = [part for name, value in options.items() for part in (name, str(value))]
-        self._command = [sys.executable, "-m", "rl", "serve", str(judge.path), *told]
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._is_stopping = False
-        self._process = self._started()
+        # An endpoint would export a run by itself, but one that is killed would leave that behind: each start another.
+        self._exported = tempfile.TemporaryDirectory(prefix="judge_", dir=run_dir)
+        folder, self._export = judge.path, list[str]()
+        if judge.path.is_dir() and not (judge.path / "config.json").is_file():
+            folder = Path(self._exported.name) / "policy"
+            self._export = [sys.executable, "-m", "rl", "export", str(judge.path), str(folder)]
+        self._command = [sys.executable, "-m", "rl", "serve", str(folder), *told]
+        self._process = self._started(self._export or self._command)
 
     def wait_until_ready(self, timeout_s: float) -> str:
         """The endpoint's URL, once it answers. Raises `EngineError` if it ends before, or does not answer in time."""
         deadline = time.monotonic() + timeout_s
+        if self._export:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if self._process.wait(timeout_s) == 0:
+                    self._process = self._started(self._command)
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
                 # Not through a proxy: it is this node.
@@ -71,12 +81,11 @@ class JudgeServer:
         said = self._output.read().decode(errors="replace")[-TAIL:].strip()
         self.shutdown()
         how = "did not start" if code is not None else f"did not answer within {timeout_s:g} s"
-        raise EngineError(f"the judge's endpoint {how} ({' '.join(self._command)}):\n{said}")
+        raise EngineError(f"the judge's endpoint {how} ({' '.join(self._running)}):\n{said}")
 
-    def _started(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            self._command, stdout=self._output, stderr=subprocess.STDOUT, preexec_fn=end_with_parent
-        )
+    def _started(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        self._running = command
+        return subprocess.Popen(command, stdout=self._output, stderr=subprocess.STDOUT, preexec_fn=end_with_parent)
 
     def _keep_up(self) -> None:
         while True:
@@ -86,7 +95,7 @@ class JudgeServer:
             logger.warning("the judge's endpoint ended with exit code %s and is started again", code)
             time.sleep(POLL_S)
             if not self._is_stopping:  # else it would outlive this actor's clean end
-                self._process = self._started()
+                self._process = self._started(self._command)
 
     def shutdown(self) -> None:
         self._is_stopping = True
@@ -94,7 +103,9 @@ class JudgeServer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_S)
         self._process.kill()
+        self._process.wait()
         self._output.close()
+        self._exported.cleanup()
 
 
 def announce(config: ExperimentConfig) -> None:
