@@ -19,6 +19,7 @@ from rl.plan.memory import FLOAT32, published_bytes, tokens_per_step
 from rl.plan.policy import checkpoint_shapes
 from rl.policy_checks import check_policy, check_teachers, rate_warning
 from rl.preflight import check_sinks, preflight
+from rl.rollouts.judge import announce
 from rl.runs.folder import RunFolder
 from rl.runs.newest import checkpoint_served
 
@@ -65,6 +66,7 @@ def _check_stages(config: ExperimentConfig) -> None:
 def _check_judge(config: ExperimentConfig) -> None:
     if config.judge is None:
         return
+    announce(config)
     folder, most = config.judge.path, config.judge.max_tokens
     if not (folder / "config.json").is_file() and not RunFolder(folder).holds_run:
         wrong = f"{folder} is neither a checkpoint (no config.json) nor a run"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -21,11 +22,12 @@ from rl.checks import CHECKS
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.judge import JudgeConfig
+from rl.config.read import dump_config
 from rl.engine.protocol import EngineError
 from rl.preflight import preflight
 from rl.rollouts.judge import NAME, NOWHERE, JudgeServer, served_judge
 from tests.families import write_policy
-from tests.makers import make_config
+from tests.makers import ARITHMETIC, make_config
 from tests.test_serve import teach
 from tests.trained import steps_of, trained
 
@@ -58,6 +60,19 @@ def test_environments_of_a_run_with_a_judge_open_before_it_is_served(unset: None
 def test_a_judge_that_is_no_checkpoint_is_refused(unset: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"judge.path: .* is neither a checkpoint \(no config.json\) nor a run"):
         CHECKS["judge"](make_config(judge={"path": tmp_path / "nothing"}))
+
+
+def test_a_conversation_that_is_longer_than_the_judges_context_is_refused(unset: None, tmp_path: Path) -> None:
+    config = make_config(judge={"path": write_policy("qwen3", tmp_path), "max_tokens": 8192})
+    with pytest.raises(ConfigError, match=r"judge.max_tokens: 8192 tokens are more than the judge's context of 2048"):
+        CHECKS["judge"](config)
+
+
+def test_a_task_that_leaves_the_judge_no_room_is_refused(unset: None, tmp_path: Path) -> None:
+    judge = {"path": write_policy("qwen3", tmp_path), "max_tokens": 8}
+    CHECKS["judge"](make_config(environments={ARITHMETIC: {}}, judge=judge))  # asks no judge
+    with pytest.raises(ConfigError, match=r"judge.max_tokens: a task of chat/Judged-v0 alone has \d\d+ tokens, and 8"):
+        CHECKS["judge"](make_config(environments={JUDGED: {}}, judge=judge))
 
 
 def test_errors_of_the_run_are_not_those_of_its_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,10 +150,14 @@ def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_path: Path, monkeypatch) -> None:
+    """The judge of a run is exported once, into the run folder, whatever happens to the endpoint."""
     monkeypatch.setattr("rl.rollouts.judge.meeting_point", free_address)
-    server = JudgeServer(
-        tmp_path, JudgeConfig(path=judge, max_tokens=512, kv_cache_gib=0.1), gpus=0.0, gpu_memory_share=None
-    )
+    judged, run_dir = tmp_path / "judged", tmp_path / "run"
+    run_dir.mkdir()
+    shutil.copytree(judge, judged / "sft")
+    (judged / "config.yaml").write_text(dump_config(make_config(judged, policy={"path": judge, "max_tokens": 512})))
+    asked = JudgeConfig(path=judged, max_tokens=512, kv_cache_gib=0.1)
+    server = JudgeServer(run_dir, asked, gpus=0.0, gpu_memory_share=None)
     try:
         url = server.wait_until_ready(240.0)
         server._process.send_signal(signal.SIGKILL)
@@ -150,9 +169,11 @@ def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_
             except httpx.HTTPError:
                 time.sleep(0.2)
         assert server._process.pid != first and server._process.poll() is None
+        assert [path.name for path in run_dir.glob("judge_*/*")] == ["policy"]
     finally:
         server.shutdown()
     assert server._process.wait(30) is not None
+    assert not list(run_dir.glob("judge_*"))
 
 
 @pytest.mark.slow

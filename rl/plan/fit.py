@@ -152,16 +152,15 @@ class Plan:
             yield "learner.gpus=1 rollout.gpus_per_worker=1 rollout.gpu_memory_share=null: a card for each"
 
     def _larger_cache(self, one: Beside) -> Iterator[str]:
-        config, engine = self.config, one.memory
-        section = config.judge if one.name == JUDGE and config.judge is not None else config.rollout
+        config, engine, judge = self.config, one.memory, self.config.judge if one.name == JUDGE else None
+        key, section = ("judge", judge) if judge else ("rollout", config.rollout)
+        longest = judge.max_tokens if judge else config.policy.max_tokens
         if section.kv_cache_gib is not None or not config.rollout.gpus_per_worker:
-            key = "judge" if section is config.judge else "rollout"
             yield f"{key}.kv_cache_gib={engine.sequence_bytes / GIB:.3g} or more"
         else:
             yield "rollout.gpu_memory_share, higher"
             more = max(2, int(2 * config.rollout.gpus_per_worker))
             yield f"rollout.gpus_per_worker={more}: each card holds a part of the weights"
-        longest = config.judge.max_tokens if section is config.judge else config.policy.max_tokens
         if (fitting := int(longest * engine.cache_bytes / engine.sequence_bytes)) > 0:
             yield f"{one.max_tokens_key}, to {fitting} or less"
 
