@@ -18,7 +18,7 @@ from rl.chat.formats import new_format
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import PolicyConfig
 from rl.config.supervised import GOLD_NO_THINKING_SHARE
-from rl.data_types import Budget
+from rl.data_types import EFFORTS, Budget
 from rl.tasks.seeds import draw_budget
 from sft.mixture import drawn, read_source
 from sft.rows import Conversation, SftDataError, to_last_reply
@@ -106,8 +106,8 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
     """`sft.num_conversations` gold conversations of the training split, environments drawn by their weights.
 
     They are a function of the configuration alone. Each has a budget drawn from its environment's. Of those that could
-    think, `sft.no_thinking_share` do not, and `sft.truncated_share` are cut; in `sft.giving_up_share` the assistant
-    gives up.
+    think and have no effort, `sft.no_thinking_share` do not, and `sft.truncated_share` are cut; in
+    `sft.giving_up_share` the assistant gives up.
     """
     sft = config.sft
     assert sft is not None
@@ -131,10 +131,12 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
         read = frozenset(place for place in range(num_opening) if messages[place].role == "assistant")
         if helpless[number]:
             messages = (*messages[:num_opening], Message("assistant", GIVING_UP))
-        budget = "off" if silent[number] else draw_budget(section.budget, seed)
-        if budget == "off":
+        budget = draw_budget(section.budget, seed)
+        has_effort = budget in EFFORTS  # such conversations stay as they are, like rows that state one
+        if (budget := "off" if silent[number] and not has_effort else budget) == "off":
             messages = tuple(replace(message, reasoning="") for message in messages)
-        cut_at = places[number] if cut[number] and any(one.reasoning for one in messages[num_opening:]) else None
+        is_cut = cut[number] and not has_effort
+        cut_at = places[number] if is_cut and any(one.reasoning for one in messages[num_opening:]) else None
         source = f"{env_id}, seed {seed}"
         conversations.append(Conversation(to_last_reply(messages), env.tools, budget, source, cut_at, read))
     for env in envs.values():

@@ -79,9 +79,10 @@ def test_the_exported_template_tells_efforts_too() -> None:
 
 
 def test_gold_conversations_draw_efforts_and_tell_them() -> None:
-    config = make_config(environments={TOTAL: {"budget": "low"}}, sft={"num_conversations": 4, "no_thinking_share": 0})
-    for conversation in gold_conversations(config):
-        assert conversation.budget == "low" and conversation.messages[-1].reasoning
+    config = make_config(environments={TOTAL: {"budget": "low"}}, sft={"num_conversations": 4})
+    varied = make_config(environments=config.environments, sft={"no_thinking_share": 1, "truncated_share": 1})
+    for conversation in gold_conversations(config.model_copy(update={"sft": varied.sft}))[:4]:
+        assert conversation.budget == "low" and conversation.messages[-1].reasoning and conversation.cut_at is None
         assert effort_text("low") in CHAT.text(token_row(conversation, CHAT, config).input_ids)
 
 
