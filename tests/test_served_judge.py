@@ -155,6 +155,7 @@ def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_
     judged, run_dir = tmp_path / "judged", tmp_path / "run"
     run_dir.mkdir()
     shutil.copytree(judge, judged / "sft")
+    (judged / "metrics.jsonl").touch()
     (judged / "config.yaml").write_text(dump_config(make_config(judged, policy={"path": judge, "max_tokens": 512})))
     asked = JudgeConfig(path=judged, max_tokens=512, kv_cache_gib=0.1)
     server = JudgeServer(run_dir, asked, gpus=0.0, gpu_memory_share=None)
