@@ -171,7 +171,7 @@ def make_plan(
     card: Card | None,
     host_bytes: float | None,
     nodes: Nodes | None = None,
-    shapes_beside: ShapesBeside = {},  # noqa: B006
+    shapes_beside: ShapesBeside | None = None,
 ) -> Plan:
     """The plan on cards of this kind, and on a host with so much memory (None: another machine's), or on nodes.
 
@@ -181,7 +181,7 @@ def make_plan(
     on_card = card.memory_bytes if card is not None and config.rollout.gpus_per_worker else None
     engine = engine_memory(shapes, config, on_card)
     published = published_bytes(shapes, config.precision)
-    beside = engines_beside(config, shapes_beside, on_card)
+    beside = engines_beside(config, shapes_beside or {}, on_card)
     sizes = {LEARNER: total(learner), ENGINE: engine.total_bytes}
     sizes |= {one.name: one.memory.total_bytes for one in beside}
     places = list(_cards(config, card, sizes))
