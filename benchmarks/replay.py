@@ -1,9 +1,9 @@
-"""Is an asynchronous run repeated bit for bit, also one that was killed and resumed?
+"""Is an asynchronous run repeated bit for bit, also one whose parts were killed and that was resumed?
 
-    python -m benchmarks.replay --out benchmarks/results/replay.json     (about 20 minutes, two cores)
+    python -m benchmarks.replay --out benchmarks/results/replay.json     (about 30 minutes, two cores)
 
-Two engines play several environments, with tools and several turns, while the learner publishes in the middle of their
-replies. The run is repeated with `rl train --replay`, several times, each in new processes. Then it is compared with
+Two engines play several environments, with tools and several turns, in processes of their own too, while the learner
+publishes in the middle of their replies. The run is repeated with `rl train --replay`, several times, each in new processes. Then it is compared with
 its repetitions by what their folders hold: all tokens, rewards and versions, and the bytes of the last checkpoint.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ import typer
 import yaml
 
 from benchmarks.chaos_checks import bits
+from benchmarks.chaos_faults import to_actor, to_driver
 from benchmarks.chaos_run import Moment, Run, checked, rl_train, sft_train
 from benchmarks.node_figures import lines
 from benchmarks.report import write_report
@@ -28,6 +30,7 @@ from rl.runs.folder import RunFolder
 from rl.runs.saved_rollouts import load_rollouts
 
 CHECKPOINT_EVERY = 2
+IN_PROCESSES = "tools/Store-v0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,8 @@ class Form:
     num_steps: int
     num_prompts: int
     supervised_steps: int
-    kills: Mapping[str, int]
-    """How many times a run is killed, by its name."""
+    kills: Mapping[str, Sequence[str]]
+    """What is killed in a run, by its name, one after the other: a worker, the learner or the driver."""
     num_replays: int
 
 
@@ -46,10 +49,12 @@ FULL = Form(
     num_steps=30,
     num_prompts=4,
     supervised_steps=100,
-    kills={"undisturbed": 0, "resumed": 1},
+    kills={"undisturbed": (), "resumed": ("driver",), "repaired": ("worker", "learner", "worker", "driver")},
     num_replays=3,
 )
-SHORT = Form(FULL.environments[:3], 8, 3, supervised_steps=30, kills={"resumed": 1}, num_replays=1)
+SHORT = Form(
+    FULL.environments[:3], 8, 3, supervised_steps=30, kills={"repaired": ("worker", "learner", "driver")}, num_replays=1
+)
 
 
 def main(
@@ -60,9 +65,9 @@ def main(
     form, runs = SHORT if short else FULL, runs.absolute()
     experiment = prepared(runs, form)
     summary, raw = {}, {}
-    for name, num_kills in form.kills.items():
+    for name, kills in form.kills.items():
         recorded = runs / name / "run"
-        codes = record(recorded, experiment, num_kills, form.num_steps)
+        codes = record(recorded, experiment, kills, form.num_steps)
         replays = [repeated(recorded, runs / name / f"replay_{number}" / "run") for number in range(form.num_replays)]
         raw[name] = {"codes": codes, "replays": replays, **counted(recorded)}
         equal = sum(one["code"] == 0 and one["is_equal"] for one in replays)
@@ -83,7 +88,8 @@ def prepared(runs: Path, form: Form) -> Path:
     experiment = {
         "seed": 3,
         "policy": {"path": str(runs / "supervised/sft")},
-        "environments": environments,
+        # One that calls tools for several turns has a process an episode.
+        "environments": environments | {IN_PROCESSES: {"process": True}},
         "train": {
             **{"num_steps": form.num_steps, "num_prompts": form.num_prompts, "group_size": 4, "max_staleness": 2},
             "checkpoint_every": CHECKPOINT_EVERY,
@@ -98,17 +104,18 @@ def prepared(runs: Path, form: Form) -> Path:
     return path
 
 
-def record(run_dir: Path, experiment: Path, num_kills: int, num_steps: int) -> list[int | None]:
-    """Run it, killed in the middle and resumed or not; the exit codes of its attempts."""
+def record(run_dir: Path, experiment: Path, kills: Sequence[str], num_steps: int) -> list[int | None]:
+    """Run it, and kill these in equal distances; resumed if the driver is among them. The exit codes of the driver."""
     run = Run(run_dir, rl_train(experiment, run_dir), random.Random(0))
 
     def kill(run: Run) -> None:
-        if run.wait_for_moment(Moment(num_steps // 2 + 1, 0.5)):
-            run.process.send_signal(signal.SIGKILL)
+        for number, name in enumerate(kills, start=1):
+            if run.wait_for_moment(Moment(number * num_steps // (len(kills) + 1), 0.5)):
+                (to_driver if name == "driver" else partial(to_actor, name))(signal.SIGKILL)(run)
 
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     if not run.is_done:
-        run.until_done(kill if num_kills else None)
+        run.until_done(kill if kills else None)
         run.left()
     return [attempt.code for attempt in run.attempts]
 
@@ -136,6 +143,7 @@ def counted(run_dir: Path) -> dict[str, int]:
     return {
         "steps": len(lines(run_dir, "train")),
         "attempts": len(list((run_dir / "record").iterdir())),
+        "replaced_workers": sum("died and is replaced" in line["text"] for line in lines(run_dir, "note")),
         "replies": len(replies),
         "rollouts_of_several_turns": sum(len(rollout.turns) > 1 for rollout in played),
         "replies_across_a_publish": sum(len(set(reply.columns["version"].tolist())) > 1 for reply in replies),

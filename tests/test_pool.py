@@ -1,7 +1,9 @@
 """The pool: a dead worker costs what it had not finished, and a group that kills workers costs itself only."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,11 @@ from rl.engine.protocol import EngineError
 from rl.rollouts.loading import WeightHashError
 from rl.rollouts.pool import WorkerPool
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
+from rl.runs.differences import ReplayDiffers
+from rl.runs.folder import RunFolder
+from rl.runs.recording import Recording, read_attempts
 from rl.weights.source import WeightSource
-from tests.makers import make_config, make_rollout, make_task
+from tests.makers import make_config, make_rollout, make_task, make_update
 
 SOON = Deadline(1.0, "collecting groups", "train.collect_timeout_s")
 
@@ -162,6 +167,34 @@ def test_a_group_that_was_kept_outlives_the_worker_that_takes_the_answer_along()
     plays = [pool.play(0, [spec(0)]), pool.play(0, [replace(spec(1), keeper=Keeper())])]
     assert [masked(pool.collect(one, SOON)) for one in plays] == [[0], []]
     assert second.calls == [[0]]
+
+
+def test_a_recorded_death_is_repeated_with_the_groups_that_it_cost(tmp_path: Path) -> None:
+    """The worker that is repeated lives, so it has played more than the recorded one had."""
+    run = RunFolder(tmp_path)
+    with closing(Recording(run)) as recording:
+        recording.begin(make_config(tmp_path), 0, tmp_path / "spool", is_again=False)
+        first = FakeWorker([2])
+        first.finished = {1}
+        pool = make_pool(first, FakeWorker())
+        pool.record(recording)
+        plays = [pool.play(0, [spec(number)]) for number in (2, 1, 0)]
+        recorded = [group for play in plays for group in pool.collect(play, SOON)]
+        recording.updated(1, make_update(1), WeightSource(1, "", "hash"))
+    (attempt,) = read_attempts(run)
+    with closing(Recording(RunFolder(tmp_path / "replay"), attempt)) as recording:
+        recording.begin(make_config(tmp_path), 0, tmp_path / "spool", is_again=False)
+        first, second = FakeWorker(), FakeWorker()
+        pool = make_pool(first, second)
+        pool.record(recording)
+        plays = [pool.play(0, [spec(number)]) for number in (2, 1, 0)]
+        assert [group for play in plays for group in pool.collect(play, SOON)] == recorded
+        assert first.is_stopped and not first.is_dead
+        assert second.calls == [[2], [0]]
+        assert pool.notes()[1:2] == ["worker 0 died and is replaced: OutOfMemoryError: killed"]
+        second.poison = [3]
+        with pytest.raises(ReplayDiffers, match="a worker failed"):
+            pool.collect(pool.play(0, [spec(3)]), SOON)
 
 
 def test_groups_handed_over_after_a_death_wait_until_the_suspects_have_been_played() -> None:

@@ -11,6 +11,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
 from rl.engine.record import tokens_hash
 from rl.replay import _config
+from rl.rollouts.course import RecordedDeath
 from rl.runs.differences import Recorded, ReplayDiffers, engine_difference, token_difference
 from rl.runs.folder import RunFolder, RunFolderError
 from rl.runs.recording import NoRecordError, Recording, read_attempts
@@ -27,15 +28,12 @@ def config_of(run_dir: Path) -> ExperimentConfig:
     return make_config(run_dir, train={"num_steps": 2, "num_prompts": 1, "group_size": 2, "max_staleness": 1})
 
 
-def attempt(run: RunFolder, first_step: int, *steps: int, replaced: int | None = None) -> None:
-    """Record an attempt that makes these steps, after the last of which a worker may be replaced."""
+def attempt(run: RunFolder, first_step: int, *steps: int) -> None:
+    """Record an attempt that makes these steps."""
     recording = Recording(run)
     recording.begin(config_of(run.path), first_step, run.spool, is_again=False)
     for step in steps:
         make_step(recording, step, RECORDED)
-    if replaced is not None:
-        recording.replaced(replaced, RuntimeError())
-        make_step(recording, steps[-1] + 1, RECORDED)
     recording.close()
 
 
@@ -69,15 +67,37 @@ def test_attempts_are_repeated_up_to_the_step_from_which_the_next_one_went_on(tm
     assert [one.is_empty for one in read_attempts(run)] == [False, True, False]
 
 
-def test_a_replaced_worker_ends_what_can_be_repeated_unless_that_is_lost_anyway(tmp_path: Path) -> None:
+def test_an_attempt_whose_record_was_not_written_ends_what_can_be_repeated(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    attempt(run, 0, 1, 2, replaced=1)
-    told = "worker 1 died and was replaced"
-    assert steps_of(run) == [(0, 2, told)]
+    attempt(run, 0, 1, 2)
     attempt(run, 2, 3)
     assert steps_of(run) == [(0, 2, ""), (2, 3, "")]
-    attempt(run, 7, 8)  # the record between was not written
+    attempt(run, 7, 8)
     assert steps_of(run) == [(0, 2, ""), (2, 3, "the record could not be written")]
+
+
+def test_a_worker_dies_in_a_replay_in_the_wait_in_which_it_died_and_the_new_one_follows_a_file_of_its_own(
+    tmp_path: Path,
+) -> None:
+    run = RunFolder(tmp_path)
+    with closing(Recording(run)) as recording:
+        recording.begin(config_of(tmp_path), 0, tmp_path / "spool", is_again=False)
+        recording.check_alive(1, "0-4")
+        recording.replaced(1, RuntimeError("killed"), "0-4", ["0-4", "0-5"])
+        make_step(recording, 1, RECORDED)
+    with replay_of(run) as recording:
+        recording.begin(config_of(tmp_path), 0, tmp_path / "spool", is_again=False)
+        for worker, waiting_for in ((0, "0-4"), (1, "0-3"), (1, "")):
+            recording.check_alive(worker, waiting_for)
+        with pytest.raises(RecordedDeath, match="killed") as raised:
+            recording.check_alive(1, "0-4")
+        assert raised.value.lost == ("0-4", "0-5")
+        recording.replaced(1, raised.value, "0-4", raised.value.lost)
+        recording.check_alive(1, "0-4")
+        files = [recording.engine_files(worker) for worker in (0, 1)]
+        scripts = [one.script for one in files if one is not None]
+        assert scripts == [run.record / "0001" / name for name in ("engine_0.jsonl", "engine_1_1.jsonl")]
+        make_step(recording, 1, RECORDED)
 
 
 def test_a_run_without_a_record_from_its_first_step_on_is_refused(tmp_path: Path) -> None:
@@ -135,14 +155,14 @@ def test_a_replay_does_not_replace_a_worker_and_tells_what_its_engine_could_not_
         files = recording.engine_files(1)
         assert files is not None and files.script == run.record / "0001" / "engine_1.jsonl"
         with pytest.raises(ReplayDiffers, match="a worker failed, or waited longer than its deadline: no answer"):
-            recording.replaced(1, RuntimeError("no answer"))
+            recording.replaced(1, RuntimeError("no answer"), "", [])
         reply = RECORDED.rollouts[1].turns[0].reply
         hashed = tokens_hash(reply.ids, reply.columns["logprob"], reply.columns["version"])
         told = {"text": "the reply differs", "name": "0-0/1/1/0", "recorded": hashed}
         now = {"ids": [10, 11], "logprob": [-0.5, -0.75], "version": [0, 0]}
         files.difference.write_text(json.dumps({**told, **now}))
         with pytest.raises(ReplayDiffers) as raised:
-            recording.replaced(1, RuntimeError())
+            recording.replaced(1, RuntimeError(), "", [])
     expected = "group 0-0, member 1, turn 0, token 2: recorded id 12, logprob -1.0, version 0, now the end of the reply"
     assert str(raised.value) == expected
 

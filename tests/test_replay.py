@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from envs.json_lines import read_lines
 from rl.runs.saved_rollouts import load_rollouts
 from tests.test_benchmarks import run_short
 from tests.test_train import START_TIMEOUT_S, run, state_of, steps, without_time
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the benchmark's runs: one that was killed and resumed, and its repetition."""
+    """Folder of the benchmark's runs: one of which a worker, the learner and the driver were killed, and its
+    repetition.
+    """
     folder = tmp_path_factory.mktemp("replay")
     report = run_short("replay", folder, "--runs", str(folder / "runs"))
     (folder / "runs" / "report.json").write_text(json.dumps(report))
@@ -34,7 +37,7 @@ def yaml(runs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(runs: Path) -> Path:
-    return runs / "resumed" / "run"
+    return runs / "repaired" / "run"
 
 
 def replay(run_dir: Path, out: Path, *more: str) -> tuple[int, str]:
@@ -61,16 +64,19 @@ def check_equal(run_dir: Path, again: Path) -> None:
     assert state_of(again) == state_of(run_dir)
 
 
-def test_a_run_with_tools_that_was_killed_and_resumed_is_repeated_bit_for_bit(runs: Path, recorded: Path) -> None:
+def test_a_run_with_tools_in_processes_whose_parts_were_killed_is_repeated_bit_for_bit(
+    runs: Path, recorded: Path
+) -> None:
     report = json.loads((runs / "report.json").read_text())
-    raw, summary = report["raw"]["resumed"], report["summary"]["resumed"]
+    raw, summary = report["raw"]["repaired"], report["summary"]["repaired"]
     assert raw["codes"] == [-9, 0] and [one["code"] for one in raw["replays"]] == [0], raw
     assert summary["rollouts_of_several_turns"] and summary["replies_across_a_publish"]
     assert summary["equal_replays"] == summary["replays"] == 1
-    first, second = sorted((recorded / "record").glob("*"))
-    begun = [json.loads((folder / "loop.jsonl").read_text().splitlines()[0])["step"] for folder in (first, second)]
-    assert begun[0] == 0 < begun[1]
-    check_equal(recorded, runs / "resumed" / "replay_0" / "run")
+    assert summary["replaced_workers"] == 1
+    begun = [next(read_lines(folder / "loop.jsonl")) for folder in sorted((recorded / "record").glob("*"))]
+    assert [line["again"] for line in begun] == [False, True, False]
+    assert begun[0]["step"] == 0 < begun[1]["step"] <= begun[2]["step"]
+    check_equal(recorded, runs / "repaired" / "replay_0" / "run")
 
 
 def test_the_first_token_that_differs_is_told_and_the_exit_code_says_so(recorded: Path, tmp_path: Path) -> None:

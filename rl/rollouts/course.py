@@ -1,12 +1,14 @@
 """What decides the course of an asynchronous run, beside its configuration, and how is it recorded and repeated?
 
-In the loop it is which groups are started when, and which worker plays them; in an engine, what `rl.engine.record`
-says. A `Course` leaves it to the clock; `rl.runs.recording` records and repeats it.
+In the loop it is which groups are started when, which worker plays them, and which it loses with a worker that dies; in
+an engine, what `rl.engine.record` says. A `Course` leaves it to the clock; `rl.runs.recording` records and repeats it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from rl.cluster.actors import ActorDied
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,15 @@ class EngineFiles:
     """The record that the engine is to follow."""
     difference: Path
     """Where the engine writes what it could not follow."""
+
+
+class RecordedDeath(ActorDied):
+    """The run that is repeated lost a worker here."""
+
+    def __init__(self, told: str, lost: Sequence[str]) -> None:
+        super().__init__(told)
+        self.lost = tuple(lost)
+        """The names of the parts that the worker had not ended."""
 
 
 class Course:
@@ -36,5 +47,12 @@ class Course:
         """What the worker's engine is to write and to follow; None for nothing."""
         return None
 
-    def replaced(self, worker: int, error: Exception) -> None:
-        """A worker is to be replaced. Raises if that cannot be."""
+    def check_alive(self, worker: int, waiting_for: str = "") -> None:
+        """Called before each wait for a worker, for a part of this name or for weights to be loaded. Raises
+        `RecordedDeath` if the run that is repeated lost the worker in this wait.
+        """
+
+    def replaced(self, worker: int, error: Exception, waiting_for: str, lost: Sequence[str]) -> None:
+        """A worker, which was waited for as in `check_alive`, is to be replaced; these parts it had not ended. Raises
+        if that cannot be. `engine_files` are those of the new one from now on.
+        """

@@ -21,11 +21,18 @@ class Part:
     groups: list[Group] | None = None
     """None until it has ended."""
 
-    @classmethod
-    def again(cls, worker: int, spec: GroupSpec, num_deaths: int) -> "Part":
-        """A group whose worker died; it has ended if it was kept."""
-        kept = spec.kept()
-        return cls(worker, (spec,), num_deaths, groups=[kept] if kept else None)
+    @property
+    def name(self) -> str:
+        """The id of its first group."""
+        return self.specs[0].group_id
+
+    def take_kept(self) -> bool:
+        """Take the groups from where they were kept; False if one was not."""
+        kept = [group for spec in self.specs if (group := spec.kept())]
+        if len(kept) < len(self.specs):
+            return False
+        self.groups = kept
+        return True
 
     def after_death(self, error: Exception, num_tries: int, is_synchronous: bool) -> list["Part"]:
         """What takes its place when its worker has died: its groups together, if that keeps the run's bits, then one at
@@ -34,18 +41,18 @@ class Part:
         num_deaths = self.num_deaths + 1
         if num_deaths >= num_tries:
             reason = f"{num_deaths} workers died while they played it, the last of: {error}"
-            self.groups = [spec.kept() or masked_group(spec, reason) for spec in self.specs]
+            self.groups = [masked_group(spec, reason) for spec in self.specs]
             return [self]
         if num_deaths == 1 and is_synchronous:
             return [Part(self.worker, self.specs, num_deaths)]
-        return [Part.again(self.worker, spec, num_deaths) for spec in self.specs]
+        return [Part(self.worker, (spec,), num_deaths) for spec in self.specs]
 
     def waited_for(self, deadline: Deadline) -> str:
         """Who waits for what, since this deadline began."""
         env_ids = ", ".join(sorted({spec.task.env_id for spec in self.specs}))
         return (
             f"{deadline.what} has waited {time.monotonic() - deadline.started:.0f} s for {len(self.specs)} groups"
-            f" ({env_ids}; the first is {self.specs[0].group_id}) of worker {self.worker}"
+            f" ({env_ids}; the first is {self.name}) of worker {self.worker}"
         )
 
     @property

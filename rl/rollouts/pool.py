@@ -18,7 +18,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group
 from rl.engine.protocol import EngineError
 from rl.engine.work_times import Work
-from rl.rollouts.course import Course
+from rl.rollouts.course import Course, RecordedDeath
 from rl.rollouts.loading import begin_loading, check_hash
 from rl.rollouts.plays import Part, Play
 from rl.rollouts.worker import GroupSpec, Played, RolloutWorker
@@ -70,10 +70,7 @@ class WorkerPool:
     def record(self, course: Course) -> None:
         """Record what the engines, which play nothing, do from now on, or let them follow a record."""
         self._course = course
-        deadline = self._start_deadline("beginning a record")
-        files = [(worker, course.engine_files(index)) for index, worker in enumerate(self._workers)]
-        for answer in [worker.call(RolloutWorker.record, one) for worker, one in files if one is not None]:
-            answer.wait(deadline)
+        self._begin_record(range(self.num_workers))
 
     def token_texts(self) -> list[str]:
         """The text of every token by its id."""
@@ -103,13 +100,14 @@ class WorkerPool:
             if unfinished.pending is None:
                 self._hand_over(unfinished)
             try:
+                self._course.check_alive(unfinished.worker, unfinished.name)
                 self._take(unfinished, self._played(unfinished, deadline))
             except (ActorDied, EngineError) as error:
-                self._replace(unfinished.worker, error)
+                self._replace(unfinished.worker, error, unfinished.name)
             except DeadlinePassed as error:
                 if not num_left:
                     raise
-                self._replace(unfinished.worker, error)
+                self._replace(unfinished.worker, error, unfinished.name)
                 deadline, num_left = replace(deadline, started=time.monotonic()), num_left - 1
         self._plays[play.worker].remove(play)
         self._num_groups[play.worker] -= play.num_groups
@@ -156,6 +154,7 @@ class WorkerPool:
         (source, answers, deadline), self._loading = self._loading, None
         for index, answer in enumerate(answers):
             try:
+                self._course.check_alive(index)
                 check_hash(index, source, answer, deadline)
             except (ActorDied, EngineError, DeadlinePassed) as error:
                 self._replace(index, error)
@@ -210,17 +209,23 @@ class WorkerPool:
     def _parts_of(self, worker: int) -> list[Part]:
         return [part for play in self._plays[worker] for part in play.parts]
 
-    def _replace(self, index: int, error: Exception) -> None:
+    def _replace(self, index: int, error: Exception, waiting_for: str = "") -> None:
         """Start a new worker in place of one that died, twice if need be; returns when it serves the current version.
 
         Groups that the dead worker had finished are kept, also those whose only copy is a keeper's: large answers lie
         on the worker's node. Groups that were in flight on it are suspects.
         """
-        self._course.replaced(index, error)
-        self._notes.append(f"worker {index} died and is replaced: {error}")
         # Before the new worker starts: it has the same index, and its calls must not be mistaken for the old ones.
+        lost = [part for part in self._parts_of(index) if not self._has_ended(part, error)]
+        self._course.replaced(index, error, waiting_for, [part.name for part in lost])
+        self._notes.append(f"worker {index} died and is replaced: {error}")
+        is_synchronous = self._config.train.max_staleness == 0
         for play in self._plays[index]:
-            play.parts = [rest for part in play.parts for rest in self._after_death(part, error)]
+            rests = [
+                part.after_death(error, self._num_tries, is_synchronous) if part in lost else [part]
+                for part in play.parts
+            ]
+            play.parts = [part for rest in rests for part in rest]
         for is_last in (False, True):  # until Ray has noticed that a node is lost, it starts workers there
             self._workers[index].stop(RolloutWorker.shutdown)
             self._workers[index] = self._start(self._places[index])
@@ -234,22 +239,41 @@ class WorkerPool:
     def _wait_until_serving(self, index: int) -> None:
         ready = self._workers[index].call(RolloutWorker.wait_until_ready)
         ready.wait(self._start_deadline("restarting a worker"))
+        self._begin_record([index])
         if self._published is not None:
             deadline = self._publish_deadline()
             source, (answer,) = self._begin_loading([index], deadline)
             check_hash(index, source, answer, deadline)
 
-    def _after_death(self, part: Part, error: Exception) -> list[Part]:
-        """The parts that replace `part` after its worker died."""
+    def _has_ended(self, part: Part, error: Exception) -> bool:
+        """Whether the part is none that is lost with its worker, which died of this error."""
         if part.groups is not None or part.pending is None:
-            return [part]
+            return True
+        if isinstance(error, RecordedDeath):
+            return part.name not in error.lost and self._ends(part)
         if part.pending.is_done():
             try:
                 self._take(part, part.pending.wait(Deadline(10.0, "reading finished groups", "a fixed limit")))
-                return [part]
+                return True
             except (ActorDied, EngineError, DeadlinePassed):
                 pass  # it ended with its worker
-        return part.after_death(error, self._num_tries, self._config.train.max_staleness == 0)
+        return part.take_kept()
+
+    def _ends(self, part: Part) -> bool:
+        """Wait for a part that ended in the recorded run before its worker died, which here is alive until then."""
+        try:
+            deadline = Deadline(self._config.train.collect_timeout_s, "ending groups", "train.collect_timeout_s")
+            self._take(part, self._played(part, deadline))
+        except (ActorDied, EngineError, DeadlinePassed) as error:
+            self._course.replaced(part.worker, error, part.name, ())
+        return True
+
+    def _begin_record(self, workers: Sequence[int]) -> None:
+        """Let the engines, which play nothing, record what they do from now on, or follow a record."""
+        deadline = self._start_deadline("beginning a record")
+        files = [(self._workers[index], self._course.engine_files(index)) for index in workers]
+        for answer in [worker.call(RolloutWorker.record, one) for worker, one in files if one is not None]:
+            answer.wait(deadline)
 
     @property
     def _num_tries(self) -> int:

@@ -43,6 +43,13 @@ class Recorded:
             raise ReplayDiffers(f"after step {self.step} the recorded run went on with {line['kind']}, not with {kind}")
         return line
 
+    def death(self, worker: int, waiting_for: str) -> JsonObject | None:
+        """The next line if it says that the worker died while it was waited for."""
+        line = self.lines[self._next] if self._next < len(self.lines) else {}
+        return (
+            line if line.items() >= {"kind": "replaced", "worker": worker, "waiting_for": waiting_for}.items() else None
+        )
+
     def has(self, kind: str, **content: object) -> bool:
         """Whether a line that is still to come is of this kind and content."""
         wanted = {"kind": kind, **content}.items()

@@ -4,16 +4,21 @@
     record/0001/loop.jsonl         in the loop's order: which groups were started on which worker, what was handed over
                                    and what each update computed, as hashes
     record/0001/engine_0.jsonl     what the engine of worker 0 did (`rl.engine.record`)
+    record/0001/engine_0_1.jsonl   what the engine did that took its place when worker 0 died
     record/0001/kept/              groups of earlier attempts with which this one went on (`rl.runs.spool`)
 
 An attempt is one start of the training loop: of a run, with --resume, or after the learner's death. A replay writes the
 same lines, and the first line that is not the recorded one is the difference. Synchronous runs have no record: they
-repeat themselves. A worker that is replaced ends the part of an attempt that can be repeated.
+repeat themselves.
+
+A worker that died is told with the wait in which that was noticed, and with the groups that were lost. A replay ends
+its own worker in the same wait, once the other groups have ended, so the new one plays what it played in the run.
 """
 
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +33,7 @@ from rl.config.read import dump_config
 from rl.data_types import Group, Rollout, Update
 from rl.engine.record import tokens_hash
 from rl.record_file import RecordFile
-from rl.rollouts.course import Course, EngineFiles
+from rl.rollouts.course import Course, EngineFiles, RecordedDeath
 from rl.runs.differences import Recorded, ReplayDiffers, engine_difference, line_difference
 from rl.runs.folder import RunFolder
 from rl.weights.source import Publication
@@ -80,15 +85,13 @@ def read_attempts(run: RunFolder) -> list[Attempt]:
         lines = list(read_lines(folder / LOOP))
         if not lines:  # it was stopped while its parts started
             continue
-        num = next((index for index, line in enumerate(lines) if line["kind"] == "replaced"), len(lines))
-        end = f"worker {lines[num]['worker']} died and was replaced" if num < len(lines) else ""
-        first = lines[0]["step"]
-        last = max((line["step"] for line in lines[:num] if line["kind"] == "update"), default=first)
+        first, end = lines[0]["step"], ""
+        last = max((line["step"] for line in lines if line["kind"] == "update"), default=first)
         if attempts and attempts[0].first_step <= last:
-            last, end = attempts[0].first_step, ""
+            last = attempts[0].first_step
         elif attempts:
-            attempts, end = [], end or "the record could not be written"
-        attempts.insert(0, Attempt(folder.absolute(), tuple(lines[:num]), first, last, end))
+            attempts, end = [], "the record could not be written"
+        attempts.insert(0, Attempt(folder.absolute(), tuple(lines), first, last, end))
     if not attempts or attempts[0].first_step != 0 or attempts[-1].last_step == 0:
         raise NoRecordError(
             f"{run.path} holds no record of a run from its first step on; asynchronous runs (train.max_staleness above"
@@ -111,6 +114,8 @@ class Recording(Course):
         self._repeated = (
             Recorded(RunFolder(attempt.folder.parent.parent), attempt.folder, attempt.lines) if attempt else None
         )
+        self._num_deaths: Counter[int] = Counter()
+        """By worker."""
         self.is_replay = attempt is not None
         self.last_step = attempt.last_step if attempt else None
         """Of a replay: the step after which the attempt ends."""
@@ -152,17 +157,21 @@ class Recording(Course):
     def engine_files(self, worker: int) -> EngineFiles | None:
         if self._folder is None:
             return None
-        name = f"engine_{worker}.jsonl"
+        name = engine_file(worker, self._num_deaths[worker])
         script = self._repeated.folder / name if self._repeated else None
-        return EngineFiles(self._folder / name, script, self._folder / f"difference_{worker}.json")
+        return EngineFiles(self._folder / name, script, self._folder / f"difference_{name}")
 
-    def replaced(self, worker: int, error: Exception) -> None:
-        """Raises `ReplayDiffers` in a replay: what a new worker would play is in no record."""
-        if self._repeated is None:
-            self._say("replaced", worker=worker)
-            return
+    def check_alive(self, worker: int, waiting_for: str = "") -> None:
+        if self._repeated and (death := self._repeated.death(worker, waiting_for)):
+            raise RecordedDeath(death["error"], death["lost"])
+
+    def replaced(self, worker: int, error: Exception, waiting_for: str, lost: Sequence[str]) -> None:
+        """Raises `ReplayDiffers` in a replay if the recorded worker did not die here: a new one has no script."""
         files = self.engine_files(worker)
-        raise ReplayDiffers(engine_difference(self._repeated, files.difference, error) if files else str(error))
+        if self._repeated is not None and not isinstance(error, RecordedDeath):
+            raise ReplayDiffers(engine_difference(self._repeated, files.difference, error) if files else str(error))
+        self._say("replaced", worker=worker, waiting_for=waiting_for, lost=lost, error=str(error))
+        self._num_deaths[worker] += 1
 
     def close(self) -> None:
         self._file.close()
@@ -187,6 +196,11 @@ def rollout_hash(rollout: Rollout) -> str:
     replies = [turn.reply for turn in rollout.turns]
     tokens = [tokens_hash(reply.ids, reply.columns["logprob"], reply.columns["version"]) for reply in replies]
     return xxhash.xxh3_64_hexdigest(repr((tokens, rollout.reward, str(rollout.outcome), rollout.num_attempts)).encode())
+
+
+def engine_file(worker: int, num_deaths: int = 0) -> str:
+    """The name of the file of the worker's engine after so many deaths."""
+    return f"engine_{worker}_{num_deaths}.jsonl" if num_deaths else f"engine_{worker}.jsonl"
 
 
 def _attempt_folders(record: Path) -> list[Path]:
