@@ -2,9 +2,10 @@
 
     python -m benchmarks.replay --out benchmarks/results/replay.json     (about 30 minutes, two cores)
 
-Two engines play several environments, with tools and several turns, in processes of their own too, while the learner
-publishes in the middle of their replies. The run is repeated with `rl train --replay`, several times, each in new processes. Then it is compared with
-its repetitions by what their folders hold: all tokens, rewards and versions, and the bytes of the last checkpoint.
+Two engines play several environments, with tools and several turns, one in processes of its own, while the learner
+publishes in the middle of their replies. The run is repeated with `rl train --replay`, several times, each in new
+processes. Then it is compared with its repetitions by what their folders hold: all tokens, rewards and versions, and
+the bytes of the last checkpoint.
 """
 
 import random
@@ -13,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,8 +39,8 @@ class Form:
     num_steps: int
     num_prompts: int
     supervised_steps: int
-    kills: Mapping[str, Sequence[str]]
-    """What is killed in a run, by its name, one after the other: a worker, the learner or the driver."""
+    kills: Mapping[str, Mapping[int, str]]
+    """What is killed in a run, by its name, after which step: a worker, the learner or the driver."""
     num_replays: int
 
 
@@ -49,11 +49,20 @@ FULL = Form(
     num_steps=30,
     num_prompts=4,
     supervised_steps=100,
-    kills={"undisturbed": (), "resumed": ("driver",), "repaired": ("worker", "learner", "worker", "driver")},
+    kills={
+        "undisturbed": {},
+        "resumed": {16: "driver"},
+        "repaired": {5: "worker", 11: "learner", 17: "worker", 23: "driver"},
+    },
     num_replays=3,
 )
 SHORT = Form(
-    FULL.environments[:3], 8, 3, supervised_steps=30, kills={"repaired": ("worker", "learner", "driver")}, num_replays=1
+    FULL.environments[:3],
+    num_steps=8,
+    num_prompts=3,
+    supervised_steps=30,
+    kills={"repaired": {2: "worker", 5: "learner", 7: "driver"}},
+    num_replays=1,
 )
 
 
@@ -67,7 +76,7 @@ def main(
     summary, raw = {}, {}
     for name, kills in form.kills.items():
         recorded = runs / name / "run"
-        codes = record(recorded, experiment, kills, form.num_steps)
+        codes = record(recorded, experiment, kills)
         replays = [repeated(recorded, runs / name / f"replay_{number}" / "run") for number in range(form.num_replays)]
         raw[name] = {"codes": codes, "replays": replays, **counted(recorded)}
         equal = sum(one["code"] == 0 and one["is_equal"] for one in replays)
@@ -104,14 +113,15 @@ def prepared(runs: Path, form: Form) -> Path:
     return path
 
 
-def record(run_dir: Path, experiment: Path, kills: Sequence[str], num_steps: int) -> list[int | None]:
-    """Run it, and kill these in equal distances; resumed if the driver is among them. The exit codes of the driver."""
+def record(run_dir: Path, experiment: Path, kills: Mapping[int, str]) -> list[int | None]:
+    """Run it with these killed, and resume it if the driver was; the exit codes of its attempts."""
     run = Run(run_dir, rl_train(experiment, run_dir), random.Random(0))
 
     def kill(run: Run) -> None:
-        for number, name in enumerate(kills, start=1):
-            if run.wait_for_moment(Moment(number * num_steps // (len(kills) + 1), 0.5)):
-                (to_driver if name == "driver" else partial(to_actor, name))(signal.SIGKILL)(run)
+        for step, name in kills.items():
+            if run.wait_for_moment(Moment(step, 0.5)):
+                strike = to_driver(signal.SIGKILL) if name == "driver" else to_actor(name, signal.SIGKILL)
+                strike(run)
 
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     if not run.is_done:

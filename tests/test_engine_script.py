@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ class Engines:
     def start(self, name: str, follows: str = "", num_seats: int = 4, timeout_s: float = 5.0) -> ThreadedEngine:
         engine = ThreadedEngine(ScriptedCore, 0, num_seats, 5.0)
         self.started.append(engine)
-        script = Script(self.folder / follows, self.folder / "difference", timeout_s) if follows else None
+        script = Script(self.folder / follows, self.folder / "difference", timeout_s, {"0-9"}) if follows else None
         engine.record(Recorder(self.folder / name), script)
         return engine
 
@@ -122,6 +123,39 @@ async def test_a_request_that_does_not_come_is_named_after_the_deadline(engines:
     (lane,) = engine.open_lanes(1)
     with pytest.raises(EngineError, match=r"waited 0.1 s for the request 0-0/0/1/0.* before step 0 of the engine"):
         await sample_turn(lane, (2,), replace(PARAMS, name="0-1/0/1/0"))
+
+
+async def turns(lane: Lane, num: int, attempt: int = 1) -> None:
+    """So many turns of group 0-9, member 0; then its lane closes."""
+    for turn in range(num):
+        await sample_turn(lane, (2,), replace(PARAMS, name=f"0-9/0/{attempt}/{turn}"))
+    lane.close()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "told"),
+    [
+        ((2, 0), 1, "group 0-9, member 0, attempt 1 ended; in the recorded run it went on with turn 1"),
+        ((1, 0), 2, "group 0-9, member 0, attempt 1 goes on with turn 1; in the recorded run it ended before"),
+        ((1, 1), 2, "goes on with turn 1; in the recorded run it was given up before, as for a missed deadline"),
+    ],
+)
+async def test_a_rollout_that_ends_at_another_turn_is_told_at_once(
+    recorded: tuple[int, int], now: int, told: str, engines: Engines
+) -> None:
+    first = engines.start("one")
+    for attempt, num in enumerate(recorded, start=1):
+        (lane,) = first.open_lanes(1)
+        await turns(lane, num, attempt)
+    (other,) = first.open_lanes(1)
+    await sample_turn(other, (2,), replace(PARAMS, name="0-2/0/1/0"))
+    engine = engines.start("other", follows="one", timeout_s=600.0)
+    lane, other = engine.open_lanes(2)
+    with pytest.raises(EngineError, match=re.escape(told)):
+        await asyncio.gather(
+            turns(lane, now), asyncio.wait_for(sample_turn(other, (2,), replace(PARAMS, name="0-2/0/1/0")), 10)
+        )
+    assert told in str(engines.difference()["text"])
 
 
 async def test_a_run_goes_on_when_its_record_cannot_be_written(

@@ -87,6 +87,8 @@ def test_a_worker_dies_in_a_replay_in_the_wait_in_which_it_died_and_the_new_one_
         make_step(recording, 1, RECORDED)
     with replay_of(run) as recording:
         recording.begin(config_of(tmp_path), 0, tmp_path / "spool", is_again=False)
+        lost_here = recording.engine_files(1)
+        assert lost_here is not None and lost_here.ended_groups == {"0-0"}
         for worker, waiting_for in ((0, "0-4"), (1, "0-3"), (1, "")):
             recording.check_alive(worker, waiting_for)
         with pytest.raises(RecordedDeath, match="killed") as raised:
@@ -158,13 +160,13 @@ def test_a_replay_does_not_replace_a_worker_and_tells_what_its_engine_could_not_
             recording.replaced(1, RuntimeError("no answer"), "", [])
         reply = RECORDED.rollouts[1].turns[0].reply
         hashed = tokens_hash(reply.ids, reply.columns["logprob"], reply.columns["version"])
-        told = {"text": "the reply differs", "name": "0-0/1/1/0", "recorded": hashed}
+        told = {"text": "the reply differs", "step": 7, "name": "0-0/1/1/0", "recorded": hashed}
         now = {"ids": [10, 11], "logprob": [-0.5, -0.75], "version": [0, 0]}
         files.difference.write_text(json.dumps({**told, **now}))
         with pytest.raises(ReplayDiffers) as raised:
             recording.replaced(1, RuntimeError(), "", [])
-    expected = "group 0-0, member 1, turn 0, token 2: recorded id 12, logprob -1.0, version 0, now the end of the reply"
-    assert str(raised.value) == expected
+    token = "group 0-0, member 1, turn 0, token 2: recorded id 12, logprob -1.0, version 0, now the end of the reply"
+    assert str(raised.value) == f"{token}; the reply ended in step 7 of the engine of worker 1"
 
 
 def test_recorded_tokens_of_another_attempt_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_recorded_tokens_of_another_attempt_are_not_taken_for_those_of_this_one(
     save(run, 1, RECORDED)
     told = {"text": "the reply differs", "name": "0-0/1/1/0", "recorded": "another hash"}
     (tmp_path / "difference").write_text(json.dumps({**told, "ids": [1], "logprob": [0.0], "version": [0]}))
-    text = engine_difference(Recorded(run, tmp_path, ()), tmp_path / "difference", RuntimeError())
+    text = engine_difference(Recorded(run, tmp_path, ()), 0, tmp_path / "difference", RuntimeError())
     assert text.endswith("the reply differs; RUN/rollouts does not have the recorded tokens")
 
 

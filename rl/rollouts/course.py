@@ -20,6 +20,8 @@ class EngineFiles:
     """The record that the engine is to follow."""
     difference: Path
     """Where the engine writes what it could not follow."""
+    ended_groups: frozenset[str] = frozenset()
+    """Groups that ended on the recorded engine, if it played them."""
 
 
 class RecordedDeath(ActorDied):

@@ -147,7 +147,7 @@ class RolloutWorker:
 
         train = self._config.train
         timeout_s = train.collect_timeout_s + train.update_timeout_s  # the longest that the loop may take to come round
-        script = Script(files.script, files.difference, timeout_s) if files.script else None
+        script = Script(files.script, files.difference, timeout_s, files.ended_groups) if files.script else None
         self._engine.record(Recorder(files.record), script)
 
     async def token_texts(self) -> list[str]:

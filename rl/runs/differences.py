@@ -50,6 +50,15 @@ class Recorded:
             line if line.items() >= {"kind": "replaced", "worker": worker, "waiting_for": waiting_for}.items() else None
         )
 
+    def ended_groups(self, worker: int, num_deaths: int) -> frozenset[str]:
+        """The training groups that were handed over and were not lost with this worker when it died once more. The same
+        groups are evaluated again and again, so their names say nothing.
+        """
+        deaths = [line["lost"] for line in self.lines if line["kind"] == "replaced" and line["worker"] == worker]
+        lost = deaths[num_deaths] if num_deaths < len(deaths) else ()
+        handed_over = {group_id for line in self.lines if line["kind"] == "groups" for group_id in line["hashes"]}
+        return frozenset(handed_over.difference(lost))
+
     def has(self, kind: str, **content: object) -> bool:
         """Whether a line that is still to come is of this kind and content."""
         wanted = {"kind": kind, **content}.items()
@@ -96,24 +105,25 @@ def _rollout_difference(recorded: Recorded, rollout: Rollout) -> str:
     return f"{where}: recorded {'; '.join(told)}"
 
 
-def engine_difference(recorded: Recorded, file: Path, error: Exception) -> str:
-    """What an engine could not follow, from the file that it wrote; the error says it if there is none."""
+def engine_difference(recorded: Recorded, worker: int, file: Path, error: Exception) -> str:
+    """What the worker's engine could not follow, from the file that it wrote; the error says it if there is none."""
     if not file.is_file():
         return f"a worker failed, or waited longer than its deadline: {error}"
     told = json.loads(file.read_text(encoding="utf-8"))
     if "name" not in told:
-        return told["text"]
+        return f"worker {worker}: {told['text']}"
     group_id, member, attempt, turn = told["name"].rsplit("/", 3)
     where = f"group {group_id}, member {member}, turn {turn}"
     saved = _saved_rollout(recorded, group_id, int(member))
     if saved is None or saved.num_attempts != int(attempt) or int(turn) >= len(saved.turns):
-        return f"{where}: {told['text']}; RUN/rollouts does not have the recorded tokens"
+        return f"{where}, worker {worker}: {told['text']}; RUN/rollouts does not have the recorded tokens"
     reply = saved.turns[int(turn)].reply
     hashed = tokens_hash(reply.ids, reply.columns["logprob"], reply.columns["version"])
     if told["recorded"] not in ("", hashed):  # of another attempt, which trained another group of that task
-        return f"{where}: {told['text']}; RUN/rollouts does not have the recorded tokens"
+        return f"{where}, worker {worker}: {told['text']}; RUN/rollouts does not have the recorded tokens"
     token = token_difference(reply.ids, reply.columns, told["ids"], told)
-    return f"{where}, {token}" if token else f"{where}: {told['text']}"
+    ended = f"the reply ended in step {told['step']} of the engine of worker {worker}"
+    return f"{where}, {token}; {ended}" if token else f"{where}, worker {worker}: {told['text']}"
 
 
 def token_difference(

@@ -158,8 +158,11 @@ class Recording(Course):
         if self._folder is None:
             return None
         name = engine_file(worker, self._num_deaths[worker])
-        script = self._repeated.folder / name if self._repeated else None
-        return EngineFiles(self._folder / name, script, self._folder / f"difference_{name}")
+        record, difference = self._folder / name, self._folder / f"difference_{name}"
+        if self._repeated is None:
+            return EngineFiles(record, None, difference)
+        ended = self._repeated.ended_groups(worker, self._num_deaths[worker])
+        return EngineFiles(record, self._repeated.folder / name, difference, ended)
 
     def check_alive(self, worker: int, waiting_for: str = "") -> None:
         if self._repeated and (death := self._repeated.death(worker, waiting_for)):
@@ -169,7 +172,8 @@ class Recording(Course):
         """Raises `ReplayDiffers` in a replay if the recorded worker did not die here: a new one has no script."""
         files = self.engine_files(worker)
         if self._repeated is not None and not isinstance(error, RecordedDeath):
-            raise ReplayDiffers(engine_difference(self._repeated, files.difference, error) if files else str(error))
+            told = engine_difference(self._repeated, worker, files.difference, error) if files else str(error)
+            raise ReplayDiffers(told)
         self._say("replaced", worker=worker, waiting_for=waiting_for, lost=lost, error=str(error))
         self._num_deaths[worker] += 1
 
