@@ -11,7 +11,7 @@ from rl.checks import check
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.config.experiment import ExperimentConfig
-from rl.evaluate import serve_quantised
+from rl.evaluate import serve_quantised, without
 from rl.parts import Served, engines, started
 from rl.rollouts.collector import Collector
 from rl.rollouts.judge import announce
@@ -59,13 +59,6 @@ def play_only(config: ExperimentConfig) -> Path:
         except ActorDied as error:
             raise ClusterError(f"an engine or the learner failed to start: {error}") from error
         return write_report(folder.path)
-
-
-def without(config: ExperimentConfig, section: str, **changes: object) -> ExperimentConfig:
-    """The configuration with other values in one section, which a YAML could not have; nothing shares a card."""
-    changed = getattr(config, section).model_copy(update=changes)
-    ray = config.ray.model_copy(update={"placement": "separate"})
-    return config.model_copy(update={section: changed, "ray": ray})
 
 
 def _play(served: Served) -> None:

@@ -68,7 +68,7 @@ def evaluate_policy(
     with storing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
     with run_log(run.path, "driver", start_line()), whole_policy(policy, config) as (served, config):
-        played = play_with_engines(config, served, run, asked or {"own": tasks})
+        played = play_with_engines(without_learner(config), served, run, asked or {"own": tasks})
     metrics = {budget: evaluation_metrics(groups) for budget, groups in played.items()}
     if split == "heldout":
         write_atomically(run.evaluation_file, json.dumps({"policy": str(policy), "budgets": metrics}, indent=2) + "\n")
@@ -108,6 +108,18 @@ def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
     """The experiment without curricula: evaluations, and so profiles, use newly drawn tasks."""
     plain = {env_id: one.model_copy(update={"curriculum": None}) for env_id, one in config.environments.items()}
     return config.model_copy(update={"environments": plain})
+
+
+def without(config: ExperimentConfig, section: str, **changes: object) -> ExperimentConfig:
+    """The configuration with other values in one section, which a YAML could not have; nothing shares a card."""
+    changed = getattr(config, section).model_copy(update=changes)
+    ray = config.ray.model_copy(update={"placement": "separate"})
+    return config.model_copy(update={section: changed, "ray": ray})
+
+
+def without_learner(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment without places for a learner, if none has to quantise the policy."""
+    return config if config.precision.is_quantised else without(config, "learner", num_ranks=0)
 
 
 def play_with_engines(

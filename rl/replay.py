@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from rl.checks import check
+from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
 from rl.parts import LearnerDied, Parts, engines, started
@@ -27,6 +28,10 @@ from rl.train import begin_evaluation, end_evaluation, train_with
 logger = logging.getLogger(__name__)
 MAY_CHANGE = ("run_dir", "tracking", "ray.*", "*_timeout_s", "train.checkpoint_every", "train.keep_checkpoints")
 """Keys that may differ in a replay: where it runs, not what it computes."""
+
+
+class NotRepeatableError(ConfigError):
+    """The run depends on what is not recorded."""
 
 
 class ReplayEnded(RuntimeError):
@@ -47,11 +52,13 @@ def replay(run_dir: Path, overrides: Sequence[str] = ()) -> Replayed:
     """Repeat the run into `run_dir/replay`, or the override `run_dir`.
 
     Raises `ConfigError` before anything starts, `ReplayDiffers` at the first difference, and `ReplayEnded` if the
-    recorded run went on after what can be repeated, as after the replacement of a worker.
+    recorded run went on after what can be repeated, because the record of an attempt is missing.
     """
     recorded = RunFolder(run_dir)
     attempts = read_attempts(recorded)
     configs = [_config(attempt, run_dir, overrides) for attempt in attempts]
+    for attempt, config in zip(attempts, configs, strict=True):
+        check_repeatable(attempt, config)
     check(configs[0])
     with RunFolder.open(configs[0]) as folder, handled_signals():
         folder.link_sft(recorded)
@@ -64,6 +71,20 @@ def replay(run_dir: Path, overrides: Sequence[str] = ()) -> Replayed:
                     f"steps 1 to {step} were repeated bit for bit; then {attempt.end} in the recorded run"
                 )
         return Replayed(write_report(folder.path), step)
+
+
+def check_repeatable(attempt: Attempt, config: ExperimentConfig) -> None:
+    """Raise `NotRepeatableError` if the attempt depends on what the record does not hold."""
+    if config.judge is not None:
+        raise NotRepeatableError(
+            f"{attempt.config_file} has a judge, whose answers are not recorded: which questions share a step of its"
+            " engine depends on the clock. Without --replay, --rollouts-from RUN repeats what the learner did"
+        )
+    if missing := attempt.missing_files(config.rollout.num_workers):
+        raise NotRepeatableError(
+            f"{missing[0]} is missing, in which the engine of a worker wrote what it did (RUN/run.log says why, if it"
+            " could not be written): this run cannot be repeated"
+        )
 
 
 def _repeat(attempt: Attempt, config: ExperimentConfig, folder: RunFolder) -> int:

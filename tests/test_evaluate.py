@@ -6,8 +6,10 @@ import pytest
 
 from envs.messages import Message
 from envs.scored import scored
+from rl.cluster.placement import layout
+from rl.evaluate import without_learner
 from rl.runs.evaluation import bootstrap_interval, clustered_error, evaluation_metrics, pass_at
-from tests.makers import ARITHMETIC, make_group
+from tests.makers import ARITHMETIC, make_config, make_group
 
 
 def test_rewards_are_averaged_by_environment_and_failures_are_not_zeros() -> None:
@@ -78,3 +80,9 @@ def test_several_rollouts_a_task_give_pass_at_k_and_the_majoritys_accuracy() -> 
     alone = evaluation_metrics([make_group([1.0])])
     assert not any(name.startswith(("pass_at_", "majority")) for name in alone)
     assert not any(math.isnan(value) for value in alone.values())
+
+
+@pytest.mark.parametrize(("precision", "num_ranks"), [("bf16", 0), ("nvfp4", 1)])
+def test_places_for_a_learner_are_reserved_only_if_one_quantises_the_policy(precision: str, num_ranks: int) -> None:
+    asked = layout(without_learner(make_config(precision=precision)))
+    assert (len(asked.ranks), len(asked.engines)) == (num_ranks, 1)

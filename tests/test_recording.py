@@ -8,9 +8,10 @@ import pytest
 
 from envs.json_lines import read_lines
 from rl.config.experiment import ExperimentConfig
+from rl.config.judge import JudgeConfig
 from rl.data_types import Group
 from rl.engine.record import tokens_hash
-from rl.replay import _config
+from rl.replay import NotRepeatableError, _config, check_repeatable
 from rl.rollouts.course import RecordedDeath
 from rl.runs.differences import Recorded, ReplayDiffers, engine_difference, token_difference
 from rl.runs.folder import RunFolder, RunFolderError
@@ -192,6 +193,24 @@ def test_a_replay_may_change_where_it_runs_and_not_what_it_computes(tmp_path: Pa
     assert _config(one, run.path, ["train.collect_timeout_s=5"]).run_dir == run.path / "replay"
     with pytest.raises(RunFolderError, match=r"so seed, train.num_steps cannot be changed"):
         _config(one, run.path, ["seed=5", "train.num_steps=7"])
+
+
+def test_a_run_with_a_judge_or_without_the_record_of_an_engine_is_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with closing(Recording(run)) as recording:
+        recording.begin(config_of(tmp_path), 0, tmp_path / "spool", is_again=False)
+        recording.replaced(0, RuntimeError("killed"), "", [])
+        make_step(recording, 1, RECORDED)
+        recording.replaced(0, RuntimeError("killed"), "", [])  # its new engine played nothing that counts
+    (one,) = read_attempts(run)
+    judge = JudgeConfig(path=tmp_path)
+    with pytest.raises(NotRepeatableError, match=r"record/0001/config.yaml has a judge, whose answers are not"):
+        check_repeatable(one, config_of(tmp_path).model_copy(update={"judge": judge}))
+    for name in ("engine_0.jsonl", "engine_0_1.jsonl"):
+        with pytest.raises(NotRepeatableError, match=f"record/0001/{name} is missing"):
+            check_repeatable(one, config_of(tmp_path))
+        (one.folder / name).touch()
+    check_repeatable(one, config_of(tmp_path))
 
 
 def test_saved_groups_are_handed_over_step_by_step_and_tasks_without_any_count_as_masked(tmp_path: Path) -> None:

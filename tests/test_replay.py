@@ -4,14 +4,19 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
 from envs.json_lines import read_lines
-from rl.runs.saved_rollouts import load_rollouts
+from rl.data_types import Group
+from rl.engine.record import tokens_hash
+from rl.runs.folder import RunFolder
+from rl.runs.saved_rollouts import load_rollouts, write_rollouts
+from rl.tokens import Tokens
 from tests.test_benchmarks import run_short
 from tests.test_train import START_TIMEOUT_S, run, state_of, steps, without_time
 
@@ -79,22 +84,68 @@ def test_a_run_with_tools_in_processes_whose_parts_were_killed_is_repeated_bit_f
     check_equal(recorded, runs / "repaired" / "replay_0" / "run")
 
 
-def test_the_first_token_that_differs_is_told_and_the_exit_code_says_so(recorded: Path, tmp_path: Path) -> None:
-    """The replay starts from a policy one of whose weights has changed a little."""
+def test_the_first_token_that_differs_is_told_at_once_and_the_exit_code_says_so(recorded: Path, tmp_path: Path) -> None:
+    """One token of the record is another than the recorded run sampled."""
     changed = tmp_path / "recorded"
     shutil.copytree(recorded, changed, ignore=shutil.ignore_patterns("checkpoints", "replay"))
-    config = changed / "record" / "0001" / "config.yaml"
-    (policy,) = (line.split(": ")[1] for line in config.read_text().splitlines() if line.startswith("  path: "))
-    shutil.copytree(policy, tmp_path / "policy")
-    weights = tmp_path / "policy" / "model.safetensors"
-    tensors = load_file(weights)
-    tensors["lm_head.weight"] *= 1.001
-    save_file(tensors, weights, {"format": "pt"})
-    config.write_text(config.read_text().replace(policy, str(tmp_path / "policy")))
+    file = RunFolder(changed).rollouts_files("train")[1]
+    played = list(load_rollouts(file))
+    number, old = max(enumerate(played), key=lambda one: len(one[1].turns))
+    reply = old.turns[-1].reply
+    place, columns = len(reply.ids) // 2, {name: reply.columns[name] for name in ("logprob", "version")}
+    other = Tokens.make(reply.ids + (np.arange(len(reply.ids)) == place), reply.sampled, reply.columns)
+    played[number] = replace(old, turns=(*old.turns[:-1], replace(old.turns[-1], reply=other)))
+    with file.open("w") as text:
+        write_rollouts(text, 1, "train", [Group(one.group_id, one.task, (one,)) for one in played])
+    hashes = [tokens_hash(ids, columns["logprob"], columns["version"]) for ids in (reply.ids, other.ids)]
+    ((record, line),) = [
+        (record, line)
+        for record in (changed / "record" / "0001").glob("engine_*.jsonl")
+        for line in record.read_text().splitlines()
+        if hashes[0] in line
+    ]
+    record.write_text(record.read_text().replace(*hashes))
     code, output = replay(changed, tmp_path / "again")
     assert code == 4
-    assert "the replay differs from its recording: group heldout-" in output
-    assert ", member 0, turn 0, token 0: recorded id " in output and ", now id " in output
+    value = f"logprob {columns['logprob'][place]!s}, version {columns['version'][place]}"
+    told = f"recorded id {reply.ids[place] + 1}, {value}, now id {reply.ids[place]}, {value}"
+    where = f"group {old.group_id}, member {old.member}, turn {len(old.turns) - 1}, token {place}"
+    ended = f"the reply ended in step {json.loads(line)['step']} of the engine of worker {record.stem.split('_')[1]}"
+    assert f"the replay differs from its recording: {where}: {told}; {ended}" in " ".join(output.split())
+    kinds = {line["kind"] for line in read_lines(tmp_path / "again" / "record" / "0001" / "loop.jsonl")}
+    assert "update" not in kinds
+
+
+EVERYTHING = """
+seed: 3
+policy: {{path: {policy}, max_tokens: 512}}
+precision: nvfp4
+teachers: {{one: {{path: {policy}}}}}
+environments:
+  math/Arithmetic-v0:
+    loss: {{algorithm: mopd, teacher: one}}
+    curriculum: {{profile: {profile}, num_steps: 2}}
+  tools/Store-v0: {{process: true, budget: {{8: 1, unlimited: 1}}, budget_curriculum: {{num_steps: 2}}}}
+train: {{num_steps: 3, num_prompts: 2, group_size: 2, max_staleness: 1, max_sampling_rounds: 2}}
+learner: {{adapter: {{rank: 4, alpha: 8}}}}
+evaluation: {{num_tasks: 1, every: 2}}
+rollout: {{max_reply_tokens: 24, max_in_flight: 2, lockstep_steps: 4, kv_cache_gib: 0.1}}
+ray: {{address: local}}
+"""
+
+
+def test_teachers_adapters_curricula_budgets_sampling_rounds_and_formats_are_repeated(
+    runs: Path, tmp_path: Path
+) -> None:
+    policy, profile = runs / "supervised" / "sft", tmp_path / "profile.jsonl"
+    task = {"env_id": "math/Arithmetic-v0", "split": "train", "options": {}, "kind": "mixed"}
+    profile.write_text("".join(json.dumps({**task, "seed": one, "pass_rate": one / 8}) + "\n" for one in range(8)))
+    yaml = tmp_path / "experiment.yaml"
+    yaml.write_text(EVERYTHING.format(policy=policy, profile=profile))
+    run(yaml, tmp_path / "run")
+    code, output = replay(tmp_path / "run", tmp_path / "again")
+    assert code == 0, output
+    check_equal(tmp_path / "run", tmp_path / "again")
 
 
 def test_the_rollouts_of_a_run_train_the_same_weights_without_engines(

@@ -77,6 +77,15 @@ class Attempt:
     def kept(self) -> Path:
         return self.folder / "kept"
 
+    def missing_files(self, num_workers: int) -> list[Path]:
+        """Records of engines that a replay would follow, and that are not there."""
+        if self.is_empty:
+            return []
+        last = max(index for index, line in enumerate(self.lines) if line["kind"] in {"groups", "evaluation"})
+        deaths = Counter(line["worker"] for line in self.lines[:last] if line["kind"] == "replaced")
+        names = [engine_file(worker, num) for worker in range(num_workers) for num in range(deaths[worker] + 1)]
+        return [path for name in names if not (path := self.folder / name).is_file()]
+
 
 def read_attempts(run: RunFolder) -> list[Attempt]:
     """The attempts of the run in their order. Raises `NoRecordError`."""
