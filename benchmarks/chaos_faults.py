@@ -201,7 +201,8 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "sandbox process": Fault(to_sandbox, (), ""),
     "raylet of a node": Fault(to_raylet_of_a_node, (), f"{REPLACED}|{RESTARTED}", on_nodes=True),
-    "raylet of the head": Fault(to_ray("raylet"), (1,), ""),  # Ray ends the driver in C++, at once
+    # Ray ends the driver in C++, at once.
+    "raylet of the head": Fault(to_ray("raylet"), (1,), "Ray ended it because the raylet beside it died"),
     "GCS": Fault(to_ray("gcs_server"), (1,), "the loss of the Ray cluster: its head at .* no longer answers"),
     "memory": Fault(to_memory, (1,), "OutOfMemory", variables=memory_monitor),
     "disk full": Fault(to_disk, (1,), "No space left on device|disk is full", on_small_disk=True),

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -214,6 +215,16 @@ def test_a_head_that_no_longer_answers_asks_the_run_to_stop(monkeypatch: pytest.
                 time.sleep(0.02)
                 raise_if_requested()
     assert stopped.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [("os._exit(1)", "gone\n"), ("os.kill(os.getpid(), 9)", "gone\n"), ("sys.exit('in words')", "in words\n")],
+)
+def test_a_process_that_can_say_nothing_more_has_last_words(end: str, told: str) -> None:
+    code = f"import os, sys\nfrom rl.cluster.watch import last_words\nwith last_words('gone'):\n    {end}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and done.stderr == told
 
 
 def test_signals_to_our_process_group_do_not_reach_ray_s_processes() -> None:

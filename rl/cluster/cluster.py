@@ -22,10 +22,14 @@ from rl.cluster.places import num_cores, room
 from rl.cluster.reserve import Places, reserve
 from rl.cluster.shared_memory import check_local_room, store_size
 from rl.cluster.visible import check_visible, mark_in
-from rl.cluster.watch import watched
+from rl.cluster.watch import last_words, watched
 from rl.config.experiment import ExperimentConfig
 
 logger = logging.getLogger(__name__)
+ENDED = (
+    "this process was killed, or Ray ended it because the raylet beside it died: logs/raylet.err and logs/raylet.out of"
+    " Ray's files ({files}) may say why"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_byt
     address = cluster_address(config.ray.address)
     if address is None:
         check_local_room(config.ray, store_bytes)
-        join(
+        files = join(
             "local",
             num_cpus=_local_cpus(config),
             object_store_memory=store_size(config.ray, store_bytes),
@@ -58,7 +62,7 @@ def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_byt
             _system_config={"prestart_worker_first_driver": False},
         )
     else:
-        join(address)
+        files = join(address)
     try:
         asked = layout(config)
         nodes = _checked_nodes(asked, nodes_of(ray.nodes()), store_bytes)
@@ -67,7 +71,7 @@ def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_byt
             with mark_in(config.run_dir) as mark:
                 folders = [policy_path, config.run_dir]
                 check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s, mark)
-        with watched(ray.get_runtime_context().gcs_address):
+        with watched(ray.get_runtime_context().gcs_address), last_words(ENDED.format(files=files)):
             places = reserve(asked, config.train.start_timeout_s)
             yield Joined(f"{words}; {places.words()}" if address else words, places)
     finally:
@@ -128,8 +132,11 @@ def _checked_nodes(asked: Layout, nodes: Sequence[Node], store_bytes: int) -> li
         raise ClusterError(str(error)) from error
 
 
-def join(address: str, **settings: Any) -> None:
-    """Connect this process to the cluster at this address; `local` starts one. Raises `ClusterError`."""
+def join(address: str, **settings: Any) -> str:
+    """Connect this process to the cluster at this address; `local` starts one. Returns where Ray's files are.
+
+    Raises `ClusterError`.
+    """
     # Ray numbers the actors of each cluster alike: a handle of an earlier cluster of this process, when it is
     # collected, would end the actor of the same number here.
     gc.collect()
@@ -146,6 +153,7 @@ def join(address: str, **settings: Any) -> None:
         ) from error
     session = getattr(context, "address_info", {}).get("session_dir", "on the cluster's nodes")
     logger.info("Ray's files, which hold what actors print: %s", session)
+    return session
 
 
 @contextlib.contextmanager
