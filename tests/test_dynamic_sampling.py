@@ -1,7 +1,9 @@
 """Dynamic sampling: how many groups a step plays, that each task is accounted for once, and what is trained."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +12,12 @@ from rl.algorithms.shaping.length import Length
 from rl.data_types import Group
 from rl.rollouts.collector import Collector
 from rl.rollouts.worker import GroupSpec
+from rl.runs.folder import RunFolder
+from rl.runs.recording import Recording, read_attempts
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream
-from tests.makers import ARITHMETIC, make_config, make_group, make_turn
+from rl.weights.source import WeightSource
+from tests.makers import ARITHMETIC, make_config, make_group, make_turn, make_update
 from tests.test_collector import FakePool
 
 
@@ -31,7 +36,11 @@ class TaughtPool(FakePool):
 
 
 def steps(
-    has_signal: Callable[[int], bool], rounds: int, max_staleness: int = 0, num: int = 3
+    has_signal: Callable[[int], bool],
+    rounds: int,
+    max_staleness: int = 0,
+    num: int = 3,
+    recording: Recording | None = None,
 ) -> tuple[list[list[int]], Ledger]:
     """The ordinals of each step, all of them finished."""
     train = {
@@ -43,11 +52,15 @@ def steps(
     }
     config, ledger = make_config(train=train), Ledger()
     pool = TaughtPool(has_signal)
-    collector = Collector(config, pool, TaskStream(config.environments, 0, 4), ledger)  # pyright: ignore[reportArgumentType]
+    stream = TaskStream(config.environments, 0, 4)
+    collector = Collector(config, pool, stream, ledger, course=recording)  # pyright: ignore[reportArgumentType]
     played = []
     for version in range(num):
         pool.version = version
         groups = collector.collect()
+        if recording is not None:
+            recording.collected(version + 1, groups)
+            recording.updated(version + 1, make_update(version + 1), WeightSource(version + 1, "", ""))
         ordinals = [group.task.ordinal for group in groups]
         assert all(version - pool.started_at[ordinal] <= max_staleness for ordinal in ordinals)
         for ordinal in ordinals:
@@ -86,6 +99,18 @@ def test_an_asynchronous_step_takes_them_from_those_in_flight(rate: int) -> None
     assert each_once(played, ledger)
     assert all(4 <= len(step) <= 8 for step in played)
     assert (max(map(len, played)) > 4) == (rate > 1)
+
+
+def test_a_replay_takes_the_same_groups_in_each_round(tmp_path: Path) -> None:
+    def played(recording: Recording) -> list[list[int]]:
+        with closing(recording):
+            recording.begin(make_config(tmp_path), 0, tmp_path / "spool", is_again=False)
+            return steps(lambda ordinal: ordinal % 2 == 0, 9, max_staleness=1, num=6, recording=recording)[0]
+
+    recorded = played(Recording(RunFolder(tmp_path)))
+    (attempt,) = read_attempts(RunFolder(tmp_path))
+    assert max(map(len, recorded)) > 4
+    assert played(Recording(RunFolder(tmp_path / "replay"), attempt)) == recorded
 
 
 def test_a_signal_is_one_after_shaping() -> None:

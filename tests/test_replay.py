@@ -126,17 +126,15 @@ environments:
     loss: {{algorithm: mopd, teacher: one}}
     curriculum: {{profile: {profile}, num_steps: 2}}
   tools/Store-v0: {{process: true, budget: {{8: 1, unlimited: 1}}, budget_curriculum: {{num_steps: 2}}}}
-train: {{num_steps: 3, num_prompts: 2, group_size: 2, max_staleness: 1, max_sampling_rounds: 2}}
+train: {{num_steps: 3, num_prompts: 2, group_size: 2, max_staleness: 1}}
 learner: {{adapter: {{rank: 4, alpha: 8}}}}
 evaluation: {{num_tasks: 1, every: 2}}
-rollout: {{max_reply_tokens: 24, max_in_flight: 2, lockstep_steps: 4, kv_cache_gib: 0.1}}
+rollout: {{max_reply_tokens: 64, max_in_flight: 2, lockstep_steps: 4, kv_cache_gib: 0.1}}
 ray: {{address: local}}
 """
 
 
-def test_teachers_adapters_curricula_budgets_sampling_rounds_and_formats_are_repeated(
-    runs: Path, tmp_path: Path
-) -> None:
+def test_teachers_adapters_curricula_budgets_and_formats_are_repeated(runs: Path, tmp_path: Path) -> None:
     policy, profile = runs / "supervised" / "sft", tmp_path / "profile.jsonl"
     task = {"env_id": "math/Arithmetic-v0", "split": "train", "options": {}, "kind": "mixed"}
     profile.write_text("".join(json.dumps({**task, "seed": one, "pass_rate": one / 8}) + "\n" for one in range(8)))
