@@ -97,21 +97,21 @@ def test_the_first_token_that_differs_is_told_at_once_and_the_exit_code_says_so(
     played[number] = replace(old, turns=(*old.turns[:-1], replace(old.turns[-1], reply=other)))
     with file.open("w") as text:
         write_rollouts(text, 1, "train", [Group(one.group_id, one.task, (one,)) for one in played])
-    hashes = [tokens_hash(ids, columns["logprob"], columns["version"]) for ids in (reply.ids, other.ids)]
+    sampled, told = (tokens_hash(ids, columns["logprob"], columns["version"]) for ids in (reply.ids, other.ids))
     ((record, line),) = [
         (record, line)
         for record in (changed / "record" / "0001").glob("engine_*.jsonl")
         for line in record.read_text().splitlines()
-        if hashes[0] in line
+        if sampled in line
     ]
-    record.write_text(record.read_text().replace(*hashes))
+    record.write_text(record.read_text().replace(sampled, told))
     code, output = replay(changed, tmp_path / "again")
     assert code == 4
     value = f"logprob {columns['logprob'][place]!s}, version {columns['version'][place]}"
-    told = f"recorded id {reply.ids[place] + 1}, {value}, now id {reply.ids[place]}, {value}"
+    values = f"recorded id {reply.ids[place] + 1}, {value}, now id {reply.ids[place]}, {value}"
     where = f"group {old.group_id}, member {old.member}, turn {len(old.turns) - 1}, token {place}"
     ended = f"the reply ended in step {json.loads(line)['step']} of the engine of worker {record.stem.split('_')[1]}"
-    assert f"the replay differs from its recording: {where}: {told}; {ended}" in " ".join(output.split())
+    assert f"the replay differs from its recording: {where}: {values}; {ended}" in " ".join(output.split())
     kinds = {line["kind"] for line in read_lines(tmp_path / "again" / "record" / "0001" / "loop.jsonl")}
     assert "update" not in kinds
 
