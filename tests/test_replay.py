@@ -97,7 +97,10 @@ def test_the_first_token_that_differs_is_told_at_once_and_the_exit_code_says_so(
     played[number] = replace(old, turns=(*old.turns[:-1], replace(old.turns[-1], reply=other)))
     with file.open("w") as text:
         write_rollouts(text, 1, "train", [Group(one.group_id, one.task, (one,)) for one in played])
-    sampled, told = (tokens_hash(ids, columns["logprob"], columns["version"]) for ids in (reply.ids, other.ids))
+    name = f"{old.group_id}/{old.member}/{old.num_attempts}/{len(old.turns) - 1}"
+    sampled, told = (
+        f'"{name}":"{tokens_hash(ids, columns["logprob"], columns["version"])}"' for ids in (reply.ids, other.ids)
+    )
     ((record, line),) = [
         (record, line)
         for record in (changed / "record" / "0001").glob("engine_*.jsonl")
