@@ -1,4 +1,4 @@
-"""Which data does the supervised stage train on: gold conversations or `sft.data`, as rows of tokens in which order?"""
+"""Which data does the supervised stage train on: gold conversations or `sft.data`, as rows of tokens?"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from rl.config.policy import PolicyConfig
 from rl.config.supervised import GOLD_NO_THINKING_SHARE
 from rl.data_types import EFFORTS, Budget
 from rl.tasks.seeds import draw_budget
-from sft.mixture import drawn, read_source
+from sft.mixture import read_source
 from sft.rows import Conversation, SftDataError, to_last_reply
 from sft.sources import Keys
 from sft.variations import repetition, turns_apart, varied, with_effort
@@ -29,8 +29,6 @@ IGNORED_LABEL = -100  # ignored by torch's cross-entropy
 GIVING_UP = "I do not know."
 MAX_SEED = 2**31
 CONVERSATIONS_FOR_TOKENIZER = 4000
-MICRO_BATCHES = (1, 2, 4, 8)
-TOKENS_PER_START = 100  # measured for the tiny hybrid on one core: a pass costs 10 ms, and a token 0.1 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,83 +193,6 @@ def token_row(conversation: Conversation, chat: Chat, config: ExperimentConfig) 
         raise SftDataError(f"{conversation.source}: {error}") from None
     labels = tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True))
     return Row(ids, labels, conversation.part)
-
-
-def training_order(
-    rows: Sequence[AnyRow],
-    num_steps: int,
-    batch_size: int,
-    seed: int,
-    num_ranks: int = 1,
-    tokens_per_micro_batch: int | None = None,
-    counts: Sequence[int] | None = None,
-    *,
-    is_padded: bool = False,
-) -> tuple[list[int], int]:
-    """Indices of the rows in training order, and the number of micro-batches per optimiser step.
-
-    `counts` are the rows that each source gives (`sft.mixture.rows_by_source`); None if there is one source. Each step
-    takes `batch_size` random rows, each row of a source once per epoch, and sorts them by length, so that micro-batches
-    hold rows of similar length and little padding. Whole steps of one length would need even less padding, but each
-    would hold one kind of task, and learning would be far slower. Ranks take micro-batches in turn, equally many each.
-    If no padding is computed and prefixes are computed once, `tokens_per_micro_batch` says how large micro-batches may
-    be; they are as few as that allows, of equally many rows and about equally many tokens. With `is_padded` padding
-    counts there too, and the rows stay sorted.
-    """
-    lengths = np.array([len(row) for row in rows])
-    order = drawn([row.part for row in rows], counts or [num_steps * batch_size], seed)
-    steps = order.reshape(num_steps, batch_size)
-    steps = np.take_along_axis(steps, np.argsort(lengths[steps], axis=1, kind="stable"), axis=1)
-    if tokens_per_micro_batch is not None:
-        num = _fewest(lengths[steps], tokens_per_micro_batch, num_ranks, is_padded)
-        if not is_padded:
-            steps = np.take_along_axis(steps, _balanced(lengths[steps], num), axis=1)
-        return steps.flatten().tolist(), num
-    cuts = [cut * num_ranks for cut in MICRO_BATCHES if batch_size % (cut * num_ranks) == 0]
-    return steps.flatten().tolist(), min(cuts, key=lambda cut: _cost(lengths[steps], cut, num_ranks))
-
-
-def _fewest(sorted_lengths: np.ndarray, tokens_per_micro_batch: int, num_ranks: int, is_padded: bool) -> int:
-    """Micro-batches of equally many rows, so that none has more tokens; or of one row, where that is not possible."""
-    batch_size = sorted_lengths.shape[1]
-    for num in range(num_ranks, batch_size, num_ranks):
-        if batch_size % num == 0 and _most(sorted_lengths, num, is_padded) <= tokens_per_micro_batch:
-            return num
-    return batch_size
-
-
-def _most(sorted_lengths: np.ndarray, num: int, is_padded: bool) -> int:
-    """Tokens of the largest micro-batch, if each step has `num`."""
-    if is_padded:
-        return sorted_lengths.shape[1] // num * int(sorted_lengths.max())
-    lengths = np.take_along_axis(sorted_lengths, _balanced(sorted_lengths, num), axis=1)
-    return int(lengths.reshape(len(lengths), num, -1).sum(axis=2).max())
-
-
-def _balanced(sorted_lengths: np.ndarray, num: int) -> np.ndarray:
-    """The order of each step's rows in which `num` micro-batches of equally many rows have about equally many tokens.
-
-    From the longest row on, each goes to the micro-batch of the fewest tokens that has room.
-    """
-    shape, every = sorted_lengths.shape, np.arange(len(sorted_lengths))
-    chosen = np.empty(shape, int)
-    num_tokens, room = np.zeros((shape[0], num)), np.full((shape[0], num), shape[1] // num)
-    for place in reversed(range(shape[1])):
-        best = np.where(room > 0, num_tokens, np.inf).argmin(axis=1)
-        chosen[:, place] = best
-        num_tokens[every, best] += sorted_lengths[:, place]
-        room[every, best] -= 1
-    return chosen.argsort(axis=1, kind="stable")
-
-
-def _cost(sorted_lengths: np.ndarray, num_micro_batches: int, num_ranks: int) -> float:
-    """Tokens that a step processes, padding included, plus the cost of starting each micro-batch, in tokens.
-
-    Of micro-batches that ranks compute at the same time, the longest one counts.
-    """
-    cut = sorted_lengths.reshape(len(sorted_lengths), num_micro_batches, -1)[:, num_ranks - 1 :: num_ranks]
-    padded = cut[:, :, -1].sum(axis=1) * cut.shape[2]
-    return float(padded.mean()) + cut.shape[1] * TOKENS_PER_START
 
 
 def row_budget(conversation: Conversation, chat: Chat) -> Budget:

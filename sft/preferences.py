@@ -20,8 +20,9 @@ from rl.policy_checks import rate_warning
 from rl.runs.sinks.opened import OpenSinks
 from rl.stop import handled_signals
 from sft.checkpoints import Checkpoints, prepare
-from sft.data import IGNORED_LABEL, training_order
+from sft.data import IGNORED_LABEL
 from sft.heldout import Measurements, split_rows
+from sft.micro_batches import training_order
 from sft.pairs import PairRow, flat, read_pairs, token_pairs
 from sft.plain_thinking import plain_thinking
 from sft.precision import FoldedSteps
@@ -89,7 +90,7 @@ def pair_arguments(prepared: PreparedPairs, kind: type[A], device: torch.device,
     Micro-batches hold equally many pairs, also those of measurements: trl's measures are means over micro-batches.
     """
     config, section = prepared.config, prepared.section
-    order, num_micro_batches = training_order(
+    steps = training_order(
         prepared.rows,
         section.num_steps,
         section.batch_size,
@@ -97,14 +98,12 @@ def pair_arguments(prepared: PreparedPairs, kind: type[A], device: torch.device,
         tokens_per_micro_batch=config.learner.tokens_per_micro_batch,
         is_padded=True,
     )
+    num_pairs, num_heldout = len(steps[0][0]), len(prepared.heldout)
+    evenly = (num for num in range(min(num_pairs, num_heldout), 0, -1) if num_heldout % num == 0)
     own |= {"eval_on_start": bool(prepared.heldout) and prepared.checkpoint is None, "max_length": None}
-    num_steps, folder = section.num_steps, prepared.folder
-    arguments = stage_arguments(kind, config, section, folder, num_steps, num_micro_batches, device, **own)
-    num_pairs, num_heldout = arguments.per_device_train_batch_size, len(prepared.heldout)
-    if num_heldout:
-        evenly = (num for num in range(min(num_pairs, num_heldout), 0, -1) if num_heldout % num == 0)
-        arguments.per_device_eval_batch_size = next(evenly)
-    return arguments, order
+    own |= {"per_device_train_batch_size": num_pairs, "per_device_eval_batch_size": next(evenly, num_pairs)}
+    arguments = stage_arguments(kind, config, section, prepared.folder, section.num_steps, len(steps[0]), device, **own)
+    return arguments, [row for step in steps for cut in step for row in cut]
 
 
 def pair_dataset(rows: Sequence[PairRow]) -> Dataset:

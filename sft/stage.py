@@ -29,8 +29,6 @@ class Steps(Protocol):
     """Of a stage's section, what its steps are; their number may be no key of it."""
 
     @property
-    def batch_size(self) -> int: ...
-    @property
     def learning_rate(self) -> float: ...
     @property
     def warmup_steps(self) -> int: ...
@@ -73,8 +71,6 @@ def stage_arguments(
     arguments = kind(
         output_dir=str(folder),
         max_steps=num_steps,
-        per_device_train_batch_size=steps.batch_size // num_micro_batches,
-        per_device_eval_batch_size=steps.batch_size // num_micro_batches,
         gradient_accumulation_steps=num_micro_batches // ranks.num,
         learning_rate=steps.learning_rate,
         warmup_steps=steps.warmup_steps,

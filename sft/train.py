@@ -1,7 +1,8 @@
 """How does the supervised stage train? Next-token prediction with trl's `SFTTrainer`, on assistant tokens only.
 
 Rows come tokenised from `rl.chat.chat`, so that training sees the ids that rollouts will see. The rows of a micro-batch
-are a tree of their prefixes, without padding (`sft.loss`); where a model cannot take that, rows of similar length.
+are a tree of their prefixes, without padding (`sft.loss`), and fill it by best fit (`sft.micro_batches`); where a model
+cannot take that, they are rows of similar length.
 """
 
 import contextlib
@@ -21,8 +22,9 @@ from rl.ranks import ALONE, Ranks
 from rl.runs.sinks.opened import OpenSinks
 from rl.stop import handled_signals
 from sft.checkpoints import Checkpoints, remember_trees, remembered_trees
-from sft.data import UNTRAINED, Row, training_order
+from sft.data import UNTRAINED, Row
 from sft.heldout import Measurements
+from sft.micro_batches import training_order
 from sft.precision import FoldedSteps, load_trained
 from sft.prepared import Prepared, prepare_stage
 from sft.progress import StepMetrics
@@ -62,10 +64,11 @@ def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ra
             f"sft.loss: conversation needs the loss that the stage computes itself, and {prepared.policy} needs trl's"
             " (the log says why); choose sft.loss: token"
         )
-    order, num_micro_batches = training_order(
-        rows, num_steps, sft.batch_size, config.seed, ranks.num, most_tokens, prepared.counts
-    )
-    arguments = trl_config(config, folder, num_steps, num_micro_batches, device, ranks)
+    steps = training_order(rows, num_steps, sft.batch_size, config.seed, ranks.num, most_tokens, prepared.counts)
+    num_at_once = sft.batch_size // len(steps[0])
+    if most_tokens is not None and heldout:
+        num_at_once = min(sft.batch_size, max(1, most_tokens // max(map(len, heldout))))
+    arguments = trl_config(config, folder, num_steps, len(steps[0]), device, ranks, num_at_once)
     if ranks.num > 1:  # accelerate would fill the last batches with rows that count twice
         heldout += [UNTRAINED] * (-len(heldout) % (arguments.per_device_eval_batch_size * ranks.num))
     checkpoints = Checkpoints(num_steps, ranks)
@@ -84,7 +87,8 @@ def _train(config: ExperimentConfig, prepared: Prepared, folder: Path, ranks: Ra
             conversations_per_step=sft.batch_size if sft.loss == "conversation" else None,
             model=model,
             args=arguments,
-            train_dataset=_dataset(rows).select(order),
+            train_dataset=_dataset(rows),
+            micro_batches=[cut for step in steps for cut in step],
             eval_dataset=_dataset(heldout) if heldout else None,
             data_collator=DataCollatorForLanguageModeling(pad_token_id=prepared.pad_id),
             callbacks=callbacks,
@@ -127,7 +131,21 @@ def trl_config(
     num_micro_batches: int,
     device: torch.device,
     ranks: Ranks = ALONE,
+    num_heldout_at_once: int = 1,
 ) -> TrlConfig:
+    """For a data set whose items are micro-batches (`sft.trainer.Trainer`)."""
     assert config.sft is not None
-    own = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
-    return stage_arguments(TrlConfig, config, config.sft, folder, num_steps, num_micro_batches, device, ranks, **own)
+    return stage_arguments(
+        TrlConfig,
+        config,
+        config.sft,
+        folder,
+        num_steps,
+        num_micro_batches,
+        device,
+        ranks,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=num_heldout_at_once,
+    )

@@ -7,15 +7,17 @@ already.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 from transformers import Trainer as TransformersTrainer
-from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from rl.learner.adapter import save_matrices
 from rl.learner.optimizer import clip_gradients
@@ -87,8 +89,21 @@ class StageTrainer(TransformersTrainer):
         """Nothing: the folder belongs to a run, which says what was done."""
 
 
+class _MicroBatches(torch.utils.data.Dataset[list[dict[str, Any]]]):
+    """Rows, of which each item holds those of a micro-batch: micro-batches may have differently many."""
+
+    def __init__(self, rows: Dataset, micro_batches: Sequence[Sequence[int]]) -> None:
+        self._rows, self._micro_batches = rows, micro_batches
+
+    def __len__(self) -> int:
+        return len(self._micro_batches)
+
+    def __getitem__(self, place: int) -> list[dict[str, Any]]:
+        return self._rows.select(self._micro_batches[place]).to_list()
+
+
 class Trainer(StageTrainer, SFTTrainer):
-    """trl's trainer for a model that is already the checkpoint's.
+    """trl's trainer for a model that is already the checkpoint's, and for micro-batches that are already chosen.
 
     Its `evaluate` measures the mean loss of the trained tokens of all held-out rows (nats a token), with the folded
     weights. Its checkpoints can be taken over by any number of ranks.
@@ -103,15 +118,21 @@ class Trainer(StageTrainer, SFTTrainer):
         heldout: Sequence[Row],
         ranks: Ranks,
         exchanges_once: bool,
+        train_dataset: Dataset,
+        micro_batches: Sequence[Sequence[int]],
+        data_collator: DataCollatorForLanguageModeling,
         conversations_per_step: int | None = None,
         **arguments: Any,
     ) -> None:
         """`loss` computes that of a micro-batch; None leaves it to trl. `heldout` are the rows of `eval_dataset`; with
-        several ranks, they fill whole batches of all ranks. `conversations_per_step` makes the loss that is trained
-        the mean of so many conversations, which needs `loss`; None is the mean of all trained tokens.
+        several ranks, they fill whole batches of all ranks. `micro_batches` are the places in `train_dataset` of the
+        rows of each, in training order; trl's batch is one of them. `conversations_per_step` makes the loss that is
+        trained the mean of so many conversations, which needs `loss`; None is the mean of all trained tokens.
         """
         model._is_distributed_loading_by_transformers = True
-        super().__init__(model=model, **arguments)
+        super().__init__(model=model, train_dataset=train_dataset, data_collator=data_collator, **arguments)
+        self.train_dataset = _MicroBatches(train_dataset, micro_batches)
+        self.data_collator = partial(_collated, collator=data_collator)
         self.folded, self._loss = folded, loss
         self._passes: object = self.model if loss is None else loss.score
         self._ranks, self._exchanges_once = ranks, exchanges_once
@@ -155,3 +176,9 @@ class Trainer(StageTrainer, SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             num_items = self._tokens_per_row * len(inputs["labels"])
             return self.compute_loss(model, inputs, num_items_in_batch=num_items), None, None  # type: ignore[return-value]
+
+
+def _collated(examples: Sequence[Any], collator: DataCollatorForLanguageModeling) -> dict[str, Tensor]:
+    """One micro-batch, or rows that are measured."""
+    (rows,) = examples if isinstance(examples[0], list) else (examples,)
+    return collator(rows)

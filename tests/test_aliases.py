@@ -24,6 +24,7 @@ from rl.config.read import ConfigError
         ("policy.model", ["policy.path"]),
         ("learner.gradient-checkpointing", ["learner.activation_checkpointing"]),
         ("learner.lora_r", ["learner.adapter.rank"]),
+        ("sft.packing", ["learner.tokens_per_micro_batch"]),
         ("train.save_steps", ["train.checkpoint_every"]),
         ("train.eval_steps", ["evaluation.every"]),
         ("loss.group_size", ["train.group_size"]),  # no alias: the same name in another section

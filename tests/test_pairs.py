@@ -15,8 +15,9 @@ from rl.config.preferences import DpoConfig, RewardModelConfig
 from rl.config.read import pair_stage_problems
 from rl.policies import train_tokenizer
 from sft.checkpoints import prepare
-from sft.data import token_row, training_order
+from sft.data import token_row
 from sft.heldout import split_rows
+from sft.micro_batches import training_order
 from sft.pairs import Pair, PairRow, flat, read_pairs, token_pairs
 from sft.rows import Conversation, SftDataError, read_row
 from tests.makers import make_config
@@ -213,10 +214,10 @@ def test_micro_batches_hold_as_many_padded_tokens_as_the_learner_allows(tmp_path
     rows, _ = token_pairs(read(tmp_path, {"prompt": "2 + 2?", "chosen": "4", "rejected": "5" * 30}), chat, CONFIG)
     (row,) = rows
     assert isinstance(row, PairRow) and len(row) == 2 * len(row.rejected) > len(row.chosen) + len(row.rejected)
-    order, num = training_order(
+    (step,) = training_order(
         rows * 3 + [PairRow(row.chosen, row.chosen, ())], 1, 4, 0, tokens_per_micro_batch=2 * len(row), is_padded=True
     )
-    assert sorted(order) == [0, 1, 2, 3] and num == 2
+    assert sorted(place for cut in step for place in cut) == [0, 1, 2, 3] and list(map(len, step)) == [2, 2]
 
 
 def test_other_pairs_under_a_stopped_stage_are_told_with_their_file(tmp_path: Path, chat: Chat) -> None:

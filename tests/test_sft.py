@@ -15,12 +15,7 @@ from rl.policies import build_policy
 from rl.precision.folded import FoldedWeights
 from rl.precision.formats.nvfp4 import Nvfp4
 from rl.precision.nvfp4 import dequantise, quantise
-from sft.data import (
-    Row,
-    gold_conversations,
-    token_rows,
-    training_order,
-)
+from sft.data import gold_conversations, token_rows
 from sft.precision import FoldedSteps
 from sft.rows import Conversation, SftDataError
 
@@ -165,48 +160,6 @@ def test_a_conversation_in_the_wrong_order_names_its_row(tmp_path):
     conversation = Conversation((Message("assistant", "x"),), (), "off", "a.jsonl, row 7")
     with pytest.raises(SftDataError, match=r"row 7: .*must begin"):
         token_rows([conversation], load_chat(tmp_path, "nemotron"), experiment(tmp_path))
-
-
-def test_each_row_is_trained_once_an_epoch_and_steps_are_sorted_by_length():
-    lengths = [(7 * place) % 12 + 1 for place in range(12)]
-    rows = [Row((0,) * length, (0,) * length) for length in lengths]
-    order, num_micro_batches = training_order(rows, num_steps=7, batch_size=4, seed=0)
-    assert len(order) == 28
-    assert sorted(order[:12]) == sorted(order[12:24]) == list(range(12))
-    for step in range(7):
-        in_step = [lengths[index] for index in order[4 * step : 4 * step + 4]]
-        assert in_step == sorted(in_step)
-    assert num_micro_batches == 1  # rows this short are not worth a second pass
-    assert (order, 1) == training_order(rows, num_steps=7, batch_size=4, seed=0)
-    assert order != training_order(rows, num_steps=7, batch_size=4, seed=1)[0]
-
-
-def test_steps_of_uneven_length_are_cut_where_the_padding_saved_is_worth_it():
-    rows = [Row((0,) * length, (0,) * length) for length in (50, 50, 50, 400)]
-    # one pass: 4 x 400 + 100 = 1700; two: 2 x 50 + 2 x 400 + 200 = 1100; four: 550 + 400 = 950
-    assert training_order(rows, num_steps=1, batch_size=4, seed=0)[1] == 4
-
-
-def test_steps_without_padding_are_cut_only_where_they_are_too_large():
-    rows = [Row((0,) * length, (0,) * length) for length in (50, 50, 50, 400)]
-
-    def num(most: int, num_ranks: int = 1) -> int:
-        return training_order(rows, 1, 4, seed=0, num_ranks=num_ranks, tokens_per_micro_batch=most)[1]
-
-    assert [num(550), num(549), num(450), num(449)] == [1, 2, 2, 4]  # the longest row stands with one more
-    assert num(100) == 4  # one row each: it does not fit, and cannot be cut
-    assert [num(550, num_ranks=2), num(449, num_ranks=2)] == [2, 4]
-
-
-def test_micro_batches_without_padding_have_about_equally_many_tokens() -> None:
-    lengths = [10, 20, 30, 40, 50, 60, 70, 80]
-    rows = [Row((0,) * length, (0,) * length) for length in lengths]
-    order, num = training_order(rows, 1, 8, seed=0, tokens_per_micro_batch=100)
-    assert num == 4  # by length 10 + 20, ..., 70 + 80: one row each would be left
-    cut = [[lengths[index] for index in order[begin : begin + 2]] for begin in range(0, 8, 2)]
-    assert sorted(cut) == [[10, 80], [20, 70], [30, 60], [40, 50]]
-    whole, num = training_order(rows, 1, 8, seed=0, tokens_per_micro_batch=360)
-    assert num == 1 and [lengths[index] for index in whole] == lengths
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from rl.config.read import dump_config, load_config, stage_problems
 from rl.config.supervised import SftConfig
 from rl.stop import StopRequested
 from sft.__main__ import load_stage
-from sft.data import Row, token_rows, training_conversations, training_order
+from sft.data import Row, token_rows, training_conversations
+from sft.micro_batches import training_order
 from sft.mixture import drawn, read_source, rows_by_source
 from sft.rows import SftDataError
 from sft.sources import Keys
@@ -95,7 +96,7 @@ def test_one_source_is_drawn_as_ever() -> None:
     epochs = np.concatenate([rng.permutation(7) for _ in range(math.ceil(20 / 7))])[:20]
     assert drawn([0] * 7, [20], seed=3).tolist() == epochs.tolist()
     rows = [Row((0,) * 5, (0,) * 5)] * 7
-    assert training_order(rows, 5, 4, seed=3)[0] == epochs.tolist()
+    assert [cut for step in training_order(rows, 5, 4, seed=3) for cut in step] == epochs.reshape(5, 4).tolist()
 
 
 def write_sources(folder: Path) -> Path:

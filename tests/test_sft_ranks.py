@@ -86,7 +86,9 @@ def test_ranks_compute_the_gradient_of_one_process(
     policy = policies[kind]
     # The rate of the first step is 0, so both steps are those of the policy as it was.
     sft = {"heldout_every": 1, "loss": loss}
-    monkeypatch.setattr("sft.data._fewest", lambda *_: 4)  # rounded alike only in micro-batches of the same rows
+    monkeypatch.setattr(
+        "sft.micro_batches._num_needed", lambda *_: 4
+    )  # rounded alike only in micro-batches of the same rows
     is_tied = (kind, precision) == ("llama", "bf16")
     if is_tied:
         # The two uses of tied embeddings meet in bfloat16 where FSDP casts, and in float32 in one process, so their

@@ -253,15 +253,17 @@ def test_a_checkpoint_without_some_weights_is_refused(tmp_path: Path, kind: str)
 
 
 @pytest.mark.slow
-def test_by_conversation_the_loss_of_a_step_does_not_depend_on_its_micro_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("loss", ["token", "conversation"])
+def test_loss_and_gradient_of_a_step_do_not_depend_on_its_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
-    losses = []
-    for num in (1, 4):
-        monkeypatch.setattr("sft.data._fewest", lambda *_, num=num: num)
-        config = stage(tmp_path / str(num), {"build": SIZES}, loss="conversation", num_steps=2)
-        losses.append([line["loss"] for line in steps_of(run_stage(config, monkeypatch))])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    measured = []
+    for num in (1, 3):  # 8 rows in 3 micro-batches: not equally many
+        monkeypatch.setattr("sft.micro_batches._num_needed", lambda *_, num=num: num)
+        config = stage(tmp_path / str(num), {"build": SIZES}, loss=loss, num_steps=3)
+        lines = steps_of(run_stage(config, monkeypatch))
+        measured.append([line[key] for line in lines for key in ("loss", "grad_norm", "tokens")])
+    assert measured[0] == pytest.approx(measured[1], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from rl.config.errors import ConfigError
 from rl.config.read import stage_problems
 from rl.ranks import PeerFailed, Ranks
 from sft import ranks as sft_ranks
-from sft.data import Row, training_order
 from tests.makers import make_config
 from tests.ranks import on_ranks
 from tests.test_sft import SIZES
@@ -52,14 +51,6 @@ def test_steps_that_ranks_cannot_share_are_refused(tmp_path: Path) -> None:
     assert problems(1) == problems(2) == problems(8) == []
     (problem,) = problems(3)
     assert "8 conversations a step" in problem and "learner.num_ranks, such as 9" in problem
-
-
-def test_ranks_take_equal_shares_of_micro_batches_of_similar_length() -> None:
-    rows = [Row((7,) * length, (7,) * length) for length in (10, 20, 300, 400) for _ in range(4)]
-    order, num = training_order(rows, 3, 8, seed=0, num_ranks=2)
-    assert order == training_order(rows, 3, 8, seed=0)[0]  # what is trained does not depend on the ranks
-    assert num % 2 == 0 and 8 % num == 0
-    assert training_order(rows, 1, 8, seed=0, num_ranks=8)[1] == 8
 
 
 def test_the_exit_code_of_all_is_that_of_the_cause() -> None:

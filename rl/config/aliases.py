@@ -14,7 +14,7 @@ _OTHER_NAMES = {
     ),
     "learner.tokens_per_micro_batch": (
         "per_device_train_batch_size micro_batch_size train_micro_batch_size gradient_accumulation_steps "
-        "ppo_micro_batch_size_per_gpu ppo_max_token_len_per_gpu"
+        "ppo_micro_batch_size_per_gpu ppo_max_token_len_per_gpu packing packing_strategy sequence_packing padding_free"
     ),
     "train.group_size": "num_generations num_generations_per_prompt n_samples_per_prompt rollouts_per_example n",
     "rollout.max_reply_tokens": (
