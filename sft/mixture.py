@@ -62,27 +62,50 @@ def rows_by_source(sizes: Sequence[int], sft: SftConfig) -> list[int]:
             f"sft.data: sources with epochs alone have {sum(counts):,} rows, and sft.num_steps of {sft.batch_size} rows"
             f" only {total:,}: set num_steps to at least {-(-sum(counts) // sft.batch_size)}, or lower the epochs"
         )
+    if sum(whole) < total and _is_rounded(sft):
+        counts, total = _within(whole, counts, total, sft.batch_size)
     weights = [source.weight or 0.0 for source in sources]
-    if not any(weights):  # the last step is filled up
-        return [mine + more for mine, more in zip(counts, _shares(total - sum(counts), whole), strict=True)]
     while total > sum(counts):
+        if not any(weights):
+            raise SftDataError(_too_few(sum(whole), total, sft))
         shares = _shares(total - sum(counts), weights)
-        over = [i for i, most in enumerate(whole) if weights[i] and most and shares[i] > most]
+        over = [i for i, limit in enumerate(whole) if weights[i] and limit and shares[i] > limit]
         for i in over:
             counts[i], weights[i] = whole[i], 0.0
         if not over:
             counts = [mine + more for mine, more in zip(counts, shares, strict=True)]
-        elif not any(weights) and sum(counts) < total:
-            raise SftDataError(
-                f"sft.data: with their epochs the sources have {sum(counts):,} rows, and the stage trains {total:,}:"
-                f" raise epochs, or set num_steps to at most {sum(counts) // sft.batch_size}"
-            )
     if 0 in counts:
         raise SftDataError(
             f"{sources[counts.index(0)].name}: the stage trains {total:,} rows, in which its weight has room for none:"
             " raise the weight or num_steps, or remove the source"
         )
     return counts
+
+
+def _within(whole: Sequence[int], counts: list[int], total: int, batch_size: int) -> tuple[list[int], int]:
+    """Counts and length, where whole steps would ask for more rows than there are, `whole`.
+
+    Sources with `epochs` alone fill up the last step; without one, there is a step less.
+    """
+    if any(counts):
+        return [mine + more for mine, more in zip(counts, _shares(total - sum(whole), counts), strict=True)], total
+    return counts, max(1, sum(whole) // batch_size) * batch_size
+
+
+def _too_few(most: int, total: int, sft: SftConfig) -> str:
+    shorter = "lower num_epochs" if sft.num_steps is None else f"set num_steps to at most {most // sft.batch_size}"
+    if most < sft.batch_size:
+        shorter = f"set batch_size to at most {most}"
+    return (
+        f"sft.data: with their epochs the sources have {most:,} rows, and the stage trains {total:,}: raise epochs, or"
+        f" {shorter}"
+    )
+
+
+def _is_rounded(sft: SftConfig) -> bool:
+    """Whether the sources are to give all that their epochs allow, so that only whole steps may ask for more."""
+    weighted = [source for source in sft.sources if source.weight]
+    return sft.num_steps is None and all((source.epochs or 0.0) >= (sft.num_epochs or 0.0) for source in weighted)
 
 
 def _num_rows(sizes: Sequence[int], counts: Sequence[int], sft: SftConfig) -> int:

@@ -62,9 +62,26 @@ def test_the_length_follows_from_epochs() -> None:
     ]
 
 
+def test_a_length_in_epochs_is_rounded_within_what_epochs_allow() -> None:
+    both = mixed({"weight": 1, "epochs": 1}, {"weight": 1, "epochs": 1}, num_epochs=1)
+    assert rows_by_source([9, 9], both) == [5, 5]  # two steps would be 20 rows of 18
+    assert rows_by_source([18, 9], both) == [11, 9]  # the weights are equal, and the second has no more
+    assert rows_by_source([10, 10], both) == [10, 10]
+    half = mixed({"weight": 1, "epochs": 0.5}, num_epochs=0.5, batch_size=2)
+    assert rows_by_source([9], half) == [4]  # 4.5
+    # sources with epochs alone fill up the last step, and the others give each conversation once, and not more
+    assert rows_by_source([20, 9], mixed({"epochs": 1}, {"weight": 1, "epochs": 1}, num_epochs=1)) == [21, 9]
+    more = mixed({"weight": 1, "epochs": 1}, {"weight": 1}, num_epochs=1)
+    assert rows_by_source([9, 9], more) == [9, 11]  # the one without takes over
+
+
 @pytest.mark.parametrize(
     ("sizes", "config", "words"),
     [
+        ([9, 9], mixed({"epochs": 1, "weight": 1}, {"epochs": 1, "weight": 1}, num_epochs=2),
+         "have 18 rows, and the stage trains 40: raise epochs, or lower num_epochs"),
+        ([4, 4], mixed({"epochs": 1, "weight": 1}, {"epochs": 1, "weight": 1}, num_epochs=1),
+         "have 8 rows, and the stage trains 10: raise epochs, or set batch_size to at most 8"),
         ([4, 0], mixed({"weight": 1}, {"weight": 1}), "1.jsonl: no conversation is left to train"),
         ([9, 9], mixed({"epochs": 3}, {"weight": 1}, num_steps=2),
          "have 27 rows, .* only 20: set num_steps to at least 3"),
