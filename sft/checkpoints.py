@@ -117,5 +117,5 @@ def _fingerprint(rows: Iterable[Row], config: ExperimentConfig, section: str) ->
     parts["learner"] = {name: parts["learner"][name] for name in LEARNER_KEYS}
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.part, row.input_ids, row.labels]).encode())
+        digest.update(json.dumps([row.part, row.input_ids, row.labels, row.identity]).encode())
     return [hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), digest.hexdigest()]

@@ -1,7 +1,7 @@
 """Which data does the supervised stage train on: gold conversations or `sft.data`, as rows of tokens?"""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby, zip_longest
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from rl.config.supervised import GOLD_NO_THINKING_SHARE
 from rl.data_types import EFFORTS, Budget
 from rl.tasks.seeds import draw_budget
 from sft.mixture import read_source
-from sft.rows import Conversation, SftDataError, to_last_reply
+from sft.rows import Conversation, SftDataError, identity_of, to_last_reply
 from sft.sources import Keys
 from sft.variations import repetition, turns_apart, varied, with_effort
 
@@ -39,16 +39,18 @@ class Row:
     labels: tuple[int, ...]
     part: int = 0
     """Place of its source in `sft.data`."""
-    last_ids: tuple[int, ...] = ()
-    """Of a row that is a part of a dialogue: the ids of the dialogue's last row."""
+    identity: str = field(default="", compare=False)
+    """Of its conversation, before it was varied."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
-    def heldout_key(self) -> tuple[int, ...]:
-        """Rows of equal keys are held out together, or not at all: equal rows, and the rows of a dialogue."""
-        return self.last_ids or self.input_ids
+    def heldout_keys(self) -> tuple[Hashable, ...]:
+        """Rows that have a key in common are held out together, or not at all: equal rows, and all rows of equal
+        conversations.
+        """
+        return (self.identity, self.input_ids) if self.identity else (self.input_ids,)
 
 
 class AnyRow(Protocol):
@@ -58,7 +60,7 @@ class AnyRow(Protocol):
     @property
     def part(self) -> int: ...
     @property
-    def heldout_key(self) -> tuple[int, ...]: ...
+    def heldout_keys(self) -> tuple[Hashable, ...]: ...
 
 
 UNTRAINED = Row((0, 0), (IGNORED_LABEL, IGNORED_LABEL))
@@ -126,6 +128,7 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
         env_id, seed = env_ids[index], seeds[number]
         section, env = config.environments[env_id], envs[env_ids[index]]
         messages, num_opening = gold_episode(env, seed, {**section.options, "split": "train"})
+        identity = identity_of(to_last_reply(messages), env.tools)
         read = frozenset(place for place in range(num_opening) if messages[place].role == "assistant")
         if helpless[number]:
             messages = (*messages[:num_opening], Message("assistant", GIVING_UP))
@@ -136,7 +139,8 @@ def gold_conversations(config: ExperimentConfig, make_env: Callable[[str], TextE
         is_cut = cut[number] and not has_effort
         cut_at = places[number] if is_cut and any(one.reasoning for one in messages[num_opening:]) else None
         source = f"{env_id}, seed {seed}"
-        conversations.append(Conversation(to_last_reply(messages), env.tools, budget, source, cut_at, read))
+        messages = to_last_reply(messages)
+        conversations.append(Conversation(messages, env.tools, budget, source, cut_at, read, identity=identity))
     for env in envs.values():
         env.close()
     return conversations
@@ -155,14 +159,8 @@ def token_rows(conversations: Iterable[Conversation], chat: Chat, config: Experi
 
     Raises `SftDataError` for a conversation that the chat format cannot express, and when none is short enough.
     """
-    conversations = list(conversations)
     all_rows = [token_row(conversation, chat, config) for conversation in conversations]
-    last = {c.dialogue: row.input_ids for c, row in zip(conversations, all_rows, strict=True) if c.dialogue}
-    whole = [
-        replace(row, last_ids=last[c.dialogue]) if c.dialogue else row
-        for c, row in zip(conversations, all_rows, strict=True)
-    ]
-    rows = [row for row in whole if len(row) <= config.policy.max_tokens]
+    rows = [row for row in all_rows if len(row) <= config.policy.max_tokens]
     if not rows:
         raise SftDataError(
             f"all {len(all_rows)} conversations are longer than policy.max_tokens ({config.policy.max_tokens});"
@@ -192,7 +190,7 @@ def token_row(conversation: Conversation, chat: Chat, config: ExperimentConfig) 
     except ChatError as error:
         raise SftDataError(f"{conversation.source}: {error}") from None
     labels = tuple(id if mine else IGNORED_LABEL for id, mine in zip(ids, mask, strict=True))
-    return Row(ids, labels, conversation.part)
+    return Row(ids, labels, conversation.part, conversation.identity)
 
 
 def row_budget(conversation: Conversation, chat: Chat) -> Budget:

@@ -46,6 +46,11 @@ class PairRow:
         return 2 * max(len(self.chosen), len(self.rejected))
 
     @property
+    def heldout_keys(self) -> tuple[tuple[int, ...]]:
+        """Pairs that have it in common are held out together, or not at all."""
+        return (self.heldout_key,)
+
+    @property
     def part(self) -> int:
         """Place of its source, of which there is one."""
         return self.chosen.part

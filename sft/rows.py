@@ -5,6 +5,8 @@ The forms, recognised by their keys, are those of `FORMS`; sft/README.md describ
 Half of a surrogate pair is replaced, as it is in rollouts.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,8 +48,8 @@ class Conversation:
     """Whether the row's key says so, and not only the text of that message."""
     part: int = 0
     """Place of its source in `sft.data`."""
-    dialogue: str = ""
-    """Of a conversation that is a part of another one: the source of that one."""
+    identity: str = ""
+    """Equal for conversations that were equal before they were varied, and for the parts of one."""
     repetition: float = 0.0
     """How much its reasoning repeats itself (`sft.variations.repetition`), if the stage wants to know."""
 
@@ -89,7 +91,19 @@ def read_keys(row: Mapping[str, Any], keys: tuple[str, ...], source: str, *, has
     conversation = Conversation(tuple(messages), tools, budget, source, untrained=frozenset(untrained))
     if not conversation.trained:
         raise BadRow(f"{' and '.join(keys)}: no assistant message to train on")
-    return replace(conversation, messages=to_last_reply(messages))
+    messages = to_last_reply(messages)
+    return replace(conversation, messages=messages, identity=identity_of(messages, tools))
+
+
+def identity_of(messages: Iterable[Message], tools: Iterable[ToolSpec]) -> str:
+    """A digest of a conversation, not of what is trained of it."""
+    said = [
+        [one.role, one.content, one.reasoning, one.name, [[call.name, dict(call.arguments)] for call in one.tool_calls]]
+        for one in messages
+    ]
+    shown = [[tool.name, tool.description, dict(tool.parameters)] for tool in tools]
+    text = json.dumps([said, shown], sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _read_effort(row: Mapping[str, Any], messages: Iterable[Message], *, has_thinking: bool) -> str | None:

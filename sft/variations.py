@@ -89,7 +89,6 @@ def turns_apart(conversation: Conversation) -> list[Conversation]:
                 budget=conversation.budget if any(message.reasoning for message in own) else "off",
                 cut_at=conversation.cut_at if any(reply.reasoning for reply in trained) else None,
                 source=f"{conversation.source}, user message {number}",
-                dialogue=conversation.source,
             )
         )
     return found

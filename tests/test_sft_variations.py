@@ -236,15 +236,42 @@ def test_turns_that_train_nothing_give_no_row_and_others_stay_whole(tmp_path: Pa
 
 
 def test_the_rows_of_a_dialogue_are_trained_together_or_held_out_together(chat: Chat) -> None:
-    dialogues = [
-        replace(conversation(*DIALOGUE[:-1], Message("assistant", str(n), "third")), source=f"row {n}")
-        for n in range(20)
-    ]
+    dialogues = [replace(conversation(Message("user", f"{n}?"), *DIALOGUE[2:]), identity=f"row {n}") for n in range(20)]
     turns = [one for dialogue in dialogues for one in turns_apart(dialogue)]
     rows = token_rows(turns, chat, make_config())
     trained, heldout = split_rows(rows, 0.3, seed=0)
     assert (len(trained), len(heldout)) == (42, 18)
-    assert not {row.last_ids for row in trained} & {row.last_ids for row in heldout}
+    assert not {row.identity for row in trained} & {row.identity for row in heldout}
+    # a dialogue that begins as a held-out one has a row in common with it
+    same = turns_apart(replace(dialogues[0], messages=(*dialogues[0].messages[:-1], Message("assistant", "4", "x"))))
+    rows = token_rows([*turns, *(replace(one, identity="other") for one in same)], chat, make_config())
+    for seed in range(10):
+        trained, heldout = split_rows(rows, 0.3, seed)
+        assert len({row.identity for row in heldout}) == 6
+        assert not {row.input_ids for row in trained} & {row.input_ids for row in heldout}
+
+
+def test_no_conversation_is_trained_in_one_variation_and_held_out_in_another(tmp_path: Path, chat: Chat) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, SAID, ASK, SAID]} for n in range(30)]
+    silent = [{"messages": [{**one, "thinking": None} for one in row["messages"]]} for row in rows[:10]]
+    for name, lines in (("a.jsonl", rows * 3), ("b.jsonl", rows + silent)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    data = [
+        {"path": str(tmp_path / "a.jsonl"), "weight": 1},
+        {"path": str(tmp_path / "b.jsonl"), "weight": 1, "effort": "efficient"},
+    ]
+    shares = {"no_thinking_share": 0.3, "truncated_share": 0.5, "split_turns": True}
+    config = make_config(policy={"build": {}, "max_tokens": 4000}, learner={"tokens_per_micro_batch": 4000},
+                         sft={"data": data, **shares})  # fmt: skip
+    found = training_conversations(config)
+    equal = [one for one in found if one.identity == found[0].identity]
+    assert len({(one.budget, one.cut_at, one.effort) for one in equal}) >= 3
+    assert {one.budget for one in found if one.part == 0} == {"off", "unlimited"}
+    trained, heldout = split_rows(token_rows(found, chat, config), 0.2, seed=0)
+    assert {row.part for row in heldout} == {row.part for row in trained} == {0, 1}
+    assert not {row.input_ids for row in trained} & {row.input_ids for row in heldout}
+    assert not {row.identity for row in trained} & {row.identity for row in heldout}
+    assert len({row.identity for row in heldout}) == 8  # of 40
 
 
 def test_repetition_is_the_share_of_runs_of_words_that_occurred_before(tmp_path: Path) -> None:
