@@ -3,8 +3,9 @@
 Every ten minutes, and when a signal stops it, a stage writes weights, optimiser, learning rate and random state
 beside the metrics. The next start with the same configuration and rows continues from there; the result equals that of
 an uninterrupted stage bit for bit. With another configuration the stage starts from the beginning; with the same one
-and other rows it does not start, because data that changed under a stopped stage is more often a mistake. The interval
-is a time, not a number of steps, because a checkpoint is three times the policy's size: a short stage writes none.
+and other rows, or another policy under the same path, it does not start, because what changed under a stopped stage is
+more often a mistake. The interval is a time, not a number of steps, because a checkpoint is three times the policy's
+size: a short stage writes none.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rl.config.experiment import ExperimentConfig
+from rl.config.saved_policy import weights_hash
 from rl.ranks import ALONE, Ranks
 from rl.stop import StopRequested, raise_if_requested
 from sft.data import Row
@@ -63,14 +65,15 @@ class Checkpoints(TrainerCallback):
                 shutil.rmtree(path)
 
 
-def prepare(folder: Path, rows: Iterable[Row], config: ExperimentConfig, section: str) -> Path | None:
+def prepare(folder: Path, rows: Iterable[Row], config: ExperimentConfig, section: str, policy: Path) -> Path | None:
     """The checkpoint in `folder` to go on from; None when there is none of this stage, and the folder is then empty.
 
-    `section` is the stage's in the configuration.
+    `section` is the stage's in the configuration, `policy` the folder that training starts from: also later it is the
+    reference of DPO and the base of an adapter.
 
-    Raises `SftDataError` when there is one of the same configuration and other rows.
+    Raises `SftDataError` when there is one of the same configuration, but of other rows or another policy.
     """
-    now, file = _fingerprint(rows, config, section), folder / STAGE_FILE
+    now, file = _fingerprint(rows, config, section, policy), folder / STAGE_FILE
     before = file.read_text().split() if file.is_file() else []
     # The state is written last, so a checkpoint without it was cut off.
     whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
@@ -78,10 +81,12 @@ def prepare(folder: Path, rows: Iterable[Row], config: ExperimentConfig, section
         newest = max(whole, key=_step)
         if before != now:
             names = " or ".join(source.name for source in getattr(config, section).sources)
+            changed = (
+                f"rows: {names}" if before[1:2] != now[1:2] else f"weights or configuration of the policy: {policy}"
+            )
             raise SftDataError(
                 f"{folder} holds a stage that was stopped after step {_step(newest)}, of this configuration but other"
-                f" rows: {names} changed. Restore what changed to continue, or delete {folder} to start from the"
-                " beginning"
+                f" {changed} changed. Restore what changed to continue, or delete {folder} to start from the beginning"
             )
         return newest
     shutil.rmtree(folder, ignore_errors=True)
@@ -111,11 +116,20 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def _fingerprint(rows: Iterable[Row], config: ExperimentConfig, section: str) -> list[str]:
-    """What decides the outcome of the stage: digests of the configuration's parts that it reads, and of the rows."""
+def _fingerprint(rows: Iterable[Row], config: ExperimentConfig, section: str, policy: Path) -> list[str]:
+    """What decides the outcome of the stage: digests of what it reads of the configuration, of the rows, and of the
+    policy's weights and files of configuration.
+    """
     parts = config.model_dump(mode="json", include={"seed", "policy", "precision", section, "learner"})
     parts["learner"] = {name: parts["learner"][name] for name in LEARNER_KEYS}
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row.part, row.input_ids, row.labels, row.identity]).encode())
-    return [hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), digest.hexdigest()]
+    told = hashlib.sha256(weights_hash(policy).encode())
+    for file in sorted(policy.glob("*config.json")):
+        told.update(file.read_bytes())
+    return [
+        hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+        digest.hexdigest(),
+        told.hexdigest(),
+    ]

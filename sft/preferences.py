@@ -69,7 +69,7 @@ def prepare_pairs(
     has_adapter = isinstance(section, DpoConfig) and section.adapter is not None
     if not has_adapter and (warning := rate_warning(policy, f"{name}.learning_rate", section.learning_rate)):
         say(warning)
-    checkpoint = prepare(folder, flat(all_rows), config, name)
+    checkpoint = prepare(folder, flat(all_rows), config, name, policy)
     if checkpoint is not None:
         say(f"continuing the stopped stage from {checkpoint.name}")
     return PreparedPairs(config, section, name, folder, policy, rows, heldout, checkpoint)

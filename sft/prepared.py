@@ -55,7 +55,7 @@ def prepare_stage(config: ExperimentConfig, partial: Path) -> Prepared:
     rows = token_rows(kept, chat, config)
     trained, heldout = split_rows(rows, sft.heldout_share, config.seed)
     counts = rows_by_source([sum(row.part == part for row in trained) for part in range(len(sft.sources))], sft)
-    checkpoint = prepare(partial, rows, config, "sft")
+    checkpoint = prepare(partial, rows, config, "sft", policy)
     amounts = amounts_by_source(conversations, kept, rows, trained, counts, sft)
     (partial / "sources.jsonl").write_text("".join(json.dumps(one) + "\n" for one in amounts))
     for line in in_words(amounts):

@@ -15,7 +15,7 @@ from rl.config.preferences import DpoConfig, RewardModelConfig
 from rl.config.read import pair_stage_problems
 from rl.policies import train_tokenizer
 from sft.checkpoints import prepare
-from sft.data import token_row
+from sft.data import Row, token_row
 from sft.heldout import split_rows
 from sft.micro_batches import training_order
 from sft.pairs import Pair, PairRow, flat, read_pairs, token_pairs
@@ -220,19 +220,33 @@ def test_micro_batches_hold_as_many_padded_tokens_as_the_learner_allows(tmp_path
     assert sorted(place for cut in step for place in cut) == [0, 1, 2, 3] and list(map(len, step)) == [2, 2]
 
 
-def test_other_pairs_under_a_stopped_stage_are_told_with_their_file(tmp_path: Path, chat: Chat) -> None:
+@pytest.mark.parametrize("name", ["dpo", "reward_model", "sft"])
+def test_other_rows_or_another_policy_under_a_stopped_stage_are_told(tmp_path: Path, chat: Chat, name: str) -> None:
     pairs = read(tmp_path, *({"prompt": "2 + 2?", "chosen": "4", "rejected": wrong} for wrong in "56"))
-    rows, _ = token_pairs(pairs, chat, CONFIG)
-    config = make_config(policy={"path": "x"}, dpo={"data": tmp_path / "pairs.jsonl"})
-    folder = tmp_path / "dpo.partial"
-    assert prepare(folder, flat(rows), config, "dpo") is None
+    rows = flat(token_pairs(pairs, chat, CONFIG)[0])
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    for file in ("model.safetensors", "config.json"):
+        (policy / file).write_text("{}")
+    config = make_config(policy={"path": policy}, **{name: {"data": tmp_path / "pairs.jsonl"}})
+    folder = tmp_path / f"{name}.partial"
+
+    def prepared(rows: list[Row]) -> Path | None:
+        return prepare(folder, rows, config, name, policy)
+
+    assert prepared(rows) is None
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3/trainer_state.json").touch()
-    assert prepare(folder, flat(rows), config, "dpo") == folder / "checkpoint-3"
-    with pytest.raises(
-        SftDataError, match=r"after step 3, of this configuration but other rows: .*pairs.jsonl changed"
-    ):
-        prepare(folder, flat(rows[:1]), config, "dpo")
+    assert prepared(rows) == folder / "checkpoint-3"
+    told = r"after step 3, of this configuration but other "
+    with pytest.raises(SftDataError, match=told + r"rows: .*pairs.jsonl changed"):
+        prepared(rows[:1])
+    for file in ("model.safetensors", "config.json"):  # such as a stage that wrote its result there meanwhile
+        (policy / file).write_text("{ }")
+        with pytest.raises(SftDataError, match=told + r"weights or configuration of the policy: .*policy changed"):
+            prepared(rows)
+        (policy / file).write_text("{}")
+    assert prepared(rows) == folder / "checkpoint-3"
 
 
 def test_what_a_stage_on_pairs_cannot_train_is_told_at_once(tmp_path: Path) -> None:
