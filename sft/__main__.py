@@ -20,7 +20,7 @@ from rl.config.preferences import PairStage
 from rl.config.read import load_config, pair_stage_problems, stage_problems
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries
-from sft.from_rollouts import Choice, chosen_rows, played_tasks, preference_pairs, write_rows
+from sft.from_rollouts import Choice, chosen_rows, left_out, played_tasks, preference_pairs, write_rows
 from sft.ranks import joined_ranks, run_ranks
 
 ANY_LENGTH = 2**31
@@ -141,7 +141,10 @@ def from_rollouts(
     tasks = played_tasks(run)
     rows = preference_pairs(tasks, margin_min) if pairs else chosen_rows(tasks, reward_min, per_task, choose)
     num = write_rows(rows, out)
+    reasons = left_out(tasks, None if pairs else reward_min)
     typer.echo(f"{num:,} rows of {len(tasks):,} training tasks: {out}")
+    if told := ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count):
+        typer.echo(f"rollouts left out: {told}")
 
 
 @app.command()

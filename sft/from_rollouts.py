@@ -6,7 +6,7 @@ that were cut or broke a rule, and those in which a thinking budget wrote the en
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +53,7 @@ class Played:
         return sum(map(len, self.written))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlayedTask:
     """A task with all its rollouts that count."""
 
@@ -63,6 +63,8 @@ class PlayedTask:
     effort: Effort | None
     """Which its prompts stated."""
     rollouts: list[Played]
+    num_unreadable: int = 0
+    """Rollouts whose replies no row can say."""
 
 
 def played_tasks(place: Path) -> list[PlayedTask]:
@@ -82,7 +84,9 @@ def played_tasks(place: Path) -> list[PlayedTask]:
         messages = tuple(map(message_from, saved["messages"]))
         # A file that no trainer wrote has no turns: all replies are the policy's.
         num_turns = len(saved.get("turns", ())) or sum(message.role == "assistant" for message in messages)
-        if (start := first_reply(messages, num_turns)) < len(messages) and _can_be_read(messages):
+        if not _can_be_read(messages):
+            found.num_unreadable += 1
+        elif (start := first_reply(messages, num_turns)) < len(messages):
             found.rollouts.append(Played(messages, float(reward), is_sound, start))
     return list(tasks.values())
 
@@ -119,6 +123,16 @@ def chosen_rows(tasks: Sequence[PlayedTask], reward_min: float, per_task: int, c
                 **({"effort": task.effort} if task.effort and any(reply.reasoning for reply in one.messages) else {}),
                 **_about(task, one.reward),
             }
+
+
+def left_out(tasks: Sequence[PlayedTask], reward_min: float | None) -> Mapping[str, int]:
+    """How many rollouts are in no row, by the reason; without `reward_min`, in no pair."""
+    counts = {"with think tags in wrong places": sum(task.num_unreadable for task in tasks)}
+    if reward_min is not None:
+        played = [one for task in tasks for one in task.rollouts]
+        counts["cut, with an unreadable call, or ended by a budget"] = sum(not one.is_sound for one in played)
+        counts["of a lower reward"] = sum(one.is_sound and one.reward < reward_min for one in played)
+    return counts
 
 
 def preference_pairs(tasks: Sequence[PlayedTask], margin_min: float) -> Iterator[JsonObject]:

@@ -12,6 +12,7 @@ from envs.messages import Message, ToolCall
 from rl.data_types import Group, Outcome, Rollout
 from rl.runs.saved_rollouts import write_rollouts
 from sft.__main__ import app
+from sft.from_rollouts import left_out, played_tasks
 from sft.rows import read_row
 from tests.makers import ARITHMETIC, STORE, group_of, make_rollout, make_task, make_turn
 
@@ -34,6 +35,7 @@ def rows_of(path: Path, *options: str) -> list[dict[str, Any]]:
     out = path.parent / "out" / "rows.jsonl"
     result = CliRunner().invoke(app, ["from-rollouts", str(path), "--out", str(out), *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    print(result.output)
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
 
@@ -41,13 +43,17 @@ def replies(rows: list[dict[str, Any]]) -> list[str]:
     return [row["messages"][-1]["content"] for row in rows]
 
 
-def test_replies_with_think_tags_in_wrong_places_are_in_no_row_and_no_pair(tmp_path: Path) -> None:
+def test_replies_with_think_tags_in_wrong_places_are_in_no_row_and_no_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As text of a row they would be other tokens than those that were sampled."""
     good, bad = wrote("right", 1.0), wrote("wrong\n</think>\n1", 0.0)
     path = saved(tmp_path, group_of(good, bad, wrote("wrong", 0.5)), group_of(wrote("<think>r</think>a", 1.0, 1)))
     (pair,) = rows_of(path, "--pairs")
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("right", "wrong")
+    assert capsys.readouterr().out.strip().endswith("rollouts left out: 2 with think tags in wrong places")
     assert replies(rows_of(path)) == ["right"]
+    assert "left out: 2 with think tags in wrong places, 1 of a lower reward" in capsys.readouterr().out
 
 
 def test_the_shortest_good_rollout_of_each_training_task_becomes_a_row(tmp_path: Path) -> None:
@@ -63,6 +69,11 @@ def test_the_shortest_good_rollout_of_each_training_task_becomes_a_row(tmp_path:
             wrote("forced", 1.0, 3, outcome=Outcome.BUDGET_HIT),
         ),
     )
+    assert left_out(played_tasks(path), 1.0) == {
+        "with think tags in wrong places": 0,
+        "cut, with an unreadable call, or ended by a budget": 3,
+        "of a lower reward": 2,
+    }
     (row,) = rows_of(path)
     assert row == {
         "messages": [
