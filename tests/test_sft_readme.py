@@ -2,19 +2,24 @@
 
 import json
 import re
+import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from envs.messages import Message, ToolCall
 from rl.chat.chat import Chat
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.supervised import SftConfig
 from rl.policies import train_tokenizer
+from sft.__main__ import app
 from sft.data import token_row
 from sft.mixture import rows_by_source
 from sft.rows import FORMS, Conversation, read_row
+from tests.families import write_policy
 from tests.makers import make_config
 
 README = (Path(__file__).parent.parent / "sft" / "README.md").read_text(encoding="utf-8")
@@ -58,6 +63,27 @@ def test_the_mixture_is_divided_as_the_table_says() -> None:
     ]  # fmt: skip
     # 300 steps of 32: 600 are from tools.jsonl; of the other 9,000 rollouts would give 1,800, but have only 4 times 100
     assert rows_by_source([300, 5000, 20_000, 100], sft) == [600, 3225, 5375, 400]
+
+
+@pytest.mark.slow
+def test_the_commands_train_and_show_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_policy("qwen3", tmp_path / "models/smollm2")
+    (stage,) = re.findall(r"\n((?:    .*\n)*    sft: \{data: rows.jsonl.*\n)", README)
+    (tmp_path / "stage.yaml").write_text(textwrap.dedent(stage))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^    python -m sft (.*)$", README, re.M)]
+    mine = [words for words in commands if words[:2] in (["train", "stage.yaml"], ["show", "stage.yaml"])]
+    assert [words[0] for words in mine] == ["train", "show", "train"]
+    told = []
+    for words in mine:
+        done = CliRunner().invoke(app, [*words, "sft.num_steps=2", "sft.batch_size=2", "policy.max_tokens=1024"])
+        assert done.exit_code == 0, done.output
+        told.append(done.output)
+    assert "rows.jsonl: 4 conversations" in told[0].replace("\n", " ")
+    assert "rows.jsonl, row 4" in told[1] and "⟦Three." in told[1]
+    lines = [json.loads(line) for line in (tmp_path / "runs/stage/sft/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "heldout_loss" in line] == [2]
 
 
 def test_every_key_that_is_read_is_in_the_table() -> None:

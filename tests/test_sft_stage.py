@@ -136,10 +136,11 @@ def test_activation_checkpointing_trains_the_very_same_policy(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [Float32(), Nvfp4()], ids=["float32", "nvfp4"])
+@pytest.mark.parametrize(("precision", "stop_at"), [(Float32(), 4), (Nvfp4(), 3)], ids=["float32", "nvfp4"])
 def test_a_stage_that_was_stopped_goes_on_to_the_very_same_policy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Section
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Section, stop_at: int
 ) -> None:
+    """Also at the end of an epoch, which is step 5."""
     from rl.stop import StopRequested
 
     def config(name: str, **sft: Any) -> ExperimentConfig:
@@ -148,11 +149,11 @@ def test_a_stage_that_was_stopped_goes_on_to_the_very_same_policy(
 
     whole = run_stage(config("whole"), monkeypatch)
     with pytest.raises(StopRequested):
-        run_stage(config("stopped"), monkeypatch, stop_at=3)
+        run_stage(config("stopped"), monkeypatch, stop_at=stop_at)
     partial = tmp_path / "stopped" / "sft.partial"
-    # the signal came after step 3 was logged and before its successor began, so it is seen at the end of step 4
-    assert [path.name for path in partial.glob("checkpoint-*")] == ["checkpoint-4"]
-    (partial / "checkpoint-5").mkdir()  # a checkpoint that was cut off is not taken
+    # the signal came after a step was logged and before the next began, so it is seen at the end of that one
+    assert [path.name for path in partial.glob("checkpoint-*")] == [f"checkpoint-{stop_at + 1}"]
+    (partial / f"checkpoint-{stop_at + 2}").mkdir()  # a checkpoint that was cut off is not taken
     resumed = run_stage(config("stopped"), monkeypatch)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     exact = ("step", "loss", "grad_norm", "learning_rate", "tokens")
