@@ -28,6 +28,7 @@ def main(experiment: Path) -> None:
     rows = token_rows(training_conversations(config), chat, config)
     arguments = trl_config(config, config.run_dir / "trl", config.sft.num_steps, 1, torch.device("cpu"))
     arguments.train_sampling_strategy = "random"
+    arguments.per_device_train_batch_size = config.sft.batch_size
 
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(config.policy.path, dtype=torch.float32),
