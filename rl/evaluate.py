@@ -105,8 +105,11 @@ def whole_policy(policy: Path, config: ExperimentConfig) -> Iterator[tuple[Path,
 
 
 def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment without curricula: evaluations, and so profiles, use newly drawn tasks."""
-    plain = {env_id: one.model_copy(update={"curriculum": None}) for env_id, one in config.environments.items()}
+    """The experiment without curricula: evaluations, and so profiles, use new tasks. Sets of options are kept."""
+    plain = {
+        env_id: one if one.curriculum and one.curriculum.option_sets else one.model_copy(update={"curriculum": None})
+        for env_id, one in config.environments.items()
+    }
     return config.model_copy(update={"environments": plain})
 
 

@@ -66,6 +66,7 @@ class Parts:
     pool: WorkerPool
     teachers: TeacherPool
     collector: Collector | SavedGroups
+    stream: TaskStream
     ledger: Ledger
     spool: Spool
     canaries: Canaries
@@ -152,7 +153,8 @@ def started(
         try:
             ledger = Ledger.from_state(newest.state["ledger"] if newest else Ledger().state())
             canaries = Canaries(config.canaries, newest.state["canaries"] if newest else {})
-            stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
+            drawn = newest.state.get("curricula") if newest else None  # older checkpoints have none
+            stream = TaskStream(config.environments, config.seed, config.train.num_prompts, drawn)
             step, spool = folder.saved_step, Spool(folder.spool, config.train)
             taken_over = spool.take_over(step, ledger, stream)
             is_recorded = config.train.max_staleness > 0 and groups_of is None
@@ -162,10 +164,10 @@ def started(
             groups = SavedGroups(groups_of, ledger, step) if groups_of else collector
             parts = Parts(
                 *(config, folder, learner, served.pool, served.teachers, groups),
-                *(ledger, spool, canaries, tracker, display, step),
+                *(stream, ledger, spool, canaries, tracker, display, step),
                 recording=recording,
             )
-            _wait_until_ready(parts, served, stream, deaths)
+            _wait_until_ready(parts, served, deaths)
             if taken_over:
                 display.message(taken_over)
                 tracker.note(step, taken_over)
@@ -187,7 +189,7 @@ def go_back(served: Served, error: LearnerDied) -> None:
     served.folder.go_back(served.config.train.num_steps)
 
 
-def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, deaths: Sequence[LearnerDied]) -> None:
+def _wait_until_ready(parts: Parts, served: Served, deaths: Sequence[LearnerDied]) -> None:
     try:
         if deaths and not parts.recording.is_replay:
             served.pool.drop_plays()  # again: a node that was lost may have been noticed only now
@@ -198,7 +200,7 @@ def _wait_until_ready(parts: Parts, served: Served, stream: TaskStream, deaths: 
         served.pool.record(parts.recording)
         if served.pool.num_workers:
             parts.folder.save_token_texts(served.pool.token_texts())
-        for line in (served.joined.words, parts.learner.describe(), *stream.described()):
+        for line in (served.joined.words, parts.learner.describe(), *parts.stream.described()):
             parts.display.message(line)
         if deaths:
             why = str(deaths[-1].__cause__ or deaths[-1]).partition("\n")[0]

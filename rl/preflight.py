@@ -1,6 +1,7 @@
 """Can this experiment run? Pre-flight checks find errors before processes are started or GPUs are reserved."""
 
 import importlib.util
+import itertools
 from collections.abc import Sequence
 
 from envs.messages import Message, ToolSpec
@@ -14,7 +15,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError, check_references
 from rl.engine.columns import COLUMNS
 from rl.rollouts.judge import announce
-from rl.tasks.curriculum import Curriculum, CurriculumError
+from rl.tasks.arms import CurriculumError, arms_of
 
 
 def preflight(config: ExperimentConfig) -> None:
@@ -108,7 +109,7 @@ def _curriculum_problems(config: ExperimentConfig, env_id: str) -> list[Problem]
     if curriculum is None:
         return []
     try:
-        Curriculum(env_id, curriculum)
+        arms_of(env_id, config.environments[env_id])
     except CurriculumError as error:
         place = config.place("environments", env_id, "curriculum", "profile")
         fix = f"write one with: python -m envs profile ROLLOUTS --out {curriculum.profile}; or remove the curriculum"
@@ -117,11 +118,11 @@ def _curriculum_problems(config: ExperimentConfig, env_id: str) -> list[Problem]
 
 
 def _opening_problems(config: ExperimentConfig, env_id: str, chat: Chat | ChatFormat | None) -> list[Problem]:
-    """Open a task of each split in a new environment, as a worker does, and begin its dialogue."""
-    key, options = f"environments.{env_id}", config.environments[env_id].options
+    """Open a task of each split, with all options, in a new environment, as a worker does, and begin its dialogue."""
+    environment, problems = config.environments[env_id], []
+    keys = ("environments", env_id, *environment.options_key)
     deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
-    problems = []
-    for split in ("train", "heldout"):
+    for options, split in itertools.product(environment.every_options, ("train", "heldout")):
         with Session.installed(env_id, deadlines) as session:
             try:
                 opening, _ = session.reset(0, {**options, "split": split})
@@ -129,14 +130,13 @@ def _opening_problems(config: ExperimentConfig, env_id: str, chat: Chat | ChatFo
                 fix = f"change the options, or find the cause with: python -m envs check {env_id}"
                 if failure.outcome == "env_timeout":
                     fix = environment_fix(env_id, failure)
-                place = config.place("environments", env_id, "options")
                 wrong = f"{env_id} cannot open a {split} task with {options}: {failure}"
-                problems.append(Problem(place, f"{key}.options", wrong, fix))
+                problems.append(Problem(config.place(*keys), ".".join(keys), wrong, fix))
                 continue
             if session.env.tools and chat is not None and not chat.has_tools:
                 wrong = f"{env_id} has tools, which the policy's chat format cannot express"
                 fix = f"{_ways_to_have_tools(config)}, or remove the environment"
-                return [Problem(config.place("environments", env_id), key, wrong, fix)]
+                return [Problem(config.place(*keys[:2]), ".".join(keys[:2]), wrong, fix)]
             if isinstance(chat, Chat) and (wrong := _prompt_problems(config, env_id, chat, opening, session.env.tools)):
                 return wrong
     return problems

@@ -23,7 +23,7 @@ def begin_checkpoint(parts: Parts) -> None:
         folder.checkpoints,
         parts.step,
         partial(parts.learner.save, with_policy=with_policy),
-        {"ledger": parts.ledger.state(), "canaries": parts.canaries.state()},
+        {"ledger": parts.ledger.state(), "curricula": parts.stream.state(), "canaries": parts.canaries.state()},
         keep=train.keep_checkpoints,
         known=folder.newest,
         needs_policy=with_policy,

@@ -101,6 +101,7 @@ def finish(parts: Parts, groups: Sequence[Group], trained: Sequence[Group]) -> N
     rows = {group.group_id: any(rollout.outcome.counts for rollout in group.rollouts) for group in trained}
     for group in groups:
         parts.ledger.finish(group.task.ordinal, masked=not rows.get(group.group_id))
+    parts.stream.finish(parts.step, groups, rows)
     parts.spool.trained(groups, parts.folder.saved_step)
 
 
@@ -117,7 +118,7 @@ def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
     work = parts.pool.work()
     seconds, overlap = parts.times.seconds(), parts.times.overlap([one.intervals for one in work])
     metrics = step_metrics(groups, update, seconds, overlap) | parts.canaries.metrics()
-    metrics |= shaping_metrics(groups, parts.config.shapings)
+    metrics |= shaping_metrics(groups, parts.config.shapings) | parts.stream.metrics()
     metrics |= memory_metrics(resident_mib(), parts.learner.memory_mib, work)
     metrics["groups"] = len(groups)
     metrics["groups_in_flight"] = parts.collector.num_in_flight
@@ -130,7 +131,8 @@ def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:
 
 def say(parts: Parts, *texts: str) -> None:
     """Show and record texts, and what canaries and actors said since the last time."""
-    for text in (*texts, *parts.canaries.notes(), *parts.pool.notes(), *parts.teachers.notes(), *parts.learner.notes()):
+    sources = (parts.canaries, parts.stream, parts.pool, parts.teachers, parts.learner)
+    for text in (*texts, *(note for source in sources for note in source.notes())):
         parts.tracker.note(parts.step, text)
         parts.display.message(f"step {parts.step}: {text}")
 

@@ -17,6 +17,7 @@ from rl.runs.folder import RunFolder
 from rl.runs.spool import Spool
 from rl.runs.tracker import Tracker
 from rl.tasks.ledger import Ledger
+from rl.tasks.stream import TaskStream
 from rl.train import Parts
 from rl.weights.source import WeightSource
 from tests.makers import make_config, make_group, make_update
@@ -131,11 +132,13 @@ def making(folder: Path) -> Iterator[Make]:
             run = RunFolder(folder)
             tracker = closing.enter_context(Tracker(run, config))
             learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger)))
+            stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
             spool, watching = Spool(run.spool, config.train), Canaries(config.canaries, {})
             display = Display(config)
             teachers = TeacherPool(config, ())
             return Parts(
-                config, run, learner, pool, teachers, collector, ledger, spool, watching, tracker, display, step=0
+                *(config, run, learner, pool, teachers, collector, stream, ledger, spool, watching, tracker, display),
+                step=0,
             )
 
         yield make

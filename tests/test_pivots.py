@@ -16,7 +16,7 @@ from envs.messages import Message, Reply, ToolCall
 from envs.pivots import PivotError, PivotTurn, make_rows, read_pivots
 from envs.text_env import EnvironmentOptionError
 from envs.tool_use.pivot import Pivot
-from rl.config.environments import CurriculumConfig
+from rl.config.environments import CurriculumConfig, EnvironmentConfig
 from rl.tasks.curriculum import Curriculum
 
 TOOL = {
@@ -259,10 +259,12 @@ def test_from_conversations_to_the_pivots_that_a_curriculum_draws(
     calls = [turn for turn in turns if turn.split == "train" and turn.action.tool_calls]
     hard = [turn for turn in calls if "hard" in turn.prompt[1].content]
     assert f"{len(hard)} of {num} tasks are saved: rewards differ, mean at most 0.6" in capsys.readouterr().out
-    curriculum = Curriculum("tools/Pivot-v0", CurriculumConfig(profile=Path("profile.jsonl"), num_steps=10))
-    assert {task.pass_rate for task in curriculum.tasks} == {0.25}
+    curriculum = Curriculum(
+        "tools/Pivot-v0", EnvironmentConfig(curriculum=CurriculumConfig(profile=Path("profile.jsonl"), num_steps=10))
+    )
+    assert {task.pass_rate for task in curriculum.arms} == {0.25}
     env = Pivot()
-    drawn = [env.reset(seed=task.seed, options=dict(task.options))[1]["key"] for task in curriculum.tasks]
+    drawn = [env.reset(seed=task.seed, options=dict(task.options))[1]["key"] for task in curriculum.arms]
     assert sorted(drawn) == sorted(turn.key for turn in hard)
 
 

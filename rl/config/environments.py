@@ -1,5 +1,7 @@
 """Which environments are in the training mixture, with which weight, options, thinking budget and algorithm each?"""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,19 +16,82 @@ from rl.config.section import NonNegative, Positive, Section, Share
 from rl.data_types import Budget
 
 
-class CurriculumConfig(Section):
-    """A curriculum: training tasks are drawn from a profile, from easy to hard by their pass rate."""
+class MeasuredConfig(Section):
+    """Pass rates that the run measures itself, of the groups that it trains: the share of rollouts with the full
+    reward, before shaping."""
 
-    profile: Path
-    """File written by `python -m envs profile ROLLOUTS --out FILE`. It must not change during a run."""
-    num_steps: Positive
-    """Steps over which the mean pass rate of the drawn tasks falls from `first_pass_rate` to `last_pass_rate`."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Weight of a step in the moving mean of a pass rate, `(1 - weight) * before + weight * of_the_step`. The first
+    step that measures one counts whole if no profile has it."""
+    solved_pass_rate: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Pass rate from which a task, or set of options, counts as solved and drops out."""
+    solved_tries: Positive = 16
+    """Rollouts of it that must have been measured before."""
+    solved_share: Share = 0.05
+    """Share of the tasks that is drawn from solved ones, all alike, while others are left. One that is failed again
+    counts as solved no more."""
+    plateau_steps: Positive | None = None
+    """Steps without progress after which the pass rates that are older are forgotten, and measured anew: over these
+    steps tasks were on average not passed more often than their pass rates said. null forgets nothing."""
+
+
+class CurriculumConfig(Section):
+    """A curriculum: which training tasks are drawn, by their pass rates. Give `profile`, `num_tasks` or `option_sets`.
+
+    Pass rates are those of the profile, or those that the run measures; without either, all are drawn alike.
+    """
+
+    profile: Path | None = None
+    """File written by `python -m envs profile ROLLOUTS --out FILE`; its tasks are drawn. It must not change during a
+    run."""
+    num_tasks: Positive | None = None
+    """So many tasks of the environment are drawn again and again, the same for every seed of a run."""
+    option_sets: Annotated[tuple[dict[str, object], ...], Field(min_length=2)] | None = None
+    """New tasks are drawn with one of these sets of options, such as `[{level: 1}, {level: 2}]`, which are added to
+    `options`. Evaluations take the sets in turn."""
+    measured: MeasuredConfig | None = None
+    """Lets the run measure the pass rates; null keeps those of the profile."""
+    num_steps: Positive | None = None
+    """Steps over which the mean pass rate of the drawn tasks falls from `first_pass_rate` to `last_pass_rate`; null is
+    `last_pass_rate` from the first step on."""
     first_pass_rate: Share = 0.8
     """Mean pass rate of the tasks drawn at the first step."""
     last_pass_rate: Share = 0.2
     """Mean pass rate of the tasks drawn from step `num_steps` on."""
     spread: Annotated[float, Field(gt=0)] = 0.15
     """Standard deviation of the drawn tasks' pass rates around that mean."""
+
+    @model_validator(mode="after")
+    def _one_source_of_tasks(self) -> "CurriculumConfig":
+        given = [name for name in ("profile", "num_tasks", "option_sets") if getattr(self, name) is not None]
+        if len(given) != 1:
+            told = " and ".join(given) or "none"
+            raise ValueError(f"a curriculum draws from one of profile, num_tasks and option_sets, and {told} is given")
+        return self
+
+    @model_validator(mode="after")
+    def _option_sets_differ(self) -> "CurriculumConfig":
+        names = [option_set_name(options) for options in self.option_sets or ()]
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError(f"option_sets must differ and not be empty, but they are: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_have_a_meaning(self) -> "CurriculumConfig":
+        keys = ("num_steps", "first_pass_rate", "last_pass_rate", "spread")
+        given = [key for key in keys if key in self.model_fields_set and getattr(self, key) is not None]
+        if given and self.profile is None and self.measured is None:
+            raise ValueError(
+                f"{given[0]} says which pass rates are drawn, but nothing gives any: add `measured: {{}}`, or remove it"
+            )
+        if "first_pass_rate" in given and self.num_steps is None:
+            raise ValueError("first_pass_rate needs num_steps, over which the mean falls from there: add it")
+        return self
+
+
+def option_set_name(options: Mapping[str, object]) -> str:
+    """The name of a set of options in metrics, such as `level_2`, in characters that every tracker takes."""
+    return re.sub(r"[^\w.-]", "_", "-".join(f"{name}_{value}" for name, value in options.items()))
 
 
 class BudgetCurriculumConfig(Section):
@@ -69,7 +134,18 @@ class EnvironmentConfig(Section):
     memory then costs its own episode only. null begins on threads and changes to processes once the environment's
     synchronous code has been measured to take 0.05 s of CPU time or more an episode."""
     curriculum: CurriculumConfig | None = None
-    """Draws training tasks from a profile instead of new ones. They keep the options and budgets of the profile."""
+    """Draws training tasks by their pass rates instead of new ones. Those of a profile keep its options and budgets."""
+
+    @property
+    def every_options(self) -> tuple[dict[str, object], ...]:
+        """The options of its tasks: `options`, or several sets of a curriculum; those of a profile's tasks left out."""
+        sets = (self.curriculum and self.curriculum.option_sets) or ({},)
+        return tuple({**self.options, **options} for options in sets)
+
+    @property
+    def options_key(self) -> tuple[str, ...]:
+        """Where `every_options` are given, for errors."""
+        return ("curriculum", "option_sets") if self.curriculum and self.curriculum.option_sets else ("options",)
 
     @field_validator("budget", mode="before")
     @classmethod

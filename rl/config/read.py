@@ -138,10 +138,13 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
     from envs.text_env import EnvironmentOptionError
 
     key, place = f"environments.{env_id}", config.place("environments", env_id)
-    load_data(env_id, config.environments[env_id].options)
+    every_options = config.environments[env_id].every_options
+    for options in every_options:
+        load_data(env_id, options)
     try:
         with Session.installed(env_id, Deadlines(reset_s=config.rollout.reset_timeout_s)) as session:
-            session.read_options(config.environments[env_id].options)
+            for options in every_options:
+                session.read_options(options)
     except EnvFailure as failure:
         if isinstance(failure.error, UnknownEnvironmentError):
             known = environment_ids()
@@ -149,9 +152,9 @@ def _environment_problem(config: ExperimentConfig, env_id: str) -> Problem | Non
             fix = f"write {near[0]}" if near else "install the package that provides it"
             return Problem(place, key, str(failure), f"{fix}; installed environments: {', '.join(known) or 'none'}")
         if isinstance(failure.error, EnvironmentOptionError):
-            place = config.place("environments", env_id, "options")
+            keys = ("environments", env_id, *config.environments[env_id].options_key)
             fix = "use one of the environment's options, or remove the key"
-            return Problem(place, f"{key}.options", str(failure.error), fix)
+            return Problem(config.place(*keys), ".".join(keys), str(failure.error), fix)
         fix = environment_fix(env_id, failure)
         module, cause = env_id.partition(":")[0], failure.error.__cause__ if failure.error else None
         if isinstance(cause, ModuleNotFoundError) and f"{module}.".startswith(f"{cause.name}."):

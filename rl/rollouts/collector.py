@@ -134,7 +134,7 @@ class Collector:
         self._course.started(ordinals, workers)
 
     def _next_spec(self) -> GroupSpec:
-        task = self._stream.task(self._ledger.start())
+        task = self._stream.start(self._ledger.start())
         group_id = f"{self._config.seed}-{task.ordinal}"
         size, temperature = self._config.train.group_size, self._config.rollout.temperature
         return GroupSpec(group_id, task, size, temperature, self._keeper_of(task))

@@ -89,7 +89,8 @@ class RolloutWorker:
         self._processes = EnvProcesses(config)
         for env_id, environment in config.environments.items():
             if not environment.process:
-                load_data(env_id, environment.options)
+                for options in environment.every_options:
+                    load_data(env_id, options)
 
     async def play_groups(self, specs: Sequence[GroupSpec]) -> Played:
         """Play the groups. Their lanes open together; a rollout begins when its lane has a seat in the engine.

@@ -119,7 +119,7 @@ class Spool:
                     folder.rename(self.folder)
             for path in self.folder.glob("*"):
                 try:
-                    self._check(path, step, ledger, stream)
+                    stream.start(self._check(path, step, ledger, stream))
                     num_kept += 1
                 except SpoolError as reason:
                     reasons[str(reason)] += 1
@@ -143,8 +143,8 @@ class Spool:
         """Keep nothing, also of what is being played: a canary doubts what was sampled."""
         remove(self.folder)
 
-    def _check(self, path: Path, step: int, ledger: Ledger, stream: TaskStream) -> None:
-        """Raises `SpoolError` with the reason if no group can be taken over from this file."""
+    def _check(self, path: Path, step: int, ledger: Ledger, stream: TaskStream) -> int:
+        """The ordinal of the group. Raises `SpoolError` with the reason if it cannot be taken over from this file."""
         if not (name := NAME.fullmatch(path.name)):
             raise SpoolError("unfinished")
         ordinal = int(name[1])
@@ -157,6 +157,7 @@ class Spool:
         trained_version = step + (ordinal - ledger.first_open) // self._train.num_prompts
         if trained_version - min(versions, default=trained_version) > self._train.max_staleness:
             raise SpoolError("too old")
+        return ordinal
 
 
 def _versions(group: Group) -> set[int]:

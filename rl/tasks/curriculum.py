@@ -1,84 +1,196 @@
 """Which task does the curriculum of an environment draw next? From easy to hard, by a policy's pass rates.
 
-`python -m envs profile ... --out FILE` writes pass rates. Tasks that were always passed teach nothing and are skipped.
-The pass rates of the others are drawn from a Gaussian, however many tasks have each, around a mean that falls linearly
-over the run (Nemotron 3 Nano, section 3.2, which gives the shape but no numbers).
+Pass rates are drawn from a Gaussian, however many tasks have each, around a mean that falls linearly over the run
+(Nemotron 3 Nano, section 3.2, which gives the shape but no numbers). They are those of a profile, or those that the run
+measures: then
+
+- what has no pass rate is drawn as often as its share among what is not solved, all alike,
+- what is solved drops out, but for a small share of the draws, which would show that it is failed again,
+- if progress stalls, pass rates that are older are forgotten. Nano profiles again with the best checkpoint when
+  progress stalls. The reward of the drawn tasks cannot tell that, since a curriculum keeps it where it aims. So what
+  counts is the measured pass rate less that which the task had before (the learning progress of teacher-student
+  curricula, arXiv:1707.00183).
+
+What is drawn depends on the ordinal and on the pass rates, which change with a step's update only. A started ordinal
+keeps what was drawn for it until it is finished. Both are part of the checkpoint, so a resumed run draws the same.
 """
 
 import math
 import random
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from statistics import fmean
 
-from envs.errors import InputError
-from envs.json_lines import JsonLineError, read_rows
-from rl.config.environments import CurriculumConfig
-from rl.data_types import Budget
-
-
-class CurriculumError(InputError):
-    """A profile that no curriculum can be made of."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProfiledTask:
-    seed: int
-    options: Mapping[str, Any]
-    budget: Budget | None
-    """The thinking budget of the profile; None if the profile has none."""
-    pass_rate: float
+from envs.facts import reward_range_of
+from envs.json_lines import JsonObject
+from envs.results import is_full_reward
+from rl.config.environments import EnvironmentConfig
+from rl.data_types import Group
+from rl.tasks.arms import Arm, arms_of, fingerprint
 
 
 class Curriculum:
-    """Draws tasks of one environment; a function of the configuration, the profile, the step and a seed."""
+    """Draws tasks of one environment."""
 
-    def __init__(self, env_id: str, config: CurriculumConfig) -> None:
-        """Raises `CurriculumError` for a profile without tasks to learn from."""
-        self._config = config
-        self.tasks = read_profile(config.profile, env_id)
-        self._num_by_rate = Counter(task.pass_rate for task in self.tasks)
+    def __init__(self, env_id: str, environment: EnvironmentConfig, state: JsonObject | None = None) -> None:
+        """`state` is what `state` returned. Raises `CurriculumError` for a profile without tasks to learn from."""
+        assert environment.curriculum is not None
+        self._env_id, self._config = env_id, environment.curriculum
+        self.arms = arms_of(env_id, environment)
+        self._started: dict[int, Arm] = {}
+        self._gains: list[float] = []
+        """Of the newest steps: by how much tasks were passed more often than their pass rates said, on average."""
+        self._metrics: dict[str, float] = {}
+        self._notes: list[str] = []
+        if state:
+            self._restore(state)
 
-    def draw(self, step: int, seed: int) -> ProfiledTask:
-        mean = self.mean_pass_rate(step)
-        distances = [(task.pass_rate - mean) / self._config.spread for task in self.tasks]
-        # each pass rate is drawn as often as the Gaussian says, however many tasks have it
-        num_alike = [self._num_by_rate[task.pass_rate] for task in self.tasks]
-        weights = [math.exp(-0.5 * distance**2) / num for distance, num in zip(distances, num_alike, strict=True)]
-        if not any(weights):  # none is near: take the nearest
-            return min(self.tasks, key=lambda task: abs(task.pass_rate - mean))
-        (task,) = random.Random(seed).choices(self.tasks, weights)
-        return task
+    def arm_of(self, ordinal: int, step: int, seed: int) -> Arm:
+        """What was drawn for an ordinal that is started; for others, what would be drawn now."""
+        return self._started.get(ordinal) or self.draw(step, seed)
 
-    def __str__(self) -> str:
-        rates = [task.pass_rate for task in self.tasks]
-        told = f"{len(rates)} tasks, passed {min(rates):.0%} to {max(rates):.0%} of the time"
-        return f"{told}, with the profile's options and budgets"
+    def start(self, ordinal: int, step: int, seed: int) -> Arm:
+        """What is drawn for an ordinal, from now until it is finished."""
+        return self._started.setdefault(ordinal, self.arm_of(ordinal, step, seed))
+
+    def draw(self, step: int, seed: int) -> Arm:
+        rng, measured = random.Random(seed), self._config.measured
+        solved = [arm for arm in self.arms if self.is_solved(arm)]
+        left = [arm for arm in self.arms if not self.is_solved(arm)]
+        if solved and left and measured and rng.random() < measured.solved_share:
+            return rng.choice(solved)
+        left = left or self.arms
+        unknown = [arm for arm in left if arm.pass_rate is None]
+        if unknown and rng.random() * len(left) < len(unknown):
+            return rng.choice(unknown)
+        return self._near(self.mean_pass_rate(step), left, rng)
+
+    def is_solved(self, arm: Arm) -> bool:
+        measured = self._config.measured
+        if measured is None or arm.pass_rate is None or arm.num_tries < measured.solved_tries:
+            return False
+        return arm.pass_rate >= measured.solved_pass_rate
 
     def mean_pass_rate(self, step: int) -> float:
         """The mean pass rate of the tasks that this step draws."""
-        first, last = self._config.first_pass_rate, self._config.last_pass_rate
-        return first + (last - first) * min(1.0, step / self._config.num_steps)
+        first, last, num_steps = self._config.first_pass_rate, self._config.last_pass_rate, self._config.num_steps
+        return last if num_steps is None else first + (last - first) * min(1.0, step / num_steps)
 
+    def finish(self, step: int, groups: Sequence[Group], trained: Collection[str]) -> None:
+        """Groups of this environment are trained, by the update that made `step`, or masked; `trained` has the ids.
 
-def read_profile(path: Path, env_id: str) -> list[ProfiledTask]:
-    """The environment's training tasks that were not always passed, as the file orders them."""
-    try:
-        rows = read_rows(path, "env_id", "seed", "split", "options", "pass_rate", "kind")
-    except JsonLineError as error:
-        raise CurriculumError(f"{error}; write one with: python -m envs profile ROLLOUTS --out {path}") from error
-    trained = (row for row in rows if row["env_id"] == env_id and row["split"] == "train")
-    own = [row for row in trained if row["kind"] != "too few tries"]
-    tasks = [
-        ProfiledTask(row["seed"], row["options"], row.get("budget"), row["pass_rate"])
-        for row in own
-        if row["pass_rate"] < 1.0
-    ]
-    if not tasks:
-        raise CurriculumError(
-            f"{path} has {len(own)} training tasks of {env_id} with several tries, and none that was not always passed;"
-            " profile more tasks (envs eval --split train), or harder ones"
-        )
-    return tasks
+        Groups that were drawn elsewhere (`rl.runs.saved_groups`) are left out.
+        """
+        drawn: list[Arm] = []
+        passed: dict[int, list[bool]] = defaultdict(list)
+        reward_range = reward_range_of(self._env_id)
+        for group in groups:
+            if (arm := self._started.pop(group.task.ordinal, None)) is None:
+                continue
+            drawn.append(arm)
+            if group.group_id in trained:
+                rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
+                passed[arm.number] += [is_full_reward(reward, reward_range) for reward in rewards]
+        rates = [arm.pass_rate for arm in drawn if arm.pass_rate is not None]
+        self._measure(step, {number: tries for number, tries in passed.items() if tries})
+        self._metrics = self._metrics_of(drawn, rates)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the groups that were finished last, by the names in `rl.runs.tracking`."""
+        return {f"curriculum/{self._env_id}/{name}": value for name, value in self._metrics.items()}
+
+    def notes(self) -> list[str]:
+        """What is to be said since the last call."""
+        said, self._notes = self._notes, []
+        return [f"curriculum of {self._env_id}: {note}" for note in said]
+
+    def state(self) -> JsonObject | None:
+        """For the checkpoint, as JSON; None if nothing changes in a run."""
+        if self._config.measured is None:
+            return None
+        return {
+            "arms": fingerprint(self.arms),
+            "started": {str(ordinal): arm.number for ordinal, arm in sorted(self._started.items())},
+            "known": [[arm.pass_rate, arm.num_tries, arm.measured_at] for arm in self.arms],
+            "gains": list(self._gains),
+        }
+
+    def __str__(self) -> str:
+        rates = [arm.pass_rate for arm in self.arms if arm.pass_rate is not None]
+        names = ", ".join(arm.name for arm in self.arms if arm.name)
+        told = f"{len(self.arms)} sets of options ({names})" if names else f"{len(self.arms)} tasks"
+        if rates:
+            told += "" if len(rates) == len(self.arms) else f", {len(rates)} of them"
+            told += f", passed {min(rates):.0%} to {max(rates):.0%} of the time"
+        if self._config.profile:
+            told += ", with the profile's options and budgets"
+        if self._config.measured:
+            told += f", {sum(map(self.is_solved, self.arms))} solved; pass rates are measured by the run"
+        return told if rates or self._config.measured else f"{told}, drawn alike"
+
+    def _near(self, mean: float, arms: Sequence[Arm], rng: random.Random) -> Arm:
+        """One whose pass rate is drawn from the Gaussian around this mean."""
+        known = [(arm, arm.pass_rate) for arm in arms if arm.pass_rate is not None]
+        distances = [(rate - mean) / self._config.spread for _, rate in known]
+        # each pass rate is drawn as often as the Gaussian says, however many tasks have it; moving means are hardly
+        # ever equal, so those are alike that round to the same tenth
+        alike = [round(rate, 1) if self._config.measured else rate for _, rate in known]
+        num_alike = Counter(alike)
+        weights = [math.exp(-0.5 * far**2) / num_alike[one] for far, one in zip(distances, alike, strict=True)]
+        if not any(weights):  # none is near: take the nearest
+            return min(known, key=lambda one: abs(one[1] - mean))[0]
+        ((arm, _),) = rng.choices(known, weights)
+        return arm
+
+    def _measure(self, step: int, passed: Mapping[int, Sequence[bool]]) -> None:
+        measured = self._config.measured
+        if measured is None or not passed:
+            return
+        was_left = not all(map(self.is_solved, self.arms))
+        moved = [
+            self.arms[number].measure(fmean(tries), len(tries), step, measured.weight)
+            for number, tries in passed.items()
+        ]
+        if was_left and all(map(self.is_solved, self.arms)):
+            self._notes.append("all of it is solved, so all of it is drawn from; take harder tasks, or end the run")
+        gains = [gain for gain in moved if gain is not None]
+        if gains and measured.plateau_steps is not None:
+            self._gains.append(fmean(gains))
+            self._forget_if_stalled(step, measured.plateau_steps)
+
+    def _forget_if_stalled(self, step: int, window: int) -> None:
+        """Forget the pass rates that are older than the newest `window` steps if these made no progress."""
+        self._gains = self._gains[-window:]
+        if len(self._gains) < window or fmean(self._gains) > 0.0:
+            return
+        self._gains.clear()
+        old = [arm for arm in self.arms if arm.pass_rate is not None and arm.measured_at <= step - window]
+        for arm in old:
+            arm.forget()
+        if old:
+            told = f"no progress over {window} steps, so the pass rates that are older are measured anew"
+            self._notes.append(f"{told}: {len(old)} of {len(self.arms)}")
+
+    def _metrics_of(self, drawn: Sequence[Arm], rates: Sequence[float]) -> dict[str, float]:
+        """`rates` are the pass rates that the drawn arms had before the step."""
+        metrics = {"pass_rate": fmean(rates)} if rates else {}
+        if not drawn:
+            return metrics
+        if self._config.measured:
+            metrics["unknown"] = 1.0 - len(rates) / len(drawn)
+            metrics["solved"] = sum(map(self.is_solved, self.arms))
+        for arm in self.arms:
+            if arm.name:
+                metrics[f"share/{arm.name}"] = sum(one is arm for one in drawn) / len(drawn)
+            if arm.name and arm.pass_rate is not None:
+                metrics[f"pass_rate/{arm.name}"] = arm.pass_rate
+        return metrics
+
+    def _restore(self, state: JsonObject) -> None:
+        if state["arms"] != fingerprint(self.arms):
+            self._notes.append("its tasks are others than the checkpoint's, so pass rates begin anew")
+            return
+        for arm, (pass_rate, num_tries, measured_at) in zip(self.arms, state["known"], strict=True):
+            arm.pass_rate, arm.num_tries, arm.measured_at = pass_rate, num_tries, measured_at
+        self._started = {int(ordinal): self.arms[number] for ordinal, number in state["started"].items()}
+        self._gains = list(state["gains"])
