@@ -20,7 +20,7 @@ from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream
 from rl.train import Parts
 from rl.weights.source import WeightSource
-from tests.makers import make_config, make_group, make_update
+from tests.makers import ARITHMETIC, make_config, make_group, make_update
 
 
 class Log(list[str]):
@@ -87,8 +87,8 @@ class FakePool:
 class FakeCollector:
     num_in_flight = 1
 
-    def __init__(self, log: Log, ledger: Ledger) -> None:
-        self.log, self.ledger = log, ledger
+    def __init__(self, log: Log, ledger: Ledger, stream: TaskStream) -> None:
+        self.log, self.ledger, self.stream = log, ledger, stream
         self.rewards: list[tuple[float | None, ...]] = [(1.0, 0.0)]
         """Of each group of a step."""
 
@@ -97,6 +97,7 @@ class FakeCollector:
         groups = []
         for rewards in self.rewards:
             ordinal = self.ledger.start()
+            self.stream.start(ordinal)
             self.ledger.play([ordinal])
             groups.append(make_group(rewards, ordinal))
         return groups
@@ -115,14 +116,16 @@ Make = Callable[..., Parts]
 
 @contextlib.contextmanager
 def making(folder: Path) -> Iterator[Make]:
-    """Makes the parts of a run in this folder. It takes keys of `train`, and sections `canaries` and `evaluation`."""
+    """Makes the parts of a run in this folder. It takes keys of `train`, sections `canaries` and `evaluation`, and keys
+    of the environment."""
     with contextlib.ExitStack() as closing:
 
-        def make(canaries: Any = None, evaluation: Any = None, **train: Any) -> Parts:
+        def make(canaries: Any = None, evaluation: Any = None, environment: Any = None, **train: Any) -> Parts:
             config: ExperimentConfig = make_config(
                 folder,
                 train={"num_steps": 3, "num_prompts": 1, "group_size": 2, "checkpoint_every": 100, **train},
                 learner={"num_ranks": 2},
+                environments={ARITHMETIC: environment or {}},
                 canaries=canaries or {},
                 evaluation=evaluation or {},
             )
@@ -131,8 +134,8 @@ def making(folder: Path) -> Iterator[Make]:
                 (folder / name).mkdir()
             run = RunFolder(folder)
             tracker = closing.enter_context(Tracker(run, config))
-            learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger)))
             stream = TaskStream(config.environments, config.seed, config.train.num_prompts)
+            learner, pool, collector = cast(Any, (FakeLearner(log), FakePool(log), FakeCollector(log, ledger, stream)))
             spool, watching = Spool(run.spool, config.train), Canaries(config.canaries, {})
             display = Display(config)
             teachers = TeacherPool(config, ())

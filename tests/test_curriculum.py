@@ -3,20 +3,26 @@
 import json
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from rl.config.environments import CurriculumConfig, EnvironmentConfig
 from rl.data_types import Group
+from rl.runs import tracking
+from rl.runs.checkpoint import latest_checkpoint
+from rl.saving import checkpoint
 from rl.tasks.arms import CurriculumError
 from rl.tasks.curriculum import Curriculum
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
-from tests.makers import make_group
+from rl.train import run_loop
+from tests.fake_parts import lines, making
+from tests.makers import ARITHMETIC, make_group
 
 LEVELS = [{"level": 1}, {"level": 2}, {"level": 3}, {"level": 4}]
 
@@ -321,3 +327,33 @@ def test_pass_rates_of_other_tasks_are_not_taken_from_a_checkpoint() -> None:
 def test_keys_that_say_nothing_or_two_things_are_refused(keys: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         CurriculumConfig.model_validate(keys)
+
+
+def test_a_run_writes_what_its_curriculum_measures_and_its_checkpoint_holds_it(tmp_path: Path) -> None:
+    config = {"num_tasks": 1, "measured": {"solved_tries": 2}}
+    with making(tmp_path) as make:
+        parts = make(environment={"curriculum": config})
+        cast(Any, parts.collector).rewards = [(1.0, 1.0)]
+        run_loop(parts)
+        checkpoint(parts)
+        written = [
+            {name: line[name] for name in line if name.startswith("curriculum")} for line in lines(parts, "train")
+        ]
+        key = f"curriculum/{ARITHMETIC}"
+        assert written[0] == {f"{key}/unknown": 1.0, f"{key}/solved": 1}
+        assert written[1] == written[2] == {f"{key}/pass_rate": 1.0, f"{key}/unknown": 0.0, f"{key}/solved": 1}
+        assert any("all of it is solved" in line["text"] for line in lines(parts, "note"))
+        saved = latest_checkpoint(parts.folder.checkpoints)
+        assert saved is not None
+        state = saved.state["curricula"][ARITHMETIC]
+        assert (state["known"], state["started"]) == ([[1.0, 6, 3]], {})
+
+
+def test_the_documents_name_each_metric_of_a_curriculum() -> None:
+    curriculum = of(measured({"option_sets": LEVELS}))
+    train(curriculum, 1, {0: (1.0, 0.0)}, range(1))
+    train(curriculum, 2, {0: (1.0, 0.0)}, range(1, 2))
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    for name in curriculum.metrics():
+        documented = re.sub("level_.", "OPTIONS", name.replace("/a/", "/ENV/"))
+        assert f"`{documented}`" in page and documented in str(tracking.__doc__), documented

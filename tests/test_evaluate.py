@@ -7,7 +7,7 @@ import pytest
 from envs.messages import Message
 from envs.scored import scored
 from rl.cluster.placement import layout
-from rl.evaluate import without_learner
+from rl.evaluate import without_curricula, without_learner
 from rl.runs.evaluation import bootstrap_interval, clustered_error, evaluation_metrics, pass_at
 from tests.makers import ARITHMETIC, make_config, make_group
 
@@ -86,3 +86,23 @@ def test_several_rollouts_a_task_give_pass_at_k_and_the_majoritys_accuracy() -> 
 def test_places_for_a_learner_are_reserved_only_if_one_quantises_the_policy(precision: str, num_ranks: int) -> None:
     asked = layout(without_learner(make_config(precision=precision)))
     assert (len(asked.ranks), len(asked.engines)) == (num_ranks, 1)
+
+
+def test_accuracy_is_also_told_by_what_differs_in_the_options_of_the_tasks() -> None:
+    groups = []
+    for ordinal, (level, rewards) in enumerate([(1, [1.0, 0.0]), (2, [0.0, 0.0]), (1, [1.0, 1.0]), (3, [None])]):
+        group = make_group(rewards, ordinal)
+        groups.append(replace(group, task=replace(group.task, options={"size": 5, "level": level})))
+    metrics = evaluation_metrics(groups)
+    found = {name: value for name, value in metrics.items() if name.startswith(f"accuracy/{ARITHMETIC}/")}
+    assert found == {f"accuracy/{ARITHMETIC}/level_1": 0.75, f"accuracy/{ARITHMETIC}/level_2": 0.0}
+    assert metrics[f"accuracy/{ARITHMETIC}"] == 0.5
+    assert not any("level" in name for name in evaluation_metrics(groups[:1]))
+
+
+def test_an_evaluation_keeps_sets_of_options_and_drops_other_curricula() -> None:
+    sets = {"option_sets": [{"level": 1}, {"level": 2}], "measured": {}}
+    environments = {ARITHMETIC: {"curriculum": sets}, "tools/Store-v0": {"curriculum": {"num_tasks": 3}}}
+    config = without_curricula(make_config(environments=environments))
+    assert config.environments[ARITHMETIC].curriculum is not None
+    assert config.environments["tools/Store-v0"].curriculum is None

@@ -15,6 +15,7 @@ from envs.facts import reward_range_of
 from envs.results import is_full_reward
 from rewards.final_answer import final_answer
 from rl.algorithms.shaping.shaping import thinking_tokens
+from rl.config.environments import option_set_name
 from rl.data_types import Group, Rollout
 
 NUM_DRAWS = 2000
@@ -29,11 +30,15 @@ def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
     Accuracy is the share of rewards at the top of the environment's `reward_range` (`envs.results.is_full_reward`).
     With several rollouts a task also `pass_at_K/ENV` and `majority/ENV`. Rollouts that do not count are left out and
-    counted as `failed/ENV`.
+    counted as `failed/ENV`. An environment whose tasks have several options has `accuracy/ENV/OPTIONS` for each too.
     """
     metrics: dict[str, float] = {}
     for env_id in dict.fromkeys(group.task.env_id for group in groups):
-        metrics |= _of_environment(env_id, [group.rollouts for group in groups if group.task.env_id == env_id])
+        own = [group for group in groups if group.task.env_id == env_id]
+        metrics |= _of_environment(env_id, [group.rollouts for group in own])
+        for name, alike in _by_options(own).items():
+            found = _of_environment(env_id, [group.rollouts for group in alike]).get(f"accuracy/{env_id}")
+            metrics |= {} if found is None else {f"accuracy/{env_id}/{name}": found}
     rewards_by_env = [value for name, value in metrics.items() if name.startswith("reward/")]
     if rewards_by_env:
         metrics["reward/mean"] = statistics.fmean(rewards_by_env)
@@ -65,6 +70,16 @@ def _of_environment(env_id: str, played: Sequence[Sequence[Rollout]]) -> dict[st
         metrics |= {f"pass_at_{k}/{env_id}": pass_at(k, correct) for k in sizes}
         metrics[f"majority/{env_id}"] = statistics.fmean(map(_majority, tasks, correct))
     return metrics
+
+
+def _by_options(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """The groups by what is different in their tasks' options; nothing if they are all equal."""
+    every = [group.task.options for group in groups]
+    keys = [key for key in every[0] if any(options.get(key) != every[0][key] for options in every)]
+    found: dict[str, list[Group]] = defaultdict(list)
+    for group in groups if keys else ():
+        found[option_set_name({key: group.task.options.get(key) for key in keys})].append(group)
+    return found
 
 
 def clustered_error(rewards: Sequence[Sequence[float]]) -> float:

@@ -29,6 +29,11 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
                                     learner's by part (`rl.runs.memory`)
     update/FIELD                    every field of `rl.data_types.Update`, such as mismatch (of fresh tokens)
     update/MEASURE                  measures of the algorithms, such as clip_fraction (`rl/algorithms/`)
+    curriculum/ENV/pass_rate        mean pass rate of the step's tasks before the step, of those that had one
+    curriculum/ENV/unknown          share of them that had none; with `curriculum.measured`, as the next
+    curriculum/ENV/solved           tasks, or sets of options, that are solved after the step
+    curriculum/ENV/share/OPTIONS, curriculum/ENV/pass_rate/OPTIONS    by set of options: its share of the step's tasks,
+                                    and its pass rate after the step
     canary/NAME                     value of a canary over its window, once there are as many steps (`rl.runs.canaries`)
     canary/NAME/level               what it does about the value: 0 nothing, 1 warns, 2 pauses
     canary/NAME/masked_groups       groups of the step that it masked, if it may mask
