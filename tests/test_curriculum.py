@@ -24,7 +24,7 @@ from rl.train import run_loop
 from tests.fake_parts import lines, making
 from tests.makers import ARITHMETIC, make_group
 
-LEVELS = [{"level": 1}, {"level": 2}, {"level": 3}, {"level": 4}]
+LEVELS: list[dict[str, object]] = [{"level": 1}, {"level": 2}, {"level": 3}, {"level": 4}]
 
 
 def of(config: CurriculumConfig, **environment: Any) -> Curriculum:

@@ -25,18 +25,17 @@ def test_engines_that_died_with_the_learner_are_replaced_also_if_that_is_noticed
             wait_until_loaded=lambda: calls.call("loaded"),
         )
         served: Any = SimpleNamespace(pool=pool, teachers=parts.teachers, joined=SimpleNamespace(words="a cluster"))
-        stream: Any = SimpleNamespace(described=list)
-        _wait_until_ready(parts, served, stream, [])
+        _wait_until_ready(parts, served, [])
         assert calls == ["wait"]
         calls.clear()
         parts.step = 3  # of a checkpoint: nothing is played by the weights that the engines have loaded
-        _wait_until_ready(parts, served, stream, [])
+        _wait_until_ready(parts, served, [])
         assert calls == ["wait", "publish", "load", "loaded"]
         parts.step = 0
         calls.clear()
         death = LearnerDied("the learner died")
         death.__cause__ = ActorDied("OutOfMemoryError: killed\nand how much memory each process had")
-        _wait_until_ready(parts, served, stream, [death])
+        _wait_until_ready(parts, served, [death])
         assert calls == ["replace the dead", "publish", "load", "loaded"]
         (told,) = lines(parts, "note")
         assert told["text"] == "the learner died and was started again from step 0: OutOfMemoryError: killed"

@@ -204,6 +204,18 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
         ["environments.math/Arithmetic-v0.curriculum={profile: none.jsonl, num_steps: 3}"],
         ["none.jsonl cannot be read", "fix: write one with: python -m envs profile"],
     ),
+    "a curriculum without tasks": (
+        ["environments.math/Arithmetic-v0.curriculum={measured: {}}"],
+        ["a curriculum draws from one of profile, num_tasks and option_sets, and none is given"],
+    ),
+    "an unknown option in a set of options": (
+        ["environments.math/Arithmetic-v0.curriculum={option_sets: [{level: 1}, {levle: 2}]}"],
+        ["curriculum.option_sets", "arithmetic has no option 'levle'; its options: level"],
+    ),
+    "a level that the environment refuses": (
+        ["environments.math/Arithmetic-v0.curriculum={option_sets: [{level: 1}, {level: 99}]}"],
+        ["curriculum.option_sets", "cannot open a train task with {'level': 99}", "level must be one of 1, 2, 3, 4"],
+    ),
     # combinations
     "tools without a template that has them": (
         ["policy.path=plain", "policy.chat=template", "environments.tools/Store-v0={}"],
