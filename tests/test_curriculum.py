@@ -15,6 +15,7 @@ from rl.config.environments import CurriculumConfig, EnvironmentConfig
 from rl.data_types import Group
 from rl.runs import tracking
 from rl.runs.checkpoint import latest_checkpoint
+from rl.runs.spool import Spool
 from rl.saving import checkpoint
 from rl.tasks.arms import CurriculumError
 from rl.tasks.curriculum import Curriculum
@@ -22,7 +23,7 @@ from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
 from rl.train import run_loop
 from tests.fake_parts import lines, making
-from tests.makers import ARITHMETIC, make_group
+from tests.makers import ARITHMETIC, group_of, make_config, make_group, make_rollout
 
 LEVELS: list[dict[str, object]] = [{"level": 1}, {"level": 2}, {"level": 3}, {"level": 4}]
 
@@ -291,6 +292,25 @@ def test_a_look_at_a_task_starts_nothing_and_a_started_one_stays_as_it_is() -> N
     assert curriculum.start(9, 1, seed).number == 0
     train(curriculum, 2, {0: (1.0, 1.0), 3: (1.0, 0.0)}, range(4, 6))
     assert curriculum.arm_of(9, 2, seed).number == 0
+
+
+def test_a_group_that_the_spool_keeps_has_the_task_with_which_it_was_started(tmp_path: Path) -> None:
+    environments = {ARITHMETIC: EnvironmentConfig(curriculum=measured({"option_sets": LEVELS}))}
+    config = make_config(train={"num_steps": 4, "num_prompts": 4, "max_staleness": 2}).train
+    before, again, without = (TaskStream(environments, 0, 4) for _ in range(3))
+    spool, tasks = Spool(tmp_path, config), [before.start(ordinal) for ordinal in range(8)]
+    for task in tasks:
+        file = spool.file(task)
+        assert file is not None
+        file.write(group_of(make_rollout(1.0, task=task), make_rollout(0.0, task=task, member=1)))
+    assert Spool(tmp_path, config).take_over(0, Ledger(), again) == "finished groups that are not played again: 8"
+    for stream in (again, without):
+        played = [stream.start(ordinal) for ordinal in range(4)]
+        assert played == tasks[:4]
+        groups = [group_of(make_rollout(float(task.options["level"] < 4), task=task)) for task in played]
+        stream.finish(1, groups, {group.group_id for group in groups})
+    assert [again.start(ordinal) for ordinal in range(4, 8)] == tasks[4:]
+    assert [without.start(ordinal) for ordinal in range(4, 8)] != tasks[4:]
 
 
 def test_groups_that_another_run_played_are_not_measured() -> None:

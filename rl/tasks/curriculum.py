@@ -83,14 +83,12 @@ class Curriculum:
         """
         drawn: list[Arm] = []
         passed: dict[int, list[bool]] = defaultdict(list)
-        reward_range = reward_range_of(self._env_id)
         for group in groups:
             if (arm := self._started.pop(group.task.ordinal, None)) is None:
                 continue
             drawn.append(arm)
             if group.group_id in trained:
-                rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
-                passed[arm.number] += [is_full_reward(reward, reward_range) for reward in rewards]
+                passed[arm.number] += self._passed(group)
         rates = [arm.pass_rate for arm in drawn if arm.pass_rate is not None]
         self._measure(step, {number: tries for number, tries in passed.items() if tries})
         self._metrics = self._metrics_of(drawn, rates)
@@ -141,6 +139,12 @@ class Curriculum:
             return min(known, key=lambda one: abs(one[1] - mean))[0]
         ((arm, _),) = rng.choices(known, weights)
         return arm
+
+    def _passed(self, group: Group) -> list[bool]:
+        """Of each rollout that counts, whether it has the full reward."""
+        reward_range = reward_range_of(self._env_id)
+        rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
+        return [is_full_reward(reward, reward_range) for reward in rewards]
 
     def _measure(self, step: int, passed: Mapping[int, Sequence[bool]]) -> None:
         measured = self._config.measured

@@ -43,9 +43,7 @@ class TaskStream:
 
     def task(self, ordinal: int) -> Task:
         """The task with which an ordinal was started, or would be started now."""
-        while len(self._env_ids) <= ordinal:
-            self._env_ids.append(self._most_behind())
-        env_id = self._env_ids[ordinal]
+        env_id = self._env_id(ordinal)
         environment = self._environments[env_id]
         seed, step = self._seed_and_step(ordinal)
         budget = draw_budget(environment.budget, derive_seed("budget", self._seed, ordinal))
@@ -58,11 +56,10 @@ class TaskStream:
 
     def start(self, ordinal: int) -> Task:
         """The task of an ordinal, from now until it is finished."""
-        task = self.task(ordinal)
-        if (curriculum := self._curricula.get(task.env_id)) is not None:
+        if (curriculum := self._curricula.get(self._env_id(ordinal))) is not None:
             seed, step = self._seed_and_step(ordinal)
             curriculum.start(ordinal, step, seed)
-        return task
+        return self.task(ordinal)
 
     def finish(self, step: int, groups: Sequence[Group], trained: Collection[str]) -> None:
         """The groups are trained, by the update that made `step`, or masked; `trained` has the ids of the former."""
@@ -88,6 +85,11 @@ class TaskStream:
 
     def _seed_and_step(self, ordinal: int) -> tuple[int, int]:
         return derive_seed("train", self._seed, ordinal), ordinal // self._num_prompts
+
+    def _env_id(self, ordinal: int) -> str:
+        while len(self._env_ids) <= ordinal:
+            self._env_ids.append(self._most_behind())
+        return self._env_ids[ordinal]
 
     def _most_behind(self) -> str:
         """The environment whose count lags its share most; the first named wins a tie."""
