@@ -7,23 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from rl.config.environments import CurriculumConfig, EnvironmentConfig
-from rl.data_types import Group
 from rl.runs import tracking
-from rl.runs.checkpoint import latest_checkpoint
-from rl.runs.spool import Spool
-from rl.saving import checkpoint
 from rl.tasks.arms import CurriculumError
 from rl.tasks.curriculum import Curriculum
-from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream, evaluation_tasks
-from rl.train import run_loop
-from tests.fake_parts import lines, making
-from tests.makers import ARITHMETIC, group_of, make_config, make_group, make_rollout
+from tests.makers import make_group
 
 LEVELS: list[dict[str, object]] = [{"level": 1}, {"level": 2}, {"level": 3}, {"level": 4}]
 
@@ -235,55 +228,6 @@ def test_pass_rates_of_a_profile_are_followed_if_asked(tmp_path: Path) -> None:
     )
 
 
-class Run:
-    """A run without engines: a step draws, plays and trains; a group's rewards depend on its task and its step."""
-
-    def __init__(self, saved: Any = None, num_ahead: int = 0) -> None:
-        state = json.loads(saved) if saved else {"ledger": Ledger().state(), "curricula": {}, "step": 0}
-        config = measured({"option_sets": LEVELS}, solved_tries=4, plateau_steps=2)
-        environments = {"a": EnvironmentConfig(curriculum=config), "b": EnvironmentConfig()}
-        self.stream = TaskStream(environments, 7, 4, state["curricula"])
-        self.ledger, self.step, self.flying = Ledger.from_state(state["ledger"]), state["step"], list[Any]()
-        self.num_ahead = num_ahead
-
-    def train(self) -> list[Any]:
-        """The tasks that a step trains, of 4 groups; `num_ahead` more are in flight meanwhile."""
-        while len(self.flying) < 4 + self.num_ahead:
-            self.flying.append(self.stream.start(self.ledger.start()))
-        self.flying, tasks = self.flying[4:], self.flying[:4]
-        self.step += 1
-        groups: list[Group] = []
-        for task in tasks:
-            easy = task.options.get("level", 1) <= self.step / 2
-            group = make_group((1.0, float(easy or task.seed % 2)), task.ordinal, task.env_id)
-            self.ledger.play([task.ordinal])
-            self.ledger.finish(task.ordinal, masked=False)
-            groups.append(group)
-        self.stream.finish(self.step, groups, {group.group_id for group in groups})
-        return tasks
-
-    def saved(self) -> str:
-        return json.dumps({"ledger": self.ledger.state(), "curricula": self.stream.state(), "step": self.step})
-
-
-@pytest.mark.parametrize("num_ahead", [0, 6])
-def test_a_run_that_was_killed_and_resumed_draws_what_an_undisturbed_one_does(num_ahead: int) -> None:
-    """Also for the groups that were in flight at the checkpoint: they keep what was drawn for them."""
-    undisturbed = Run(num_ahead=num_ahead)
-    drawn = [undisturbed.train() for _ in range(12)]
-    assert len({task.options.get("level") for tasks in drawn for task in tasks}) == 5
-    for step in range(1, 12):
-        run = Run(num_ahead=num_ahead)
-        for _ in range(step):
-            run.train()
-        saved, flying = run.saved(), list(run.flying)
-        run.train()  # is lost
-        again = Run(saved, num_ahead)
-        assert [again.stream.task(task.ordinal) for task in flying] == flying
-        assert [again.train() for _ in range(12 - step)] == drawn[step:]
-        assert again.saved() == undisturbed.saved()
-
-
 def test_a_look_at_a_task_starts_nothing_and_a_started_one_stays_as_it_is() -> None:
     curriculum = of(measured({"option_sets": LEVELS}))
     seed = next(seed for seed in range(100) if curriculum.draw(0, seed).number == 3)
@@ -292,25 +236,6 @@ def test_a_look_at_a_task_starts_nothing_and_a_started_one_stays_as_it_is() -> N
     assert curriculum.start(9, 1, seed).number == 0
     train(curriculum, 2, {0: (1.0, 1.0), 3: (1.0, 0.0)}, range(4, 6))
     assert curriculum.arm_of(9, 2, seed).number == 0
-
-
-def test_a_group_that_the_spool_keeps_has_the_task_with_which_it_was_started(tmp_path: Path) -> None:
-    environments = {ARITHMETIC: EnvironmentConfig(curriculum=measured({"option_sets": LEVELS}))}
-    config = make_config(train={"num_steps": 4, "num_prompts": 4, "max_staleness": 2}).train
-    before, again, without = (TaskStream(environments, 0, 4) for _ in range(3))
-    spool, tasks = Spool(tmp_path, config), [before.start(ordinal) for ordinal in range(8)]
-    for task in tasks:
-        file = spool.file(task)
-        assert file is not None
-        file.write(group_of(make_rollout(1.0, task=task), make_rollout(0.0, task=task, member=1)))
-    assert Spool(tmp_path, config).take_over(0, Ledger(), again) == "finished groups that are not played again: 8"
-    for stream in (again, without):
-        played = [stream.start(ordinal) for ordinal in range(4)]
-        assert played == tasks[:4]
-        groups = [group_of(make_rollout(float(task.options["level"] < 4), task=task)) for task in played]
-        stream.finish(1, groups, {group.group_id for group in groups})
-    assert [again.start(ordinal) for ordinal in range(4, 8)] == tasks[4:]
-    assert [without.start(ordinal) for ordinal in range(4, 8)] != tasks[4:]
 
 
 def test_groups_that_another_run_played_are_not_measured() -> None:
@@ -347,26 +272,6 @@ def test_pass_rates_of_other_tasks_are_not_taken_from_a_checkpoint() -> None:
 def test_keys_that_say_nothing_or_two_things_are_refused(keys: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         CurriculumConfig.model_validate(keys)
-
-
-def test_a_run_writes_what_its_curriculum_measures_and_its_checkpoint_holds_it(tmp_path: Path) -> None:
-    config = {"num_tasks": 1, "measured": {"solved_tries": 2}}
-    with making(tmp_path) as make:
-        parts = make(environment={"curriculum": config})
-        cast(Any, parts.collector).rewards = [(1.0, 1.0)]
-        run_loop(parts)
-        checkpoint(parts)
-        written = [
-            {name: line[name] for name in line if name.startswith("curriculum")} for line in lines(parts, "train")
-        ]
-        key = f"curriculum/{ARITHMETIC}"
-        assert written[0] == {f"{key}/unknown": 1.0, f"{key}/solved": 1}
-        assert written[1] == written[2] == {f"{key}/pass_rate": 1.0, f"{key}/unknown": 0.0, f"{key}/solved": 1}
-        assert any("all of it is solved" in line["text"] for line in lines(parts, "note"))
-        saved = latest_checkpoint(parts.folder.checkpoints)
-        assert saved is not None
-        state = saved.state["curricula"][ARITHMETIC]
-        assert (state["known"], state["started"]) == ([[1.0, 6, 3]], {})
 
 
 def test_the_documents_name_each_metric_of_a_curriculum() -> None:
