@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from rl.config.environments import CurriculumConfig, EnvironmentConfig
+from rl.config.read import dump_config, load_config
 from rl.runs import tracking
 from rl.tasks.arms import CurriculumError
 from rl.tasks.curriculum import Curriculum
 from rl.tasks.stream import TaskStream, evaluation_tasks
-from tests.makers import make_group
+from tests.makers import ARITHMETIC, make_config, make_group
 
 LEVELS: list[dict[str, object]] = [{"level": 1}, {"level": 2}, {"level": 3}, {"level": 4}]
 
@@ -282,3 +283,10 @@ def test_the_documents_name_each_metric_of_a_curriculum() -> None:
     for name in curriculum.metrics():
         documented = re.sub("level_.", "OPTIONS", name.replace("/a/", "/ENV/"))
         assert f"`{documented}`" in page and documented in str(tracking.__doc__), documented
+
+
+@pytest.mark.parametrize("keys", [{"num_tasks": 4}, {"option_sets": LEVELS, "measured": {}, "last_pass_rate": 0.5}])
+def test_the_configuration_that_a_run_writes_can_be_read_again(keys: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config(environments={ARITHMETIC: {"curriculum": keys}})
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config

@@ -79,7 +79,8 @@ class CurriculumConfig(Section):
     @model_validator(mode="after")
     def _keys_have_a_meaning(self) -> "CurriculumConfig":
         keys = ("num_steps", "first_pass_rate", "last_pass_rate", "spread")
-        given = [key for key in keys if key in self.model_fields_set and getattr(self, key) is not None]
+        # by value: the configuration that a run writes has every key
+        given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
         if given and self.profile is None and self.measured is None:
             raise ValueError(
                 f"{given[0]} says which pass rates are drawn, but nothing gives any: add `measured: {{}}`, or remove it"
