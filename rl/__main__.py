@@ -1,4 +1,4 @@
-"""The commands: `python -m rl init | plan | doctor | train | evaluate | export | serve | compare | report | ...`."""
+"""The commands: `python -m rl init | plan | doctor | train | chain | evaluate | export | serve | compare | ...`."""
 
 import os
 import sys
@@ -123,6 +123,34 @@ def train(
 
 
 @app.command()
+def chain(
+    yaml: Annotated[Path, typer.Argument(help="YAML of a chain (docs/chains.md).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides: run_dir=..., or stages.NAME.set.KEY=value ...")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the first stage that is not finished.")] = False,
+    resume_if_any: Annotated[
+        bool, typer.Option("--resume-if-any", help="Go on if the folder holds a chain, otherwise begin one.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check all stages; start none.")] = False,
+) -> None:
+    """Run the stages of a recipe in order, each from the policy of the one before it, then the report over them all.
+
+    Exit code: that of the first stage that fails.
+    """
+    from rl.chain.run import run_chain
+
+    if resume and resume_if_any:
+        raise typer.BadParameter("--resume needs a chain and --resume-if-any does not; give one of them")
+    try:
+        report = run_chain(yaml, overrides or [], resume=None if resume_if_any else resume, dry_run=dry_run)
+    except StopRequested as stop:
+        typer.echo(f"stopped by {stop}; continue with --resume", err=True)
+        raise typer.Exit(stop.exit_code) from None
+    typer.echo(f"{yaml}: nothing is wrong with its stages" if dry_run else f"report: {report}")
+
+
+@app.command()
 def evaluate(
     yaml: Yaml,
     overrides: Overrides = None,
@@ -192,11 +220,13 @@ def serve(
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write the run's report: one HTML page and its figures."""
+def report(run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a chain.")]) -> None:
+    """Write the report of a run or of a chain: one HTML page and its figures."""
+    from rl.runs.chain_folder import ChainFolder
+    from rl.runs.chain_report import write_chain_report
     from rl.runs.report import write_report
 
-    typer.echo(write_report(run))
+    typer.echo((write_chain_report if ChainFolder(run).holds_chain else write_report)(run))
 
 
 @app.command()

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -13,21 +12,12 @@ from rich.console import Console
 
 from envs.exit_codes import run_command
 from rl.cluster.rank_variables import rank_variables
-from rl.config.errors import ConfigError
-from rl.config.experiment import ExperimentConfig
-from rl.config.learner import LearnerConfig
-from rl.config.preferences import PairStage
-from rl.config.read import load_config, pair_stage_problems, stage_problems
+from rl.config.chain import RowChoice
+from rl.config.stages import checked_pair_stage, checked_stage
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries
-from sft.from_rollouts import Choice, chosen_rows, left_out, played_tasks, preference_pairs, write_rows
+from sft.from_rollouts import chosen_rows, left_out, played_tasks, preference_pairs, write_rows
 from sft.ranks import joined_ranks, run_ranks
-
-ANY_LENGTH = 2**31
-"""More tokens than any `policy.max_tokens`, which the learner of reinforcement learning must hold."""
-
-SECTIONS = {"sft": "{num_steps: 300}", "dpo": "{data: pairs.jsonl}", "reward_model": "{data: pairs.jsonl}"}
-"""By name: an example of a stage's section."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -96,44 +86,13 @@ def reward_model(
     typer.echo(f"reward model: {run(config)}")
 
 
-def load_stage(yaml: Path, overrides: Sequence[str], section: str = "sft") -> ExperimentConfig:
-    """The configuration for the stage of this section alone, with neutral values for sections that it does not read,
-    and micro-batches that hold the longest row. Raises `ConfigError`.
-    """
-    unread: dict[str, Any] = {"train": {"num_steps": 1}, "environments": {"none": {}}}
-    config = load_config(yaml, overrides, {**unread, "learner": {"tokens_per_micro_batch": ANY_LENGTH}})
-    stage = getattr(config, section)
-    if stage is None:
-        raise ConfigError(f"{yaml} has no `{section}` section: add one, such as `{section}: {SECTIONS[section]}`")
-    if any(source.gold for source in stage.sources):
-        del unread["environments"]
-    num_tokens = max(LearnerConfig().tokens_per_micro_batch, config.policy.max_tokens)
-    return load_config(yaml, overrides, {**unread, "learner": {"tokens_per_micro_batch": num_tokens}})
-
-
-def checked_stage(yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    """The same, if its policy and data are there. Raises `ConfigError`."""
-    config = load_stage(yaml, overrides)
-    if problems := stage_problems(config):
-        raise ConfigError(problems)
-    return config
-
-
-def checked_pair_stage(yaml: Path, overrides: Sequence[str], name: PairStage) -> ExperimentConfig:
-    """The same, of a stage on preference pairs. Raises `ConfigError`."""
-    config = load_stage(yaml, overrides, name)
-    if problems := pair_stage_problems(config, name):
-        raise ConfigError(problems)
-    return config
-
-
 @app.command("from-rollouts")
 def from_rollouts(
     run: Annotated[Path, typer.Argument(help="Run folder, or a file of rollouts.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
     reward_min: Annotated[float, typer.Option(help="Lowest reward of a row.")] = 1.0,
     per_task: Annotated[int, typer.Option(min=1, help="Rows of a task at most.")] = 1,
-    choose: Annotated[Choice, typer.Option(help="Which of a task's good rollouts.")] = "shortest",
+    choose: Annotated[RowChoice, typer.Option(help="Which of a task's good rollouts.")] = "shortest",
     pairs: Annotated[bool, typer.Option("--pairs", help="Write each task's best beside its worst rollout.")] = False,
     margin_min: Annotated[float, typer.Option(help="With --pairs: least difference of the rewards.")] = 0.0,
 ) -> None:

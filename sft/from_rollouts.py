@@ -9,18 +9,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from envs.json_lines import JsonObject
 from envs.messages import Message
 from envs.registry import make
 from envs.rollout_file import message_from, message_object, read_rollouts
 from rl.chat.format import with_budget
+from rl.config.chain import RowChoice
 from rl.data_types import EFFORTS, Effort, first_reply
 from sft.messages import BadRow, split_thinking
 from sft.rows import SftDataError, to_last_reply
-
-Choice = Literal["shortest", "diverse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,9 @@ def _can_be_read(messages: Sequence[Message]) -> bool:
     return True
 
 
-def chosen_rows(tasks: Sequence[PlayedTask], reward_min: float, per_task: int, choice: Choice) -> Iterator[JsonObject]:
+def chosen_rows(
+    tasks: Sequence[PlayedTask], reward_min: float, per_task: int, choice: RowChoice
+) -> Iterator[JsonObject]:
     """At most `per_task` rows of each task whose reward is at least `reward_min`, in the form of `messages`.
 
     `shortest` takes those of the fewest characters; `diverse` the shortest, and then always the one that has least in

@@ -10,7 +10,7 @@ import pytest
 
 from rl.config.keys_page import keys_page
 from rl.config.read import load_config
-from sft.__main__ import load_stage
+from rl.config.stages import load_stage
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [

@@ -13,9 +13,9 @@ from envs.rollout_file import message_object
 from rl.config.errors import ConfigError
 from rl.config.explain import explain
 from rl.config.read import dump_config, load_config, stage_problems
+from rl.config.stages import load_stage
 from rl.config.supervised import SftConfig
 from rl.stop import StopRequested
-from sft.__main__ import load_stage
 from sft.data import Row, token_rows, training_conversations
 from sft.micro_batches import training_order
 from sft.mixture import drawn, read_source, rows_by_source

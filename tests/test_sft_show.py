@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rl.config.errors import ConfigError
-from sft.__main__ import app, load_stage
+from rl.config.stages import load_stage
+from sft.__main__ import app
 
 ASK = {"role": "user", "content": "hi"}
 ROWS = [

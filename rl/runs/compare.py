@@ -52,13 +52,13 @@ def print_comparison(
             "--figure draws several seeds of a run together, and no two of these run folders are named alike but for"
             " their seed at the end, as bound_1_0 and bound_1_1; rename them, or leave --figure out"
         )
-    _print_rows(console, "configuration: keys that differ", "key", names, rows)
-    _print_rows(console, "scores on held-out tasks (never trained), and speed", "", names, results(histories))
+    print_rows(console, "configuration: keys that differ", "key", names, rows)
+    print_rows(console, "scores on held-out tasks (never trained), and speed", "", names, results(histories))
     console.print(LEGEND, style="dim")
     if of_budgets := budget_rows(histories):
-        _print_rows(console, "held-out accuracy by thinking budget", "", names, of_budgets)
+        print_rows(console, "held-out accuracy by thinking budget", "", names, of_budgets)
     if settings:
-        _print_rows(console, TOGETHER, "", list(settings), setting_rows(settings))
+        print_rows(console, TOGETHER, "", list(settings), setting_rows(settings))
     by_setting = png(settings_figure(settings)) if settings and (page or figure) else None
     if figure is not None and by_setting is not None:
         with storing(figure):
@@ -84,9 +84,9 @@ def results(histories: Sequence[History]) -> list[list[str]]:
     rows = []
     for env_id in sorted({env_id for history in histories for env_id in history.env_ids}):
         for label in ("before", "after"):
-            scores = [_score(history, label, env_id) for history in histories]
+            scores = [score(history, label, env_id) for history in histories]
             if any(scores):
-                rows.append([f"{env_id} {label}", *(_number_text(score) for score in scores), *_lead(scores)])
+                rows.append([f"{env_id} {label}", *(number_text(score) for score in scores), *_lead(scores)])
     quantities: Mapping[str, Callable[[History], float | None]] = {
         "steps": lambda history: len(history.steps),
         "seconds a step": lambda history: _mean(history, "seconds"),
@@ -100,14 +100,14 @@ def results(histories: Sequence[History]) -> list[list[str]]:
     return rows
 
 
-def _score(history: History, label: str, env_id: str) -> tuple[float, float] | None:
+def score(history: History, label: str, env_id: str) -> tuple[float, float] | None:
     """Mean reward and its standard error; None where it was not measured."""
     line = history.evaluation(label) or {}
     reward = line.get(f"reward/{env_id}")
     return None if reward is None else (reward, line.get(f"stderr/{env_id}") or 0.0)
 
 
-def _number_text(score: tuple[float, float] | None) -> str:
+def number_text(score: tuple[float, float] | None) -> str:
     return "-" if score is None else f"{score[0]:.3f} ± {score[1]:.3f}"
 
 
@@ -134,7 +134,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _print_rows(console: Console, title: str, first: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_rows(console: Console, title: str, first: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print the rows as a table, or one value below another where a table of their width would break ids apart."""
     width = max((len(row) - 1 for row in rows), default=len(names))
     columns = [first, *names, *["difference"] * (width - len(names))]

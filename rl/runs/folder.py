@@ -89,7 +89,7 @@ class RunFolder:
             if path.is_file():
                 raise RunFolderError(f"run_dir: {path} is a file; choose another run_dir")
             path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with locked(path):
             folder, said = cls(path), list[str]()
             holds_results = folder.config_file.exists() and folder._holds_results()
             resume = holds_results if resume is None else resume
@@ -205,7 +205,8 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing in this folder. Raises `RunFolderError` if one does."""
     with storing(path / ".lock"):
         file = (path / ".lock").open("a+", encoding="utf-8")
         try:

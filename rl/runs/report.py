@@ -15,26 +15,12 @@ from rl.runs.drawing import png
 from rl.runs.figures import FIGURES
 from rl.runs.files import storing, write_atomically
 from rl.runs.history import History, Line, read_history
-from rl.runs.html import image, table
+from rl.runs.html import image, page, section, table
 from rl.runs.memory import memory_table
 from rl.runs.sft_sources import sources_table
 
 NUM_SAMPLE_FILES = 3  # newest files that sample rollouts are chosen from
 NUM_NOTES = 20  # newest notes of canaries and pauses
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-h1 + p, figcaption, .missing { color: #718096; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e8f0; }
-th { font-weight: 600; color: #4a5568; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
-figure { margin: 0 0 1.2rem; } figure img { width: 100%; } figcaption { font-size: .85rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; font: .82rem/1.45 ui-monospace, monospace; }
-details { border: 1px solid #e2e8f0; border-radius: 4px; padding: .4rem .8rem; margin: .4rem 0; }
-summary { cursor: pointer; } .role { color: #718096; font-size: .78rem; margin-top: .5rem; }
-.reasoning { color: #a0aec0; }
-"""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -43,25 +29,22 @@ def write_report(run_dir: Path) -> Path:
     Raises `NoRunError` when the folder is not there or holds no run, `StorageError` when the report cannot be written.
     """
     history = read_history(Path(run_dir))
-    name = escape(history.run.path.name or str(history.run.path))
+    name = history.run.path.name or str(history.run.path)
     body = "\n".join(
         [
-            f"<h1>{name}</h1>",
             f"<p>{escape(summary(history))}</p>",
-            _section("Held-out tasks, before and after", evaluation_table(history)),
-            *(_section(title, html) for title, html in _figures(history)),
-            *([_section("Sources of the supervised stage", sources)] if (sources := sources_table(history)) else []),
-            _section("Outcomes of all training rollouts", outcome_table(history)),
-            _section("Canaries", canary_table(history)),
-            _section("Memory", memory_table(history)),
-            _section("Rollouts", _rollouts_html(history)),
-            _section("Configuration", f"<pre>{escape(history.config_text)}</pre>" if history.config_text else ""),
-            _section("Versions", _versions_html(history)),
+            section("Held-out tasks, before and after", evaluation_table(history)),
+            *(section(title, html) for title, html in _figures(history)),
+            *([section("Sources of the supervised stage", sources)] if (sources := sources_table(history)) else []),
+            section("Outcomes of all training rollouts", outcome_table(history)),
+            section("Canaries", canary_table(history)),
+            section("Memory", memory_table(history)),
+            section("Rollouts", _rollouts_html(history)),
+            section("Configuration", f"<pre>{escape(history.config_text)}</pre>" if history.config_text else ""),
+            section("Versions", _versions_html(history)),
         ]
     )
-    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-    page += f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    write_atomically(history.run.report_file, page)
+    write_atomically(history.run.report_file, page(name, body))
     return history.run.report_file
 
 
@@ -71,12 +54,18 @@ def summary(history: History) -> str:
         return "No training step has been written yet."
     last = history.steps[-1]
     seconds = sum(line.get("seconds") or 0.0 for line in history.steps)
-    tokens = sum((line.get("tokens_per_s/step") or 0.0) * (line.get("seconds") or 0.0) for line in history.steps)
-    rollouts = sum((line.get(f"outcome/{outcome}") or 0) for line in history.steps for outcome in Outcome)
+    rollouts, tokens = amounts(history)
     return (
         f"{last['step']:,} steps, {rollouts:,.0f} rollouts and {tokens:,.0f} sampled tokens in {_duration(seconds)};"
         f" {len(history.env_ids)} environment{'s' if len(history.env_ids) != 1 else ''}." + _gaps(history)
     )
+
+
+def amounts(history: History) -> tuple[float, float]:
+    """Rollouts and sampled tokens of all steps."""
+    rollouts = sum((line.get(f"outcome/{outcome}") or 0) for line in history.steps for outcome in Outcome)
+    rates = [(line.get("tokens_per_s/step") or 0.0, line.get("seconds") or 0.0) for line in history.steps]
+    return rollouts, sum(rate * seconds for rate, seconds in rates)
 
 
 def _gaps(history: History) -> str:
@@ -176,10 +165,6 @@ def _figures(history: History) -> Iterator[tuple[str, str]]:
         with storing(folder / f"{name}.png"):
             (folder / f"{name}.png").write_bytes(data)
         yield title, image(title, data)
-
-
-def _section(title: str, html: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n" + (html or '<p class="missing">Nothing of this in the run folder.</p>')
 
 
 def _number(line: Line | None, name: str, form: str) -> str:

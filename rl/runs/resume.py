@@ -63,6 +63,16 @@ def differences(saved: ExperimentConfig, given: ExperimentConfig, newest: Checkp
     ]
 
 
+def recomputed(saved: ExperimentConfig, given: ExperimentConfig) -> list[str]:
+    """Changed keys with which a run that has ended would have computed something else, one line per key."""
+    before, now = _flat(saved), _flat(given)
+    return [
+        f"{key}: was {_shown(before, key)}, now {_shown(now, key)}"
+        for key in changed_keys(saved, given)
+        if key == "train.num_steps" or not any(fnmatch(key, pattern) for pattern in MAY_CHANGE)
+    ]
+
+
 def changed_keys(saved: ExperimentConfig, given: ExperimentConfig) -> list[str]:
     """The keys whose values differ, in alphabetical order."""
     before, now = _flat(saved), _flat(given)

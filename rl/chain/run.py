@@ -1,0 +1,177 @@
+"""How are the stages of a chain run? One after the other, each as a process of its own, then the report over them all.
+
+    python -m rl chain experiments/nemotron3/nano_chain_tiny.yaml
+
+A chain that was stopped goes on with the stage that was not finished (`--resume`).
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from rl.chain.checks import check_stages, read_stage
+from rl.config.chain import COMMANDS, ROWS, TRAIN, Stage, load_chain
+from rl.config.errors import ConfigError
+from rl.config.read import dump_config, load_config
+from rl.runs.chain_folder import ChainFolder, ListedStage
+from rl.runs.files import remove, storing
+from rl.runs.folder import RunFolderError, locked
+from rl.runs.resume import recomputed
+from rl.stop import POLL_S, StopRequested, end_with_parent, handled_signals, raise_if_requested
+
+
+class StageFailed(RuntimeError):
+    """A stage's process ended with an error."""
+
+    def __init__(self, stage: Stage, code: int) -> None:
+        self.exit_code = code if code > 0 else 128 - code
+        super().__init__(
+            f"stage {stage.name} ended with exit code {self.exit_code}; see its output above. Mend the cause, then"
+            " --resume goes on with this stage"
+        )
+
+
+def run_chain(path: Path, overrides: Sequence[str] = (), *, resume: bool | None = False, dry_run: bool = False) -> Path:
+    """Check all stages, run those that are not finished, and write the report; its path.
+
+    `resume` None goes on if the folder holds a chain, and otherwise begins one. `dry_run` only checks.
+    Raises `ConfigError` before anything starts, `StageFailed`, and `StopRequested` after a stop by signal.
+    """
+    run_dir, stages = load_chain(path, overrides)
+    folder = ChainFolder(run_dir)
+    if dry_run:
+        check_stages(stages)
+        return folder.report_file
+    with _opened(folder, stages, resume=resume) as left:
+        check_stages(left)
+        folder.begin([_listed(stage) for stage in stages])
+        with handled_signals():
+            for stage in left:
+                _run(folder, stage, f"stage {stages.index(stage) + 1} of {len(stages)}, {stage.name}")
+        from rl.runs.chain_report import write_chain_report  # imports matplotlib
+
+        return write_chain_report(run_dir)
+
+
+@contextmanager
+def _opened(folder: ChainFolder, stages: Sequence[Stage], *, resume: bool | None) -> Iterator[list[Stage]]:
+    """Inside the block no other process writes in the folder; gives the stages that are not finished."""
+    resume = folder.holds_chain if resume is None else resume
+    if resume and not folder.holds_chain:
+        raise RunFolderError(f"run_dir: {folder.path} holds no chain to resume; omit --resume to begin it")
+    if not resume and folder.holds_chain:
+        raise RunFolderError(
+            f"run_dir: {folder.path} already holds a chain; continue it with --resume, choose another run_dir=..., or"
+            " delete the folder"
+        )
+    if not resume and (taken := [stage.folder for stage in stages if stage.folder.exists()]):
+        raise RunFolderError(f"run_dir: {taken[0]} is there already; choose another run_dir=..., or delete it")
+    is_new = not folder.path.exists()
+    with storing(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder.path):
+            yield _left(folder, stages) if resume else list(stages)
+    except ConfigError:
+        if is_new and not folder.holds_chain:  # nothing was begun
+            remove(folder.path)
+        raise
+
+
+def _left(folder: ChainFolder, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that are not finished. Raises `RunFolderError` if a finished one does not fit the chain."""
+    left: list[Stage] = []
+    for stage in stages:
+        if not folder.finished_file(stage.name).is_file():
+            left.append(stage)
+            continue
+        if not stage.result.exists():
+            raise RunFolderError(
+                f"stage {stage.name} is finished, but {stage.result} is not there: put it back, or delete"
+                f" {stage.folder} to run the stage again"
+            )
+        if gone := [other.name for other in stage.sources if other in left]:
+            raise RunFolderError(
+                f"stage {stage.name} is finished, but stage {gone[0]}, from which it was made, is not: delete"
+                f" {stage.folder} too, to run it again"
+            )
+        if changed := _changed(stage, folder.finished_file(stage.name)):
+            listed = "\n".join(f"  - {line}" for line in changed)
+            raise RunFolderError(
+                f"stage {stage.name} is finished, with another configuration\n{listed}\n"
+                f"    fix: set these keys back, or delete {stage.folder} to run the stage again"
+            )
+        typer.echo(f"stage {stage.name} is finished: {stage.result}")
+    return left
+
+
+def _changed(stage: Stage, finished: Path) -> list[str]:
+    """What differs from the configuration with which the stage finished."""
+    if stage.command != ROWS:
+        return recomputed(load_config(finished), read_stage(stage))
+    before, now = finished.read_text(encoding="utf-8"), _configuration(stage)
+    return [] if before == now else [f"was {before.strip()}", f"now {now.strip()}"]
+
+
+def _run(folder: ChainFolder, stage: Stage, title: str) -> None:
+    """Run the commands of a stage, as far as they are not done, and write down that it is finished."""
+    lines = [stage.words]
+    if stage.command == TRAIN:
+        remove(stage.result)  # of an attempt that was stopped after it
+        lines = [[*stage.words, "--resume-if-any"], ["rl", "export", str(stage.folder), str(stage.result)]]
+    elif stage.result.exists():  # it appears when it is complete
+        lines = []
+    stop: StopRequested | None = None
+    start = time.monotonic()
+    code = 0
+    for words in lines:
+        raise_if_requested()
+        typer.secho(f"{title}: python -m {shlex.join(words)}", bold=True)
+        code, stop = run_process(words)
+        if code != 0 or (stop is not None and words is not lines[-1]):
+            break
+    is_finished = code == 0 and (not lines or words is lines[-1])
+    config = _configuration(stage) if is_finished else None
+    folder.save(stage.name, time.monotonic() - start, config)
+    if stop is not None:
+        raise stop
+    if code != 0:
+        raise StageFailed(stage, code)
+
+
+def _configuration(stage: Stage) -> str:
+    return shlex.join(stage.words) + "\n" if stage.command == ROWS else dump_config(read_stage(stage))
+
+
+def run_process(words: Sequence[str]) -> tuple[int, StopRequested | None]:
+    """Run `python -m WORDS`, which prints here; its exit code, and the stop that was passed on to it, if any.
+
+    It ends before this function does.
+    """
+    line, environment = [sys.executable, "-m", *words], {**os.environ, "OMP_NUM_THREADS": "1"}
+    stop: StopRequested | None = None
+    sys.stdout.flush()
+    with subprocess.Popen(line, env=environment, preexec_fn=end_with_parent) as process:
+        try:
+            while process.poll() is None:
+                try:
+                    raise_if_requested()
+                except StopRequested as request:
+                    stop = request
+                    process.send_signal(request.exit_code - 128)  # Ctrl-C also reaches it by itself, which does no harm
+                time.sleep(POLL_S)
+        finally:
+            process.kill()
+    return process.returncode, stop
+
+
+def _listed(stage: Stage) -> ListedStage:
+    source = stage.source.name if stage.source is not None else ""
+    return ListedStage(stage.name, stage.command, source, COMMANDS[stage.command].name)

@@ -1,0 +1,160 @@
+"""What did the stages of a chain do, and what did each change? One page over all of them, and the same as tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from envs.json_lines import read_lines
+from rl.runs.chain_folder import ChainFolder, ListedStage
+from rl.runs.compare import number_text, print_rows, score
+from rl.runs.drawing import COLOURS, new_figure, png, style
+from rl.runs.files import storing, write_atomically
+from rl.runs.folder import RunFolder
+from rl.runs.history import History, NoRunError, points, read_history
+from rl.runs.html import image, page, section, table
+from rl.runs.report import amounts, write_report
+
+TITLE = "Held-out reward by environment across the stages; bars are standard errors"
+HEAD = ("stage", "command", "starts from", "state", "steps", "rollouts", "tokens", "seconds")
+NOTE = (
+    "tokens: sampled ones of rl train, trained ones of others; seconds: all attempts of the stage, with starts,"
+    " evaluations and the export"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StageHistory:
+    """What is known of a stage."""
+
+    stage: ListedStage
+    folder: Path
+    state: str
+    seconds: float
+    history: History | None
+    """None if the command writes no run folder, or has not begun."""
+
+    @property
+    def counts(self) -> list[str]:
+        """Steps, rollouts and tokens, as far as the stage has them."""
+        if self.history is None or not self.history.steps:
+            lines = list(read_lines(self.folder / self.stage.result / "metrics.jsonl"))
+            tokens = sum(line.get("tokens") or 0 for line in lines)
+            return [f"{lines[-1]['step']:,}" if lines else "-", "-", f"{tokens:,}" if tokens else "-"]
+        rollouts, tokens = amounts(self.history)
+        return [f"{self.history.steps[-1]['step']:,}", f"{rollouts:,.0f}", f"{tokens:,.0f}"]
+
+
+def write_chain_report(path: Path, console: Console | None = None) -> Path:
+    """Print the tables of the chain in this folder, and write `report.html` and `figures/heldout_reward.png`, also of a
+    chain that has not ended. Returns the page's path.
+
+    Raises `NoRunError` if the folder holds no chain, what `read_history` raises, and `StorageError`.
+    """
+    folder = ChainFolder(path)
+    if not folder.holds_chain:
+        raise NoRunError(f"{path} holds no chain (no chain.json); give the run_dir of a chain")
+    stages = [_stage_history(folder, stage) for stage in folder.stages()]
+    rows, (names, scores) = stage_rows(stages), reward_rows(stages)
+    body = [section("Stages", table(HEAD, rows) + f"<p>{escape(NOTE)}</p>" + _links(stages))]
+    body.append(section("Held-out tasks, before and after", table(["environment", *names], scores) if scores else ""))
+    if (figure := reward_figure(stages)) is not None:
+        drawn = png(figure)
+        file = path / "figures" / "heldout_reward.png"
+        with storing(file):
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(drawn)
+        body.append(section(TITLE, image(TITLE, drawn)))
+    write_atomically(folder.report_file, page(path.resolve().name, "\n".join(body)))
+    console = console or Console()
+    print_rows(console, "stages", HEAD[0], HEAD[1:], rows)
+    print_rows(console, "held-out tasks (never trained): reward ± standard error", "environment", names, scores)
+    return folder.report_file
+
+
+def stage_rows(stages: Sequence[StageHistory]) -> list[list[str]]:
+    """A row for each stage, with the columns of `HEAD`."""
+    return [
+        [one.stage.name, one.stage.command, one.stage.source or "-", one.state, *one.counts, f"{one.seconds:,.0f}"]
+        for one in stages
+    ]
+
+
+def reward_rows(stages: Sequence[StageHistory]) -> tuple[list[str], list[list[str]]]:
+    """Names of the evaluations, and for each environment its reward in each of them."""
+    measured = [
+        (f"{one.stage.name} {label}", one.history, label)
+        for one in stages
+        for label in ("before", "after")
+        if one.history is not None and one.history.evaluation(label)
+    ]
+    rows = []
+    for env_id in _env_ids(stages):
+        scores = [score(history, label, env_id) for _, history, label in measured]
+        if any(scores):
+            rows.append([env_id, *(number_text(one) for one in scores)])
+    return [name for name, _, _ in measured], rows
+
+
+def reward_figure(stages: Sequence[StageHistory]) -> Figure | None:
+    """A line for each environment through all evaluations; each stage has a column of the figure."""
+    played = [one for one in stages if one.history is not None and one.history.evaluations]
+    if not played:
+        return None
+    figure, (axes,) = new_figure(1, 1)
+    figure.set_figheight(4.2)
+    for number, env_id in enumerate(_env_ids(stages)):
+        colour, marker = COLOURS[number % len(COLOURS)], "os^Dv"[number // len(COLOURS) % 5]
+        label, before = env_id, None
+        for place, one in enumerate(played):
+            xs, values, errors = _points(one, place, env_id)
+            if not xs:
+                continue
+            if before is not None:  # what other stages did to it
+                axes.plot([before[0], xs[0]], [before[1], values[0]], color=colour, linewidth=1, linestyle=":")
+            axes.errorbar(
+                xs, values, errors, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1.6, label=label
+            )
+            label, before = "_", (xs[-1], values[-1])
+    for edge in range(1, len(played)):
+        axes.axvline(edge, color="#cbd5e0", linewidth=0.8)
+    axes.set_xlim(0, len(played))
+    axes.set_xticks([place + 0.5 for place in range(len(played))], [one.stage.name for one in played])
+    style(axes, "held-out reward")
+    axes.tick_params(axis="x", length=0)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _points(one: StageHistory, place: int, env_id: str) -> tuple[list[float], list[float], list[float]]:
+    """Where the environment's evaluations are in the column of a stage, their values and standard errors."""
+    assert one.history is not None
+    name = f"reward/{env_id}"
+    lines = [line for line in one.history.evaluations if line.get(name) is not None]
+    steps, values = points(lines, name)
+    last = max([line["step"] for line in (*one.history.evaluations, *one.history.steps)], default=0)
+    xs = [place + 0.1 + 0.8 * (step / last if last else 0.0) for step in steps]
+    return xs, values, [line.get(f"stderr/{env_id}") or 0.0 for line in lines]
+
+
+def _env_ids(stages: Sequence[StageHistory]) -> list[str]:
+    return sorted({env_id for one in stages if one.history is not None for env_id in one.history.env_ids})
+
+
+def _stage_history(folder: ChainFolder, stage: ListedStage) -> StageHistory:
+    place = folder.path / stage.name
+    history = read_history(place) if RunFolder(place).holds_run else None
+    if history is not None and not RunFolder(place).report_file.is_file():
+        write_report(place)  # the supervised stage alone writes none
+    state = "finished" if folder.finished_file(stage.name).is_file() else "begun" if place.is_dir() else "not begun"
+    return StageHistory(stage, place, state, folder.seconds(stage.name), history)
+
+
+def _links(stages: Sequence[StageHistory]) -> str:
+    """To the reports of the runs."""
+    found = [one.stage.name for one in stages if RunFolder(one.folder).report_file.is_file()]
+    links = ", ".join(f'<a href="{escape(name)}/report.html">{escape(name)}</a>' for name in found)
+    return f"<p>Reports of the runs: {links}</p>" if links else ""
