@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.config.chain import load_chain
 from rl.config.keys_page import keys_page
 from rl.config.read import load_config
 from rl.config.stages import load_stage
@@ -19,7 +20,7 @@ DOCUMENTS = [
     if path.relative_to(ROOT).parts[0] in ("docs", "envs", "sft", "experiments", "benchmarks") or path.parent == ROOT
 ]
 COMMAND = re.compile(
-    r"^ +python -m (rl train|rl evaluate|sft train|sft show) (experiments/\S+\.yaml)(.*)$", re.MULTILINE
+    r"^ +python -m (rl train|rl chain|rl evaluate|sft train|sft show) (experiments/\S+\.yaml)(.*)$", re.MULTILINE
 )
 
 
@@ -63,7 +64,8 @@ def test_every_command_on_an_experiment_can_be_read(document: Path) -> None:
     for command, yaml, rest in COMMAND.findall(document.read_text()):
         overrides = [word for word in shlex.split(rest, comments=True) if re.match(r"[\w.*/:-]+=", word)]
         overrides = [word for word in overrides if not word.startswith("--") and "=S" not in word]
-        (load_stage if command.startswith("sft") else load_config)(ROOT / yaml, overrides)
+        readers = {"rl chain": load_chain, "sft train": load_stage, "sft show": load_stage}
+        readers.get(command, load_config)(ROOT / yaml, overrides)
 
 
 @pytest.mark.parametrize("file", ["phone_book.py", "train.yaml"])

@@ -34,6 +34,14 @@ WRONG: dict[str, list[list[str]]] = {
         ["used.yaml", "--resume"],
         ["used.yaml", "--resume", "--resume-if-any"],
     ],
+    "rl chain": [
+        ["none.yaml"],
+        ["used.yaml"],
+        ["chain.yaml"],
+        ["chain.yaml", "--resume"],
+        ["chain.yaml", "--dry-run"],
+        ["chain.yaml", "stages.one.from=two"],
+    ],
     "rl evaluate": [["none.yaml"], ["used.yaml", "--split", "all"]],
     "rl export": [["none", "out"], ["empty", "out"]],
     "rl serve": [["none"], ["empty"], ["empty", "--gpu-memory-share", "7"]],
@@ -78,6 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (here / "empty").mkdir()
     lines = ["run_dir: run", "seed: 0", "policy: {path: none}", f"environments: {{{ENV}: {{}}}}"]
     (here / "used.yaml").write_text("\n".join([*lines, "train: {num_steps: 1}", "sft: {data: none.jsonl}"]) + "\n")
+    (here / "chain.yaml").write_text("run_dir: chain\nstages: {one: {command: sft train, yaml: used.yaml}}\n")
     yield here
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from envs.check import check_environment
+from rl.config.chain import load_chain
 from rl.config.read import load_config
+from rl.config.stages import load_stage
 from rl.preflight import preflight
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-YAMLS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml") if path.name != "stage.yaml")
+ALL = sorted((ROOT / "experiments").rglob("*.yaml"))
+CHAINS = [path for path in ALL if "chain" in path.stem]
+YAMLS = [path for path in ALL if path.name != "stage.yaml" and path not in CHAINS]
 
 
 @pytest.mark.slow
@@ -26,6 +30,13 @@ def test_the_experiment_loads_is_short_and_can_run(path: Path, tmp_path: Path, m
         (tmp_path / "config.json").write_text("{}")
         config = load_config(path, [f"policy.path={tmp_path}"])
     preflight(config)
+
+
+@pytest.mark.parametrize("path", CHAINS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_stages_of_a_chain_can_be_read(path: Path) -> None:
+    for stage in load_chain(path)[1]:
+        if stage.yaml is not None:
+            (load_config if stage.command == "rl train" else load_stage)(stage.yaml, stage.overrides())
 
 
 def test_the_quickstart_is_25_lines_at_most() -> None:
@@ -56,6 +67,10 @@ def test_the_yaml_of_the_documents_can_be_read(document: Path, tmp_path: Path) -
     needed = ("run_dir: x", "seed: 0", "policy: {path: x}", "environments: {a: {}}", "train: {num_steps: 1}")
     for text in re.findall(r"```yaml\n(.*?)```", document.read_text(), re.DOTALL):
         path = tmp_path / "experiment.yaml"
+        if re.search("^stages:", text, re.MULTILINE):
+            path.write_text(text)
+            load_chain(path)
+            continue
         added = [line for line in needed if not re.search(f"^{line.split(':')[0]}:", text, re.MULTILINE)]
         path.write_text("\n".join([*added, text]))
         load_config(path)

@@ -1,8 +1,10 @@
-"""The experiments of Nemotron 3: tiny copies differ in sizes only, and run; the plans are those of the README."""
+"""The experiments of Nemotron 3, of one stage and of all: tiny copies differ in sizes only, and run; the plans are
+those of the README.
+"""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rl.algorithms.shaping.length import Length
+from rl.chain.checks import check_stages
 from rl.checks import check
+from rl.config.chain import Stage, load_chain
 from rl.config.errors import ConfigError
+from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
+from rl.config.stages import load_stage
 from rl.plan.nodes import Nodes
 from rl.plan.show import show_plan
+from rl.runs.chain_folder import ChainFolder
 from tests.families import write_policy
 from tests.published_models import PUBLISHED
 from tests.test_guides import command, lines_of
@@ -32,6 +40,8 @@ SIZES = {
     *("evaluation.num_tasks", "evaluation.num_samples"),
 }
 """Keys, or whole sections, in which a tiny copy may differ."""
+JUDGE_SIZES = {"judge.path", "judge.max_tokens", "judge.max_in_flight", "judge.kv_cache_gib"}
+SFT_SIZES = {"num_steps", "num_conversations", "batch_size", "learning_rate", "warmup_steps"}
 
 
 def flat(tree: Mapping[str, Any], *above: str) -> Iterator[tuple[str, Any]]:
@@ -52,6 +62,57 @@ def test_the_tiny_copy_differs_only_in_sizes(model: str) -> None:
     different = {key for key in large if large[key] != tiny[key]}
     assert {"policy.path", "policy.build", "learner.num_ranks", "rollout.num_workers"} <= different <= SIZES
     assert tiny["learner.num_ranks"] == tiny["learner.expert_parallel"] == 2
+
+
+def chain(model: str, kind: str = "chain", *overrides: str) -> dict[str, Stage]:
+    return {stage.name: stage for stage in load_chain(FOLDER / f"{model}_{kind}.yaml", overrides)[1]}
+
+
+def read(stage: Stage) -> ExperimentConfig:
+    """Without a download."""
+    assert stage.yaml is not None
+    return (load_config if stage.command == "rl train" else load_stage)(stage.yaml, stage.overrides())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_stages_of_the_tiny_chain_differ_only_in_sizes(model: str) -> None:
+    large, tiny = chain(model), chain(model, "chain_tiny")
+    assert list(large) == list(tiny)
+    for name, stage in large.items():
+        assert (stage.command, names(stage.sources)) == (tiny[name].command, names(tiny[name].sources))
+        configs = [read(one) for one in (stage, tiny[name])]
+        before, after = (dict(flat(config.model_dump(mode="json"))) for config in configs)
+        assert before.keys() == after.keys()
+        assert {key for key in before if before[key] != after[key]} <= SIZES | JUDGE_SIZES, name
+        if stage.command == "sft train":
+            told = [config.sft.model_dump(exclude=SFT_SIZES) for config in configs if config.sft]
+            assert told[0] == told[1] and len(told) == 2
+
+
+def names(stages: Sequence[Stage]) -> list[str]:
+    return [stage.name for stage in stages]
+
+
+def test_the_chains_have_the_stages_of_the_recipes() -> None:
+    nano, larger = chain("nano"), chain("super")
+    assert list(nano) == ["sft", "rlvr", "genrm", "rlhf", "rlvr_again"]
+    assert list(larger) == ["sft", "sft_by_conversation", "rlvr", "genrm", "rlhf"]
+    assert names(nano["rlhf"].sources) == names(larger["rlhf"].sources) == ["rlvr", "genrm"]
+    assert names(nano["rlvr_again"].sources) == ["rlhf"]
+    for stages, nodes in (
+        (nano, {"rlvr": 32, "genrm": 32, "rlhf": 32, "rlvr_again": 32}),
+        (larger, {"rlhf": 32 + 64 + 1}),
+    ):
+        assert {name: read(stages[name]).reserved[1] / 8 for name in nodes} == nodes
+        rlhf = read(stages["rlhf"])
+        assert rlhf.train.num_prompts * rlhf.train.group_size == 2048
+        assert list(rlhf.environments) == ["chat/Compared-v0"] and rlhf.judge is not None
+        (shaping,) = rlhf.environments["chat/Compared-v0"].shaping
+        assert isinstance(shaping, Length)
+        genrm = read(stages["genrm"])
+        assert genrm.train.num_prompts * genrm.train.group_size == 1024 and list(genrm.environments) == [
+            "chat/GenRM-v0"
+        ]
 
 
 def test_the_experiments_have_the_numbers_of_the_recipes() -> None:
@@ -101,6 +162,45 @@ def test_a_dry_run_misses_only_the_checkpoint_and_then_only_gpus(model: str, tmp
     (policy / "config.json").write_text(json.dumps(edit))
     with pytest.raises(ConfigError, match=r"the run asks for \d+ learner ranks with [\d.]+ CPUs and 1 GPUs"):
         check(load_config(yaml, [local, f"policy.path={policy}", "learner.expert_parallel=1"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_a_chain_tells_all_that_is_missing_before_it_begins(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.chain.checks.downloaded_snapshot", lambda _: None)
+    check_stages(list(chain(model, "chain_tiny", "set.ray.address=local").values()))
+    with pytest.raises(ConfigError) as missing:
+        check_stages(list(chain(model, "chain", "set.ray.address=local").values()))
+    told = str(missing.value)
+    assert re.findall(r"there is no folder (\S+?),", told) == [
+        str(read(chain(model)[name]).policy.path) for name in ("sft", "genrm")
+    ]
+    assert len(re.findall(r"the run asks for \d+ learner ranks with [\d.]+ CPUs and 1 GPUs", told)) == 3 - (
+        model == "super"
+    )
+
+
+@pytest.mark.slow
+def test_the_tiny_chain_runs_through_all_stages_to_its_report(tmp_path: Path) -> None:
+    sizes = {
+        "train": "{num_steps: 1, num_prompts: 2, group_size: 2}",
+        "evaluation": "{num_tasks: 1, every: 0}",
+        "rollout": "{max_reply_tokens: 32}",
+        "learner": "{num_ranks: 1, expert_parallel: 1}",
+        "ray.address": "local",
+    }
+    everywhere = [f"stages.{name}.set.{key}={value}" for name in chain("nano") for key, value in sizes.items()]
+    judge = "stages.genrm.set.sft={num_steps: 60, num_conversations: 600}"
+    policy = "stages.sft.set.sft={num_steps: 2, num_conversations: 64}"
+    yaml = FOLDER / "nano_chain_tiny.yaml"
+    command("rl", "chain", yaml, f"run_dir={tmp_path / 'chain'}", judge, policy, *everywhere)
+    folder = ChainFolder(tmp_path / "chain")
+    assert all(folder.finished_file(name).is_file() for name in chain("nano"))
+    page = folder.report_file.read_text()
+    assert all(f'href="{name}/report.html"' in page for name in chain("nano"))
+    assert (tmp_path / "chain" / "rlvr_again" / "exported" / "config.json").is_file()
+    saved = json.loads((tmp_path / "chain" / "rlvr" / "exported" / "config.json").read_text())
+    assert saved["model_type"] == "nemotron_h"
 
 
 @pytest.mark.slow

@@ -122,24 +122,20 @@ def _changed(stage: Stage, finished: Path) -> list[str]:
 
 def _run(folder: ChainFolder, stage: Stage, title: str) -> None:
     """Run the commands of a stage, as far as they are not done, and write down that it is finished."""
-    lines = [stage.words]
+    raise_if_requested()
+    left = [stage.words]
     if stage.command == TRAIN:
         remove(stage.result)  # of an attempt that was stopped after it
-        lines = [[*stage.words, "--resume-if-any"], ["rl", "export", str(stage.folder), str(stage.result)]]
+        left = [[*stage.words, "--resume-if-any"], ["rl", "export", str(stage.folder), str(stage.result)]]
     elif stage.result.exists():  # it appears when it is complete
-        lines = []
-    stop: StopRequested | None = None
-    start = time.monotonic()
-    code = 0
-    for words in lines:
-        raise_if_requested()
+        left = []
+    start, code, stop = time.monotonic(), 0, None
+    while left and code == 0 and stop is None:
+        words = left.pop(0)
         typer.secho(f"{title}: python -m {shlex.join(words)}", bold=True)
         code, stop = run_process(words)
-        if code != 0 or (stop is not None and words is not lines[-1]):
-            break
-    is_finished = code == 0 and (not lines or words is lines[-1])
-    config = _configuration(stage) if is_finished else None
-    folder.save(stage.name, time.monotonic() - start, config)
+    is_finished = code == 0 and not left
+    folder.save(stage.name, time.monotonic() - start, _configuration(stage) if is_finished else None)
     if stop is not None:
         raise stop
     if code != 0:

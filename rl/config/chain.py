@@ -187,7 +187,7 @@ def _source(chain: ChainConfig, name: str, config: StageConfig, before: Mapping[
 
     wanted = "a run of `rl train`" if config.command == ROWS else "a policy"
     if "start" not in config.model_fields_set:
-        found = next(filter(fits, reversed(before.values())), None)
+        found = next(filter(fits, reversed(list(before.values()))), None)
     else:
         found = None if config.start is None else _named(chain, name, config.start, before, "from")
         if found is not None and not fits(found):
@@ -258,13 +258,13 @@ def _text(value: object) -> str:
 
 def _problems(error: ValidationError, source: Source, file: Path) -> Iterator[Problem]:
     for detail in error.errors():
-        path = tuple(str(part) for part in detail["loc"])
+        path = tuple(map(str, detail["loc"]))
         is_stage = len(path) > 1 and path[0] == "stages"
         fields = (StageConfig if is_stage else ChainConfig).model_fields
         keys = [one.alias or name for name, one in fields.items()]
         wrong, fix = detail["msg"], f"keys of a {'stage' if is_stage else 'chain'}: {', '.join(keys)}"
         if detail["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], keys, n=1)
+            near = difflib.get_close_matches(str(detail["loc"][-1]), keys, n=1)
             wrong, fix = "there is no such key", (f"did you mean {near[0]}? " if near else "") + fix
         elif detail["type"] == "unknown_name":
             near = difflib.get_close_matches(str(detail["input"]), COMMANDS, n=1)
