@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from rl.chain.checks import check_stages
-from rl.config.chain import Stage, load_chain
+from rl.config.chain import load_chain
+from rl.config.chain_stage import Stage
 from rl.config.errors import ConfigError
 from rl.config.read import load_config
 from tests.makers import ARITHMETIC

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from rl.runs.chain_folder import ChainFolder, ListedStage
-from rl.runs.chain_report import reward_figure, write_chain_report
+from rl.runs.chain_report import reward_figure, stage_history, write_chain_report
 from rl.runs.history import DamagedError, NoRunError
 from tests.makers import ARITHMETIC, STORE, make_run_config, write_run
 from tests.test_rl_commands import run
@@ -59,6 +59,17 @@ def test_the_page_has_each_stage_its_rewards_and_links(folder: ChainFolder) -> N
     assert (folder.path / "taught" / "report.html").is_file()
     assert (folder.path / "figures" / "heldout_reward.png").stat().st_size > 10_000
     assert "practised after" in printed.getvalue() and "0.800 ± 0.030" in printed.getvalue()
+
+
+def test_lines_go_on_only_where_the_policy_did(folder: ChainFolder) -> None:
+    """Dotted from practised to again, and not from again to a stage that starts from taught."""
+    aside = [*STAGES[:4], ListedStage("last", "rl train", "taught", "exported")]
+    write_run(make_run_config(folder.path / "last"), 25)
+    folder.begin(aside)
+    figure = reward_figure([stage_history(folder, stage) for stage in aside])
+    assert figure is not None
+    dotted = [line.get_xdata() for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [[round(float(x), 3) for x in xs] for xs in dotted] == [[0.9, 1.1]] * 2  # of two environments
 
 
 def test_the_command_writes_the_report_of_a_chain_too(

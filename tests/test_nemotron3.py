@@ -15,7 +15,8 @@ from rich.console import Console
 from rl.algorithms.shaping.length import Length
 from rl.chain.checks import check_stages
 from rl.checks import check
-from rl.config.chain import Stage, load_chain
+from rl.config.chain import load_chain
+from rl.config.chain_stage import Stage
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config

@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from rl.config.chain import ROWS, SFT, TRAIN, Stage
+from rl.config.chain_stage import ROWS, SFT, TRAIN, Stage
 from rl.config.checkpoint_files import folder_fault
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig

@@ -17,7 +17,8 @@ from pathlib import Path
 import typer
 
 from rl.chain.checks import check_stages, read_stage
-from rl.config.chain import COMMANDS, ROWS, TRAIN, Stage, load_chain
+from rl.config.chain import load_chain
+from rl.config.chain_stage import COMMANDS, ROWS, TRAIN, Stage
 from rl.config.errors import ConfigError
 from rl.config.read import dump_config, load_config
 from rl.runs.chain_folder import ChainFolder, ListedStage

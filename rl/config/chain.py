@@ -5,19 +5,17 @@ keys may refer to the results of such stages: `judge.path: ${stages.genrm}`.
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from rl.config.chain_stage import COMMANDS, ROWS, TRAIN, Stage
 from rl.config.errors import ConfigError, Problem
 from rl.config.section import DataPath, NameOf, Positive, Section
 from rl.config.source import Source, apply_overrides, place_of, read_with_base
-from rl.config.yaml_text import read_value
 
 REFERENCE = re.compile(r"\$\{\s*stages\.([^${}]*?)\s*\}")
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -25,24 +23,6 @@ OWN_FOLDERS = ("figures",)
 """What the chain's folder holds beside the folders of its stages."""
 RowChoice = Literal["shortest", "diverse"]
 """Which of a task's good rollouts become rows."""
-
-
-class Result(NamedTuple):
-    """What a command leaves in the folder of its stage."""
-
-    name: str
-    is_policy: bool
-
-
-COMMANDS: Mapping[str, Result] = {
-    "rl train": Result("exported", is_policy=True),
-    "sft train": Result("sft", is_policy=True),
-    "sft dpo": Result("dpo", is_policy=True),
-    "sft reward-model": Result("reward_model", is_policy=False),
-    "sft from-rollouts": Result("rows.jsonl", is_policy=False),
-}
-"""The commands that can be a stage."""
-TRAIN, SFT, ROWS = "rl train", "sft train", "sft from-rollouts"
 
 
 class RowsConfig(Section):
@@ -79,53 +59,6 @@ class ChainConfig(Section):
     """Keys of the experiments of all stages, as overrides; those of a stage come after them."""
     stages: dict[str, StageConfig] = Field(min_length=1)
     """The stages by name, in their order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage, with what it takes from others."""
-
-    name: str
-    command: str
-    folder: Path
-    yaml: Path | None
-    """None of rows from rollouts."""
-    source: "Stage | None"
-    """The stage that it starts from; None starts from the policy of the YAML."""
-    values: Sequence[tuple[str, Any]]
-    """Keys and their values in the order of overrides, with paths in place of references."""
-    references: Mapping[str, "Stage"] = field(default_factory=dict)
-    """By key, the stage whose result it names."""
-
-    @property
-    def result(self) -> Path:
-        return self.folder / COMMANDS[self.command].name
-
-    @property
-    def sources(self) -> "list[Stage]":
-        """All stages whose results it uses."""
-        return [stage for stage in (self.source, *self.references.values()) if stage is not None]
-
-    def overrides(self, policy: Path | None = None) -> list[str]:
-        """The overrides of its YAML, of the form key=value. `policy` stands in for that of the source."""
-        given: dict[str, Any] = {}
-        if self.source is not None:
-            given = {"policy.build": None, "policy.path": str(policy or self.source.result)}
-            if self.command == TRAIN:
-                given["sft"] = None  # its supervised stage would begin again from the policy of another stage
-        return [f"{key}={_text(value)}" for key, value in (*given.items(), *self.values)] + [
-            f"run_dir={_text(str(self.folder))}"
-        ]
-
-    @property
-    def words(self) -> list[str]:
-        """The command that it runs, as words after `python -m`."""
-        package, name = self.command.split()
-        if self.command == ROWS:
-            assert self.source is not None
-            flags = [_flag(key, value) for key, value in self.values if value not in (None, False)]
-            return [package, name, str(self.source.folder), "--out", str(self.result), *(w for f in flags for w in f)]
-        return [package, name, str(self.yaml), *self.overrides()]
 
 
 def load_chain(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[Stage]]:
@@ -243,17 +176,6 @@ def _check_options(given: Mapping[str, Any]) -> None:
         key = tuple(map(str, detail["loc"]))
         fix = f"options of `{ROWS}`: {', '.join(RowsConfig.model_fields)}"
         raise _WrongError(f"not an option or no value of it: {detail['msg']}", fix, "set", *key) from None
-
-
-def _flag(key: str, value: object) -> list[str]:
-    flag = f"--{key.replace('_', '-')}"
-    return [flag] if value is True else [flag, str(value)]
-
-
-def _text(value: object) -> str:
-    """The value in one line of YAML, which JSON is."""
-    is_plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and read_value(value) == value
-    return str(value) if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def _problems(error: ValidationError, source: Source, file: Path) -> Iterator[Problem]:

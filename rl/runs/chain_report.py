@@ -1,6 +1,6 @@
 """What did the stages of a chain do, and what did each change? One page over all of them, and the same as tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -57,7 +57,7 @@ def write_chain_report(path: Path, console: Console | None = None) -> Path:
     folder = ChainFolder(path)
     if not folder.holds_chain:
         raise NoRunError(f"{path} holds no chain (no chain.json); give the run_dir of a chain")
-    stages = [_stage_history(folder, stage) for stage in folder.stages()]
+    stages = [stage_history(folder, stage) for stage in folder.stages()]
     rows, (names, scores) = stage_rows(stages), reward_rows(stages)
     body = [section("Stages", table(HEAD, rows) + f"<p>{escape(NOTE)}</p>" + _links(stages))]
     body.append(section("Held-out tasks, before and after", table(["environment", *names], scores) if scores else ""))
@@ -108,17 +108,16 @@ def reward_figure(stages: Sequence[StageHistory]) -> Figure | None:
     figure.set_figheight(4.2)
     for number, env_id in enumerate(_env_ids(stages)):
         colour, marker = COLOURS[number % len(COLOURS)], "os^Dv"[number // len(COLOURS) % 5]
-        label, before = env_id, None
+        ends: dict[str, tuple[float, float]] = {}
         for place, one in enumerate(played):
             xs, values, errors = _points(one, place, env_id)
             if not xs:
                 continue
-            if before is not None:  # what other stages did to it
-                axes.plot([before[0], xs[0]], [before[1], values[0]], color=colour, linewidth=1, linestyle=":")
-            axes.errorbar(
-                xs, values, errors, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1.6, label=label
-            )
-            label, before = "_", (xs[-1], values[-1])
+            if (end := _end_before(one, stages, ends)) is not None:  # what stages between them did to it
+                axes.plot([end[0], xs[0]], [end[1], values[0]], color=colour, linewidth=1, linestyle=":")
+            line = {"color": colour, "marker": marker, "label": "_" if ends else env_id}
+            axes.errorbar(xs, values, errors, markersize=4, capsize=2, linewidth=1.6, **line)
+            ends[one.stage.name] = (xs[-1], values[-1])
     for edge in range(1, len(played)):
         axes.axvline(edge, color="#cbd5e0", linewidth=0.8)
     axes.set_xlim(0, len(played))
@@ -127,6 +126,17 @@ def reward_figure(stages: Sequence[StageHistory]) -> Figure | None:
     axes.tick_params(axis="x", length=0)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def _end_before(
+    one: StageHistory, stages: Sequence[StageHistory], ends: Mapping[str, tuple[float, float]]
+) -> tuple[float, float] | None:
+    """Where the line ended in the last stage, of those that the policy went through, that has one."""
+    sources = {each.stage.name: each.stage.source for each in stages}
+    name = one.stage.source
+    while name and name not in ends:
+        name = sources.get(name, "")
+    return ends.get(name)
 
 
 def _points(one: StageHistory, place: int, env_id: str) -> tuple[list[float], list[float], list[float]]:
@@ -144,7 +154,8 @@ def _env_ids(stages: Sequence[StageHistory]) -> list[str]:
     return sorted({env_id for one in stages if one.history is not None for env_id in one.history.env_ids})
 
 
-def _stage_history(folder: ChainFolder, stage: ListedStage) -> StageHistory:
+def stage_history(folder: ChainFolder, stage: ListedStage) -> StageHistory:
+    """Read the folder of a stage; a run without a report gets one."""
     place = folder.path / stage.name
     history = read_history(place) if RunFolder(place).holds_run else None
     if history is not None and not RunFolder(place).report_file.is_file():
