@@ -37,11 +37,11 @@ def check_stages(stages: Sequence[Stage]) -> None:
 
 
 def read_stage(stage: Stage, policy: Path | None = None) -> ExperimentConfig:
-    """The configuration of a stage that has one. Raises `ConfigError`."""
+    """The configuration of a stage that has one, with another policy in place of its source's. Raises `ConfigError`."""
     assert stage.yaml is not None
     overrides = stage.overrides(policy)
     if stage.command == TRAIN:
-        return load_config(stage.yaml, overrides, fetch=downloaded_snapshot)
+        return load_config(stage.yaml, overrides, fetch=None if policy else downloaded_snapshot)
     return load_stage(stage.yaml, overrides, PAIRS.get(stage.command, "sft"))
 
 
