@@ -128,7 +128,7 @@ def _run(folder: ChainFolder, stage: Stage, title: str) -> None:
     if stage.command == TRAIN:
         remove(stage.result)  # of an attempt that was stopped after it
         left = [[*stage.words, "--resume-if-any"], ["rl", "export", str(stage.folder), str(stage.result)]]
-    elif stage.result.exists():  # it appears when it is complete
+    elif stage.command != ROWS and stage.result.exists():  # it appears when it is complete
         left = []
     start, code, stop = time.monotonic(), 0, None
     while left and code == 0 and stop is None:
