@@ -17,6 +17,13 @@ ADVANTAGE = "advantage"
 TEACHER = "teacher_logprob"
 """Name of the column of a teacher's logprobs, in nats at temperature 1 (`rl.rollouts.teachers`)."""
 
+ROUTES = "routed_experts"
+"""Name of the column of the experts that the engine chose, [T, mixture layers, experts a token]; uint8 up to 256
+experts, else uint16. The experts of a token differ, so zeros mean that its choice is not known."""
+
+CONTEXT_COLUMNS = frozenset({ROUTES})
+"""Columns that prompts and forced tokens have too."""
+
 OUT_OF_BAND_TOKENS = 2048
 """From this length on, the copies that a buffer of its own saves cost more than the buffer."""
 
@@ -31,7 +38,7 @@ class Tokens:
 
     A column is an array [T, ...]. The engine returns `logprob` (float32; nats, of the sampled distribution after
     temperature), `version` (int32; the policy version that sampled the token), and the columns that an algorithm needs
-    (`rl.engine.columns`). Values of tokens that are not `sampled` are undefined.
+    (`rl.engine.columns`). Values of tokens that are not `sampled` are undefined, but for `CONTEXT_COLUMNS`.
     """
 
     ids: np.ndarray
@@ -54,10 +61,10 @@ class Tokens:
         return tokens
 
     @classmethod
-    def unsampled(cls, ids: ArrayLike) -> "Tokens":
-        """Tokens that the policy did not sample, without columns."""
+    def unsampled(cls, ids: ArrayLike, columns: Mapping[str, ArrayLike] | None = None) -> "Tokens":
+        """Tokens that the policy did not sample. Raises as `make`."""
         array = _read_only(ids, np.int32)
-        return cls(array, _read_only(np.zeros(len(array), np.bool_), np.bool_))
+        return cls.make(array, np.zeros(len(array), np.bool_), columns or {})
 
     @classmethod
     def joined(cls, parts: Sequence["Tokens"]) -> "Tokens":

@@ -69,7 +69,7 @@ def training_rows(parts: Parts, trained: Sequence[Group]) -> list[Sample]:
     """The rows of the groups that are trained, with the logprobs of their teachers."""
     with parts.phase("update"):
         select = with_signal if parts.config.train.max_sampling_rounds > 1 else shaped
-        samples = make_samples(select(trained, parts.config.shapings), parts.config.algorithm_of)
+        samples = make_samples(select(trained, parts.config.shapings), parts.config.algorithm_of, parts.config.needs)
     if parts.teachers.num_engines:
         with parts.phase("score"):
             samples = parts.teachers.scored(samples)

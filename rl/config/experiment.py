@@ -31,6 +31,7 @@ from rl.precision.formats.float32 import Float32
 from rl.runs.sinks import Tracking
 from rl.runs.sinks.jsonl import Jsonl
 from rl.runs.sinks.tensorboard import TensorBoard
+from rl.tokens import ROUTES
 from rl.weights.transports import AnyTransport
 from rl.weights.transports.object_store import ObjectStore
 
@@ -124,6 +125,11 @@ class ExperimentConfig(Section):
     def columns(self) -> tuple[str, ...]:
         """Token columns that the engine must return besides `version`; names of `rl.engine.columns.COLUMNS`."""
         return tuple(sorted({"logprob"}.union(*(algorithm.needs for algorithm in self.algorithms))))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that the learner reads besides those of the algorithms."""
+        return (ROUTES,) if self.learner.routing_replay else ()
 
     @model_validator(mode="after")
     def _evaluations_sample_as_training(self) -> "ExperimentConfig":

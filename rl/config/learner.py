@@ -115,6 +115,12 @@ class LearnerConfig(Section):
     expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
     """Amount by which each update lowers the bias of overloaded experts and raises the bias of underloaded ones."""
 
+    routing_replay: bool = False
+    """For mixtures of experts: engines record which experts each token went to, and the learner sends it to the same
+    ones, with weights of its own scores. Rounding then sends no token to other experts than those it was sampled with.
+    Engines compute whole prompts then: what a prefix cache knows has no record. It takes one byte (two above 256
+    experts) a token, mixture layer and chosen expert."""
+
     @model_validator(mode="after")
     def _experts_can_be_dealt(self) -> "LearnerConfig":
         if self.num_ranks % self.expert_parallel:

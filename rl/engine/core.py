@@ -1,8 +1,10 @@
 """What is an engine that is stepped, as `rl.engine.thread` drives it? `rl.engine.vllm_core` is one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
 
 from rl.engine.protocol import SamplingParams
 from rl.weights.source import WeightSource
@@ -18,6 +20,9 @@ class StepOutput:
     """One entry per token, by the names of `rl.engine.columns`."""
     finish: str | None
     """None while the request goes on."""
+    context: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Columns of the prompt and of the reply so far (`rl.tokens.CONTEXT_COLUMNS`), once the request has ended. The last
+    token is not among them: no step had it as input."""
 
 
 class Core(Protocol):

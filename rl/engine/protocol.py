@@ -3,9 +3,11 @@
 `rl.engine.vllm_core.VllmEngine` is the engine; tests of higher layers use a scripted engine.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
 
 from rl.chat.budget import ThinkingLimit
 from rl.data_types import Finish
@@ -36,6 +38,8 @@ class SampledReply:
 
     tokens: Tokens
     finish: Finish
+    prompt_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Columns of the whole prompt (`rl.tokens.CONTEXT_COLUMNS`), if they were asked for."""
 
 
 class Lane(Protocol):

@@ -4,10 +4,12 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from rl.data_types import Finish
 from rl.engine.clock import Place
@@ -66,7 +68,20 @@ class Request:
         limit = self.params.thinking
         forced = limit.forced_mask(self.reply_ids) if limit else (False,) * len(self.reply_ids)
         sampled = [not is_forced for is_forced in forced]
-        return SampledReply(Tokens.make(self.reply_ids, sampled, self.columns), FINISHES[output.finish])
+        prompt, reply = self._context(output.context)
+        tokens = Tokens.make(self.reply_ids, sampled, {**self.columns, **reply})
+        return SampledReply(tokens, FINISHES[output.finish], prompt)
+
+    def _context(self, context: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The columns of the prompt and of the reply; 0 for tokens that they lack."""
+        num_prompt, num = len(self.prompt_ids), len(self.prompt_ids) + len(self.reply_ids)
+        padded = {name: np.zeros((num, *rows.shape[1:]), rows.dtype) for name, rows in context.items()}
+        for name, rows in context.items():
+            padded[name][: len(rows)] = rows
+        return (
+            {name: rows[:num_prompt] for name, rows in padded.items()},
+            {name: rows[num_prompt:] for name, rows in padded.items()},
+        )
 
     def settle(self, result: SampledReply | EngineError) -> None:
         """Set the result of the future."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from rl.config.experiment import ExperimentConfig
@@ -13,10 +14,12 @@ from rl.engine.arguments import ENVIRONMENT, engine_arguments, prefix_caching
 from rl.engine.columns import COLUMNS
 from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SamplingParams
+from rl.engine.routes import ARGUMENTS, Part, Routes, take_parts
 from rl.engine.thread import ThreadedEngine
 from rl.engine.vllm_plugin import register
 from rl.engine.weight_loader import VllmClient, WeightLoader
 from rl.importing import without_collector
+from rl.tokens import ROUTES
 from rl.weights.source import WeightSource
 
 if TYPE_CHECKING:
@@ -71,7 +74,9 @@ class VllmCore:
         self._max_tokens = config.policy.max_tokens
         self._columns = {name: COLUMNS[name] for name in config.columns}
         preload = os.environ.get("LD_PRELOAD")
-        self._llm = start_vllm(policy_path, config)
+        self._llm = start_vllm(policy_path, config, **(ARGUMENTS if config.learner.routing_replay else {}))
+        self._routes = Routes(self._take_parts) if config.learner.routing_replay else None
+        self._names: dict[str, str] = {}
         self._weights = ""
         self._loader = WeightLoader(config, VllmClient(self._llm))
         names = set(self._llm.collective_rpc(_shared_memory_name))
@@ -114,21 +119,35 @@ class VllmCore:
         # Cached states are of the same weights; and of one group, so that what is found does not depend on others.
         group_id = params.name.rsplit("/", 3)[0]
         prompt = tokens_input(list(prompt_ids), cache_salt=f"{self._weights}/{group_id}")
-        self._llm.add_request(request_id, prompt, sampling)
+        self._names[request_id] = self._llm.add_request(request_id, prompt, sampling)
 
     def abort(self, request_id: str) -> None:
         self._llm.abort_request([request_id])
+        self._context(request_id)
 
     def step(self) -> list[StepOutput]:
         from vllm import RequestOutput
 
         sampled = []
-        for output in self._llm.step():
+        outputs = self._llm.step()
+        if self._routes is not None:
+            self._routes.collect()
+        for output in outputs:
             assert isinstance(output, RequestOutput)
             (reply,) = output.outputs
             columns = {name: column.read(reply) for name, column in self._columns.items()}
-            sampled.append(StepOutput(output.request_id, list(reply.token_ids), columns, reply.finish_reason))
+            context = self._context(output.request_id) if reply.finish_reason else {}
+            sampled.append(StepOutput(output.request_id, list(reply.token_ids), columns, reply.finish_reason, context))
         return sampled
+
+    def _context(self, request_id: str) -> dict[str, np.ndarray]:
+        """The columns of all tokens of a request that has ended; they are forgotten here."""
+        name = self._names.pop(request_id, None)
+        found = self._routes.pop(name) if self._routes is not None and name is not None else None
+        return {} if found is None else {ROUTES: found}
+
+    def _take_parts(self) -> list[Part]:
+        return self._llm.collective_rpc(take_parts)[0]
 
     def load(self, source: WeightSource) -> str:
         self._wake()

@@ -1,10 +1,11 @@
 """What does polygym's vLLM plugin add, so that vLLM can serve our policies?
 
 `register` is the entry point of `vllm.general_plugins`, so vLLM calls it in every process of its own, whatever model
-is served there. On any platform it adds the weight transfers of `rl.weights.transports`, and the engine of an endpoint
-ends with it. On CPUs it also initialises
-AMX, without which BF16 attention can crash with SIGILL, and adds experts without a gate (relu2, as in NemotronH), which
-vLLM's CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are adapted to weight updates.
+is served there. On any platform it adds the weight transfers of `rl.weights.transports`, the engine of an endpoint
+ends with it, and model runners record which experts they choose, if asked (`rl.engine.routes`). On CPUs it also
+initialises AMX, without which BF16 attention can crash with SIGILL, and adds experts without a gate (relu2, as in
+NemotronH), which vLLM's CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are adapted to
+weight updates.
 """
 
 import logging
@@ -26,7 +27,7 @@ def register() -> None:
     """Add what this module's docstring lists. Idempotent. A vLLM that does not fit stays unchanged; this warns."""
     from vllm.platforms import current_platform
 
-    steps = [_end_with_endpoint, _add_weight_transfers]
+    steps = [_end_with_endpoint, _add_weight_transfers, _record_routes]
     if current_platform.is_cpu():
         steps += [_initialise_amx, _add_experts_without_gate, _pack_updated_experts]
     for step in steps:
@@ -52,6 +53,20 @@ def _add_weight_transfers() -> None:
     for backend, transfer in transfers.items():
         if transfer is not None:
             WeightTransferEngineFactory.register_engine(backend, *transfer)
+
+
+def _record_routes() -> None:
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from rl.engine.routes import recording
+
+    if current_platform.is_cpu():  # its runner has a `load_model` of its own
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        recording(CPUModelRunner)
+    else:
+        recording(GPUModelRunner)
 
 
 def _initialise_amx() -> None:

@@ -32,6 +32,7 @@ from rl.learner.optimizer import clip_gradients, learning_rate, make_optimizer
 from rl.learner.passes import Passes, Score
 from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
+from rl.learner.replay import RouteReplay
 from rl.learner.router import RouterBalancer
 from rl.learner.rows import sort_rows
 from rl.learner.sharding import hash_of_replicas, load_sharded_policy
@@ -79,6 +80,7 @@ class Learner:
             merge_experts_in_passes(self.model)
             self.folded.freeze()
         reference = self._reference() if any(algorithm.needs_reference for algorithm in config.algorithms) else None
+        self._replay = RouteReplay(self.model) if config.learner.routing_replay else None
         bias_rate = config.learner.expert_bias_rate if self._adapter is None else 0.0  # the base stays what it is
         self._balancer = RouterBalancer(self.model, bias_rate, config.learner.freeze_router)
         cut = partial(
@@ -88,7 +90,7 @@ class Learner:
             ranks=ranks,
             shares_prefixes=self._takes_trees,
         )
-        self._passes = Passes(config, self._score, reference, self._balancer, ranks, self._device, cut)
+        self._passes = Passes(config, self._score, reference, self._balancer, self._replay, ranks, self._device, cut)
         self._optimizer = make_optimizer(self.model, config)
         self._policy_version = 0
 
@@ -105,13 +107,16 @@ class Learner:
         version still grows: the loop counts on one version a step.
 
         Raises `NonFiniteError` for logprobs or gradients that are NaN or infinite; weights and version are then
-        untouched. Raises `SampleTooLongError` (`rl.learner.batching`).
+        untouched. Raises `SampleTooLongError` (`rl.learner.batching`) and `RoutesError` (`rl.learner.replay`).
         """
         start = time.perf_counter()
         rows = sort_rows(samples, self._config.algorithm_of, self._config.learner.measured_share)
         rate = learning_rate(self._policy_version, self._config)
         measures: Measures = {}
+        routing: dict[str, float] = {}
         grad_norm = codes_changed = 0.0
+        if self._replay is not None:
+            self._replay.check(samples)
         if rows.num_loss_tokens > 0:
             try:
                 with self.folded.in_place():
@@ -121,9 +126,13 @@ class Learner:
                 for load in self._balancer.loads():
                     self._ranks.sum(load)
                 self._balancer.update(rows.measured_weight)
+                if self._replay is not None:
+                    routing = self._replay.measures(rows.measured_weight, self._ranks)
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
                 self._balancer.forget()
+                if self._replay is not None:
+                    self._replay.forget()
                 if self._config.rollout.sleep:
                     torch.cuda.empty_cache()  # the engine, which wakes now, needs it back
         self._policy_version += 1
@@ -141,7 +150,7 @@ class Learner:
             num_row_tokens=sum(len(sample.tokens) for sample in samples),
             num_tokens=int(measures["num_tokens"].total) if measures else 0,
             seconds=time.perf_counter() - start,
-            measures={name: mean(measures, name) or 0.0 for name in measures if name not in UPDATE_FIELDS},
+            measures={name: mean(measures, name) or 0.0 for name in measures if name not in UPDATE_FIELDS} | routing,
         )
 
     def memory_mib(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """How are a step's rows computed? Forward and backward passes over this rank's micro-batches, without the optimiser."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.data_types import Batch, Sample
 from rl.learner.batch_loss import Measures, added, batch_loss, scaled, summed_over
 from rl.learner.batching import to_device
+from rl.learner.replay import RouteReplay
 from rl.learner.router import RouterBalancer
 from rl.learner.rows import Rows
 from rl.learner.sharding import after_an_error, exchange_with, into_slices
@@ -22,8 +24,8 @@ Score = Callable[[Batch], tuple[Tensor, Tensor]]
 class Passes:
     """Computes the gradient of a step and its measures.
 
-    `reference` scores under the policy that training started from; None if no algorithm reads that. `cut` is
-    `rl.learner.batching.make_batches` for this policy.
+    `reference` scores under the policy that training started from; None if no algorithm reads that. `replay` is None
+    if routers choose for themselves. `cut` is `rl.learner.batching.make_batches` for this policy.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Passes:
         score: Score,
         reference: Score | None,
         balancer: RouterBalancer,
+        replay: RouteReplay | None,
         ranks: Ranks,
         device: torch.device,
         cut: Callable[..., list[Batch]],
     ) -> None:
         self._config, self._score, self._reference = config, score, reference
-        self._balancer, self._ranks, self._device = balancer, ranks, device
+        self._replay, self._ranks, self._device = replay, ranks, device
+        self._counters: list[RouterBalancer | RouteReplay] = [balancer] if replay is None else [balancer, replay]
         self._cut = cut
 
     def run(self, rows: Rows, version: int) -> Measures:
@@ -66,11 +70,13 @@ class Passes:
 
     @torch.no_grad()
     def _measure(self, batches: Sequence[Batch], version: int) -> Measures:
-        self._balancer.is_measuring = True
+        for counter in self._counters:
+            counter.is_measuring = True
         measures: Measures = {}
         for batch in batches:
             measures = added(measures, self._loss(batch, version)[1])
-        self._balancer.is_measuring = False
+        for counter in self._counters:
+            counter.is_measuring = False
         return measures
 
     def _train(self, batch: Batch, version: int, *, is_last: bool) -> Measures:
@@ -83,16 +89,25 @@ class Passes:
     def _loss(self, batch: Batch, version: int) -> tuple[Tensor, Measures]:
         is_filler = not batch.env_ids
         counts = batch.attention_mask_BT if batch.tree is None else batch.tree.num_rows_N
-        self._balancer.counts = None if is_filler else counts
+        if self._replay is not None:
+            self._replay.use(batch)
+        self._count(None if is_filler else counts)
         logprobs_BT, entropy_BT = self._score(batch)
-        self._balancer.counts = None  # routers that are called again for the gradient must not count again
+        self._count(None)  # routers that are called again for the gradient must not count again
         reference_BT = self._reference_logprobs(batch)
         with self._ranks.together():
             return batch_loss(logprobs_BT, entropy_BT, batch, self._config.algorithm_of, version, reference_BT)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Tensor | None:
-        return None if self._reference is None else self._reference(batch)[0]
+        if self._reference is None:
+            return None
+        with nullcontext() if self._replay is None else self._replay.off():
+            return self._reference(batch)[0]
+
+    def _count(self, counts: Tensor | None) -> None:
+        for counter in self._counters:
+            counter.counts = counts
 
 
 def _num_tokens(batch: Batch) -> int:

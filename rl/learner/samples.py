@@ -11,7 +11,7 @@ import numpy as np
 
 from rl.algorithms.algorithm import Advantages, Algorithm
 from rl.data_types import Group, Rollout, Sample, Turn
-from rl.tokens import ADVANTAGE, COLUMN_TYPES, Tokens
+from rl.tokens import ADVANTAGE, COLUMN_TYPES, CONTEXT_COLUMNS, ROUTES, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,22 @@ class JoinedSamples:
         return list(map(Sample, self.env_ids, self.tokens.cut(self.lengths), self.advantages))
 
 
+NEEDED_BY = {ROUTES: "learner.routing_replay"}
+"""Keys that ask for a column."""
+
+
 class TurnError(ValueError):
     """A turn is not what an engine may hand over."""
 
 
-def make_samples(groups: Sequence[Group], algorithm_of: Callable[[str], Algorithm]) -> list[Sample]:
+def make_samples(
+    groups: Sequence[Group], algorithm_of: Callable[[str], Algorithm], needs: Iterable[str] = ()
+) -> list[Sample]:
     """All training rows of a step, in the order of groups, rollouts and turns. Rollouts that do not count give none.
 
-    `algorithm_of` gives the algorithm of an environment; each sees all of its groups at once. Raises `RewardError`
-    (`rl.algorithms.advantages`) and `TurnError`.
+    `algorithm_of` gives the algorithm of an environment; each sees all of its groups at once. `needs` are columns that
+    the learner reads, besides those of the algorithms. Raises `RewardError` (`rl.algorithms.advantages`) and
+    `TurnError`.
     """
     advantages = group_advantages(groups, algorithm_of)
     samples: list[Sample] = []
@@ -55,7 +62,7 @@ def make_samples(groups: Sequence[Group], algorithm_of: Callable[[str], Algorith
         for rollout, advantage in zip(group.rollouts, advantages[group.group_id], strict=True):
             if advantage is not None:
                 by_turn = algorithm.turn_advantages(rollout, advantage)
-                samples += rollout_samples(rollout, advantage, algorithm.needs, by_turn)
+                samples += rollout_samples(rollout, advantage, (*algorithm.needs, *needs), by_turn)
     return _all_by_token(samples) if any(ADVANTAGE in sample.tokens.columns for sample in samples) else samples
 
 
@@ -77,8 +84,8 @@ def rollout_samples(
     rollout: Rollout, advantage: float, needs: Iterable[str] = (), turn_advantages: Sequence[float] = ()
 ) -> list[Sample]:
     """The training rows of one rollout. Every row gets the rollout's advantage; if some of `turn_advantages` are
-    others, also a column of them. Rows without a sampled token are left out. `needs` are the columns that its algorithm
-    reads besides those that every reply has.
+    others, also a column of them. Rows without a sampled token are left out. `needs` are the columns that are
+    read besides those that every reply has.
 
     Raises `TurnError` for turns that contradict themselves.
     """
@@ -110,10 +117,13 @@ def _all_by_token(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _only_sampled(reply: Tokens) -> Tokens:
-    """The reply with 0 in its columns where the policy did not sample the token."""
+    """The reply with 0 where the policy did not sample the token, but in columns of all tokens."""
     if np.count_nonzero(reply.sampled) == len(reply):
         return reply
-    columns = {name: _zeroed(column, ~reply.sampled) for name, column in reply.columns.items()}
+    columns = {
+        name: column if name in CONTEXT_COLUMNS else _zeroed(column, ~reply.sampled)
+        for name, column in reply.columns.items()
+    }
     return Tokens.make(reply.ids, reply.sampled, columns)
 
 
@@ -125,7 +135,8 @@ def _zeroed(column: np.ndarray, where_T: np.ndarray) -> np.ndarray:
 
 def _check(turn: Turn, needs: Iterable[str], where: str) -> None:
     if missing := [name for name in (*COLUMN_TYPES, *needs) if name not in turn.reply.columns]:
-        raise TurnError(f"{where}: the reply has no column {', '.join(missing)}, which its algorithm needs")
+        who = NEEDED_BY.get(missing[0], "its algorithm")
+        raise TurnError(f"{where}: the reply has no column {', '.join(missing)}, which {who} needs")
     if turn.is_start and not len(turn.prompt):
         raise TurnError(f"{where}: the prompt is empty; the first reply token needs at least one token before it")
     broken = turn.reply.sampled & ~np.isfinite(turn.reply.columns["logprob"])

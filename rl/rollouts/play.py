@@ -169,7 +169,10 @@ class _Table:
         if reply.finish == "abort":
             raise EngineError("the engine gave up the reply")
         self.budget_violation = self.budget_violation or violation(reply.tokens, limit)
-        return Turn(Tokens.unsampled(dialogue.new_ids), reply.tokens, reply.finish, is_start=not self.turns)
+        num_new = len(dialogue.new_ids)
+        columns = {name: column[len(column) - num_new :] for name, column in reply.prompt_columns.items()}
+        prompt = Tokens.unsampled(dialogue.new_ids, columns)
+        return Turn(prompt, reply.tokens, reply.finish, is_start=not self.turns)
 
     def _ended(self) -> Outcome:
         """The outcome of an episode that the environment terminated."""
