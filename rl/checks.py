@@ -25,7 +25,7 @@ from rl.runs.newest import checkpoint_served
 
 TOKEN_BYTES = 26
 """Of a token in the object store: id, whether it was sampled, logprob and version, in a worker's groups and again in
-the samples of the step."""
+the samples of the step. Experts that are replayed come on top."""
 STORE_SLACK = 1.1
 """For indexes, alignment and what the store cannot use between its objects. Assumed."""
 
@@ -154,7 +154,10 @@ def store_bytes(config: ExperimentConfig, policy_path: Path | None) -> int:
     """Bytes that the run needs of the object store of each node: published versions, if the transport puts them there,
     and a step's samples. A policy that is still to be built counts as nothing.
     """
-    needed = TOKEN_BYTES * tokens_per_step(config)
+    token_bytes = TOKEN_BYTES
+    if policy_path is not None and config.learner.routing_replay:
+        token_bytes += 2 * checkpoint_shapes(policy_path).route_bytes
+    needed = token_bytes * tokens_per_step(config)
     if policy_path is not None and config.weights.uses_object_store:
         needed += published_room(config, policy_path)
     return round(STORE_SLACK * needed)

@@ -44,6 +44,7 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
         found += _model_problems(policy, model, config)
         found += _weight_problems(policy, model, chat)
         found += _dealing_problems(policy, config.learner.expert_parallel)
+        found += _replay_problems(policy, model) if config.learner.routing_replay else ()
         adapters = {"learner": config.learner.adapter, "sft": config.sft.adapter if config.sft else None}
         for section, adapter in adapters.items():
             if adapter is not None:
@@ -144,6 +145,16 @@ def _dealing_problems(policy: Path, expert_parallel: int) -> Iterable[tuple[str,
     elif num % expert_parallel:
         wrong = f"{policy} has {num} experts a layer, which {expert_parallel} ranks cannot share evenly"
         yield key, wrong, f"choose a divisor of {num}"
+
+
+def _replay_problems(policy: Path, model: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """Key, fault and remedy if there are no choices of experts that could be recorded."""
+    key = "learner.routing_replay"
+    if not num_experts(policy):
+        yield key, f"{policy} has no routed experts", "remove it"
+    elif model.get("num_experts_per_tok") == 1:
+        wrong = f"{policy} sends each token to one expert, whose record could not be told from none"
+        yield key, wrong, "remove it"
 
 
 def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) -> Iterable[tuple[str, str, str]]:

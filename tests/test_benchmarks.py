@@ -249,6 +249,13 @@ def test_matched_forward_compares_every_pair(tmp_path: Path, smollm2: Path) -> N
 
 
 @pytest.mark.slow
+def test_routing_replay_compares_both_learners(tmp_path: Path) -> None:
+    summary = run_short("routing_replay", tmp_path)["summary"]
+    assert summary.keys() == {"tiny"}
+    assert summary["tiny"]["tokens"] == 16 and 0 <= summary["tiny"]["route_mismatch"] < 0.2
+
+
+@pytest.mark.slow
 def test_adapter_measures_every_way_to_train(tmp_path: Path, smollm2: Path) -> None:
     report = run_short("adapter", tmp_path, "--policy", str(smollm2))
     summary = report["summary"]

@@ -66,6 +66,16 @@ BROKEN = {
         ["rollout.max_reply_tokens (512)", "smaller than policy.max_tokens"],
     ),
     "micro-batch smaller than a sequence": ("", ["learner.tokens_per_micro_batch=100"], ["must hold one sequence"]),
+    "routes without experts": (
+        "",
+        ["learner.routing_replay=true", "policy.build.pattern=M*"],
+        ["learner.routing_replay", "policy.build.pattern (M*) has no layer E"],
+    ),
+    "routes of one expert": (
+        "",
+        ["learner.routing_replay=true", "policy.build.num_experts_per_token=1"],
+        ["learner.routing_replay", "at least two experts a token"],
+    ),
     "both path and build": ("", ["policy.path=models/x"], ["policy", "keep one and set the other to null"]),
     "neither path nor build": ("", ["policy={}", "policy.build=null"], ["policy", "neither path", "`build: {}`"]),
     "clip on one side": ("loss: {clip_low: 0.2}", [], ["loss", "set clip_low and clip_high together"]),

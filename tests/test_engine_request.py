@@ -4,11 +4,13 @@ import asyncio
 import threading
 from concurrent.futures import Future
 
+import numpy as np
 import pytest
 
+from rl.engine.clock import Place
 from rl.engine.core import StepOutput
 from rl.engine.protocol import EngineError, SampledReply
-from rl.engine.request import fail
+from rl.engine.request import Request, fail
 from rl.engine.thread import ThreadedEngine
 from tests.scripted import sample_turn
 from tests.test_engine_thread import PARAMS, ScriptedCore
@@ -40,6 +42,16 @@ async def test_a_lane_whose_request_the_dead_engine_never_took_can_be_closed() -
     second.close()
     first.close()
     engine.shutdown()
+
+
+def test_columns_of_all_tokens_are_split_where_the_reply_begins_and_the_last_token_has_none() -> None:
+    request = Request("0", Place(0, 0), (5, 6), PARAMS)
+    assert request.take(StepOutput("0", [7], {"logprob": [-0.5]}, None), version=3) is None
+    routes = np.array([[[1, 2]], [[3, 4]], [[5, 6]]], np.uint8)
+    reply = request.take(StepOutput("0", [8], {"logprob": [-1.0]}, "stop", {"routes": routes}), version=3)
+    assert isinstance(reply, SampledReply)
+    assert reply.prompt_columns["routes"].tolist() == [[[1, 2]], [[3, 4]]]
+    assert reply.tokens.columns["routes"].tolist() == [[[5, 6]], [[0, 0]]]
 
 
 def test_a_request_that_has_failed_keeps_its_reason() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rl.rollouts.env_session as environment_module
@@ -14,7 +15,7 @@ from envs.facts import Facts
 from envs.messages import Message, Reply
 from envs.text_env import TextEnv
 from rl.data_types import Outcome, Rollout
-from rl.engine.protocol import EngineError
+from rl.engine.protocol import EngineError, SampledReply
 from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
@@ -33,6 +34,19 @@ def test_a_complete_episode_is_ok_and_its_tokens_are_appended(monkeypatch: pytes
     assert as_text(second.prompt) == "second?\0"  # new since the reply, which nobody writes again
     assert as_text(first.reply) == as_text(second.reply) == "yes\0"
     assert [message.content for message in rollout.messages] == ["first?", "yes", "second?", "yes"]
+
+
+def test_new_prompt_tokens_keep_their_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = ScriptedLane.sample
+
+    async def sample_with_places(lane: ScriptedLane, prompt_ids: Sequence[int], params: Any) -> SampledReply:
+        reply = await sample(lane, prompt_ids, params)
+        return replace(reply, prompt_columns={"place": np.arange(len(prompt_ids))})
+
+    monkeypatch.setattr(ScriptedLane, "sample", sample_with_places)
+    first, second = played(Echo, lambda ids, params: "yes", monkeypatch).turns
+    assert first.prompt.columns["place"].tolist() == list(range(7))  # first?\0
+    assert second.prompt.columns["place"].tolist() == list(range(11, 19))  # after yes\0: second?\0
 
 
 def test_an_exception_nobody_foresaw_costs_its_rollout_only_and_keeps_its_traceback(

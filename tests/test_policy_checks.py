@@ -105,6 +105,13 @@ def test_a_model_that_cannot_be_trained_is_refused(config: dict[str, Any], words
     assert words in problems(policy)
 
 
+def test_routes_can_be_replayed_only_where_there_are_choices(policy: Path) -> None:
+    told = problems(policy, learner={"routing_replay": True})
+    assert "learner.routing_replay" in told and "has no routed experts" in told
+    write(policy, {**SHAPES, "model.layers.0.mlp.experts.3.up_proj.weight": (8, 4)}, num_experts_per_tok=1)
+    assert "sends each token to one expert" in problems(policy, learner={"routing_replay": True})
+
+
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [

@@ -160,7 +160,8 @@ def test_the_rollouts_of_a_run_train_the_same_weights_without_engines(
 
 def test_rollouts_that_were_only_played_are_trained_on(yaml: Path, tmp_path: Path) -> None:
     played = tmp_path / "played"
-    run(yaml, played, "--only-rollouts", "train.num_steps=2", "precision=nvfp4")
+    options = ("train.num_steps=2", "precision=nvfp4", "learner.routing_replay=true")
+    run(yaml, played, "--only-rollouts", *options)
     assert [line["step"] for line in steps(played)] == [1, 2]
     versions = {
         version
@@ -170,6 +171,8 @@ def test_rollouts_that_were_only_played_are_trained_on(yaml: Path, tmp_path: Pat
         for version in turn.reply.columns["version"].tolist()
     }
     assert versions == {0}
-    run(yaml, tmp_path / "run", "--rollouts-from", str(played), "train.num_steps=2", "precision=nvfp4")
+    run(yaml, tmp_path / "run", "--rollouts-from", str(played), *options)
     assert rollouts(tmp_path / "run") == rollouts(played)
-    assert steps(tmp_path / "run")[0]["update/mismatch"] < 1.05
+    first = steps(tmp_path / "run")[0]
+    assert first["update/mismatch"] < 1.05
+    assert first["update/routes_known"] > 0.9 and first["update/route_mismatch"] < 0.05

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.algorithms.grpo import Grpo
 from rl.data_types import Group, Rollout, Sample, Turn
+from rl.learner.batching import make_batches
 from rl.learner.samples import JoinedSamples, TurnError, make_samples, rollout_samples
-from rl.tokens import OUT_OF_BAND_TOKENS, Tokens
+from rl.tokens import OUT_OF_BAND_TOKENS, ROUTES, Tokens
 from tests.makers import ARITHMETIC, STORE, make_group, make_rollout, make_task, make_turn
 
 TASK = make_task(3, STORE)
@@ -82,6 +84,34 @@ def test_any_further_column_goes_along_whatever_its_shape():
     (sample,) = rollout_samples(store_rollout(turn), advantage=1.0, needs={"experts"})
     assert sample.tokens.columns["experts"].tolist() == [[0, 0], [3, 1], [2, 0]]
     assert sample.tokens.columns["experts"].dtype == np.uint8
+
+
+def routed(*experts):
+    """One layer and two experts a token."""
+    return np.array([[[expert, expert + 1]] for expert in experts], np.uint8)
+
+
+def test_prompts_and_forced_tokens_keep_their_experts_on_the_way_to_a_batch():
+    turn = store_turn([1, 5], [2, 3, 4], forced={1})
+    reply = Tokens.make(turn.reply.ids, turn.reply.sampled, {**turn.reply.columns, ROUTES: routed(6, 7, 0)})
+    turn = replace(turn, prompt=Tokens.unsampled([1, 5], {ROUTES: routed(4, 5)}), reply=reply)
+    rows = rollout_samples(store_rollout(turn), advantage=1.0, needs=[ROUTES])
+    assert rows[0].tokens.columns["logprob"].tolist() == [0.0, 0.0, -0.5, 0.0, -1.0]
+    sent = pickle.loads(pickle.dumps(JoinedSamples.join([*rows, *samples_of_one_token()]), 5)).cut()
+    (batch,) = make_batches(sent, 100, 0)
+    assert batch.columns[ROUTES].dtype == torch.uint8
+    assert batch.columns[ROUTES][0, :, 0, 0].tolist() == [4, 5, 6, 7, 0]
+    assert not batch.columns[ROUTES][1].any()  # padding, and a row without a record
+
+
+def samples_of_one_token():
+    return rollout_samples(store_rollout(store_turn([1], [2])), advantage=1.0)
+
+
+def test_rollouts_without_a_record_of_experts_name_the_key_that_needs_it():
+    groups = [make_group([1.0, 0.0])]
+    with pytest.raises(TurnError, match=r"no column routed_experts, which learner\.routing_replay needs"):
+        make_samples(groups, lambda env_id: Grpo(), [ROUTES])
 
 
 def test_rows_without_sampled_tokens_are_left_out():

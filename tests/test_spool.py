@@ -80,8 +80,14 @@ def test_a_group_comes_back_as_it_was(tmp_path: Path) -> None:
         "routed_experts": np.arange(12, dtype=np.uint8).reshape(3, 2, 2),
         "teacher_logprob": np.array([-1.5, np.nan, -np.inf], np.float16),
     }
+    routes = {"routed_experts": np.array([[[9, 1], [0, 7]]] * 2, np.uint16)}
     turns = (
-        Turn(Tokens.unsampled([1, 2]), Tokens.make([7, 8, 9], [True, False, True], columns), "stop", is_start=True),
+        Turn(
+            Tokens.unsampled([1, 2], routes),
+            Tokens.make([7, 8, 9], [True, False, True], columns),
+            "stop",
+            is_start=True,
+        ),
         make_turn([], [10, 11], forced=[1], is_start=False),
     )
     messages = (Message("user", "half a \ud800 and \u2028\x85\n"), Message("assistant", "", "why", (ToolCall("f"),)))

@@ -144,6 +144,23 @@ class ExperimentConfig(Section):
             raise ValueError("policy.build makes a random policy: add an sft section, or set policy.path")
         return self
 
+    @model_validator(mode="after")
+    def _replayed_routes_exist(self) -> "ExperimentConfig":
+        built = self.policy.build
+        if not self.learner.routing_replay or built is None:
+            return self
+        if "E" not in built.pattern:
+            raise ValueError(
+                f"learner.routing_replay is for mixtures of experts, but policy.build.pattern ({built.pattern}) has no"
+                " layer E: remove it, or add one"
+            )
+        if built.num_experts_per_token == 1:
+            raise ValueError(
+                "learner.routing_replay needs at least two experts a token, but policy.build.num_experts_per_token is"
+                " 1: raise it, or remove the key"
+            )
+        return self
+
     @property
     def reserved(self) -> tuple[float, float]:
         """CPUs and GPUs that the learner, the workers, the teachers' engines and the judge reserve."""

@@ -100,6 +100,12 @@ class PolicyShapes:
         return self._first(NUM_ACTIVE_EXPERTS) or self._unknown(NUM_ACTIVE_EXPERTS)
 
     @property
+    def route_bytes(self) -> int:
+        """Of the experts of one token in all layers (`learner.routing_replay`). Raises `UnknownShapesError`."""
+        layers = {name.partition(".experts.")[0] for name in self.tensors if is_expert(name)}
+        return len(layers) * self.num_active_experts * (1 if self._num_experts <= 256 else 2) if layers else 0
+
+    @property
     def expert_share(self) -> float:
         """Share of the routed experts that one token is sent to; 1 without experts. Raises `UnknownShapesError`."""
         if not self.num_expert_weights:
