@@ -174,6 +174,9 @@ def test_the_store_holds_three_versions_an_adapter_s_base_and_a_step_s_samples(
     assert store_bytes(config, tmp_path) == round(1.1 * (samples + 10_000_000))
     assert store_bytes(config, None) == round(1.1 * samples)
     assert store_bytes(config.model_copy(update={"weights": SharedMemory()}), tmp_path) == round(1.1 * samples)
+    monkeypatch.setattr(checks, "checkpoint_shapes", lambda policy_path: SimpleNamespace(route_bytes=138))
+    replays = config.model_copy(update={"learner": config.learner.model_copy(update={"routing_replay": True})})
+    assert store_bytes(replays, tmp_path) == round(1.1 * (4 * 5 * 1000 * (26 + 2 * 138) + 10_000_000))
 
 
 def test_too_little_shared_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from rl.config.learner import LearnerConfig
 from rl.config.policy import TinyHybrid
 from rl.learner.adapter import add_adapter
+from rl.learner.replay import routers_of, scoring_of
 from rl.learner.router import RouterBalancer
 from rl.plan.policy import checkpoint_shapes
 from rl.plan.shapes import PolicyShapes, UnknownShapesError
@@ -154,3 +155,23 @@ def test_what_config_json_does_not_tell_is_an_error() -> None:
         _ = experts.expert_share
     with pytest.raises(UnknownShapesError, match="does not tell the state of its linear-attention layers"):
         PolicyShapes.of({"layers.0.A_log": (4,)}, {}).state_bytes(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers", "num_bytes"),
+    [
+        ("Qwen3-0.6B", 0, 0),
+        ("Qwen3-30B-A3B", 48, 48 * 8),
+        ("Nemotron-3-Nano", 23, 23 * 6),
+        ("Nemotron-3-Super", 40, 40 * 22 * 2),
+    ],
+)
+def test_the_experts_of_a_token_take_bytes_and_their_routers_can_replay(
+    name: str, num_layers: int, num_bytes: int
+) -> None:
+    model = on_meta(PUBLISHED[name]())
+    assert shapes_of(model).route_bytes == num_bytes
+    routers = list(routers_of(model))
+    assert len(routers) == num_layers
+    for router in routers[:1]:
+        scoring_of(router, model.config)

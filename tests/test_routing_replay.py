@@ -16,7 +16,7 @@ from rl.data_types import Sample
 from rl.learner.batching import make_batches
 from rl.learner.forward import policy_logprobs
 from rl.learner.learner import Learner
-from rl.learner.replay import SCORINGS, RouteReplay, RoutesError, _scoring_of, _weights, node_routes
+from rl.learner.replay import SCORINGS, RouteReplay, RoutesError, _weights, node_routes, scoring_of
 from rl.learner.router import UnsupportedRouterError
 from rl.learner.trees import take_trees
 from rl.precision.float32_weights import ROUTER_BIAS
@@ -228,7 +228,7 @@ def test_choices_of_another_policy_and_policies_without_routers_are_refused(hybr
             return logits, weights.square(), chosen
 
     with pytest.raises(UnsupportedRouterError, match="Odd weighs experts in a way"):
-        _scoring_of(Odd(load(hybrid_path).config), load(hybrid_path).config)
+        scoring_of(Odd(load(hybrid_path).config), load(hybrid_path).config)
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ class RouteReplay:
         self.counts: Tensor | None = None
         self.is_measuring = False
         self._routes_NLk: Tensor | None = None
-        self._routers = list(_routers(model))
+        self._routers = list(routers_of(model))
         if not self._routers:
             raise UnsupportedRouterError(f"{type(model).__name__} has no routers, so learner.routing_replay has no use")
         self._num_experts = max(router.num_experts for router in self._routers)
@@ -52,7 +52,7 @@ class RouteReplay:
         # Choices that the router would not have made, and tokens with and without a record, over all layers.
         self._counted = torch.zeros((2, 3), dtype=torch.int64, device=device)
         for layer, router in enumerate(self._routers):
-            scoring = _scoring_of(router, model.config.get_text_config())
+            scoring = scoring_of(router, model.config.get_text_config())
             router.register_forward_hook(partial(self._replay, layer, scoring))
 
     def check(self, samples: Sequence[Sample]) -> None:
@@ -150,7 +150,7 @@ def node_routes(routes_BTLk: Tensor, mask_BT: Tensor, tree: PrefixTree) -> Tenso
     return padded[first_N].unflatten(1, routes_BTLk.shape[2:])
 
 
-def _routers(model: nn.Module) -> Iterator[Any]:
+def routers_of(model: nn.Module) -> Iterator[Any]:
     """In the order of the layers."""
     for module in model.modules():
         weight = getattr(module, "weight", None)
@@ -158,8 +158,8 @@ def _routers(model: nn.Module) -> Iterator[Any]:
             yield module
 
 
-def _scoring_of(router: nn.Module, config: object) -> Scoring:
-    """How this kind of router scores experts: found out on a small random input."""
+def scoring_of(router: nn.Module, config: object) -> Scoring:
+    """How this kind of router scores experts: found out on a small random input. Raises `UnsupportedRouterError`."""
     kind = type(router).__name__
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -28,7 +28,8 @@ Names of a step's metrics; ENV is an environment's id, such as `reward/math/Arit
     memory_mib/driver, memory_mib/learner, memory_mib/engine, memory_mib/learner/PART    memory of processes, of the
                                     learner's by part (`rl.runs.memory`)
     update/FIELD                    every field of `rl.data_types.Update`, such as mismatch (of fresh tokens)
-    update/MEASURE                  measures of the algorithms, such as clip_fraction (`rl/algorithms/`)
+    update/MEASURE                  measures of the algorithms, such as clip_fraction (`rl/algorithms/`), and of
+                                    replayed experts (`rl.learner.replay.RouteReplay.measures`)
     curriculum/ENV/pass_rate        mean pass rate of the step's tasks before the step, of those that had one
     curriculum/ENV/unknown          share of them that had none; with `curriculum.measured`, as the next
     curriculum/ENV/solved           tasks, or sets of options, that are solved after the step
