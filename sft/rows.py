@@ -91,8 +91,8 @@ def read_keys(row: Mapping[str, Any], keys: tuple[str, ...], source: str, *, has
     conversation = Conversation(tuple(messages), tools, budget, source, untrained=frozenset(untrained))
     if not conversation.trained:
         raise BadRow(f"{' and '.join(keys)}: no assistant message to train on")
-    messages = to_last_reply(messages)
-    return replace(conversation, messages=messages, identity=identity_of(messages, tools))
+    kept = to_last_reply(messages)
+    return replace(conversation, messages=kept, identity=identity_of(kept, tools))
 
 
 def identity_of(messages: Iterable[Message], tools: Iterable[ToolSpec]) -> str:

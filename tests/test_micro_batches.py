@@ -48,7 +48,7 @@ def test_best_fit_by_hand() -> None:
 @pytest.mark.slow
 def test_packs_are_as_many_as_those_of_trl() -> None:
     from datasets import Dataset
-    from trl import pack_dataset
+    from trl.data_utils import pack_dataset
 
     rng = np.random.default_rng(0)
     for most in (256, 512, 1024):
