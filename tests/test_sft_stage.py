@@ -199,9 +199,9 @@ def test_one_device_is_used_however_many_are_seen(tmp_path: Path, monkeypatch: p
     cpu = torch.device("cpu")
     assert trl_config(config, tmp_path, 4, 1, cpu).n_gpu == 0
     monkeypatch.setattr("trl.trainer.sft_config.SFTConfig.__post_init__", lambda self: setattr(self, "_n_gpu", 8))
-    arguments = trl_config(config, tmp_path, 4, 1, cpu)
+    arguments = trl_config(config, tmp_path, 4, 2, cpu)
     assert arguments.n_gpu == 1
-    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 8
+    assert arguments.train_batch_size * arguments.gradient_accumulation_steps == 2  # micro-batches
 
 
 @pytest.mark.slow
