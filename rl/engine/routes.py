@@ -42,13 +42,13 @@ class StepRecorder:
 
     def __init__(self, runner: "GPUModelRunner") -> None:
         from vllm.model_executor.layers.fused_moe import routed_experts_capturer as of_vllm
-        from vllm.model_executor.layers.fused_moe.layer import MoERunner
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-        config = runner.vllm_config
+        config, model = runner.vllm_config, runner.get_model()
         self._capturer = of_vllm.RoutedExpertsCapturer(config.scheduler_config.max_num_batched_tokens, config)
-        of_vllm.bind_routed_experts_capturer(runner.model, self._capturer)
+        of_vllm.bind_routed_experts_capturer(model, self._capturer)
         # vLLM numbers all layers, and other layers have no experts.
-        self._layers = sorted(module.layer_id for module in runner.model.modules() if isinstance(module, MoERunner))
+        self._layers = sorted(module.layer_id for module in model.modules() if isinstance(module, MoERunner))
         self._parts: list[Part] = []
 
     def after_step(self, runner: "GPUModelRunner", scheduled: "SchedulerOutput") -> None:
