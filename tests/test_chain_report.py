@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -68,8 +69,8 @@ def test_lines_go_on_only_where_the_policy_did(folder: ChainFolder) -> None:
     folder.begin(aside)
     figure = reward_figure([stage_history(folder, stage) for stage in aside])
     assert figure is not None
-    dotted = [line.get_xdata() for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert [[round(float(x), 3) for x in xs] for xs in dotted] == [[0.9, 1.1]] * 2  # of two environments
+    dotted = [np.asarray(line.get_xdata()) for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [xs.round(3).tolist() for xs in dotted] == [[0.9, 1.1]] * 2  # of two environments
 
 
 def test_the_command_writes_the_report_of_a_chain_too(

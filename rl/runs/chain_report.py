@@ -115,8 +115,8 @@ def reward_figure(stages: Sequence[StageHistory]) -> Figure | None:
                 continue
             if (end := _end_before(one, stages, ends)) is not None:  # what stages between them did to it
                 axes.plot([end[0], xs[0]], [end[1], values[0]], color=colour, linewidth=1, linestyle=":")
-            line = {"color": colour, "marker": marker, "label": "_" if ends else env_id}
-            axes.errorbar(xs, values, errors, markersize=4, capsize=2, linewidth=1.6, **line)
+            label = "_" if ends else env_id
+            axes.errorbar(xs, values, errors, color=colour, marker=marker, markersize=4, capsize=2, label=label)
             ends[one.stage.name] = (xs[-1], values[-1])
     for edge in range(1, len(played)):
         axes.axvline(edge, color="#cbd5e0", linewidth=0.8)
