@@ -191,7 +191,7 @@ def test_the_tiny_chain_runs_through_all_stages_to_its_report(tmp_path: Path) ->
         "ray.address": "local",
     }
     everywhere = [f"stages.{name}.set.{key}={value}" for name in chain("nano") for key, value in sizes.items()]
-    judge = "stages.genrm.set.sft={num_steps: 60, num_conversations: 600}"
+    judge = "stages.genrm.set.sft={num_steps: 20, num_conversations: 160}"
     policy = "stages.sft.set.sft={num_steps: 2, num_conversations: 64}"
     yaml = FOLDER / "nano_chain_tiny.yaml"
     command("rl", "chain", yaml, f"run_dir={tmp_path / 'chain'}", judge, policy, *everywhere)
