@@ -1,5 +1,6 @@
 """A checkpoint of an adapter names its base and goes on bit by bit; exports and evaluations merge it."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def test_peft_loads_the_saved_adapter(policy: Path, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(policy).eval()
     adapter = tmp_path / "checkpoints" / "step_000001" / "learner" / "adapter"
     assert base_for_environments(adapter) == policy
+    targets = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets) and len(targets) > 5  # not in the order of a process's hashes
     assert torch.allclose(logits(PeftModel.from_pretrained(base, adapter)), logits(learner.model), atol=1e-6)
 
 

@@ -93,6 +93,7 @@ def save_adapter(
     adapted = list(adapted_weights(model))
     layers = sorted(name.removesuffix(".weight") for name, layer in adapted if not is_adapted_experts(layer))
     saved = _lora(config, layers, _stacked_experts(model) if config.experts else [])
+    saved.target_modules = layers  # peft holds a set, whose order would be that of this process's hashes
     saved.base_model_name_or_path = str(base)
     saved.save_pretrained(str(folder))
     write_base(folder, base, precision.model_dump(mode="json"))
