@@ -22,6 +22,7 @@ from rl.config.learner import LearnerConfig
 from rl.config.policy import PolicyConfig
 from rl.config.preferences import DpoConfig, RewardModelConfig
 from rl.config.rollout import RolloutConfig
+from rl.config.rules import RULES
 from rl.config.section import Aside, NonNegative, Positive, Section
 from rl.config.supervised import SftConfig
 from rl.config.teachers import TeacherConfig
@@ -139,26 +140,9 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _built_policies_are_taught(self) -> "ExperimentConfig":
-        if self.policy.build is not None and self.sft is None:
-            raise ValueError("policy.build makes a random policy: add an sft section, or set policy.path")
-        return self
-
-    @model_validator(mode="after")
-    def _replayed_routes_exist(self) -> "ExperimentConfig":
-        built = self.policy.build
-        if not self.learner.routing_replay or built is None:
-            return self
-        if "E" not in built.pattern:
-            raise ValueError(
-                f"learner.routing_replay is for mixtures of experts, but policy.build.pattern ({built.pattern}) has no"
-                " layer E: remove it, or add one"
-            )
-        if built.num_experts_per_token == 1:
-            raise ValueError(
-                "learner.routing_replay needs at least two experts a token, but policy.build.num_experts_per_token is"
-                " 1: raise it, or remove the key"
-            )
+    def _sections_fit_together(self) -> "ExperimentConfig":
+        for rule in RULES:
+            rule(self)
         return self
 
     @property
@@ -178,146 +162,3 @@ class ExperimentConfig(Section):
     @property
     def num_judges(self) -> int:
         return 0 if self.judge is None else 1
-
-    @model_validator(mode="after")
-    def _teachers_are_known_and_used(self) -> "ExperimentConfig":
-        asked = {algorithm.teacher_name for algorithm in self.algorithms if algorithm.teacher_name}
-        if unknown := sorted(asked - self.teachers.keys()):
-            known = ", ".join(self.teachers) or "none"
-            raise ValueError(f"loss.teacher names {unknown[0]!r}, but `teachers` has {known}: add it there")
-        if unused := sorted(self.teachers.keys() - asked):
-            raise ValueError(
-                f"teachers.{unused[0]} is used by no environment: set environments.ID.loss to {{algorithm: mopd,"
-                f" teacher: {unused[0]}}}, or remove it"
-            )
-        if self.teachers and self.rollout.temperature != 1.0:
-            raise ValueError(
-                f"teachers give logprobs at temperature 1, but rollout.temperature is {self.rollout.temperature:g}:"
-                " set it to 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_changes_rewards_that_are_not_read(self) -> "ExperimentConfig":
-        if self.teachers and self.train.max_sampling_rounds > 1:
-            raise ValueError(
-                "train.max_sampling_rounds leaves out groups whose rewards are equal, but distillation reads no"
-                " rewards: remove it"
-            )
-        for env_id, environment in self.environments.items():
-            if environment.shaping and self.algorithm_of(env_id).teacher_name:
-                raise ValueError(
-                    f"environments.{env_id}.shaping changes rewards, which distillation from a teacher does not read:"
-                    " remove it"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_are_merged_exactly(self) -> "ExperimentConfig":
-        adapter = self.learner.adapter
-        if adapter is not None and adapter.publish == "merged" and self.precision.is_quantised:
-            raise ValueError(
-                f"learner.adapter.publish: merged does not go with precision {self.precision.name}: merged weights"
-                " would be quantised anew at each step; choose publish: adapter"
-            )
-        for name, stage in (("sft", self.sft), ("dpo", self.dpo)):
-            if stage is not None and stage.adapter is not None and self.precision.is_quantised:
-                raise ValueError(
-                    f"{name}.adapter does not go with precision {self.precision.name}: the stage's merged weights would"
-                    f" be quantised anew for reinforcement learning; remove {name}.adapter, or choose bf16"
-                )
-        if self.reward_model is not None and self.precision.is_quantised:
-            raise ValueError(
-                f"reward_model does not go with precision {self.precision.name}: no engine serves reward models;"
-                " choose bf16 or float32"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _policies_that_are_left_out_are_copies(self) -> "ExperimentConfig":
-        if self.train.save_policy_every is not None and (
-            self.learner.num_ranks == 1 or self.learner.adapter is not None
-        ):
-            why = "learner.num_ranks is 1" if self.learner.num_ranks == 1 else "learner.adapter is set"
-            raise ValueError(
-                f"train.save_policy_every leaves out a copy of what several ranks save in slices, but {why}: then"
-                " the policy's folder is the only place of the weights, and each checkpoint has it; remove it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _engines_that_sleep_are_idle(self) -> "ExperimentConfig":
-        if self.rollout.sleep and self.train.max_staleness:
-            raise ValueError(
-                f"rollout.sleep needs engines that play nothing during an update, but train.max_staleness is"
-                f" {self.train.max_staleness}: set it to 0, or share the card by rollout.gpu_memory_share"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _cluster_holds_the_run(self) -> "ExperimentConfig":
-        needed, _ = self.reserved
-        if self.ray.local_cpus is not None and self.ray.local_cpus < needed:
-            raise ValueError(
-                f"ray.local_cpus ({self.ray.local_cpus}) is less than the sum of the ranks' learner.cpus and the"
-                f" workers' cpus_per_worker ({needed:g})"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pairs_can_share(self) -> "ExperimentConfig":
-        learner, rollout = self.learner, self.rollout
-        if self.ray.placement != "colocated":
-            return self
-        if self.teachers or self.judge:
-            beside = "the engines of `teachers`" if self.teachers else "the judge"
-            raise ValueError(f"ray.placement: colocated has no places for {beside}: choose separate")
-        if learner.num_ranks != rollout.num_workers:
-            raise ValueError(
-                f"ray.placement: colocated puts one rank and one engine together, but learner.num_ranks is"
-                f" {learner.num_ranks} and rollout.num_workers {rollout.num_workers}: make them equal, or choose"
-                " separate"
-            )
-        gpus = (learner.gpus, rollout.gpus_per_worker)
-        if any(gpus) and (not all(gpus) or sum(gpus) > 1):
-            raise ValueError(
-                f"ray.placement: colocated lets a rank and an engine share a card, but learner.gpus is {gpus[0]:g} and"
-                f" rollout.gpus_per_worker {gpus[1]:g}: give each a part of it, together at most 1, or choose separate"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _budgets_fit(self) -> "ExperimentConfig":
-        for env_id, environment in self.environments.items():
-            widened = environment.budget_curriculum
-            budgets = [widened.at(budget, 0) if widened else budget for budget in environment.budget]
-            most = max((budget for budget in budgets if isinstance(budget, int)), default=0)
-            if widened and not most:
-                raise ValueError(
-                    f"environments.{env_id}.budget_curriculum needs a budget that is a number of tokens: add one to"
-                    " budget, or remove it"
-                )
-            needed = most + self.budget.grace_tokens + self.budget.answer_tokens
-            if most and needed > self.rollout.max_reply_tokens:
-                widest = " (the widest of budget_curriculum)" if widened else ""
-                raise ValueError(
-                    f"environments.{env_id}.budget: {most} tokens of reasoning{widest},"
-                    f" {self.budget.grace_tokens} of grace and {self.budget.answer_tokens} for the answer"
-                    " (section budget) do not fit"
-                    f" rollout.max_reply_tokens ({self.rollout.max_reply_tokens})"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "ExperimentConfig":
-        if self.rollout.max_reply_tokens >= self.policy.max_tokens:
-            raise ValueError(
-                f"rollout.max_reply_tokens ({self.rollout.max_reply_tokens}) must be smaller than policy.max_tokens"
-                f" ({self.policy.max_tokens}), which also counts the prompt"
-            )
-        if self.learner.tokens_per_micro_batch < self.policy.max_tokens:
-            raise ValueError(
-                f"learner.tokens_per_micro_batch ({self.learner.tokens_per_micro_batch}) must hold one sequence of"
-                f" policy.max_tokens ({self.policy.max_tokens})"
-            )
-        return self
