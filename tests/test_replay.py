@@ -20,7 +20,8 @@ from rl.tokens import Tokens
 from tests.test_benchmarks import run_short
 from tests.test_train import START_TIMEOUT_S, run, state_of, steps, without_time
 
-pytestmark = pytest.mark.slow
+# The first test also waits for the fixture's six starts of a run.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
