@@ -53,13 +53,13 @@ def test_the_page_has_each_stage_its_rewards_and_links(folder: ChainFolder) -> N
     assert cells["again"][:5] == ["again", "rl train", "preferred", "begun", "25"]
     assert cells["again"][5] == "400" and int(cells["again"][6].replace(",", "")) > 1000  # 25 steps of 2 groups of 8
     assert cells["last"] == ["last", "rl train", "again", "not begun", "-", "-", "-", "0"]
-    assert cells[ARITHMETIC] == [ARITHMETIC, *["0.200 ± 0.030", "0.800 ± 0.030"] * 2]
+    assert cells[ARITHMETIC] == [ARITHMETIC, "again", "0.200 ± 0.030", "0.800 ± 0.030"]  # the last of its rows
     assert cells.keys() >= {ARITHMETIC, STORE}
-    assert "<th>practised before</th><th>practised after</th><th>again before</th>" in page
+    assert page.count(f"<tr><td>{ARITHMETIC}</td>") == 2 and f"<td>{ARITHMETIC}</td><td>practised</td>" in page
     assert '<a href="taught/report.html">taught</a>' in page and '"last/report.html"' not in page
     assert (folder.path / "taught" / "report.html").is_file()
     assert (folder.path / "figures" / "heldout_reward.png").stat().st_size > 10_000
-    assert "practised after" in printed.getvalue() and "0.800 ± 0.030" in printed.getvalue()
+    assert "practised" in printed.getvalue() and "0.800 ± 0.030" in printed.getvalue()
 
 
 def test_lines_go_on_only_where_the_policy_did(folder: ChainFolder) -> None:
@@ -69,7 +69,8 @@ def test_lines_go_on_only_where_the_policy_did(folder: ChainFolder) -> None:
     folder.begin(aside)
     figure = reward_figure([stage_history(folder, stage) for stage in aside])
     assert figure is not None
-    dotted = [np.asarray(line.get_xdata()) for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    lines = [line for axes in figure.axes for line in axes.lines if line.get_linestyle() == ":"]
+    dotted = [np.asarray(line.get_xdata()) for line in lines]
     assert [xs.round(3).tolist() for xs in dotted] == [[0.9, 1.1]] * 2  # of two environments
 
 

@@ -1,5 +1,6 @@
 """What did the stages of a chain do, and what did each change? One page over all of them, and the same as tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,8 +19,9 @@ from rl.runs.history import History, NoRunError, points, read_history
 from rl.runs.html import image, page, section, table
 from rl.runs.report import amounts, write_report
 
-TITLE = "Held-out reward by environment across the stages; bars are standard errors"
+TITLE = "Held-out reward by environment across the stages; bars are standard errors, dots go on to the next evaluation"
 HEAD = ("stage", "command", "starts from", "state", "steps", "rollouts", "tokens", "seconds")
+REWARD_HEAD = ("environment", "stage", "before", "after")
 NOTE = (
     "tokens: sampled ones of rl train, trained ones of others; seconds: all attempts of the stage, with starts,"
     " evaluations and the export"
@@ -58,9 +60,9 @@ def write_chain_report(path: Path, console: Console | None = None) -> Path:
     if not folder.holds_chain:
         raise NoRunError(f"{path} holds no chain (no chain.json); give the run_dir of a chain")
     stages = [stage_history(folder, stage) for stage in folder.stages()]
-    rows, (names, scores) = stage_rows(stages), reward_rows(stages)
+    rows, rewards = stage_rows(stages), reward_rows(stages)
     body = [section("Stages", table(HEAD, rows) + f"<p>{escape(NOTE)}</p>" + _links(stages))]
-    body.append(section("Held-out tasks, before and after", table(["environment", *names], scores) if scores else ""))
+    body.append(section("Held-out tasks, before and after", table(REWARD_HEAD, rewards) if rewards else ""))
     if (figure := reward_figure(stages)) is not None:
         drawn = png(figure)
         file = path / "figures" / "heldout_reward.png"
@@ -71,7 +73,8 @@ def write_chain_report(path: Path, console: Console | None = None) -> Path:
     write_atomically(folder.report_file, page(path.resolve().name, "\n".join(body)))
     console = console or Console()
     print_rows(console, "stages", HEAD[0], HEAD[1:], rows)
-    print_rows(console, "held-out tasks (never trained): reward ± standard error", "environment", names, scores)
+    title = "held-out tasks (never trained): reward ± standard error"
+    print_rows(console, title, REWARD_HEAD[0], REWARD_HEAD[1:], rewards)
     return folder.report_file
 
 
@@ -83,48 +86,45 @@ def stage_rows(stages: Sequence[StageHistory]) -> list[list[str]]:
     ]
 
 
-def reward_rows(stages: Sequence[StageHistory]) -> tuple[list[str], list[list[str]]]:
-    """Names of the evaluations, and for each environment its reward in each of them."""
-    measured = [
-        (f"{one.stage.name} {label}", one.history, label)
-        for one in stages
-        for label in ("before", "after")
-        if one.history is not None and one.history.evaluation(label)
-    ]
+def reward_rows(stages: Sequence[StageHistory]) -> list[list[str]]:
+    """A row for each environment and stage that measured it: the reward before and after."""
     rows = []
     for env_id in _env_ids(stages):
-        scores = [score(history, label, env_id) for _, history, label in measured]
-        if any(scores):
-            rows.append([env_id, *(number_text(one) for one in scores)])
-    return [name for name, _, _ in measured], rows
+        for one in stages:
+            scores = [score(one.history, label, env_id) if one.history else None for label in ("before", "after")]
+            if any(scores):
+                rows.append([env_id, one.stage.name, *map(number_text, scores)])
+    return rows
 
 
 def reward_figure(stages: Sequence[StageHistory]) -> Figure | None:
-    """A line for each environment through all evaluations; each stage has a column of the figure."""
-    played = [one for one in stages if one.history is not None and one.history.evaluations]
+    """A panel for each environment, whose rewards differ in scale, with a column for each stage that evaluated."""
+    played, env_ids = [one for one in stages if one.history is not None and one.history.evaluations], _env_ids(stages)
     if not played:
         return None
-    figure, (axes,) = new_figure(1, 1)
-    figure.set_figheight(4.2)
-    for number, env_id in enumerate(_env_ids(stages)):
-        colour, marker = COLOURS[number % len(COLOURS)], "os^Dv"[number // len(COLOURS) % 5]
+    num_columns = min(3, len(env_ids))
+    figure, panels = new_figure(math.ceil(len(env_ids) / num_columns), num_columns)
+    for number, (axes, env_id) in enumerate(zip(panels, env_ids, strict=False)):
         ends: dict[str, tuple[float, float]] = {}
+        colour = COLOURS[number % len(COLOURS)]
         for place, one in enumerate(played):
             xs, values, errors = _points(one, place, env_id)
             if not xs:
                 continue
             if (end := _end_before(one, stages, ends)) is not None:  # what stages between them did to it
                 axes.plot([end[0], xs[0]], [end[1], values[0]], color=colour, linewidth=1, linestyle=":")
-            label = "_" if ends else env_id
-            axes.errorbar(xs, values, errors, color=colour, marker=marker, markersize=4, capsize=2, label=label)
+            axes.errorbar(xs, values, errors, color=colour, marker="o", markersize=4, capsize=2)
             ends[one.stage.name] = (xs[-1], values[-1])
-    for edge in range(1, len(played)):
-        axes.axvline(edge, color="#cbd5e0", linewidth=0.8)
-    axes.set_xlim(0, len(played))
-    axes.set_xticks([place + 0.5 for place in range(len(played))], [one.stage.name for one in played])
-    style(axes, "held-out reward")
-    axes.tick_params(axis="x", length=0)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        for edge in range(1, len(played)):
+            axes.axvline(edge, color="#cbd5e0", linewidth=0.8)
+        axes.set_xlim(0, len(played))
+        names = [one.stage.name for one in played]
+        axes.set_xticks([place + 0.5 for place in range(len(played))], names, rotation=20)
+        axes.set_title(env_id, fontsize=9, loc="left")
+        style(axes, "held-out reward" if number % num_columns == 0 else "")
+        axes.tick_params(axis="x", length=0)
+    for unused in panels[len(env_ids) :]:
+        unused.remove()
     return figure
 
 
