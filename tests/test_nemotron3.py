@@ -20,6 +20,7 @@ from rl.config.chain_stage import Stage
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import load_config
+from rl.config.source import read_with_base
 from rl.config.stages import load_stage
 from rl.plan.nodes import Nodes
 from rl.plan.show import show_plan
@@ -182,26 +183,28 @@ def test_a_chain_tells_all_that_is_missing_before_it_begins(model: str, monkeypa
 
 
 @pytest.mark.slow
-def test_the_tiny_chain_runs_through_all_stages_to_its_report(tmp_path: Path) -> None:
-    sizes = {
-        "train": "{num_steps: 1, num_prompts: 2, group_size: 2}",
-        "evaluation": "{num_tasks: 1, every: 0}",
-        "rollout": "{max_reply_tokens: 32}",
-        "learner": "{num_ranks: 1, expert_parallel: 1}",
-        "ray.address": "local",
-    }
-    everywhere = [f"stages.{name}.set.{key}={value}" for name in chain("nano") for key, value in sizes.items()]
-    judge = "stages.genrm.set.sft={num_steps: 20, num_conversations: 160}"
-    policy = "stages.sft.set.sft={num_steps: 2, num_conversations: 64}"
-    yaml = FOLDER / "nano_chain_tiny.yaml"
-    command("rl", "chain", yaml, f"run_dir={tmp_path / 'chain'}", judge, policy, *everywhere)
+def test_the_tiny_chain_goes_through_sft_and_rlhf_with_a_judge_to_its_report(tmp_path: Path) -> None:
+    """Its stages without RLVR, which takes most of the time, and with a judge that is only taught."""
+    tree = read_with_base(FOLDER / "nano_chain_tiny.yaml").tree
+    stages = {name: tree["stages"][name] for name in ("sft", "genrm", "rlhf")}
+    stages["genrm"]["command"], stages["rlhf"]["from"] = "sft train", "sft"
+    stages["sft"]["set"]["sft"] |= {"num_steps": 2, "num_conversations": 64}
+    stages["genrm"]["set"]["sft"] |= {"num_steps": 20, "num_conversations": 160}
+    few = {"train": {"num_steps": 1, "num_prompts": 2, "group_size": 2}, "evaluation": {"num_tasks": 1, "every": 0}}
+    one = {"learner": {"num_ranks": 1, "expert_parallel": 1}, "rollout": {"max_reply_tokens": 32}}
+    for stage in stages.values():
+        stage["set"] |= {name: {**stage["set"].get(name, {}), **keys} for name, keys in (few | one).items()}
+    chain = {"run_dir": str(tmp_path / "chain"), "yaml": str(FOLDER / "nano_tiny.yaml"), "stages": stages}
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(chain | {"set": {"ray.address": "local"}}))
+    command("rl", "chain", path)
     folder = ChainFolder(tmp_path / "chain")
-    assert all(folder.finished_file(name).is_file() for name in chain("nano"))
+    assert all(folder.finished_file(name).is_file() for name in stages)
     page = folder.report_file.read_text()
-    assert all(f'href="{name}/report.html"' in page for name in chain("nano"))
-    assert (tmp_path / "chain" / "rlvr_again" / "exported" / "config.json").is_file()
-    saved = json.loads((tmp_path / "chain" / "rlvr" / "exported" / "config.json").read_text())
-    assert saved["model_type"] == "nemotron_h"
+    assert all(f'href="{name}/report.html"' in page for name in stages) and "chat/Compared-v0" in page
+    (step,) = lines_of(tmp_path / "chain" / "rlhf", "train")
+    assert step["masked_rows"] == 0 and step["outcome/ok"] + step["outcome/truncated"] == 4
+    assert (tmp_path / "chain" / "rlhf" / "exported" / "config.json").is_file()
 
 
 @pytest.mark.slow

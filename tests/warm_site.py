@@ -7,10 +7,11 @@ import sys
 
 
 def _command(argv: list[str]) -> list[str] | None:
-    """The script and its arguments if this is a process of Ray, or a supervised stage that a run starts."""
+    """The script and its arguments if this is a process of Ray, or a stage that a run or a chain starts."""
     rest = [one for one in argv[1:] if one != "-u"]
     is_ray = bool(rest) and "/ray/" in rest[0] and rest[0].endswith(".py")
-    return rest if is_ray or rest[:2] == ["-m", "sft"] else None
+    is_stage = rest[:2] == ["-m", "sft"] or rest[:3] in (["-m", "rl", "train"], ["-m", "rl", "export"])
+    return rest if is_ray or is_stage else None
 
 
 def _hand_over(address: str, command: list[str]) -> None:
