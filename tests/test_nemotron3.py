@@ -184,7 +184,7 @@ def test_a_chain_tells_all_that_is_missing_before_it_begins(model: str, monkeypa
 
 @pytest.mark.slow
 def test_the_tiny_chain_goes_through_sft_and_rlhf_with_a_judge_to_its_report(tmp_path: Path) -> None:
-    """Without RLVR, which takes most of the time, with a judge that is only taught, and in float32, which is quicker."""
+    """Without RLVR, which takes most of the time, with a judge that is only taught, in float32, which is quicker."""
     tree = read_with_base(FOLDER / "nano_chain_tiny.yaml").tree
     stages = {name: tree["stages"][name] for name in ("sft", "genrm", "rlhf")}
     stages["genrm"]["command"], stages["rlhf"]["from"] = "sft train", "sft"

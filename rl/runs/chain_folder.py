@@ -81,7 +81,11 @@ def _read(file: Path) -> JsonObject:
     try:
         found = json.loads(file.read_bytes())
     except ValueError as error:
-        raise DamagedError(f"{file} is damaged: {error}; delete it, and the stage begins again") from None
+        raise DamagedError(
+            f"{file} is damaged: {error}; delete it (of a stage.json only the seconds are lost)"
+        ) from None
     if not isinstance(found, Mapping):
-        raise DamagedError(f"{file} is damaged: it holds no object; delete it, and the stage begins again")
+        raise DamagedError(
+            f"{file} is damaged: it holds no object; delete it (of a stage.json only the seconds are lost)"
+        )
     return dict(found)
