@@ -22,6 +22,7 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.matched_forward import reply
 from benchmarks.report import write_report
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.experiment import ExperimentConfig
@@ -113,12 +114,8 @@ async def sample(engine: Engine, vocab_size: int, size: Size) -> list[Sample]:
 
 async def row(lane: Lane, seed: int, vocab_size: int, size: Size) -> Tokens:
     prompt: Sequence[int] = [random.Random(seed).randrange(vocab_size) for _ in range(PROMPT_TOKENS)]
-    try:
-        await lane.seated()
-        reply = await lane.sample(prompt, SamplingParams(size.num_reply_tokens, 1.0, 1.0, seed, ()))
-    finally:
-        lane.close()
-    return Tokens.joined([Tokens.unsampled(prompt, reply.prompt_columns), reply.tokens])
+    sampled = await reply(lane, prompt, SamplingParams(size.num_reply_tokens, 1.0, 1.0, seed, ()))
+    return Tokens.joined([Tokens.unsampled(prompt, sampled.prompt_columns), sampled.tokens])
 
 
 if __name__ == "__main__":

@@ -38,17 +38,13 @@ class PairRow:
 
     chosen: Row
     rejected: Row
-    heldout_key: tuple[int, ...]
-    """Of the tools and the messages before the first reply: all pairs that begin so are held out together, or none."""
+    heldout_keys: tuple[tuple[int, ...]]
+    """The ids of the tools and of the messages before the first reply: all pairs that begin so are held out together,
+    or none."""
 
     def __len__(self) -> int:
         """Tokens of a forward pass over both, padding included."""
         return 2 * max(len(self.chosen), len(self.rejected))
-
-    @property
-    def heldout_keys(self) -> tuple[tuple[int, ...]]:
-        """Pairs that have it in common are held out together, or not at all."""
-        return (self.heldout_key,)
 
     @property
     def part(self) -> int:
@@ -116,7 +112,7 @@ def token_pairs(pairs: Iterable[Pair], chat: Chat, config: ExperimentConfig) -> 
     skipped = {longer: 0, equal: 0}
     for pair in pairs:
         chosen, rejected = (token_row(one, chat, config) for one in (pair.chosen, pair.rejected))
-        row = PairRow(chosen, rejected, _heldout_key(pair.chosen))
+        row = PairRow(chosen, rejected, (_heldout_key(pair.chosen),))
         if max(len(row.chosen), len(row.rejected)) > config.policy.max_tokens:
             skipped[longer] += 1
         elif row.chosen == row.rejected:  # such as two that differ in reasoning, which the format does not write

@@ -197,14 +197,14 @@ def test_all_pairs_of_a_prompt_are_held_out_together(tmp_path: Path, chat: Chat)
     pairs, _ = token_pairs(read(tmp_path, *rows), chat, CONFIG)
     trained, heldout = split_rows(pairs, 0.2, 0, "dpo", "prompts")
     assert (len(trained), len(heldout)) == (32, 8)
-    assert not {row.heldout_key for row in trained} & {row.heldout_key for row in heldout}
+    assert not {row.heldout_keys for row in trained} & {row.heldout_keys for row in heldout}
     ask = {"role": "user", "content": "0 + 1?"}
     alike = [
         {"prompt": "0 + 1?", "chosen": [said("1", reasoning="r")], "rejected": "a"},
         {"chosen": [ask, said("1"), ASK, said("4")], "rejected": [ask, said("1"), ASK, said("5")]},
     ]
     others = [{**rows[0], "tools": [TOOL]}, {"prompt": "0 + 1? ", "chosen": "1", "rejected": "a"}]
-    found = [row.heldout_key for row in token_pairs(read(tmp_path, rows[0], *alike, *others), chat, CONFIG)[0]]
+    found = [row.heldout_keys for row in token_pairs(read(tmp_path, rows[0], *alike, *others), chat, CONFIG)[0]]
     assert found[0] == found[1] == found[2] and len(set(found)) == 3
     with pytest.raises(SftDataError, match=r"dpo\.heldout_share \(0.1\) of 1 distinct prompts leaves none"):
         split_rows(pairs[:2], 0.1, 0, "dpo", "prompts")

@@ -81,8 +81,10 @@ class RouteReplay:
     def off(self) -> Iterator[None]:
         """Routers choose for themselves: for another policy than that of the rollouts."""
         routes, self._routes_NLk = self._routes_NLk, None
-        yield
-        self._routes_NLk = routes
+        try:
+            yield
+        finally:
+            self._routes_NLk = routes
 
     def measures(self, measured_weight: float, ranks: Ranks) -> dict[str, float]:
         """Of the passes since the last `forget`, on all ranks; `measured_weight` is what a token counts as that passed
