@@ -138,16 +138,20 @@ def chain(
 
     Exit code: that of the first stage that fails.
     """
-    from rl.chain.run import run_chain
+    from rl.chain.run import check_chain, run_chain
 
     if resume and resume_if_any:
         raise typer.BadParameter("--resume needs a chain and --resume-if-any does not; give one of them")
+    if dry_run:
+        check_chain(yaml, overrides or [])
+        typer.echo(f"{yaml}: nothing is wrong with its stages")
+        return
     try:
-        report = run_chain(yaml, overrides or [], resume=None if resume_if_any else resume, dry_run=dry_run)
+        report = run_chain(yaml, overrides or [], resume=None if resume_if_any else resume)
     except StopRequested as stop:
         typer.echo(f"stopped by {stop}; continue with --resume", err=True)
         raise typer.Exit(stop.exit_code) from None
-    typer.echo(f"{yaml}: nothing is wrong with its stages" if dry_run else f"report: {report}")
+    typer.echo(f"report: {report}")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from rl.checks import check
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.config.experiment import ExperimentConfig
-from rl.evaluate import serve_quantised, without
+from rl.evaluate import serve_quantised, with_values
 from rl.parts import Served, engines, started
 from rl.rollouts.collector import Collector
 from rl.rollouts.judge import announce
@@ -33,7 +33,7 @@ def train_on_saved(config: ExperimentConfig, saved: Path, *, resume: bool | None
     The learner starts from the supervised policy of that run, if the experiment has a supervised stage. Raises
     `ConfigError` before anything starts, and as `rl.train.train` does; a learner that dies ends the run.
     """
-    run, alone = RunFolder(saved), without(config, "rollout", num_workers=0).model_copy(update={"judge": None})
+    run, alone = RunFolder(saved), with_values(config, "rollout", num_workers=0).model_copy(update={"judge": None})
     check_saved_groups(run, config)
     announce(config)  # environments are opened, and the judge that they ask is not served
     check(alone)
@@ -50,7 +50,7 @@ def play_only(config: ExperimentConfig) -> Path:
     Returns the report's path. Raises `ConfigError` before anything starts, and as `rl.train.train` does.
     """
     num_ranks = 1 if config.precision.is_quantised else 0  # only a learner knows the quantised values
-    alone = without(config, "learner", num_ranks=num_ranks, adapter=None)  # a new adapter changes nothing
+    alone = with_values(config, "learner", num_ranks=num_ranks, adapter=None)  # a new adapter changes nothing
     alone = alone.model_copy(update={"teachers": {}})
     check(alone)
     with RunFolder.open(config) as folder, handled_signals(), engines(config, folder, alone) as served:

@@ -41,7 +41,8 @@ def check(config: ExperimentConfig) -> None:
         print_choices(config, config.policy.path)
 
 
-def _check_checkpoint(config: ExperimentConfig) -> None:
+def check_checkpoint(config: ExperimentConfig) -> None:
+    """Check the files of the policy and of its teachers. Raises `ConfigError`."""
     if config.policy.path is not None:
         check_policy(config.policy.path, config)
     check_teachers(config.policy.path, config)
@@ -63,7 +64,8 @@ def _check_stages(config: ExperimentConfig) -> None:
         raise ConfigError(problems)
 
 
-def _check_judge(config: ExperimentConfig) -> None:
+def check_judge(config: ExperimentConfig) -> None:
+    """Check that the judge is there, and has room for what it is asked. Raises `ConfigError`."""
     if config.judge is None:
         return
     announce(config)
@@ -100,8 +102,10 @@ def _judged_prompts(config: ExperimentConfig, chat: Chat) -> Iterator[tuple[str,
     deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
     for env_id, environment in config.environments.items():
         with Session.installed(env_id, deadlines) as session:
-            if "url" in session.env.OPTIONS and not environment.options.get("url"):
-                opening, _ = session.reset(0, {**environment.options, "split": "train"})
+            for options in environment.every_options if "url" in session.env.OPTIONS else ():
+                if options.get("url"):
+                    continue
+                opening, _ = session.reset(0, {**options, "split": "train"})
                 text = "\n".join(message.content for message in opening)
                 yield env_id, len(chat.begin([Message("user", text)], (), "off").prompt_ids)
 
@@ -117,8 +121,8 @@ CHECKS: Mapping[str, Callable[[ExperimentConfig], None]] = {
     "sandbox level": lambda config: require_level(config.rollout.sandbox_level),
     "environments": preflight,
     "sinks": check_sinks,
-    "checkpoint": _check_checkpoint,
-    "judge": _check_judge,
+    "checkpoint": check_checkpoint,
+    "judge": check_judge,
     "cluster": lambda config: check_cluster(config, store_bytes(config, config.policy.path)),
     "room for weights": _check_room,
 }

@@ -113,16 +113,21 @@ def without_curricula(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"environments": plain})
 
 
-def without(config: ExperimentConfig, section: str, **changes: object) -> ExperimentConfig:
-    """The configuration with other values in one section, which a YAML could not have; nothing shares a card."""
+def with_values(config: ExperimentConfig, section: str, **changes: object) -> ExperimentConfig:
+    """The configuration with other values in one section, which a YAML could not have, and `ray.placement: separate`:
+    nothing shares a card.
+    """
     changed = getattr(config, section).model_copy(update=changes)
     ray = config.ray.model_copy(update={"placement": "separate"})
     return config.model_copy(update={section: changed, "ray": ray})
 
 
 def without_learner(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment without places for a learner, if none has to quantise the policy."""
-    return config if config.precision.is_quantised else without(config, "learner", num_ranks=0)
+    """The experiment without what only training needs: the record of experts, and places for a learner if none has to
+    quantise the policy.
+    """
+    config = config.model_copy(update={"learner": config.learner.model_copy(update={"routing_replay": False})})
+    return config if config.precision.is_quantised else with_values(config, "learner", num_ranks=0)
 
 
 def play_with_engines(

@@ -5,10 +5,6 @@ learner it is as many processes: on this machine that process starts them (`sft.
 joined they run on any nodes with the resources of a rank.
 """
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +13,9 @@ from rl.cluster.address import cluster_address
 from rl.cluster.command import run_on_cluster
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
+from rl.process import run_process
 from rl.runs.folder import RunFolder
-from rl.stop import POLL_S, end_with_parent, raise_if_requested
+from rl.stop import raise_if_requested
 
 
 def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
@@ -30,7 +27,6 @@ def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
         command = ["sft", "train", str(folder.config_file.resolve())]
         address = cluster_address(config.ray.address)
         code = _run_here(command) if address is None else _run_on(address, command, config)
-        raise_if_requested()  # Ctrl-C also reaches the stage, which may end before this process checks for the signal
         if code == 2:
             raise ConfigError("the supervised stage cannot train these rows; see the error above")
         if code != 0:
@@ -39,23 +35,18 @@ def supervised_stage(config: ExperimentConfig, folder: RunFolder) -> Path:
 
 
 def _run_here(command: Sequence[str]) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", *command]
-    with subprocess.Popen(line, env=environment, preexec_fn=end_with_parent) as process:
-        try:
-            while process.poll() is None:
-                raise_if_requested()
-                time.sleep(POLL_S)
-        except BaseException:
-            process.terminate()
-            raise
-    return process.returncode
+    code, stop = run_process(command)
+    if stop is not None:
+        raise stop
+    return code
 
 
 def _run_on(address: str, command: Sequence[str], config: ExperimentConfig) -> int:
     """On nodes of the cluster, with what the learner reserves: the driver's node may have no GPU."""
     try:
-        return run_on_cluster(address, command, config, print)
+        code = run_on_cluster(address, command, config, print)
+        raise_if_requested()  # it may end before it is asked to
+        return code
     except ActorDied as error:
         raise StageError(f"a process of the supervised stage is lost ({error}); --resume goes on from there") from error
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from envs.exit_codes import run_command
 from rl.cluster.rank_variables import rank_variables
-from rl.config.chain import RowChoice
+from rl.config.mixture import RowChoice
 from rl.config.stages import checked_pair_stage, checked_stage
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries

@@ -79,6 +79,10 @@ def prepare(folder: Path, rows: Iterable[Row], config: ExperimentConfig, section
     whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     if whole and before[:1] == now[:1]:
         newest = max(whole, key=_step)
+        if len(before) != len(now):
+            raise SftDataError(
+                f"{folder} holds a stage that another version of polygym stopped: delete it to begin again"
+            )
         if before != now:
             names = " or ".join(source.name for source in getattr(config, section).sources)
             changed = (

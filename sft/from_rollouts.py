@@ -16,7 +16,7 @@ from envs.messages import Message
 from envs.registry import make
 from envs.rollout_file import message_from, message_object, read_rollouts
 from rl.chat.format import with_budget
-from rl.config.chain import RowChoice
+from rl.config.mixture import RowChoice
 from rl.data_types import EFFORTS, Effort, first_reply
 from sft.messages import BadRow, split_thinking
 from sft.rows import SftDataError, to_last_reply
@@ -127,7 +127,7 @@ def chosen_rows(
 
 
 def left_out(tasks: Sequence[PlayedTask], reward_min: float | None) -> Mapping[str, int]:
-    """How many rollouts are in no row, by the reason; without `reward_min`, in no pair."""
+    """How many rollouts of training tasks are left out, by the rule; without `reward_min`, by those of pairs."""
     counts = {"with think tags in wrong places": sum(task.num_unreadable for task in tasks)}
     if reward_min is not None:
         played = [one for task in tasks for one in task.rollouts]

@@ -93,11 +93,12 @@ def best_fit(lengths: Sequence[int], most: int) -> MicroBatches:
 def even_fit(lengths: Sequence[int], num: int, most: int) -> MicroBatches:
     """`num` micro-batches, the largest first, of at most `most` tokens, for which best fit needs no more than `num`.
 
-    Their size is the smallest at which it does not need more (MULTIFIT, Coffman, Garey and Johnson 1978,
-    https://doi.org/10.1137/0207001): ranks then wait little for each other, and the largest needs little memory.
+    Their size is about the smallest at which it does not need more, to a hundredth of `most` (MULTIFIT, Coffman, Garey
+    and Johnson 1978, https://doi.org/10.1137/0207001): ranks then wait little for each other, and the largest needs
+    little memory.
     """
     low, high = max(*lengths, -(-sum(lengths) // num)), most
-    while low < high:
+    while high - low > most // 100:
         middle = (low + high) // 2
         if len(best_fit(lengths, middle)) <= num:
             high = middle

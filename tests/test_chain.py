@@ -1,6 +1,7 @@
 """Stages run in order, a chain goes on where it stopped, and no process outlives it. Most tests run no real stage."""
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -9,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl.chain.run import run_chain, run_process
+from rl.chain.run import check_chain, run_chain
 from rl.config.errors import ConfigError
+from rl.process import run_process
 from rl.stop import StopRequested, handled_signals
 from tests.test_chain_config import EXPERIMENT
 from tests.test_rl_commands import run
@@ -151,8 +153,34 @@ def test_what_was_made_from_a_stage_that_is_to_run_again_is_not_kept(
         run_chain(yaml, resume=True)
 
 
+def test_what_was_begun_from_a_stage_that_is_to_run_again_does_not_go_on(
+    yaml: Path, processes: Processes, tmp_path: Path
+) -> None:
+    processes.ends["rl train"] = (1, None)
+    with pytest.raises(RuntimeError, match="stage second ended with exit code 1"):
+        run_chain(yaml)
+    shutil.rmtree(tmp_path / "chain" / "first")
+    with pytest.raises(ConfigError, match=r"second was begun from what stage first made(.|\n)*delete .*second too"):
+        run_chain(yaml, resume=True)
+    shutil.rmtree(tmp_path / "chain" / "second")
+    run_chain(yaml, resume=True)
+
+
+def test_a_stage_is_finished_with_the_configuration_that_its_yaml_had_when_it_began(
+    yaml: Path, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edited(words: Sequence[str]) -> tuple[int, StopRequested | None]:
+        (tmp_path / "experiment.yaml").write_text(EXPERIMENT.replace("num_steps: 5", "num_steps: 6"))
+        return processes(words)
+
+    monkeypatch.setattr("rl.chain.run.run_process", edited)
+    run_chain(yaml)
+    with pytest.raises(ConfigError, match=r"stage first is finished, with another (.|\n)*sft.num_steps: was 5, now 6"):
+        run_chain(yaml, resume=True)
+
+
 def test_a_dry_run_writes_nothing(yaml: Path, processes: Processes, tmp_path: Path) -> None:
-    run_chain(yaml, dry_run=True)
+    check_chain(yaml)
     assert processes.ran == [] and not (tmp_path / "chain").exists()
 
 
@@ -170,6 +198,13 @@ def test_a_fault_that_the_checks_find_leaves_nothing(
 
 def test_the_code_of_a_process_is_returned() -> None:
     assert run_process(["rl.no_such_module"]) == (1, None)
+
+
+def test_a_process_that_a_stop_ends_before_it_is_passed_on_was_stopped() -> None:
+    with handled_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        _, stopped = run_process(["rl.no_such_module"])
+    assert stopped is not None and stopped.exit_code == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

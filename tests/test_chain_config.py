@@ -118,6 +118,18 @@ def test_a_chain_may_be_based_on_another(tmp_path: Path) -> None:
     assert dict(stages["specialist"].values)["train.num_steps"] == 1
 
 
+def test_a_yaml_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "small").mkdir()
+    small = tmp_path / "small" / "chain.yaml"
+    small.write_text("base: ../chain.yaml\nstages: {specialist: {yaml: own.yaml}}\n")
+    stages = stages_of(small, "stages.student.yaml=given.yaml")
+    found = {name: stage.yaml and stage.yaml.resolve() for name, stage in stages.items()}
+    assert found["first"] == tmp_path / "experiment.yaml"
+    assert found["specialist"] == tmp_path / "small" / "own.yaml"
+    assert found["student"] == tmp_path / "small" / "given.yaml"
+
+
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
@@ -182,6 +194,19 @@ def test_a_chain_whose_first_stage_has_no_policy_tells_it_once(tmp_path: Path) -
 def test_a_teacher_that_no_stage_makes_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"stage student: .*\n.*teachers.one.path"):
         check_stages(load_chain(write(tmp_path, CHAIN.replace("${{stages.specialist}}", "nowhere")))[1])
+
+
+@pytest.mark.slow
+def test_rows_that_are_still_to_be_made_hide_no_other_fault(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    rows = 'stages.student.set.sft={num_steps: 5, data: "${stages.rows}"}'
+    check_stages(load_chain(path, [rows])[1])
+    _, stages = load_chain(path, [rows, "stages.student.set.environments.math/Arithmetic-v0.options.levl=1"])
+    with pytest.raises(ConfigError, match=r"because of student\nstage student: (.|\n)*levl"):
+        check_stages(stages)
+    missing = 'stages.student.set.sft={num_steps: 5, data: [{path: "${stages.rows}"}, {path: nowhere.jsonl}]}'
+    with pytest.raises(ConfigError, match=r"because of student\nstage student: (.|\n)*nowhere.jsonl"):
+        check_stages(load_chain(path, [missing])[1])
 
 
 @pytest.mark.slow

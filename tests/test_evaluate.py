@@ -9,6 +9,7 @@ from envs.scored import scored
 from rl.cluster.placement import layout
 from rl.evaluate import without_curricula, without_learner
 from rl.runs.evaluation import bootstrap_interval, clustered_error, evaluation_metrics, pass_at
+from rl.tasks.arms import arms_of
 from tests.makers import ARITHMETIC, make_config, make_group
 
 
@@ -98,6 +99,20 @@ def test_accuracy_is_also_told_by_what_differs_in_the_options_of_the_tasks() -> 
     assert found == {f"accuracy/{ARITHMETIC}/level_1": 0.75, f"accuracy/{ARITHMETIC}/level_2": 0.0}
     assert metrics[f"accuracy/{ARITHMETIC}"] == 0.5
     assert not any("level" in name for name in evaluation_metrics(groups[:1]))
+
+
+def test_sets_of_options_have_the_names_that_a_curriculum_gives_them() -> None:
+    sets = [{"level": 1, "size": 3}, {"level": 1, "size": 3, "hard": True}]
+    config = make_config(environments={ARITHMETIC: {"options": {"x": 1}, "curriculum": {"option_sets": sets}}})
+    names = [arm.name for arm in arms_of(ARITHMETIC, config.environments[ARITHMETIC])]
+    assert names == ["hard_default", "hard_True"]
+    groups = [
+        replace(group, task=replace(group.task, options=options))
+        for options in config.environments[ARITHMETIC].every_options
+        for group in [make_group([1.0])]
+    ]
+    found = [name for name in evaluation_metrics(groups) if name.startswith(f"accuracy/{ARITHMETIC}/")]
+    assert found == [f"accuracy/{ARITHMETIC}/{name}" for name in names]
 
 
 def test_an_evaluation_keeps_sets_of_options_and_drops_other_curricula() -> None:

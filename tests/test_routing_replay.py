@@ -202,6 +202,33 @@ def test_a_learner_replays_and_tells_how_often_its_router_differs(hybrid_path: P
     assert 0.1 < again.measures["route_mismatch"] < 1.0
 
 
+@pytest.mark.parametrize("adapter", [None, {"rank": 2}])
+def test_a_policy_that_is_still_its_reference_has_no_divergence_from_it(
+    hybrid_path: Path, adapter: dict[str, Any] | None
+) -> None:
+    keys = {"freeze_router": True, "expert_bias_rate": 0.0, "adapter": adapter, "routing_replay": True}
+    learner = Learner(hybrid_path, config_with(loss={"reference_kl": 0.1}, **keys))
+    samples = on_policy(load(hybrid_path), uneven_samples())
+    update = learner.update(chosen_by(biased(hybrid_path), samples))
+    assert update.measures["route_mismatch"] > 0.1
+    assert update.measures["reference_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert learner.update(chosen_by(biased(hybrid_path), samples)).measures["reference_kl"] > 1e-7
+
+
+def test_rows_that_are_measured_stand_for_those_that_are_left_out(hybrid_path: Path) -> None:
+    first, other = on_policy(load(hybrid_path), uneven_samples(2))
+    (trained,), (idle,) = chosen_by(load(hybrid_path), [first]), chosen_by(biased(hybrid_path), [other])
+    samples = [trained, *4 * [replace(idle, advantage=0.0)]]
+    keys = {"freeze_router": True, "expert_bias_rate": 0.0, "routing_replay": True}
+    every, one_in_four = (
+        Learner(hybrid_path, config_with(**keys, measured_share=share)).update(samples).measures
+        for share in (1.0, 0.25)
+    )
+    names = ("route_mismatch", "routes_known", "expert_violation", "expert_share_max", "dead_experts")
+    assert every["route_mismatch"] > 0.05
+    assert {name: one_in_four[name] for name in names} == pytest.approx({name: every[name] for name in names})
+
+
 def test_the_load_that_moves_biases_is_that_of_the_replayed_choices(hybrid_path: Path) -> None:
     learner = Learner(hybrid_path, config_with(routing_replay=True, expert_bias_rate=0.1))
     samples = on_policy(load(hybrid_path), uneven_samples())
@@ -221,6 +248,9 @@ def test_choices_of_another_policy_and_policies_without_routers_are_refused(hybr
     replay.check([sample])
     with pytest.raises(UnsupportedRouterError, match="LlamaForCausalLM has no routers"):
         RouteReplay(AutoModelForCausalLM.from_config(tiny_llama()))
+    single = Qwen3MoeConfig(**SMALL, **EXPERTS | {"num_experts_per_tok": 1})
+    with pytest.raises(UnsupportedRouterError, match="two experts a token or more"):
+        RouteReplay(AutoModelForCausalLM.from_config(single))
 
     class Odd(type(routers(load(hybrid_path))[0])):
         def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:

@@ -49,6 +49,12 @@ def test_a_number_that_is_not_the_seed_stays_in_the_name(tmp_path: Path) -> None
     assert {name: len(own) for name, own in settings_of(histories(two)).items()} == {"bound_1": 1, "bound_4": 2}
     lone = [finished(tmp_path / name, 0.5) for name in ("bound_1", "bound_2")]  # their seeds are 1 and 2
     assert list(settings_of(histories(lone))) == ["bound"]
+    same = [finished(tmp_path / name, 0.5) for name in ("old/quick", "new/quick")]  # both have the seed 7
+    assert settings_of(histories(same)) == {}
+    assert {name: len(own) for name, own in settings_of(histories([*same, *two])).items()} == {
+        **{"quick": 1, "new/quick": 1},
+        **{"bound_1": 1, "bound_4": 2},
+    }
     below = [finished(tmp_path / name, 0.5) for name in ("short/seed_0", "short/1", "long/seed_0")]
     assert {name: len(own) for name, own in settings_of(histories(below)).items()} == {"short": 2, "long": 1}
 

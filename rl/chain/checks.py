@@ -6,7 +6,7 @@ chain, which stands in for it.
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rl.config.chain_stage import ROWS, SFT, TRAIN, Stage
@@ -15,10 +15,11 @@ from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.hub import downloaded_snapshot
 from rl.config.policy import PolicyConfig, TinyHybrid
+from rl.config.preferences import PairStage
 from rl.config.read import check_references, load_config, pair_stage_problems, stage_problems
 from rl.config.stages import load_stage
 
-PAIRS = {"sft dpo": "dpo", "sft reward-model": "reward_model"}
+PAIRS: Mapping[str, PairStage] = {"sft dpo": "dpo", "sft reward-model": "reward_model"}
 """Sections of the stages on preference pairs, by command."""
 
 
@@ -61,7 +62,7 @@ def _check(stage: Stage) -> None:
             _raise(_problems_of_references(config), awaited)
         _raise(stage_problems(config), awaited)
     else:
-        _raise(pair_stage_problems(config, "dpo" if stage.command == "sft dpo" else "reward_model"), awaited)
+        _raise(pair_stage_problems(config, PAIRS[stage.command]), awaited)
 
 
 def _with_root(stage: Stage) -> ExperimentConfig:
@@ -84,21 +85,28 @@ def _with_root(stage: Stage) -> ExperimentConfig:
 
 
 def _check_training(config: ExperimentConfig, awaited: Collection[str]) -> None:
-    from rl.checks import CHECKS  # takes seconds to import: mistakes in the YAML come first
+    from rl.checks import CHECKS, check_checkpoint, check_judge  # takes seconds to import: mistakes in YAML come first
     from rl.cluster.address import ClusterError
 
+    _raise(stage_problems(config), awaited)
+    config = _without_rows(config, awaited)
     known = {name: one for name, one in config.teachers.items() if f"teachers.{name}.path" not in awaited}
-    for name, check_one in CHECKS.items():
-        if name == "judge" and "judge.path" in awaited:
+    for check_one in CHECKS.values():
+        if check_one is check_judge and "judge.path" in awaited:
             continue
         try:
-            check_one(config.model_copy(update={"teachers": known}) if name == "checkpoint" else config)
+            check_one(config.model_copy(update={"teachers": known}) if check_one is check_checkpoint else config)
         except ClusterError as error:  # nothing has begun yet: the keys do not suit the machine
             raise ConfigError(str(error)) from None
-        except ConfigError as error:
-            if not error.problems:
-                raise
-            _raise(error.problems, awaited)
+
+
+def _without_rows(config: ExperimentConfig, awaited: Collection[str]) -> ExperimentConfig:
+    """The experiment without the rows of its supervised stage if some are still to be made: whoever looks for them
+    would see nothing else.
+    """
+    if config.sft is None or not any(f"{key}.".startswith("sft.data.") for key in awaited):
+        return config
+    return config.model_copy(update={"sft": config.sft.model_copy(update={"data": None})})
 
 
 def _problems_of_references(config: ExperimentConfig) -> Sequence[Problem]:

@@ -5,10 +5,7 @@
 A chain that was stopped goes on with the stage that was not finished (`--resume`).
 """
 
-import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +18,12 @@ from rl.config.chain import load_chain
 from rl.config.chain_stage import COMMANDS, ROWS, TRAIN, Stage
 from rl.config.errors import ConfigError
 from rl.config.read import dump_config, load_config
+from rl.process import run_process
 from rl.runs.chain_folder import ChainFolder, ListedStage
 from rl.runs.files import remove, storing
 from rl.runs.folder import RunFolderError, locked
 from rl.runs.resume import recomputed
-from rl.stop import POLL_S, StopRequested, end_with_parent, handled_signals, raise_if_requested
+from rl.stop import handled_signals, raise_if_requested
 
 
 class StageFailed(RuntimeError):
@@ -39,17 +37,19 @@ class StageFailed(RuntimeError):
         )
 
 
-def run_chain(path: Path, overrides: Sequence[str] = (), *, resume: bool | None = False, dry_run: bool = False) -> Path:
+def check_chain(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Check all stages, and begin none. Raises `ConfigError`."""
+    check_stages(load_chain(path, overrides)[1])
+
+
+def run_chain(path: Path, overrides: Sequence[str] = (), *, resume: bool | None = False) -> Path:
     """Check all stages, run those that are not finished, and write the report; its path.
 
-    `resume` None goes on if the folder holds a chain, and otherwise begins one. `dry_run` only checks.
+    `resume` None goes on if the folder holds a chain, and otherwise begins one.
     Raises `ConfigError` before anything starts, `StageFailed`, and `StopRequested` after a stop by signal.
     """
     run_dir, stages = load_chain(path, overrides)
     folder = ChainFolder(run_dir)
-    if dry_run:
-        check_stages(stages)
-        return folder.report_file
     with _opened(folder, stages, resume=resume) as left:
         check_stages(left)
         folder.begin([_listed(stage) for stage in stages])
@@ -90,7 +90,13 @@ def _left(folder: ChainFolder, stages: Sequence[Stage]) -> list[Stage]:
     """The stages that are not finished. Raises `RunFolderError` if a finished one does not fit the chain."""
     left: list[Stage] = []
     for stage in stages:
+        again = [other.name for other in stage.sources if other in left]
         if not folder.finished_file(stage.name).is_file():
+            if again and stage.folder.exists():
+                raise RunFolderError(
+                    f"stage {stage.name} was begun from what stage {again[0]} made, which is to run again: delete"
+                    f" {stage.folder} too, to begin it again"
+                )
             left.append(stage)
             continue
         if not stage.result.exists():
@@ -98,16 +104,17 @@ def _left(folder: ChainFolder, stages: Sequence[Stage]) -> list[Stage]:
                 f"stage {stage.name} is finished, but {stage.result} is not there: put it back, or delete"
                 f" {stage.folder} to run the stage again"
             )
-        if gone := [other.name for other in stage.sources if other in left]:
+        if again:
             raise RunFolderError(
-                f"stage {stage.name} is finished, but stage {gone[0]}, from which it was made, is not: delete"
+                f"stage {stage.name} is finished, but stage {again[0]}, from which it was made, is not: delete"
                 f" {stage.folder} too, to run it again"
             )
         if changed := _changed(stage, folder.finished_file(stage.name)):
             listed = "\n".join(f"  - {line}" for line in changed)
             raise RunFolderError(
                 f"stage {stage.name} is finished, with another configuration\n{listed}\n"
-                f"    fix: set these keys back, or delete {stage.folder} to run the stage again"
+                f"    fix: set these keys back, set them for other stages alone (stages.NAME.set), or delete"
+                f" {stage.folder} to run the stage again"
             )
         typer.echo(f"stage {stage.name} is finished: {stage.result}")
     return left
@@ -124,6 +131,7 @@ def _changed(stage: Stage, finished: Path) -> list[str]:
 def _run(folder: ChainFolder, stage: Stage, title: str) -> None:
     """Run the commands of a stage, as far as they are not done, and write down that it is finished."""
     raise_if_requested()
+    configuration = _configuration(stage)  # now: its YAML may be edited while it runs
     left = [stage.words]
     if stage.command == TRAIN:
         remove(stage.result)  # of an attempt that was stopped after it
@@ -136,7 +144,7 @@ def _run(folder: ChainFolder, stage: Stage, title: str) -> None:
         typer.secho(f"{title}: python -m {shlex.join(words)}", bold=True)
         code, stop = run_process(words)
     is_finished = code == 0 and not left
-    folder.save(stage.name, time.monotonic() - start, _configuration(stage) if is_finished else None)
+    folder.save(stage.name, time.monotonic() - start, configuration if is_finished else None)
     if stop is not None:
         raise stop
     if code != 0:
@@ -145,28 +153,6 @@ def _run(folder: ChainFolder, stage: Stage, title: str) -> None:
 
 def _configuration(stage: Stage) -> str:
     return shlex.join(stage.words) + "\n" if stage.command == ROWS else dump_config(read_stage(stage))
-
-
-def run_process(words: Sequence[str]) -> tuple[int, StopRequested | None]:
-    """Run `python -m WORDS`, which prints here; its exit code, and the stop that was passed on to it, if any.
-
-    It ends before this function does.
-    """
-    line, environment = [sys.executable, "-m", *words], {**os.environ, "OMP_NUM_THREADS": "1"}
-    stop: StopRequested | None = None
-    sys.stdout.flush()
-    with subprocess.Popen(line, env=environment, preexec_fn=end_with_parent) as process:
-        try:
-            while process.poll() is None:
-                try:
-                    raise_if_requested()
-                except StopRequested as request:
-                    stop = request
-                    process.send_signal(request.exit_code - 128)  # Ctrl-C also reaches it by itself, which does no harm
-                time.sleep(POLL_S)
-        finally:
-            process.kill()
-    return process.returncode, stop
 
 
 def _listed(stage: Stage) -> ListedStage:

@@ -8,21 +8,20 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from rl.config.chain_stage import COMMANDS, ROWS, TRAIN, Stage
 from rl.config.errors import ConfigError, Problem
+from rl.config.mixture import RowChoice
 from rl.config.section import DataPath, NameOf, Positive, Section
-from rl.config.source import Source, apply_overrides, place_of, read_with_base
+from rl.config.source import Source, apply_overrides, file_of, place_of, read_with_base
 
 REFERENCE = re.compile(r"\$\{\s*stages\.([^${}]*?)\s*\}")
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 OWN_FOLDERS = ("figures",)
 """What the chain's folder holds beside the folders of its stages."""
-RowChoice = Literal["shortest", "diverse"]
-"""Which of a task's good rollouts become rows."""
 
 
 class RowsConfig(Section):
@@ -41,7 +40,7 @@ class StageConfig(Section):
     command: Annotated[str, NameOf(COMMANDS)]
     """What the stage runs: `python -m` and this."""
     yaml: DataPath | None = None
-    """The experiment's YAML, relative to the chain's file; null is that of the chain."""
+    """The experiment's YAML, relative to the file that says so; null is that of the chain."""
     start: str | None = Field(None, alias="from")
     """The stage that it starts from; by default the last one before it that made a policy. null: the YAML's policy."""
     values: dict[str, Any] = Field(default_factory=dict, alias="set")
@@ -54,7 +53,7 @@ class ChainConfig(Section):
     run_dir: DataPath
     """Folder that receives a folder for each stage, and the report."""
     yaml: DataPath | None = None
-    """The experiment's YAML of stages that name none, relative to the chain's file."""
+    """The experiment's YAML of stages that name none, relative to the file that says so."""
     values: dict[str, Any] = Field(default_factory=dict, alias="set")
     """Keys of the experiments of all stages, as overrides; those of a stage come after them."""
     stages: dict[str, StageConfig] = Field(min_length=1)
@@ -73,7 +72,7 @@ def load_chain(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[St
     problems: list[Problem] = []
     for name, config in chain.stages.items():
         try:
-            stages[name] = _stage(chain, name, config, path, stages)
+            stages[name] = _stage(chain, name, config, _yaml_of(name, chain, source, path), stages)
         except _WrongError as wrong:
             key = ("stages", name, *wrong.key)
             problems.append(Problem(place_of(source.places, key, str(path)), ".".join(key), wrong.what, wrong.fix))
@@ -90,7 +89,15 @@ class _WrongError(Exception):
         self.what, self.fix, self.key = what, fix, key
 
 
-def _stage(chain: ChainConfig, name: str, config: StageConfig, file: Path, before: Mapping[str, Stage]) -> Stage:
+def _yaml_of(name: str, chain: ChainConfig, source: Source, file: Path) -> Path | None:
+    """The stage's YAML, whose path is relative to the file that gives it: the chain's, or its base."""
+    own = chain.stages[name].yaml
+    yaml, key = (own, ("stages", name, "yaml")) if own is not None else (chain.yaml, ("yaml",))
+    given_by = file_of(place_of(source.places, key, str(file))) or file
+    return None if yaml is None else given_by.parent / yaml
+
+
+def _stage(chain: ChainConfig, name: str, config: StageConfig, yaml: Path | None, before: Mapping[str, Stage]) -> Stage:
     if not NAME.fullmatch(name) or name in OWN_FOLDERS:
         raise _WrongError(
             f"{name!r} cannot be the name of a stage's folder", f"use letters, digits, - and _; not {OWN_FOLDERS[0]}"
@@ -100,7 +107,6 @@ def _stage(chain: ChainConfig, name: str, config: StageConfig, file: Path, befor
     if config.command == ROWS:
         _check_options(given)
         return Stage(name, config.command, folder, None, source, tuple(given.items()))
-    yaml = config.yaml or chain.yaml
     if yaml is None:
         raise _WrongError("the stage has no YAML", "set `yaml` of the stage or of the chain")
     values: list[tuple[str, Any]] = []
@@ -111,7 +117,7 @@ def _stage(chain: ChainConfig, name: str, config: StageConfig, file: Path, befor
         named = {key: _named(chain, name, one, before) for key, one in _references(key, value)}
         references = {old: stage for old, stage in references.items() if old != key} | named
         values.append((key, _replaced(value, {stage.name: str(stage.result) for stage in named.values()})))
-    return Stage(name, config.command, folder, file.parent / yaml, source, values, references)
+    return Stage(name, config.command, folder, yaml, source, values, references)
 
 
 def _source(chain: ChainConfig, name: str, config: StageConfig, before: Mapping[str, Stage]) -> Stage | None:

@@ -1,7 +1,7 @@
 """Which environments are in the training mixture, with which weight, options, thinking budget and algorithm each?"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -71,9 +71,9 @@ class CurriculumConfig(Section):
 
     @model_validator(mode="after")
     def _option_sets_differ(self) -> "CurriculumConfig":
-        names = [option_set_name(options) for options in self.option_sets or ()]
-        if "" in names or len(set(names)) < len(names):
-            raise ValueError(f"option_sets must differ and not be empty, but they are: {', '.join(names)}")
+        sets = self.option_sets or ()
+        if not all(sets) or len(set(option_set_names(sets))) < len(sets):
+            raise ValueError(f"option_sets must differ and not be empty, but they are: {', '.join(map(str, sets))}")
         return self
 
     @model_validator(mode="after")
@@ -90,9 +90,15 @@ class CurriculumConfig(Section):
         return self
 
 
-def option_set_name(options: Mapping[str, object]) -> str:
-    """The name of a set of options in metrics, such as `level_2`, in characters that every tracker takes."""
-    return re.sub(r"[^\w.-]", "_", "-".join(f"{name}_{value}" for name, value in options.items()))
+def option_set_names(sets: Sequence[Mapping[str, object]]) -> list[str]:
+    """Names of sets of options in metrics, such as `level_2`: of the options in which they differ, in characters that
+    every tracker takes. An option that a set does not have is `default` there.
+    """
+    values = {
+        key: [one.get(key, "default") for one in sets] for key in dict.fromkeys(key for one in sets for key in one)
+    }
+    keys = [key for key, every in values.items() if any(value != every[0] for value in every)]
+    return [re.sub(r"[^\w.-]", "_", "-".join(f"{key}_{values[key][n]}" for key in keys)) for n in range(len(sets))]
 
 
 class BudgetCurriculumConfig(Section):

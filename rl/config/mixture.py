@@ -8,6 +8,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from rl.config.section import DataPath, Positive, Section
 
+RowChoice = Literal["shortest", "diverse"]
+"""Which of a task's good rollouts become rows."""
 OWN_KEYS = {"path": ("split", "subset"), "gold": (), "rollouts": ("reward_min", "per_task", "choose")}
 """By the kind of a source: the keys that no other kind has."""
 
@@ -29,7 +31,7 @@ class SourceConfig(Section):
     """Lowest reward of a rollout that is taken."""
     per_task: Positive = 1
     """Rollouts taken of a task at most."""
-    choose: Literal["shortest", "diverse"] = "shortest"
+    choose: RowChoice = "shortest"
     """Which of a task's good rollouts are taken."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Its share of each step's conversations, relative to the other sources' weights. Steps first have room for what

@@ -128,6 +128,12 @@ def place_of(places: Mapping[KeyPath, str], path: KeyPath, file: str) -> str:
     return file
 
 
+def file_of(place: str) -> Path | None:
+    """The file of a place; None for one of the command line."""
+    file, _, line = place.rpartition(", line ")
+    return Path(file) if line.isdigit() and not place.startswith(COMMAND_LINE) else None
+
+
 def key_paths(tree: Tree) -> Iterator[KeyPath]:
     """The path of each key of a tree."""
     for key, value in tree.items():

@@ -23,7 +23,7 @@ def prompt_findings(config: ExperimentConfig) -> Iterator[Finding]:
     env_id, environment = next(iter(config.environments.items()))
     deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
     with Session.installed(env_id, deadlines) as session:
-        messages, _ = session.reset(0, {**environment.options, "split": "train"})
+        messages, _ = session.reset(0, {**environment.every_options[0], "split": "train"})
         tools = session.env.tools
     budget = next(iter(environment.budget))
     if config.policy.path is None:

@@ -41,10 +41,13 @@ class StepRecorder:
     """Belongs to a model runner that has loaded its model."""
 
     def __init__(self, runner: "GPUModelRunner") -> None:
+        from vllm.distributed import get_tensor_model_parallel_rank
         from vllm.model_executor.layers.fused_moe import routed_experts_capturer as of_vllm
         from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
         config, model = runner.vllm_config, runner.get_model()
+        self._is_first = get_tensor_model_parallel_rank() == 0
+        """All ranks send tokens to the same experts, and one tells it."""
         self._capturer = of_vllm.RoutedExpertsCapturer(config.scheduler_config.max_num_batched_tokens, config)
         of_vllm.bind_routed_experts_capturer(model, self._capturer)
         # vLLM numbers all layers, and other layers have no experts.
@@ -53,6 +56,8 @@ class StepRecorder:
 
     def after_step(self, runner: "GPUModelRunner", scheduled: "SchedulerOutput") -> None:
         """Keep what the step recorded, whose tokens stand request after request."""
+        if not self._is_first:
+            return
         data = self._capturer.snapshot_routing_data(scheduled.total_num_scheduled_tokens)
         routes = data.cpu().numpy()[:, self._layers]
         batch, start = runner.input_batch, 0
@@ -87,8 +92,7 @@ def recording(runner_class: type[Any]) -> None:
 
 def take_parts(worker: Any) -> list[Part]:
     """What a worker of vLLM recorded since the last call; runs in its process. The first worker has all."""
-    parts = getattr(worker.model_runner, RECORDER).take()
-    return parts if worker.rank == 0 else []
+    return getattr(worker.model_runner, RECORDER).take()
 
 
 class Routes:

@@ -229,13 +229,15 @@ class Learner:
         return self._placed(policy_path, stays_whole=False)[0]
 
     def _reference(self) -> Score:
-        """Under the checkpoint that training begins from: a second model, or this one without its adapter."""
+        """Under the checkpoint that training begins from: a second model, or this one without its adapter. It sends
+        tokens to the recorded experts too: a policy that is still equal to it has no divergence from it.
+        """
         if self._adapter is None:
             model, score = self._placed(self._policy_path, stays_whole=False)
             if self._takes_trees:
                 self._let_take_trees(model, score)
             FoldedWeights(model.requires_grad_(False), self._config.precision, self._ranks).put_in()
-            return score
+            return score if not self._config.learner.routing_replay else RouteReplay(model).replayed(score)
 
         def base_score(batch: Batch) -> tuple[Tensor, Tensor]:
             with without_adapter(self.model):

@@ -1,7 +1,6 @@
 """How are a step's rows computed? Forward and backward passes over this rank's micro-batches, without the optimiser."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -100,10 +99,7 @@ class Passes:
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Tensor | None:
-        if self._reference is None:
-            return None
-        with nullcontext() if self._replay is None else self._replay.off():
-            return self._reference(batch)[0]
+        return None if self._reference is None else self._reference(batch)[0]
 
     def _count(self, counts: Tensor | None) -> None:
         for counter in self._counters:

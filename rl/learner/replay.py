@@ -7,9 +7,8 @@ that gradients flow as before. Where a choice is not known, the router's own sta
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from rl.prefix_tree import PrefixTree
 from rl.ranks import Ranks
 from rl.tokens import ROUTES
 
+T = TypeVar("T")
 Scoring = Callable[[Tensor], Tensor]
 SCORINGS: tuple[Scoring, ...] = (torch.sigmoid, partial(torch.softmax, dim=-1))
 """Scores of all experts from a router's logits."""
@@ -46,6 +46,8 @@ class RouteReplay:
         self._routers = list(routers_of(model))
         if not self._routers:
             raise UnsupportedRouterError(f"{type(model).__name__} has no routers, so learner.routing_replay has no use")
+        if min(router.top_k for router in self._routers) < 2:  # the check before the run knows the usual key only
+            raise UnsupportedRouterError("learner.routing_replay needs routers that choose two experts a token or more")
         self._num_experts = max(router.num_experts for router in self._routers)
         device = next(model.parameters()).device
         self._loads = torch.zeros((2, len(self._routers), self._num_experts), dtype=torch.int64, device=device)
@@ -77,14 +79,14 @@ class RouteReplay:
         else:
             self._routes_NLk = node_routes(routes.int(), batch.attention_mask_BT, batch.tree)
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Routers choose for themselves: for another policy than that of the rollouts."""
-        routes, self._routes_NLk = self._routes_NLk, None
-        try:
-            yield
-        finally:
-            self._routes_NLk = routes
+    def replayed(self, score: Callable[[Batch], T]) -> Callable[[Batch], T]:
+        """The forward pass of this model, with the choices of its batch."""
+
+        def with_choices(batch: Batch) -> T:
+            self.use(batch)
+            return score(batch)
+
+        return with_choices
 
     def measures(self, measured_weight: float, ranks: Ranks) -> dict[str, float]:
         """Of the passes since the last `forget`, on all ranks; `measured_weight` is what a token counts as that passed

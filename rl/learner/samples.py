@@ -135,8 +135,8 @@ def _zeroed(column: np.ndarray, where_T: np.ndarray) -> np.ndarray:
 
 def _check(turn: Turn, needs: Iterable[str], where: str) -> None:
     if missing := [name for name in (*COLUMN_TYPES, *needs) if name not in turn.reply.columns]:
-        who = NEEDED_BY.get(missing[0], "its algorithm")
-        raise TurnError(f"{where}: the reply has no column {', '.join(missing)}, which {who} needs")
+        needed = (f"{name}, which {NEEDED_BY.get(name, 'its algorithm')} needs" for name in missing)
+        raise TurnError(f"{where}: the reply has no column {'; '.join(needed)}")
     if turn.is_start and not len(turn.prompt):
         raise TurnError(f"{where}: the prompt is empty; the first reply token needs at least one token before it")
     broken = turn.reply.sampled & ~np.isfinite(turn.reply.columns["logprob"])

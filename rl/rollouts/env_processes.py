@@ -82,8 +82,8 @@ class EnvProcesses:
             zygote.close()
 
     def _start(self, env_id: str) -> ZygoteHandle:
-        options = self._config.environments[env_id].options
-        return ZygoteHandle(Setup(env_id, options, self._config.rollout, self._config.run_dir))
+        every_options = self._config.environments[env_id].every_options
+        return ZygoteHandle(Setup(env_id, every_options, self._config.rollout, self._config.run_dir))
 
     async def _move(self, env_id: str, zygote: ZygoteHandle) -> None:
         try:

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,7 +41,8 @@ class Setup:
     """What a zygote is started for."""
 
     env_id: str
-    options: Mapping[str, Any]
+    every_options: Sequence[Mapping[str, Any]]
+    """Sets of options that its tasks may have."""
     rollout: RolloutConfig
     run_dir: Path
 
@@ -53,7 +54,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     join_run_log(setup.run_dir, "environment")
     with ending_with(worker):
-        ready = {"scores_groups": load(setup.env_id, setup.options), "num_threads": num_threads()}
+        ready = {"scores_groups": load(setup.env_id, setup.every_options), "num_threads": num_threads()}
     worker.send(json.dumps(ready).encode())
     gc.collect()
     gc.freeze()  # forks share these pages
@@ -83,14 +84,15 @@ def num_threads() -> int:
     return len(os.listdir("/proc/self/task")) - own
 
 
-def load(env_id: str, options: Mapping[str, Any]) -> bool:
+def load(env_id: str, every_options: Sequence[Mapping[str, Any]]) -> bool:
     """Load all that episodes have in common; returns whether the environment scores groups.
 
     What fails here fails again in the episodes, which report it.
     """
     with contextlib.suppress(BaseException):
         factory_of(env_id)  # in the main thread: its modules may set signal handlers
-    load_data(env_id, options)
+    for options in every_options:
+        load_data(env_id, options)
     scores_groups = False
     with contextlib.suppress(BaseException):
         scores_groups = facts(env_id).scores_groups  # makes one, which fills caches that all forks share

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ from rl.stop import end_with_parent
 
 logger = logging.getLogger(__name__)
 NAME = "judge"
+EXPORTED = "judge"
+"""Folder, in that of the run, of the policy of a run that is its judge."""
 """What environments call the model."""
 POLL_S = 0.5
 STOP_S = 8.0
@@ -54,10 +57,11 @@ class JudgeServer:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._is_stopping = False
         # An endpoint would export a run by itself, but one that is killed would leave that behind: each start another.
-        self._exported = tempfile.TemporaryDirectory(prefix="judge_", dir=run_dir)
+        self._exported = run_dir / EXPORTED
+        self._forget_export()  # of an attempt that was killed
         folder, self._export = judge.path, list[str]()
         if judge.path.is_dir() and not (judge.path / "config.json").is_file():
-            folder = Path(self._exported.name) / "policy"
+            folder = self._exported
             self._export = [sys.executable, "-m", "rl", "export", str(judge.path), str(folder)]
         self._command = [sys.executable, "-m", "rl", "serve", str(folder), *told]
         self._process = self._started(self._export or self._command)
@@ -105,7 +109,10 @@ class JudgeServer:
         self._process.kill()
         self._process.wait()
         self._output.close()
-        self._exported.cleanup()
+        self._forget_export()
+
+    def _forget_export(self) -> None:
+        shutil.rmtree(self._exported, ignore_errors=True)
 
 
 def announce(config: ExperimentConfig) -> None:

@@ -15,7 +15,7 @@ from envs.facts import reward_range_of
 from envs.results import is_full_reward
 from rewards.final_answer import final_answer
 from rl.algorithms.shaping.shaping import thinking_tokens
-from rl.config.environments import option_set_name
+from rl.config.environments import option_set_names
 from rl.data_types import Group, Rollout
 
 NUM_DRAWS = 2000
@@ -74,12 +74,10 @@ def _of_environment(env_id: str, played: Sequence[Sequence[Rollout]]) -> dict[st
 
 def _by_options(groups: Sequence[Group]) -> dict[str, list[Group]]:
     """The groups by what is different in their tasks' options; nothing if they are all equal."""
-    every = [group.task.options for group in groups]
-    keys = [key for key in every[0] if any(options.get(key) != every[0][key] for options in every)]
     found: dict[str, list[Group]] = defaultdict(list)
-    for group in groups if keys else ():
-        found[option_set_name({key: group.task.options.get(key) for key in keys})].append(group)
-    return found
+    for group, name in zip(groups, option_set_names([group.task.options for group in groups]), strict=True):
+        found[name].append(group)
+    return found if len(found) > 1 else {}
 
 
 def clustered_error(rewards: Sequence[Sequence[float]]) -> float:

@@ -20,14 +20,18 @@ def settings_of(histories: Sequence[History]) -> dict[str, list[History]]:
     """The runs by setting, in their order: `bound_1_0` and `bound_1_1` with the seeds 0 and 1 are the setting
     `bound_1`, and so are `bound_1/seed_0` and `bound_1/seed_1`.
 
-    Empty if no setting has two runs.
+    Runs of one name and one seed, in different folders, are of different settings. Empty if no setting has two seeds.
     """
-    settings: dict[str, list[History]] = {}
+    settings: dict[str, dict[int, History]] = {}
     for history in histories:
-        path = history.run.path.resolve()
-        name = re.sub(rf"(^|[_-])(seed[_-]?)?{_seed(history)}$", "", path.name)
-        settings.setdefault(name or path.parent.name, []).append(history)
-    return settings if any(len(runs) > 1 for runs in settings.values()) else {}
+        path, seed = history.run.path.resolve(), _seed(history)
+        name = re.sub(rf"(^|[_-])(seed[_-]?)?{seed}$", "", path.name) or path.parent.name
+        if seed in settings.get(name, {}):
+            name = f"{path.parent.name}/{name}"
+        settings.setdefault(name, {})[seed] = history
+    if all(len(runs) == 1 for runs in settings.values()):
+        return {}
+    return {name: list(runs.values()) for name, runs in settings.items()}
 
 
 def _seed(history: History) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from envs.errors import InputError
 from envs.json_lines import JsonLineError, read_rows
-from rl.config.environments import EnvironmentConfig, option_set_name
+from rl.config.environments import EnvironmentConfig, option_set_names
 from rl.data_types import Budget
 from rl.tasks.seeds import derive_seed
 
@@ -61,11 +61,9 @@ def arms_of(env_id: str, environment: EnvironmentConfig) -> list[Arm]:
     if curriculum.num_tasks is not None:
         seeds = (derive_seed("pool", env_id, number) for number in range(curriculum.num_tasks))
         return [Arm(number, environment.options, seed) for number, seed in enumerate(seeds)]
-    names = map(option_set_name, curriculum.option_sets or ())
-    return [
-        Arm(number, options, name=name)
-        for number, (name, options) in enumerate(zip(names, environment.every_options, strict=True))
-    ]
+    every = environment.every_options
+    names = option_set_names(every)
+    return [Arm(number, options, name=name) for number, (name, options) in enumerate(zip(names, every, strict=True))]
 
 
 def read_profile(path: Path, env_id: str) -> list[Arm]:

@@ -49,9 +49,9 @@ class Curriculum:
         """What was drawn for an ordinal that is started; for others, what would be drawn now."""
         return self._started.get(ordinal) or self.draw(step, seed)
 
-    def start(self, ordinal: int, step: int, seed: int) -> Arm:
-        """What is drawn for an ordinal, from now until it is finished."""
-        return self._started.setdefault(ordinal, self.arm_of(ordinal, step, seed))
+    def start(self, ordinal: int, step: int, seed: int) -> None:
+        """Draw for an ordinal, from now until it is finished."""
+        self._started[ordinal] = self.arm_of(ordinal, step, seed)
 
     def draw(self, step: int, seed: int) -> Arm:
         rng, measured = random.Random(seed), self._config.measured
