@@ -152,6 +152,7 @@ def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> Non
 def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_path: Path, monkeypatch) -> None:
     """The judge of a run is exported once, into the run folder, whatever happens to the endpoint."""
     monkeypatch.setattr("rl.rollouts.judge.meeting_point", free_address)
+    monkeypatch.setattr("rl.rollouts.judge.join_run_log", lambda *_: None)  # it would last as long as this process
     judged, run_dir = tmp_path / "judged", tmp_path / "run"
     (run_dir / "judge" / "old").mkdir(parents=True)  # of an attempt that was killed
     shutil.copytree(judge, judged / "sft")

@@ -28,9 +28,9 @@ from rl.stop import end_with_parent
 
 logger = logging.getLogger(__name__)
 NAME = "judge"
+"""What environments call the model."""
 EXPORTED = "judge"
 """Folder, in that of the run, of the policy of a run that is its judge."""
-"""What environments call the model."""
 POLL_S = 0.5
 STOP_S = 8.0
 """For the endpoint to end by itself; less than what an actor has to clean up."""
