@@ -21,7 +21,8 @@ import yaml
 from benchmarks.chaos_checks import bits, counts
 from benchmarks.chaos_faults import FAULTS, Fault, filler_of, is_told, small_disk
 from benchmarks.chaos_run import Moment, Run, checked, rl_train, sft_train
-from benchmarks.nodes import Nodes, untrained
+from benchmarks.nodes import Nodes
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
 from envs.sandbox.forking import ZYGOTES
 

@@ -22,7 +22,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.node_figures import lines
-from benchmarks.nodes import ROOT, untrained
+from benchmarks.nodes import ROOT
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
 
 ENVIRONMENT = "benchmarks.computing_env:computes"

@@ -25,13 +25,11 @@ import torch
 import typer
 
 from benchmarks.matched_forward import reply
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
-from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.experiment import ExperimentConfig
-from rl.config.policy import TinyHybrid
 from rl.cpu_bfloat16 import has_quick_bfloat16
 from rl.engine.protocol import Engine, SamplingParams
-from rl.policies import build_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +57,7 @@ def main(
 ) -> None:
     raw: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        tiny = Path(folder) / "policy"
-        build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, tiny, 0, NemotronFormat())
+        tiny = untrained(Path(folder) / "policy")
         for name, path, form in (("tiny_hybrid", tiny, "float32"), ("smollm2", policy, precision)):
             case = SHORT if short else CASES[name]
             for num, rates in measured(path, form, case, 1 if short else repeats):

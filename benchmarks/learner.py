@@ -24,15 +24,12 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.random_policies import active_weights
+from benchmarks.random_policies import active_weights, untrained
 from benchmarks.report import write_report
-from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.experiment import ExperimentConfig
-from rl.config.policy import TinyHybrid
 from rl.cpu_bfloat16 import has_quick_bfloat16
 from rl.data_types import Sample
 from rl.learner.learner import Learner
-from rl.policies import build_policy
 from rl.tokens import Tokens
 
 WAYS: Mapping[str, bool] = {"plain": False, "left_out": False, "shared": True}
@@ -68,8 +65,7 @@ def main(
 ) -> None:
     raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        tiny = Path(folder) / "policy"
-        build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, tiny, 0, NemotronFormat())
+        tiny = untrained(Path(folder) / "policy")
         for name, path, form, threads in (("smollm2", policy, precision, 2), ("tiny_hybrid", tiny, "float32", 1)):
             raw[name] = measured(path, form, threads, SHORT if short else SIZES[name])
     summary = {name: summarised(figures) for name, figures in raw.items()}

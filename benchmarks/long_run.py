@@ -24,7 +24,8 @@ import psutil
 import typer
 
 from benchmarks.node_figures import lines
-from benchmarks.nodes import ROOT, untrained
+from benchmarks.nodes import ROOT
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
 
 LEFT_OUT = 1 / 3

@@ -28,6 +28,7 @@ import psutil
 import typer
 
 from benchmarks.node_figures import actors, compared, figures, num_steps
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
 
 ROOT = Path(__file__).parent.parent
@@ -83,15 +84,6 @@ def main(
         disturbed(two, [*keys, *from_policy, "sft=null", *TWO_RANKS], form, is_job=not short and seed == listed[0])
         raw[f"seed_{seed}"] = {"one": figures(one), "two": figures(two)}
     write_report(out, {seed: compared(**pair) for seed, pair in raw.items()}, raw=raw)
-
-
-def untrained(folder: Path) -> Path:
-    from rl.chat.formats.nemotron import NemotronFormat
-    from rl.config.policy import TinyHybrid
-    from rl.policies import build_policy
-
-    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder, 0, NemotronFormat())
-    return folder
 
 
 def command(run_dir: Path, keys: Sequence[str]) -> list[str]:

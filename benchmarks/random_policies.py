@@ -1,4 +1,4 @@
-"""Which policies does `benchmarks.gpu` train and serve? Some with random weights, of three sizes and two kinds."""
+"""Which policies of random weights do benchmarks train and serve? A tiny one, and those of `benchmarks.gpu`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +7,19 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, NemotronHConfig, PretrainedConfig
 
+from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.policy import TinyHybrid
-from rl.policies import LAYER_TYPES, hybrid_config
+from rl.policies import LAYER_TYPES, build_policy, hybrid_config
 
 VOCAB = 32_768
 LLAMA: Mapping[str, tuple[int, int, int]] = {"llama_0.5b": (24, 1280, 3584), "llama_1.5b": (28, 2048, 5632)}
 """Layers, width and inner width."""
+
+
+def untrained(folder: Path, text: str = "<|im_start|>user\n1+1=?<|im_end|>\n", built: TinyHybrid | None = None) -> Path:
+    """The folder, with a hybrid of random weights whose tokenizer knows this text."""
+    build_policy(built or TinyHybrid(), [text] * 200, folder, 0, NemotronFormat())
+    return folder
 
 
 def random_policies(short: bool) -> dict[str, PretrainedConfig]:

@@ -23,13 +23,12 @@ import torch
 import typer
 
 from benchmarks.matched_forward import reply
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
-from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import TinyHybrid
 from rl.data_types import Sample
 from rl.engine.protocol import Engine, Lane, SamplingParams
-from rl.policies import build_policy
 from rl.tokens import Tokens
 
 POLICIES = {
@@ -70,7 +69,7 @@ def compare(built: TinyHybrid, folder: Path, size: Size) -> dict[str, float]:
     from rl.engine.vllm_core import VllmEngine
     from rl.learner.learner import Learner
 
-    build_policy(built, ["<|im_start|>user\n1 + 1 = ?<|im_end|>\n"] * 200, folder, 0, NemotronFormat())
+    untrained(folder, built=built)
     engine = VllmEngine(folder, experiment(folder, size, replays=True), lockstep_steps=0)
     try:
         samples = asyncio.run(sample(engine, built.vocab_size, size))

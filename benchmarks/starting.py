@@ -19,10 +19,8 @@ from typing import Annotated
 import typer
 import yaml
 
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
-from rl.chat.formats.nemotron import NemotronFormat
-from rl.config.policy import TinyHybrid
-from rl.policies import build_policy
 
 MOMENTS = {"until_folder_s": "started on", "until_ray_s": "Ray's files", "until_learner_s": "the learner holds"}
 MOMENTS |= {"until_engine_s": "the engine serves", "run_s": "INFO rl.runs.display: training"}
@@ -53,10 +51,10 @@ def main(
 
 
 def written(folder: Path) -> Path:
-    build_policy(TinyHybrid(), ["<|im_start|>user\n1+1=?<|im_end|>\n"] * 200, folder / "policy", 0, NemotronFormat())
+    policy = untrained(folder / "policy")
     tree = {
         "seed": 0,
-        "policy": {"path": str(folder / "policy"), "max_tokens": 128},
+        "policy": {"path": str(policy), "max_tokens": 128},
         "environments": {"math/Arithmetic-v0": {}},
         "train": {"num_steps": 1, "num_prompts": 2, "group_size": 2},
         "evaluation": {"num_tasks": 2},

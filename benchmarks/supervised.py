@@ -25,12 +25,10 @@ import numpy as np
 import typer
 import yaml
 
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
-from rl.chat.formats.nemotron import NemotronFormat
-from rl.config.policy import TinyHybrid
 from rl.config.read import load_config
 from rl.cpu_bfloat16 import has_quick_bfloat16
-from rl.policies import build_policy
 
 WAYS = ("trl", "length_aware", "polygym")
 
@@ -66,8 +64,7 @@ def main(
 ) -> None:
     raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        tiny = Path(scratch) / "tiny"
-        build_policy(TinyHybrid(), [" ".join(WORDS)] * 200, tiny, 0, NemotronFormat())
+        tiny = untrained(Path(scratch) / "tiny", " ".join(WORDS))
         for name, path, form, threads in (("tiny_hybrid", tiny, "float32", 1), ("smollm2", policy, precision, 2)):
             size = SHORT if short else SIZES[name]
             folder = Path(scratch) / name

@@ -25,7 +25,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.node_figures import lines
-from benchmarks.nodes import ROOT, untrained
+from benchmarks.nodes import ROOT
+from benchmarks.random_policies import untrained
 from benchmarks.report import write_report
 from benchmarks.waiting_ideal import calibrated, played_groups, seconds_a_step
 

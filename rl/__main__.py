@@ -202,6 +202,17 @@ def export(
 
 
 @app.command()
+def int4(
+    source: Annotated[Path, typer.Argument(help="What `serve` takes: run, export, checkpoint folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+) -> None:
+    """Write a policy as a folder of 4-bit integers, for a judge or a guard in a quarter of the memory."""
+    from rl.int4 import write_int4
+
+    typer.echo(f"policy: {write_int4(source, out)}")
+
+
+@app.command()
 def serve(
     source: Annotated[
         str, typer.Argument(help="Run folder, checkpoint of a run, export, checkpoint folder or hub id.")

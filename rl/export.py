@@ -4,7 +4,10 @@ The checkpoints of a run hold float32 master weights, from which training goes o
 computed with: the values that a quantised format stands for, in the dtype of their forward passes.
 """
 
+import contextlib
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -14,6 +17,7 @@ from transformers import GenerationConfig
 from envs.errors import InputError
 from rl.chat.chat import Chat, load_chat
 from rl.config.experiment import ExperimentConfig
+from rl.config.hub import cached_snapshot, download_command, downloaded_snapshot, is_hub_id
 from rl.config.read import ConfigError, load_config
 from rl.config.saved_policy import holds_policy, is_adapter, policy_in
 from rl.config.served import Served
@@ -38,13 +42,8 @@ def export_policy(source: Path, out: Path, *, only_adapter: bool = False) -> Pat
     appears at once and complete. Raises `ExportError`, `ConfigError` and `StorageError`.
     """
     run_dir, policy, slices = _policy_of(source)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} exists already; give a new folder")
     config = load_config(run_dir / "config.yaml")
-    partial = out.with_name(f"{out.name}.partial")
-    remove(partial)
-    with storing(out):
-        partial.mkdir(parents=True)
+    with new_folder(out) as partial:
         if only_adapter:
             _write_adapter(policy, partial)
         else:
@@ -53,9 +52,47 @@ def export_policy(source: Path, out: Path, *, only_adapter: bool = False) -> Pat
         (partial / "README.md").write_text(
             model_card(read_history(run_dir), config, only_adapter=only_adapter), encoding="utf-8"
         )
+    return out
+
+
+@contextlib.contextmanager
+def served_folder(source: Path) -> Iterator[Path]:
+    """The folder of a checkpoint, an export or a hub id; of a run or its checkpoint an export that lasts for the block.
+
+    Raises `ConfigError`.
+    """
+    if (source / "config.json").is_file():
+        yield source
+        return
+    if is_hub_id(source):
+        if (snapshot := cached_snapshot(str(source)) or downloaded_snapshot(str(source))) is None:
+            raise ConfigError(f"{source} is not in the cache of the hub; get it with: {download_command(str(source))}")
+        yield snapshot
+        return
+    with tempfile.TemporaryDirectory(prefix="polygym_serve_") as parent:
+        try:
+            folder = export_policy(source, Path(parent) / "policy")
+        except ExportError as error:
+            raise ConfigError(f"{error}; nor is it a checkpoint (with config.json)") from None
+        yield folder
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill inside the block, which is `out` after it. Raises `ExportError` and `StorageError`."""
+    check_is_new(out)
+    partial = out.with_name(f"{out.name}.partial")
+    remove(partial)
+    with storing(out):
+        partial.mkdir(parents=True)
+        yield partial
         remove(out)
         partial.rename(out)
-    return out
+
+
+def check_is_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists already; give a new folder")
 
 
 def push(folder: Path, repository: str) -> str:

@@ -1,8 +1,6 @@
 """How is a policy served as an OpenAI-compatible endpoint, with the chat format and budgets of its training?"""
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,10 @@ from rl.chat.chat import Chat, load_chat
 from rl.chat.format import ChatError
 from rl.config.checkpoint_files import CheckpointFileError, read_config
 from rl.config.errors import ConfigError
-from rl.config.hub import cached_snapshot, download_command, downloaded_snapshot, is_hub_id
 from rl.config.rollout import RolloutConfig
 from rl.config.served import Served
 from rl.engine.endpoint.server import Endpoint, run_endpoint
-from rl.export import ExportError, export_policy
+from rl.export import served_folder
 
 
 def serve(source: str, *, host: str, port: int, name: str, max_tokens: int | None, rollout: RolloutConfig) -> None:
@@ -25,7 +22,7 @@ def serve(source: str, *, host: str, port: int, name: str, max_tokens: int | Non
     `name` is what clients call it, by default the name of its folder. `rollout` gives the engine's memory and the
     number of replies at the same time. Raises `ConfigError`, `ExportError` and `EngineError`.
     """
-    with _served_folder(Path(source)) as folder:
+    with served_folder(Path(source)) as folder:
         served = Served.read(folder)
         chat = _chat(folder, served)
         model = _model(folder)
@@ -52,25 +49,6 @@ def engine_memory(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--{first['loc'][0]}: {first['msg']}".replace("_", "-")) from None
-
-
-@contextlib.contextmanager
-def _served_folder(source: Path) -> Iterator[Path]:
-    """What is served as it is, or an export of it for as long as it is served."""
-    if (source / "config.json").is_file():
-        yield source
-        return
-    if is_hub_id(source):
-        if (snapshot := cached_snapshot(str(source)) or downloaded_snapshot(str(source))) is None:
-            raise ConfigError(f"{source} is not in the cache of the hub; get it with: {download_command(str(source))}")
-        yield snapshot
-        return
-    with tempfile.TemporaryDirectory(prefix="polygym_serve_") as parent:
-        try:
-            folder = export_policy(source, Path(parent) / "policy")
-        except ExportError as error:
-            raise ConfigError(f"{error}; nor is it a checkpoint (with config.json)") from None
-        yield folder
 
 
 def _chat(folder: Path, served: Served) -> Chat:

@@ -44,6 +44,7 @@ WRONG: dict[str, list[list[str]]] = {
     ],
     "rl evaluate": [["none.yaml"], ["used.yaml", "--split", "all"]],
     "rl export": [["none", "out"], ["empty", "out"]],
+    "rl int4": [["none", "out"], ["empty", "out"], ["none", "used.yaml"]],
     "rl serve": [["none"], ["empty"], ["empty", "--gpu-memory-share", "7"]],
     "rl report": [["none"], ["empty"]],
     "rl compare": [["none", "empty"], ["empty"]],

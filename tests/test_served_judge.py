@@ -24,6 +24,7 @@ from rl.config.experiment import ExperimentConfig
 from rl.config.judge import JudgeConfig
 from rl.config.read import dump_config
 from rl.engine.protocol import EngineError
+from rl.int4 import write_int4
 from rl.preflight import preflight
 from rl.rollouts.judge import NAME, NOWHERE, JudgeServer, served_judge
 from tests.families import write_policy
@@ -129,11 +130,13 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> None:
+    """The judge is one of 4-bit integers, which answers as the one that it was made from."""
+    served = write_int4(judge, tmp_path / "int4")
     tree = {
         "run_dir": str(tmp_path / "run"),
         "seed": 3,
         "policy": {"path": str(judge), "max_tokens": 512},
-        "judge": {"path": str(judge), "max_tokens": 1024, "kv_cache_gib": 0.1},
+        "judge": {"path": str(served), "max_tokens": 1024, "kv_cache_gib": 0.1},
         "environments": {ASKS: {"budget": "off"}},
         "train": {"num_steps": 2, "num_prompts": 2, "group_size": 2},
         "evaluation": {"num_tasks": 2},
@@ -145,7 +148,7 @@ def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> Non
     assert [line["step"] for line in steps] == [1, 2]
     assert [line["reward"] for line in steps] == [1.0, 1.0]
     lines_of_processes = [one.info["cmdline"] or () for one in psutil.process_iter(["cmdline"])]
-    assert [one for one in lines_of_processes if str(judge) in one] == []
+    assert [one for one in lines_of_processes if str(served) in one] == []
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ is served there. On any platform it adds the weight transfers of `rl.weights.tra
 ends with it, and model runners record which experts they choose, if asked (`rl.engine.routes`). On CPUs it also
 initialises AMX, without which BF16 attention can crash with SIGILL, and adds experts without a gate (relu2, as in
 NemotronH), which vLLM's CPU kernels refuse. Models with gated experts keep vLLM's own kernels, which are adapted to
-weight updates.
+weight updates. Weights of 4-bit integers are served where its kernel is not compiled (without AVX-512).
 """
 
 import logging
@@ -29,7 +29,7 @@ def register() -> None:
 
     steps = [_end_with_endpoint, _add_weight_transfers, _record_routes]
     if current_platform.is_cpu():
-        steps += [_initialise_amx, _add_experts_without_gate, _pack_updated_experts]
+        steps += [_initialise_amx, _add_experts_without_gate, _pack_updated_experts, _unpack_int4]
     for step in steps:
         if step.__name__ in _done:
             continue
@@ -117,3 +117,18 @@ def _pack_updated_experts() -> None:
             self.moe_kernel.fused_experts.process_weights_after_loading(layer)
 
     UnquantizedFusedMoEMethod._setup_kernel = set_up_and_pack
+
+
+def _unpack_int4() -> None:
+    from vllm import _custom_ops  # noqa: F401, its import loads the kernels
+    from vllm.model_executor.kernels.linear import register_linear_kernel
+    from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
+    from vllm.platforms import PlatformEnum
+
+    if hasattr(torch.ops._C, "cpu_gemm_wna16"):
+        return
+    from rl.engine.int4 import UnpackedInt4
+
+    disabled = os.environ.get("VLLM_DISABLED_KERNELS", "")
+    os.environ["VLLM_DISABLED_KERNELS"] = ",".join(filter(None, [disabled, CPUWNA16LinearKernel.__name__]))
+    register_linear_kernel(UnpackedInt4, PlatformEnum.CPU, "mp")

@@ -18,6 +18,9 @@ from rl.precision.number_format import NumberFormat
 Shape = tuple[int, ...]
 NOT_WEIGHTS = re.compile(r"(^|\.)mtp\.|rotary_emb\.inv_freq$")
 """Tensors of checkpoints that transformers does not load: heads for multi-token prediction, rotary tables."""
+PACKED, PER_INT32 = "_packed", 8
+"""Suffix of a weight of 4-bit integers (`rl.int4`), and how many of a row are in a number of its tensor."""
+PACKED_EXTRAS = (".weight_scale", ".weight_shape")
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 """In the names of experts that are not stacked."""
 ROUTERS = (".gate.weight", ".router.weight")
@@ -52,7 +55,17 @@ class PolicyShapes:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Shape], model: Mapping[str, Any]) -> "PolicyShapes":
-        """Without what is no weight, and without the second of tied weights, which some checkpoints hold."""
+        """Without what is no weight, and without the second of tied weights, which some checkpoints hold.
+
+        4-bit integers of a judge are told by their number, so that a plan counts them as of the dtype that they are in
+        on CPUs without a kernel for them.
+        """
+        packed = {name.removesuffix(PACKED): shape for name, shape in tensors.items() if name.endswith(PACKED)}
+        if packed:
+            numbers = {name: (*shape[:-1], shape[-1] * PER_INT32) for name, shape in packed.items()}
+            tensors = numbers | {
+                name: shape for name, shape in tensors.items() if not name.endswith((PACKED, *PACKED_EXTRAS))
+            }
         text = model.get("text_config")
         model = {**model, **text} if isinstance(text, Mapping) else model
         kept = {name: shape for name, shape in tensors.items() if not NOT_WEIGHTS.search(name)}
