@@ -9,6 +9,7 @@ import pytest
 from envs.json_lines import read_lines
 from rl.config.experiment import ExperimentConfig
 from rl.config.judge import JudgeConfig
+from rl.config.read import dump_config
 from rl.data_types import Group
 from rl.engine.record import tokens_hash
 from rl.replay import NotRepeatableError, _config, check_repeatable
@@ -232,3 +233,16 @@ def test_saved_rollouts_must_reach_as_far_as_the_run(tmp_path: Path) -> None:
     save(run, 1, RECORDED)
     with pytest.raises(SavedGroupsError, match=r"no rollouts of step 2, and train.num_steps is 2"):
         check_saved_groups(run, config_of(tmp_path / "other"))
+
+
+def test_saved_rollouts_must_have_what_the_learner_reads(tmp_path: Path) -> None:
+    run, played = RunFolder(tmp_path), config_of(tmp_path)
+    for step in (1, 2):
+        save(run, step, RECORDED)
+    run.config_file.write_text(dump_config(played))
+    check_saved_groups(run, played)
+    replays = played.model_copy(update={"learner": played.learner.model_copy(update={"routing_replay": True})})
+    with pytest.raises(
+        SavedGroupsError, match=r"lack routed_experts, which this experiment's algorithms or learner read"
+    ):
+        check_saved_groups(run, replays)

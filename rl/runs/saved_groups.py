@@ -52,7 +52,7 @@ class SavedGroups:
 
 
 def check_saved_groups(run: RunFolder, config: ExperimentConfig) -> None:
-    """Raise `SavedGroupsError` unless the run saved all steps to be trained, of environments of the experiment."""
+    """Raise `SavedGroupsError` unless the run saved all steps to be trained, and has what the experiment reads."""
     saved = run.rollouts_files("train")
     missing = [step for step in range(1, config.train.num_steps + 1) if step not in saved]
     if missing:
@@ -60,9 +60,16 @@ def check_saved_groups(run: RunFolder, config: ExperimentConfig) -> None:
             f"--rollouts-from: {run.rollouts} has no rollouts of step {missing[0]}, and train.num_steps is"
             f" {config.train.num_steps}; lower it, or play a run that saves each step (train.save_rollouts_every: 1)"
         )
-    played = load_config(run.config_file).environments.keys() if run.config_file.is_file() else set()
-    if unknown := sorted(played - config.environments.keys()):
+    if not run.config_file.is_file():
+        return
+    played = load_config(run.config_file)
+    if unknown := sorted(played.environments.keys() - config.environments.keys()):
         raise SavedGroupsError(
             f"--rollouts-from: {run.path} played {', '.join(unknown)}, which the experiment does not have; add it under"
             " environments, because each environment's rollouts have an algorithm"
+        )
+    if absent := sorted({*config.columns, *config.needs} - {*played.columns, *played.needs}):
+        raise SavedGroupsError(
+            f"--rollouts-from: the rollouts of {run.path} lack {', '.join(absent)}, which this experiment's algorithms"
+            " or learner read; play a run that records it, with the same keys of loss and learner"
         )
