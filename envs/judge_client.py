@@ -26,6 +26,10 @@ TIMEOUT_S = 18.0
 AT_ONCE = 32
 CONNECT_TIMEOUT_S = 5.0
 MAX_CACHED = 10_000
+MAX_TOLD = 300
+"""Characters of what a judge that refuses says, in the error."""
+PASSING = (408, 425, 429)
+"""Codes of refusals that may be over at the next attempt."""
 
 
 Question = str | tuple[Message, ...]
@@ -89,12 +93,17 @@ async def _ask(question: Question, judge: Judge) -> str:
                 await asyncio.sleep(BACKOFF_S * (2**attempt - 1))
                 try:
                     return await _post(question, judge)
+                except httpx.HTTPStatusError as error:
+                    code = error.response.status_code
+                    failures.append(f"HTTP {code}: {error.response.text[:MAX_TOLD]}")
+                    if code < 500 and code not in PASSING:  # the same question has the same answer again
+                        break
                 except (httpx.HTTPError, ValueError) as error:
                     failures.append(f"{type(error).__name__}: {error}")
     except TimeoutError:
         failed = f" after {failures[-1]}" if failures else ""
         raise JudgeError(f"the judge at {judge.url} gave no answer within {judge.timeout_s} s{failed}") from None
-    raise JudgeError(f"the judge at {judge.url} gave no answer in {NUM_ATTEMPTS} attempts: {failures[-1]}")
+    raise JudgeError(f"the judge at {judge.url} gave no answer in {len(failures)} attempts: {failures[-1]}")
 
 
 async def _post(question: Question, judge: Judge) -> str:

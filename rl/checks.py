@@ -6,13 +6,14 @@ from pathlib import Path
 from envs.messages import Message
 from envs.sandbox import require_level
 from envs.session import Deadlines, Session
-from rl.chat.chat import Chat, load_chat
+from rl.chat.chat import Chat
 from rl.chat.format import ChatError
 from rl.chat.formats import AUTO
+from rl.chat.template_alone import TemplateAlone, load_served_chat
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import check_cluster
 from rl.cluster.shared_memory import NUM_VERSIONS
-from rl.config.checkpoint_files import CheckpointFileError, read_config
+from rl.config.checkpoint_files import CheckpointFileError, max_context, read_config
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.plan.memory import FLOAT32, published_bytes, tokens_per_step
@@ -77,11 +78,11 @@ def check_judge(config: ExperimentConfig) -> None:
     checkpoint, _ = checkpoint_served(folder)
     key, place = "judge.max_tokens", config.place("judge", "max_tokens")
     try:
-        context, chat = read_config(checkpoint).get("max_position_embeddings"), load_chat(checkpoint, AUTO)
+        context, chat = max_context(read_config(checkpoint)), load_served_chat(checkpoint, AUTO)
     except (CheckpointFileError, ChatError) as error:
         fix = "give another judge, or copy the checkpoint again"
         raise ConfigError([Problem(config.place("judge", "path"), "judge.path", str(error), fix)]) from None
-    if isinstance(context, int) and most > context:
+    if context is not None and most > context:
         wrong = f"{most} tokens are more than the judge's context of {context}"
         raise ConfigError([Problem(place, key, wrong, f"set it to {context} or less")])
     if problems := [
@@ -97,7 +98,7 @@ def check_judge(config: ExperimentConfig) -> None:
         raise ConfigError(problems)
 
 
-def _judged_prompts(config: ExperimentConfig, chat: Chat) -> Iterator[tuple[str, int]]:
+def _judged_prompts(config: ExperimentConfig, chat: Chat | TemplateAlone) -> Iterator[tuple[str, int]]:
     """Environments that ask a judge, as they have the option `url`, and how many of its tokens a task of theirs has."""
     deadlines = Deadlines(config.rollout.reset_timeout_s, config.rollout.step_timeout_s)
     for env_id, environment in config.environments.items():
@@ -106,8 +107,9 @@ def _judged_prompts(config: ExperimentConfig, chat: Chat) -> Iterator[tuple[str,
                 if options.get("url"):
                     continue
                 opening, _ = session.reset(0, {**options, "split": "train"})
-                text = "\n".join(message.content for message in opening)
-                yield env_id, len(chat.begin([Message("user", text)], (), "off").prompt_ids)
+                asked = [Message("user", "\n".join(message.content for message in opening))]
+                is_alone = isinstance(chat, TemplateAlone)
+                yield env_id, chat.num_tokens(asked) if is_alone else len(chat.begin(asked, (), "off").prompt_ids)
 
 
 def _check_room(config: ExperimentConfig) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from envs.sandbox import require_level
 from envs.text_env import Split
-from rl.checks import store_bytes
+from rl.checks import check_judge, store_bytes
 from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import cluster
@@ -59,6 +59,7 @@ def evaluate_policy(
     require_level(config.rollout.sandbox_level)
     config = without_curricula(config)
     preflight(config)
+    check_judge(config)
     policy = policy or newest_policy(config)
     if not (policy / "config.json").is_file() and not is_adapter(policy):
         raise ConfigError(f"--policy: {policy} is not the folder of a Hugging Face checkpoint (no config.json)")

@@ -81,6 +81,7 @@ def served_folder(source: Path) -> Iterator[Path]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill inside the block, which is `out` after it. Raises `ExportError` and `StorageError`."""
     check_is_new(out)
+    out = out.resolve()  # `.` has no name
     partial = out.with_name(f"{out.name}.partial")
     remove(partial)
     with storing(out):

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
@@ -54,7 +55,10 @@ def _write(source: Path, out: Path) -> None:
     described = dict(read_config(source))
     if "quantization_config" in described:
         raise ExportError(f"{source} is quantised already; give the checkpoint that it was made from")
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, output_loading_info=True)
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise ExportError(f"{source} lacks {len(missing)} of its model's weights, first {missing[0]}; copy it again")
     layers = _linear_layers(model, source)
     schemes = _schemes(_group_size(layers, source))
     tensors = {

@@ -13,7 +13,7 @@ from rl.chat.chat import Chat, load_chat
 from rl.chat.format import ChatError
 from rl.config.adapted import NO_LINEAR_LAYERS, adapted_shapes, is_expert, num_experts
 from rl.config.checkpoint_defaults import PRETRAINED_WEIGHTS
-from rl.config.checkpoint_files import CheckpointFileError, num_parameters, read_config, tensor_shapes
+from rl.config.checkpoint_files import CheckpointFileError, max_context, num_parameters, read_config, tensor_shapes
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.learner import AdapterConfig
@@ -71,14 +71,14 @@ def check_teachers(policy: Path | None, config: ExperimentConfig) -> None:
 
 def _teacher_fault(policy: Path | None, teacher: Path, config: ExperimentConfig) -> str:
     try:
-        context = read_config(teacher).get("max_position_embeddings")
+        context = max_context(read_config(teacher))
         if not tensor_shapes(teacher):
             return f"{teacher} holds no weights (*.safetensors)"
         other = load_chat(teacher, config.policy.chat).token_texts()
         own = load_chat(policy, config.policy.chat).token_texts() if policy else other
     except (ChatError, CheckpointFileError) as error:
         return str(error)
-    if isinstance(context, int) and context < config.policy.max_tokens:
+    if context is not None and context < config.policy.max_tokens:
         return f"{teacher} has a context of {context} tokens, less than policy.max_tokens ({config.policy.max_tokens})"
     differs = [number for number, (one, two) in enumerate(zip(own, other, strict=False)) if one != two]
     if differs:
@@ -111,8 +111,8 @@ def _model_problems(policy: Path, model: Mapping[str, Any], config: ExperimentCo
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         fix = "give the checkpoint before quantisation, and choose `precision: nvfp4` to train a quantised policy"
         yield "policy.path", f"{policy} holds quantised weights ({method}), which cannot be trained", fix
-    context = model.get("max_position_embeddings")
-    if isinstance(context, int) and config.policy.max_tokens > context:
+    context = max_context(model)
+    if context is not None and config.policy.max_tokens > context:
         wrong = f"{config.policy.max_tokens} tokens are more than the checkpoint's context of {context}"
         yield "policy.max_tokens", wrong, f"set it to {context} or less, and rollout.max_reply_tokens below that"
 

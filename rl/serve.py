@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rl.chat.chat import Chat, load_chat
+from rl.chat.chat import Chat
 from rl.chat.format import ChatError
-from rl.config.checkpoint_files import CheckpointFileError, read_config
+from rl.chat.template_alone import TemplateAlone, load_served_chat
+from rl.config.checkpoint_files import CheckpointFileError, max_context, read_config
 from rl.config.errors import ConfigError
 from rl.config.rollout import RolloutConfig
 from rl.config.served import Served
@@ -26,11 +27,11 @@ def serve(source: str, *, host: str, port: int, name: str, max_tokens: int | Non
         served = Served.read(folder)
         chat = _chat(folder, served)
         model = _model(folder)
-        context = int(model.get("max_position_embeddings") or served.max_tokens)
-        if max_tokens is not None and max_tokens > context:
-            raise ConfigError(f"--max-tokens {max_tokens}: the checkpoint's context is {context} tokens")
+        context = max_context(model)
+        most = max_tokens or min(served.max_tokens, context or served.max_tokens)
+        if context is not None and most > context:
+            raise ConfigError(f"--max-tokens {most}: the checkpoint's context is {context} tokens")
         dtype = str(model.get("dtype") or model.get("torch_dtype") or "auto")
-        most = min(max_tokens or served.max_tokens, context)
         called = name or Path(source).resolve().name
         run_endpoint(Endpoint(folder, called, host, port, dtype, most, rollout), chat, served.budget)
 
@@ -51,9 +52,11 @@ def engine_memory(
         raise ConfigError(f"--{first['loc'][0]}: {first['msg']}".replace("_", "-")) from None
 
 
-def _chat(folder: Path, served: Served) -> Chat:
+def _chat(folder: Path, served: Served) -> Chat | None:
+    """None where vLLM renders conversations by the template alone."""
     try:
-        return load_chat(folder, served.chat)
+        chat = load_served_chat(folder, served.chat)
+        return None if isinstance(chat, TemplateAlone) else chat
     except ChatError as error:
         raise ConfigError(str(error)) from None
 

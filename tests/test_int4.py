@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from rl.config.checkpoint_files import max_context
 from rl.export import ExportError
 from rl.int4 import write_int4
 from rl.plan.policy import checkpoint_shapes
@@ -94,4 +95,25 @@ def test_what_does_not_fit_is_refused(policy: Path, int4: Path, tmp_path: Path) 
     model.save_pretrained(tmp_path / "odd")
     with pytest.raises(ExportError, match="lm_head has 641 rows, no multiple of 32"):
         write_int4(tmp_path / "odd", tmp_path / "out")
+    tied = AutoModelForCausalLM.from_pretrained(policy)
+    tied.config.tie_word_embeddings = False
+    tied.save_pretrained(
+        tmp_path / "headless", state_dict={n: t for n, t in tied.state_dict().items() if n != "lm_head.weight"}
+    )
+    with pytest.raises(ExportError, match=r"lacks 1 of its model's weights, first lm_head.weight"):
+        write_int4(tmp_path / "headless", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_new_folder_may_be_the_empty_one_that_one_is_in(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_int4(policy, Path("."))
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_a_context_is_found_where_models_of_more_than_text_name_it() -> None:
+    assert max_context({"max_position_embeddings": 10}) == 10
+    assert max_context({"text_config": {"max_position_embeddings": 20}}) == 20
+    assert max_context({"model_type": "mamba2"}) is None

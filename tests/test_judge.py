@@ -161,6 +161,10 @@ def test_a_judge_that_fails_is_asked_again_and_then_an_error(judge: Judge) -> No
     judge.failures = [500] * 3
     with pytest.raises(JudgeError, match="no answer in 3 attempts"):
         settle(env.step(Reply(GOOD + " More.")))
+    judge.failures = [400] * 3
+    with pytest.raises(JudgeError, match="no answer in 1 attempts: HTTP 400: "):  # it would be refused again
+        settle(env.step(Reply(GOOD + " Longer.")))
+    judge.failures = []
     judge.answer = lambda question: "It is good."
     with pytest.raises(JudgeError, match="no JSON object"):
         settle(env.step(Reply(GOOD + " Again.")))
@@ -182,7 +186,7 @@ def test_an_attempt_that_fails_leaves_the_rest_of_the_deadline_to_the_next(judge
     answered = threading.Event()
     judge.failures = [500]
     judge.answer = lambda question: "" if len(judge.questions) < 2 else str(answered.wait(30))
-    with pytest.raises(JudgeError, match=r"gave no answer within 0\.5 s after HTTPStatusError"):
+    with pytest.raises(JudgeError, match=r"gave no answer within 0\.5 s after HTTP 500"):
         settle(env.step(Reply(GOOD)))
     answered.set()
 

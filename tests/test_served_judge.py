@@ -14,20 +14,24 @@ import numpy as np
 import psutil
 import pytest
 
+from envs.chat_completions import openai_messages
 from envs.judge_client import AT_ONCE, MODEL, TIMEOUT_S, URL, ask_judge, find_judge
 from envs.messages import Message, Reply
 from envs.scored import Row, scored
 from rl.chat.chat import load_chat
+from rl.chat.format import ChatError
+from rl.chat.template_alone import TemplateAlone, load_served_chat
 from rl.checks import CHECKS
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.judge import JudgeConfig
 from rl.config.read import dump_config
 from rl.engine.protocol import EngineError
+from rl.evaluate import evaluate_policy
 from rl.int4 import write_int4
 from rl.preflight import preflight
 from rl.rollouts.judge import NAME, NOWHERE, JudgeServer, served_judge
-from tests.families import write_policy
+from tests.families import tokenizer_of, write_policy
 from tests.makers import ARITHMETIC, make_config
 from tests.test_serve import teach
 from tests.trained import steps_of, trained
@@ -82,16 +86,22 @@ def test_errors_of_the_run_are_not_those_of_its_judge(monkeypatch: pytest.Monkey
             return self
 
         def wait(self, _: object) -> str:
-            return "http://here/v1"
+            return "http://10.0.0.7:8000/v1"
 
         def stop(self, *_: object) -> None:
             self.is_stopped = True
 
     server = Server()
+    monkeypatch.setenv("NO_PROXY", "a.b")
     monkeypatch.setattr("rl.rollouts.judge.start_actor", lambda *_: server)
     config, place = make_config(judge={"path": tmp_path}), cast(Any, ("a place",))
     with pytest.raises(EngineError, match="of a worker"), served_judge(config, place) as variables:
-        assert variables == {URL: "http://here/v1", MODEL: NAME}
+        assert variables == {
+            URL: "http://10.0.0.7:8000/v1",
+            MODEL: NAME,
+            "NO_PROXY": "a.b,10.0.0.7",
+            "no_proxy": "a.b,10.0.0.7",
+        }
         raise EngineError("of a worker")
     assert server.is_stopped
 
@@ -153,11 +163,11 @@ def test_a_run_asks_the_judge_that_it_serves(judge: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_path: Path, monkeypatch) -> None:
-    """The judge of a run is exported once, into the run folder, whatever happens to the endpoint."""
+    """The judge of a run is exported once, into a folder of its own, whatever happens to the endpoint."""
     monkeypatch.setattr("rl.rollouts.judge.meeting_point", free_address)
     monkeypatch.setattr("rl.rollouts.judge.join_run_log", lambda *_: None)  # it would last as long as this process
     judged, run_dir = tmp_path / "judged", tmp_path / "run"
-    (run_dir / "judge" / "old").mkdir(parents=True)  # of an attempt that was killed
+    (run_dir / "judge").mkdir(parents=True)  # a user's own
     shutil.copytree(judge, judged / "sft")
     (judged / "metrics.jsonl").touch()
     (judged / "config.yaml").write_text(dump_config(make_config(judged, policy={"path": judge, "max_tokens": 512})))
@@ -174,11 +184,68 @@ def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_
             except httpx.HTTPError:
                 time.sleep(0.2)
         assert server._process.pid != first and server._process.poll() is None
-        assert (run_dir / "judge" / "config.json").is_file()
+        (exported,) = run_dir.glob("judge_export_*")
+        assert (exported / "config.json").is_file()
     finally:
         server.shutdown()
     assert server._process.wait(30) is not None
-    assert not list(run_dir.iterdir())
+    assert [one.name for one in run_dir.iterdir()] == ["judge"]
+
+
+@pytest.mark.slow
+def test_a_guard_reads_a_conversation_that_ends_with_a_reply(tmp_path: Path, monkeypatch) -> None:
+    """Its template writes the question; vLLM renders it alone, with as many tokens as the checks count."""
+    monkeypatch.setattr("rl.rollouts.judge.meeting_point", free_address)
+    monkeypatch.setattr("rl.rollouts.judge.join_run_log", lambda *_: None)
+    guard = write_guard(tmp_path / "guard")
+    server = JudgeServer(tmp_path, JudgeConfig(path=guard, max_tokens=512, kv_cache_gib=0.1), 0.0, None)
+    told = [Message("user", "How do I kill a process?"), Message("assistant", "Find its number with ps.")]
+    body = {"model": NAME, "max_tokens": 2, "messages": openai_messages(told)}
+    try:
+        answer = httpx.post(f"{server.wait_until_ready(240.0)}/chat/completions", json=body, timeout=60)
+    finally:
+        server.shutdown()
+    assert answer.json()["usage"]["prompt_tokens"] == load_served_chat(guard, "auto").num_tokens(told)  # type: ignore[union-attr]
+
+
+GUARD = (
+    "{{ bos_token }}Is there unsafe content in the conversation below?\n"
+    "{% for message in messages %}{% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('role') }}"
+    "{% endif %}{{ message['role'] }}: {{ message['content'] | trim }}\n{% endfor %}"
+    "The verdict on the last {{ 'User' if messages | length % 2 else 'Agent' }}:\n"
+)
+"""Shaped as Llama Guard 3's: nothing of it begins or ends a reply."""
+
+
+def write_guard(folder: Path, template: str = GUARD) -> Path:
+    tokenizer = tokenizer_of("llama3_2")
+    tokenizer.chat_template = template
+    write_policy("llama", folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_guard_is_told_by_its_template_alone(tmp_path: Path) -> None:
+    parts = GUARD.replace("message['content']", "message['content'][0]['text']")
+    counts = []
+    for name, template in (("text", GUARD), ("parts", parts)):
+        chat = load_served_chat(write_guard(tmp_path / name, template), "auto")
+        assert isinstance(chat, TemplateAlone)
+        counts.append(chat.num_tokens([Message("user", "hello")]))
+        with pytest.raises(ChatError, match="refuses the messages: role"):
+            chat.num_tokens([Message("system", "hello")])
+    assert counts[0] == counts[1]
+    CHECKS["judge"](make_config(judge={"path": tmp_path / "text", "max_tokens": 512}))
+    with pytest.raises(ChatError, match="no chat format fits"):
+        load_served_chat(write_guard(tmp_path / "silent", "hello"), "auto")
+
+
+def test_an_evaluation_checks_its_judge_before_anything_starts(unset: None, tmp_path: Path) -> None:
+    policy = {"path": write_policy("qwen3", tmp_path / "policy")}
+    config = make_config(tmp_path / "run", policy=policy, judge={"path": tmp_path / "nothing"})
+    with pytest.raises(ConfigError, match=r"judge.path: .* is neither a checkpoint"):
+        evaluate_policy(config, None, [], "heldout")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

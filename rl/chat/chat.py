@@ -164,7 +164,7 @@ def load_chat(policy_folder: Path, format: str) -> Chat:
     """
     if format not in CHAT_NAMES:
         raise ChatError(f"there is no chat format {format!r}; there are {', '.join(CHAT_NAMES)}")
-    tokenizer = _load_tokenizer(policy_folder)
+    tokenizer = load_tokenizer(policy_folder)
     chats, errors = _chats(tokenizer, _end_ids(policy_folder))
     if format == AUTO and chats:
         return next(iter(chats.values()))
@@ -178,7 +178,7 @@ def load_chat(policy_folder: Path, format: str) -> Chat:
 
 def fitting_chats(policy_folder: Path) -> dict[str, Chat]:
     """The chats that fit the checkpoint's tokenizer, by format. Raises `ChatError` if there is no tokenizer."""
-    return _chats(_load_tokenizer(policy_folder), ())[0]
+    return _chats(load_tokenizer(policy_folder), ())[0]
 
 
 def _end_ids(policy_folder: Path) -> list[int]:
@@ -197,7 +197,8 @@ def _end_ids(policy_folder: Path) -> list[int]:
     return [id for id in ids if isinstance(id, int)]
 
 
-def _load_tokenizer(policy_folder: Path) -> "PreTrainedTokenizerFast":
+def load_tokenizer(policy_folder: Path) -> "PreTrainedTokenizerFast":
+    """Raises `ChatError` if the folder has no fast tokenizer."""
     from transformers import AutoTokenizer  # takes seconds to import
 
     if policy_folder.is_dir() and not list(policy_folder.glob("tokenizer*")):

@@ -69,7 +69,7 @@ def cluster(config: ExperimentConfig, policy_path: Path | None = None, store_byt
         words = _words(address)
         if address is not None and policy_path is not None:
             with mark_in(config.run_dir) as mark:
-                folders = [policy_path, config.run_dir]
+                folders = [policy_path, config.run_dir, *_served_beside(config)]
                 check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s, mark)
         with watched(ray.get_runtime_context().gcs_address), last_words(ENDED.format(files=files)):
             places = reserve(asked, config.train.start_timeout_s)
@@ -109,10 +109,15 @@ def check_cluster(config: ExperimentConfig, store_bytes: int = 0) -> None:
     try:
         nodes = _checked_nodes(asked, nodes_of(ray.nodes()), store_bytes)
         folders = [parent for parent in config.run_dir.parents if parent.is_dir()][:1]  # it does not exist yet
-        folders += [config.policy.path] if config.policy.path is not None else []
+        folders += [*([config.policy.path] if config.policy.path is not None else []), *_served_beside(config)]
         check_visible(nodes, folders, list(config.environments), config.train.start_timeout_s)
     finally:
         ray.shutdown()
+
+
+def _served_beside(config: ExperimentConfig) -> list[Path]:
+    """Folders of the policies of other engines, which may run on any node."""
+    return [*(teacher.path for teacher in config.teachers.values()), *([config.judge.path] if config.judge else [])]
 
 
 def _words(address: str | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rl.config.checkpoint_files import CheckpointFileError, num_parameters, read_config
+from rl.config.checkpoint_files import CheckpointFileError, max_context, num_parameters, read_config
 from rl.config.hub import is_hub_id
 from rl.config.yaml_text import Tree
 
@@ -79,9 +79,9 @@ def _context(tree: Tree) -> int | None:
     if not isinstance(path, str | Path) or not (Path(path) / "config.json").is_file():
         return None
     try:
-        context = read_config(Path(path)).get("max_position_embeddings")
+        context = max_context(read_config(Path(path)))
         if 0 < num_parameters(Path(path)) < PRETRAINED_WEIGHTS:
             return None
     except CheckpointFileError:  # told by pre-flight
         return None
-    return context if isinstance(context, int) and context > 1 else CHECKPOINT_DEFAULTS["policy.max_tokens"].value
+    return context if context is not None and context > 1 else CHECKPOINT_DEFAULTS["policy.max_tokens"].value

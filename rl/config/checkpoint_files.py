@@ -44,6 +44,16 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return _read_object(folder / "config.json")
 
 
+def max_context(model: Mapping[str, Any]) -> int | None:
+    """Longest sequence of a policy with this config.json, in tokens; None where it names none, as for Mamba alone.
+
+    Models of more than text name it in text_config.
+    """
+    text = model.get("text_config")
+    found = {**model, **(text if isinstance(text, Mapping) else {})}.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor in the folder's safetensors files, by name; only their headers are read.
 

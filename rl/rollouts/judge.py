@@ -29,8 +29,8 @@ from rl.stop import end_with_parent
 logger = logging.getLogger(__name__)
 NAME = "judge"
 """What environments call the model."""
-EXPORTED = "judge"
-"""Folder, in that of the run, of the policy of a run that is its judge."""
+EXPORTED = "judge_export_"
+"""How the folder begins, in that of the run, of the policy of a run that is its judge."""
 POLL_S = 0.5
 STOP_S = 8.0
 """For the endpoint to end by itself; less than what an actor has to clean up."""
@@ -57,11 +57,11 @@ class JudgeServer:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         self._is_stopping = False
         # An endpoint would export a run by itself, but one that is killed would leave that behind: each start another.
-        self._exported = run_dir / EXPORTED
-        self._forget_export()  # of an attempt that was killed
+        self._exported: Path | None = None
         folder, self._export = judge.path, list[str]()
         if judge.path.is_dir() and not (judge.path / "config.json").is_file():
-            folder = self._exported
+            # Of this attempt alone: an evaluation of the run may have another at the same time.
+            self._exported = folder = Path(tempfile.mkdtemp(prefix=EXPORTED, dir=run_dir))
             self._export = [sys.executable, "-m", "rl", "export", str(judge.path), str(folder)]
         self._command = [sys.executable, "-m", "rl", "serve", str(folder), *told]
         self._process = self._started(self._export or self._command)
@@ -80,12 +80,15 @@ class JudgeServer:
                 threading.Thread(target=self._keep_up, daemon=True).start()
                 return f"http://{self._address}/v1"
             time.sleep(POLL_S)
-        code = self._process.poll()
-        self._output.seek(0)
-        said = self._output.read().decode(errors="replace")[-TAIL:].strip()
+        code, said = self._process.poll(), self._said()
         self.shutdown()
         how = "did not start" if code is not None else f"did not answer within {timeout_s:g} s"
         raise EngineError(f"the judge's endpoint {how} ({' '.join(self._running)}):\n{said}")
+
+    def _said(self) -> str:
+        """The end of what the endpoint has written, which goes on from there."""
+        end = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), TAIL, max(0, end - TAIL)).decode(errors="replace").strip()
 
     def _started(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
         self._running = command
@@ -96,7 +99,7 @@ class JudgeServer:
             code = self._process.wait()
             if self._is_stopping:
                 return
-            logger.warning("the judge's endpoint ended with exit code %s and is started again", code)
+            logger.warning("the judge's endpoint ended with exit code %s and is started again: %s", code, self._said())
             time.sleep(POLL_S)
             if not self._is_stopping:  # else it would outlive this actor's clean end
                 self._process = self._started(self._command)
@@ -109,10 +112,8 @@ class JudgeServer:
         self._process.kill()
         self._process.wait()
         self._output.close()
-        self._forget_export()
-
-    def _forget_export(self) -> None:
-        shutil.rmtree(self._exported, ignore_errors=True)
+        if self._exported is not None:
+            shutil.rmtree(self._exported, ignore_errors=True)
 
 
 def announce(config: ExperimentConfig) -> None:
@@ -140,6 +141,8 @@ def served_judge(config: ExperimentConfig, places: Sequence[Place]) -> Iterator[
             url = server.call(JudgeServer.wait_until_ready, limit_s).wait(deadline)
         except (ActorDied, EngineError) as error:
             raise ClusterError(f"judge.path {config.judge.path}: {error}") from error
-        yield {URL: url, MODEL: NAME}
+        host = url.partition("//")[2].rpartition(":")[0].strip("[]")
+        direct = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), host]))
+        yield {URL: url, MODEL: NAME, "NO_PROXY": direct, "no_proxy": direct}
     finally:
         server.stop(JudgeServer.shutdown)

@@ -37,8 +37,11 @@ class Endpoint:
     """Memory of the engine, and how many replies it samples at the same time."""
 
 
-def run_endpoint(endpoint: Endpoint, chat: Chat, enforcement: BudgetConfig) -> None:
-    """Serve until SIGINT or SIGTERM. Raises `EngineError` if the port is taken or vLLM cannot serve the policy."""
+def run_endpoint(endpoint: Endpoint, chat: Chat | None, enforcement: BudgetConfig) -> None:
+    """Serve until SIGINT or SIGTERM. Without a chat, vLLM renders conversations by the chat template alone.
+
+    Raises `EngineError` if the port is taken or vLLM cannot serve the policy.
+    """
     os.environ |= {**ENVIRONMENT, ENDPOINT: str(os.getpid())}
     for name, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}.items():
         os.environ.setdefault(name, value)
@@ -82,7 +85,7 @@ def _arguments(endpoint: Endpoint) -> "Namespace":
     return args
 
 
-async def _serve(args: "Namespace", socket: "Socket", chat: Chat, enforcement: BudgetConfig) -> None:
+async def _serve(args: "Namespace", socket: "Socket", chat: Chat | None, enforcement: BudgetConfig) -> None:
     """vLLM's own sequence (`launchers.api_server.entry`), with our chat completions in place of its own."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
@@ -96,14 +99,15 @@ async def _serve(args: "Namespace", socket: "Socket", chat: Chat, enforcement: B
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
-        app.state.openai_serving_chat = PolicyChat(app.state.openai_serving_chat, chat, enforcement)
+        if chat is not None:
+            app.state.openai_serving_chat = PolicyChat(app.state.openai_serving_chat, chat, enforcement)
         # Other ways to hold a conversation would render it by the template alone, without tools and budgets.
         app.state.openai_serving_chat_batch = None
         app.state.openai_serving_responses = None
         app.state.anthropic_serving_messages = None
-        print(
-            f"serving {args.served_model_name[0]} at http://{args.host}:{args.port}/v1 (stop with Ctrl-C)", flush=True
-        )
+        how = " by its chat template alone, without tools, reasoning and budgets" if chat is None else ""
+        where = f"http://{args.host}:{args.port}/v1"
+        print(f"serving {args.served_model_name[0]} at {where}{how} (stop with Ctrl-C)", flush=True)
         stopped = await serve_http(app, sock=socket, host=args.host, port=args.port, log_level=args.uvicorn_log_level)
     await stopped
 
