@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rl.checks import check_room, store_bytes
-from rl.cluster.actors import ActorDied
+from rl.cluster.actors import ActorDied, DeadlinePassed
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import Joined, cluster
 from rl.cluster.reserve import wait_until_living
@@ -212,6 +212,8 @@ def _wait_until_ready(parts: Parts, served: Served, deaths: Sequence[LearnerDied
         if must_publish and served.pool.num_workers:
             served.pool.load_weights(parts.learner.publish())
             served.pool.wait_until_loaded()
-    except (ActorDied, WeightsLost) as error:
+    except (ActorDied, WeightsLost, DeadlinePassed) as error:
+        if isinstance(error, DeadlinePassed) and not deaths:
+            raise
         failure = LearnerDied if deaths else ClusterError  # what fails at the first start would fail again
         raise failure(f"the learner or an engine failed to start: {error}") from error

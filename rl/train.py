@@ -12,7 +12,7 @@ from pathlib import Path
 from rl.algorithms.corrections import NonFiniteError
 from rl.algorithms.shaping import shaped, shaping_metrics, with_signal
 from rl.checks import check
-from rl.cluster.actors import ActorDied
+from rl.cluster.actors import ActorDied, StoreFull
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
 from rl.learner.samples import make_samples
@@ -81,6 +81,9 @@ def update_policy(parts: Parts, trained: Sequence[Group], samples: Sequence[Samp
     parts.is_consistent = False
     try:
         return parts.learner.update(samples)
+    except StoreFull:  # nothing was sent to the learner
+        parts.is_consistent = True
+        raise
     except NonFiniteError as error:  # nothing was trained
         parts.is_consistent = True
         parts.canaries.mask_update(trained, error)
@@ -108,9 +111,10 @@ def finish(parts: Parts, groups: Sequence[Group], trained: Sequence[Group]) -> N
 def publish(parts: Parts, update: Update) -> None:
     """Let the engines, if the run has any, serve what the update made."""
     if parts.pool.num_workers:
+        parts.recording.updated(parts.step, update)  # first: the step is counted, also if this fails
         published = parts.learner.publish()
         parts.pool.load_weights(published)
-        parts.recording.updated(parts.step, update, published)
+        parts.recording.published(parts.step, published)
 
 
 def track(parts: Parts, groups: Sequence[Group], update: Update) -> None:

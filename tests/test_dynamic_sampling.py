@@ -16,7 +16,6 @@ from rl.runs.folder import RunFolder
 from rl.runs.recording import Recording, read_attempts
 from rl.tasks.ledger import Ledger
 from rl.tasks.stream import TaskStream
-from rl.weights.source import WeightSource
 from tests.makers import ARITHMETIC, make_config, make_group, make_turn, make_update
 from tests.test_collector import FakePool
 
@@ -60,7 +59,7 @@ def steps(
         groups = collector.collect()
         if recording is not None:
             recording.collected(version + 1, groups)
-            recording.updated(version + 1, make_update(version + 1), WeightSource(version + 1, "", ""))
+            recording.updated(version + 1, make_update(version + 1))
         ordinals = [group.task.ordinal for group in groups]
         assert all(version - pool.started_at[ordinal] <= max_staleness for ordinal in ordinals)
         for ordinal in ordinals:

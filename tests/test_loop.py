@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from rl.algorithms.corrections import NonFiniteError
-from rl.cluster.actors import ActorDied, ClusterError
+from rl.cluster.actors import ActorDied, ClusterError, StoreFull
 from rl.data_types import Group, Sample, Update
 from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import latest_checkpoint
@@ -148,6 +148,7 @@ def test_a_policy_that_the_engine_does_not_compute_is_never_served(make: Make) -
         ("load", ClusterError("worker 0 died and could not be replaced"), ClusterError, 1),
         ("update", NonFiniteError("a logprob is not finite"), CanaryStop, 0),
         ("collect", KeyboardInterrupt(), KeyboardInterrupt, 0),
+        ("update", StoreFull("no room for the rows"), StoreFull, 0),  # the learner was not called
     ],
 )
 def test_an_error_between_two_steps_leaves_a_checkpoint_of_the_last_one(

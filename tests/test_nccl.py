@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.cluster.actors import ActorDied, Deadline
+from rl.cluster.actors import ActorDied, Deadline, DeadlinePassed
 from rl.cluster.objects import ObjectLost
 from rl.config.errors import ConfigError
 from rl.engine.protocol import EngineError
@@ -256,9 +256,12 @@ def test_engines_receive_while_the_learner_sends(monkeypatch: pytest.MonkeyPatch
         check_hash(1, replace(source, hash="other"), answers[1], SOON)
 
 
-def test_a_death_while_weights_are_sent_counts_as_that_of_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ActorDied("killed"), DeadlinePassed("publishing weights took longer than 120 s")])
+def test_a_death_or_a_hang_while_weights_are_sent_counts_as_the_learners_death(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(pending: Sequence[Any], deadline: Deadline) -> None:
-        raise ActorDied("killed")
+        raise error
 
     monkeypatch.setattr(loading, "wait_together", fail)
     with pytest.raises(WeightsLost, match=r"failed while weights were sent"):

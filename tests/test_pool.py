@@ -180,7 +180,7 @@ def test_a_recorded_death_is_repeated_with_the_groups_that_it_cost(tmp_path: Pat
         pool.record(recording)
         plays = [pool.play(0, [spec(number)]) for number in (2, 1, 0)]
         recorded = [group for play in plays for group in pool.collect(play, SOON)]
-        recording.updated(1, make_update(1), WeightSource(1, "", "hash"))
+        recording.updated(1, make_update(1))
     (attempt,) = read_attempts(run)
     with closing(Recording(RunFolder(tmp_path / "replay"), attempt)) as recording:
         recording.begin(make_config(tmp_path), 0, tmp_path / "spool", is_again=False)

@@ -42,7 +42,8 @@ def attempt(run: RunFolder, first_step: int, *steps: int) -> None:
 def make_step(recording: Recording, step: int, group: Group, loss: float = 0.1) -> None:
     recording.started([step - 1], [0])
     recording.collected(step, [group])
-    recording.updated(step, make_update(step, loss=loss), WeightSource(step, "", f"hash {step}"))
+    recording.updated(step, make_update(step, loss=loss))
+    recording.published(step, WeightSource(step, "", f"hash {step}"))
 
 
 def save(run: RunFolder, step: int, *groups: Group) -> None:
@@ -75,7 +76,7 @@ def test_an_attempt_whose_record_was_not_written_ends_what_can_be_repeated(tmp_p
     attempt(run, 2, 3)
     assert steps_of(run) == [(0, 2, ""), (2, 3, "")]
     attempt(run, 7, 8)
-    assert steps_of(run) == [(0, 2, ""), (2, 3, "the record could not be written")]
+    assert steps_of(run) == [(0, 2, ""), (2, 3, "nothing is recorded of its last steps")]
 
 
 def test_a_worker_dies_in_a_replay_in_the_wait_in_which_it_died_and_the_new_one_follows_a_file_of_its_own(
@@ -123,7 +124,7 @@ def test_a_replay_writes_the_same_lines(tmp_path: Path) -> None:
         make_step(recording, 1, RECORDED)
         make_step(recording, 2, RECORDED)
     before, now = (list(read_lines(one.record / "0001" / "loop.jsonl")) for one in (run, again))
-    assert now == before and len(now) == 7
+    assert now == before and len(now) == 9
 
 
 OTHER_REPLY = make_rollout(0.0, task=make_task(0), member=1, turns=(make_turn(reply_ids=(10, 13, 12)),))

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError, UnserializableException
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayError,
+    RayTaskError,
+    UnserializableException,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.cluster.address import ClusterError
@@ -42,6 +49,10 @@ class DeadlinePassed(ClusterError):
     """A remote call took longer than its deadline."""
 
 
+class StoreFull(ClusterError):
+    """Ray's object store has no room on this node."""
+
+
 class ActorDied(RuntimeError):
     """An actor's process or its result is lost: the process or its node crashed, or memory ran out."""
 
@@ -64,6 +75,10 @@ class Deadline:
     @property
     def left_s(self) -> float:
         return max(0.0, self.started + self.seconds - time.monotonic())
+
+    def renewed(self) -> "Deadline":
+        """The same time again, from now on."""
+        return replace(self, started=time.monotonic())
 
 
 class Pending(Generic[R]):
@@ -177,8 +192,14 @@ def stop_together(actors: Sequence[Actor[A]], shutdown: Callable[[A], Any], time
 
 
 def shared(value: T) -> T:
-    """An argument for several calls: it is stored once, and each node copies it once."""
-    return ray.put(value)  # type: ignore[return-value]
+    """An argument for several calls: it is stored once, and each node copies it once. Raises `StoreFull`."""
+    try:
+        return ray.put(value)  # type: ignore[return-value]
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise StoreFull(
+            "the object store of this node has no room for the rows of a step: raise ray.object_store_mib, or give the"
+            f" cluster's nodes a larger store (ray start --object-store-memory): {error}"
+        ) from error
 
 
 def start_actor(

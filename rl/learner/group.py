@@ -1,5 +1,6 @@
 """How does the loop call the learner? `LearnerGroup` hides the processes, its ranks, that update the policy."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -64,6 +65,8 @@ class LearnerGroup:
         address = first.as_argument() if first else None
         self._started = [rank.call(LearnerProcess.start, address, checkpoint) for rank in self._ranks]
         self._notes: list[str] = []
+        self._saves = threading.Lock()
+        """Held while a checkpoint is written: its processes do nothing else meanwhile."""
 
     def describe(self) -> str:
         """The number format of the policy's weights, as a line of text. Returns once the learner is up."""
@@ -104,6 +107,8 @@ class LearnerGroup:
 
     def offer(self, listeners: Sequence[Listener]) -> Offer:
         """Implements `rl.weights.source.Publication`: begin to send the current weights to these engines."""
+        with self._saves:  # the deadline below does not count the wait for a checkpoint, which has its own
+            pass
         deadline = Deadline(self._train.publish_timeout_s, "announcing weights", "train.publish_timeout_s")
         sources = self._together(deadline, LearnerProcess.announce, tuple(listeners))[0]
         sending = [rank.call(LearnerProcess.send) for rank in self._ranks]
@@ -117,7 +122,8 @@ class LearnerGroup:
         Each rank syncs and hashes what it wrote. Returns all files by their names in the folder.
         """
         deadline = Deadline(self._train.update_timeout_s, "writing a checkpoint", "train.update_timeout_s")
-        told = self._together(deadline, LearnerProcess.save, folder, with_policy=with_policy)
+        with self._saves:
+            told = self._together(deadline, LearnerProcess.save, folder, with_policy=with_policy)
         return {name: file for files in told for name, file in files.items()}
 
     def notes(self) -> list[str]:

@@ -80,6 +80,7 @@ class Collector:
         while len(groups) < num and self._plays:
             first = self._plays[0]
             ended = [first] if isinstance(first, Group) else self._pool.collect(first, deadline)
+            deadline = _still_open(deadline)
             self._plays.popleft()
             self._ledger.play(group.task.ordinal for group in ended)
             groups += ended
@@ -106,8 +107,10 @@ class Collector:
 
     def _ended(self, rounds: Iterable[Sequence[Play]]) -> Iterator[list[Group]]:
         for plays in rounds:
-            deadline = self._deadline()
-            groups = [group for play in plays for group in self._pool.collect(play, deadline)]
+            deadline, groups = self._deadline(), list[Group]()
+            for play in plays:
+                groups += self._pool.collect(play, deadline)
+                deadline = _still_open(deadline)
             yield sorted(groups, key=lambda group: group.task.ordinal)
 
     def _deadline(self) -> Deadline:
@@ -149,3 +152,8 @@ class Collector:
         for position, spec in enumerate(by_environment):
             shares.setdefault(position % self._pool.num_workers, []).append(spec)
         return sorted(shares.items())
+
+
+def _still_open(deadline: Deadline) -> Deadline:
+    """For the next groups: one that has passed was renewed for groups that were played again, which cost no others."""
+    return deadline if deadline.left_s else deadline.renewed()

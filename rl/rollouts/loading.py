@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rl.cluster.actors import Actor, ActorDied, Deadline, Pending, wait_together
+from rl.cluster.actors import Actor, ActorDied, Deadline, DeadlinePassed, Pending, wait_together
 from rl.engine.protocol import EngineError
 from rl.rollouts.worker import RolloutWorker
 from rl.weights.source import Listener, Publication, WeightsLost, WeightSource
@@ -19,7 +19,8 @@ def begin_loading(
     """What these workers load, with its hash, and their calls, which load it at the same time.
 
     If the learner sends meanwhile, all calls have ended. Raises `WeightsLost` if the learner is dead, or if one end of
-    such a sending failed: the others wait for it inside the transfer for ever, so the learner must start again.
+    such a sending failed or hangs: the others wait for it inside the transfer for ever, so the learner must start
+    again.
     """
     try:
         offer = published.offer([listener for listener, _ in workers])
@@ -33,12 +34,12 @@ def begin_loading(
         return offer.sources[0], answers
     try:
         wait_together([*offer.sending, *answers], deadline)
-    except (ActorDied, EngineError) as error:
+        offer.done()
+        return replace(offer.sources[0], hash=offer.sending[0].wait(deadline)), answers
+    except (ActorDied, EngineError, DeadlinePassed) as error:
         raise WeightsLost(
             f"the learner or an engine failed while weights were sent, so the others cannot go on: {error}"
         ) from error
-    offer.done()
-    return replace(offer.sources[0], hash=offer.sending[0].wait(deadline)), answers
 
 
 def check_hash(worker: int, source: WeightSource, answer: Pending[str], deadline: Deadline) -> None:

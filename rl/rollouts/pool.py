@@ -99,6 +99,7 @@ class WorkerPool:
         while unfinished := next((part for part in play.parts if part.groups is None), None):
             if unfinished.pending is None:
                 self._hand_over(unfinished)
+                deadline = deadline.renewed()  # it has waited for its turn here, in our own queue
             try:
                 self._course.check_alive(unfinished.worker, unfinished.name)
                 self._take(unfinished, self._played(unfinished, deadline))
@@ -108,7 +109,7 @@ class WorkerPool:
                 if not num_left:
                     raise
                 self._replace(unfinished.worker, error, unfinished.name)
-                deadline, num_left = replace(deadline, started=time.monotonic()), num_left - 1
+                deadline, num_left = deadline.renewed(), num_left - 1
         self._plays[play.worker].remove(play)
         self._num_groups[play.worker] -= play.num_groups
         return [group for part in play.parts for group in part.groups or ()]

@@ -99,7 +99,7 @@ def read_attempts(run: RunFolder) -> list[Attempt]:
         if attempts and attempts[0].first_step <= last:
             last = attempts[0].first_step
         elif attempts:
-            attempts, end = [], "the record could not be written"
+            attempts, end = [], "nothing is recorded of its last steps"
         attempts.insert(0, Attempt(folder.absolute(), tuple(lines), first, last, end))
     if not attempts or attempts[0].first_step != 0 or attempts[-1].last_step == 0:
         raise NoRecordError(
@@ -158,10 +158,14 @@ class Recording(Course):
     def evaluated(self, label: str, step: int, groups: Sequence[Group]) -> None:
         self._say_groups("evaluation", step, groups, label=label)
 
-    def updated(self, step: int, update: Update, published: Publication) -> None:
-        """The update was made and its weights are served."""
+    def updated(self, step: int, update: Update) -> None:
+        """The update was made."""
         numbers = {name: value for name, value in asdict(update).items() if name != "seconds"}
-        self._say("update", step=step, weights=getattr(published, "hash", ""), **numbers)
+        self._say("update", step=step, **numbers)
+
+    def published(self, step: int, published: Publication) -> None:
+        """Its weights are served."""
+        self._say("weights", step=step, hash=getattr(published, "hash", ""))
 
     def engine_files(self, worker: int) -> EngineFiles | None:
         if self._folder is None:
