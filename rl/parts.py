@@ -157,7 +157,7 @@ def started(
             stream = TaskStream(config.environments, config.seed, config.train.num_prompts, drawn)
             step, spool = folder.saved_step, Spool(folder.spool, config.train)
             taken_over = spool.take_over(step, ledger, stream)
-            is_recorded = config.train.max_staleness > 0 and groups_of is None
+            is_recorded = config.train.max_staleness > 0 and config.train.record and groups_of is None
             recording = recording or Recording(folder if is_recorded else None)
             recording.begin(config, step, spool.folder, is_again=bool(deaths))
             collector = Collector(config, served.pool, stream, ledger, spool.file, recording)

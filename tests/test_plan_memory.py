@@ -173,6 +173,14 @@ def test_a_sequence_of_the_cache_is_counted_by_hand() -> None:
     assert sequence_bytes(nano, long_config(), 16) == (6 + 24) * 2096 * 1024
 
 
+def test_each_card_caches_the_whole_of_latent_attention() -> None:
+    """A layer of DeepSeek-V3 caches 512 + 64 numbers a token for all of its 128 heads."""
+    tensors = {f"model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight": (576, 7168) for layer in range(2)}
+    shapes = PolicyShapes.of(tensors, {"num_key_value_heads": 128, "num_hidden_layers": 2})
+    for num_cards in (1, 8):
+        assert sequence_bytes(shapes, long_config(), 16, num_cards) == 2 * 576 * 2 * 2048
+
+
 @pytest.mark.slow
 def test_an_engine_holds_as_many_sequences_as_planned(tmp_path: Path) -> None:
     from rl.engine.vllm_core import VllmCore

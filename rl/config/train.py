@@ -38,6 +38,9 @@ class TrainConfig(Section):
     """Save the rollouts of every k-th step (a few KiB per rollout). Rollouts of evaluations are always saved."""
     keep_rollouts: Positive | None = None
     """Number of newest files of training rollouts to keep, one a saved step; null keeps all."""
+    record: bool = True
+    """Record in RUN/record what the clock decides in an asynchronous run, for `rl train --replay` (about 75 bytes a
+    reply, for as long as the run lasts)."""
     collect_timeout_s: Seconds = 900.0
     """Deadline for collecting the groups of one step. Each of its rounds (`max_sampling_rounds`) has its own."""
     update_timeout_s: Seconds = 900.0

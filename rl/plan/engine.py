@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rl.config.experiment import ExperimentConfig
 from rl.engine.arguments import engine_arguments
 from rl.plan.memory import BYTES, CONTEXT_BYTES, FLOAT32, GIB, PROCESS_BYTES, Part, published_bytes, total
-from rl.plan.shapes import PolicyShapes, is_expert, is_matrix
+from rl.plan.shapes import LATENT, PolicyShapes, is_expert, is_matrix
 from rl.policy_checks import HEADS
 
 PAGE_TOKENS = {"cpu": 128, "gpu": 16}
@@ -100,7 +100,8 @@ def sequence_bytes(shapes: PolicyShapes, config: ExperimentConfig, page_tokens: 
     state = shapes.state_bytes(size) / num_linear / num_cards if num_linear else 0.0
     if not num_attention:
         return num_linear * state
-    heads = shapes.model.get("num_key_value_heads") or num_cards
+    # What latent attention (MLA) caches belongs to all heads, so each card has the whole.
+    heads = 1 if shapes.num(LATENT) else shapes.model.get("num_key_value_heads") or num_cards
     token = size * shapes.num_cached / num_attention / min(num_cards, heads)
     page_tokens *= max(1, math.ceil(state / token / page_tokens))
     least, most = sorted((num_attention, num_linear or num_attention))

@@ -24,7 +24,8 @@ PACKED_EXTRAS = (".weight_scale", ".weight_shape")
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 """In the names of experts that are not stacked."""
 ROUTERS = (".gate.weight", ".router.weight")
-CACHED = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
+LATENT = ".kv_a_proj_with_mqa.weight"
+CACHED = (".k_proj.weight", ".v_proj.weight", LATENT)
 """Matrices whose outputs attention caches for each token."""
 FUSED = (".qkv_proj.weight", ".query_key_value.weight", ".c_attn.weight", ".Wqkv.weight")
 """Matrices that also give queries, so that config.json must tell how much is cached."""
