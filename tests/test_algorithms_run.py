@@ -18,7 +18,7 @@ environments:
   tools/Store-v0:
     loss: {{algorithm: reinforce++, reference_kl: 0.01, reference_kl_in: reward, entropy_bonus: 0.001}}
     shaping: [{{shaping: effort, marker: "?"}}]
-train: {{num_steps: 3, num_prompts: 3, group_size: 3, max_sampling_rounds: 3, max_staleness: {max_staleness}}}
+train: {{num_steps: 3, num_prompts: 3, group_size: 3, max_sampling_rounds: 3, max_staleness: {max_staleness}, record: false}}
 loss: {{preset: super}}
 evaluation: {{num_tasks: 2, num_samples: 2}}
 rollout: {{max_in_flight: 16, kv_cache_gib: 0.1, max_reply_tokens: 32}}
@@ -32,6 +32,7 @@ def test_a_run_trains_with_an_algorithm_for_each_environment(tmp_path: Path, max
     lines = trained(YAML.format(run_dir=tmp_path / "run", max_staleness=max_staleness), tmp_path)
     steps = steps_of(lines)
     assert [line["step"] for line in steps] == [1, 2, 3]
+    assert not (tmp_path / "run" / "record").exists()
     most = 9 if max_staleness == 0 else 6
     assert all(3 <= line["groups"] <= most for line in steps)
     assert any("shaping/math/Arithmetic-v0" in line for line in steps)
