@@ -210,7 +210,7 @@ def train(config: ExperimentConfig, *, resume: bool | None = False) -> Path:
 def train_with(parts: Parts) -> None:
     """Evaluate, train, evaluate. If the loop ends between two steps, for any reason, the last step is saved."""
     try:
-        if not parts.tracker.has_evaluation("before", 0):
+        if parts.step == 0 and not parts.tracker.has_evaluation("before", 0):
             evaluate(parts, "before")
             parts.times.clear()
         run_loop(parts)

@@ -43,6 +43,13 @@ def test_a_run_evaluates_trains_each_step_in_order_and_leaves_a_checkpoint(make:
     assert saved_step(parts) == 3
 
 
+def test_a_trained_policy_is_never_evaluated_as_the_one_before_training(make: Make) -> None:
+    parts = make()
+    parts.step = 2  # of a resumed run whose record lacks the first evaluation
+    train_with(parts)
+    assert [(line["label"], line["step"]) for line in lines(parts, "evaluation")] == [("after", 3)]
+
+
 def test_every_phase_is_in_the_seconds_of_a_step(make: Make) -> None:
     parts = make(checkpoint_every=1)
     train_with(parts)
