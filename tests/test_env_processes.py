@@ -147,6 +147,19 @@ def test_a_zygote_that_is_killed_costs_the_episodes_in_flight_and_is_replaced(st
     assert len(stage.notes("loaded")) == num_before + 1
 
 
+def test_a_zygote_that_hangs_is_killed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path)
+    try:
+        stage.runner.run(stage.processes.loaded())
+        os.kill(stage.notes("loaded")[0], signal.SIGSTOP)
+        monkeypatch.setattr("rl.rollouts.zygote_handle.END_S", 1.0)
+        (rollout,) = stage.play("end", num_retries=3, reset_timeout_s=3.0)
+        assert (rollout.outcome, rollout.num_attempts) == (Outcome.OK, 3)  # one late, one in flight when it was killed
+        assert len(stage.notes("loaded")) == 2 and is_gone(stage.notes("loaded")[0])
+    finally:
+        stage.close()
+
+
 @pytest.mark.slow
 def test_an_environment_that_dies_while_it_is_loaded_is_told(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "tests.process_envs:DiesWhenLoaded")
