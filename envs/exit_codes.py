@@ -5,11 +5,13 @@ and nothing was begun. An error with another code says so in its `exit_code`. An
 ours: it shows its traceback, and Python ends with 1.
 """
 
+import sys
 from collections.abc import Callable
 
 import typer
 
 from envs.errors import exit_code, is_ours, told
+from envs.unread import unread
 
 
 def run_command(app: Callable[[], object]) -> int:
@@ -22,6 +24,12 @@ def run_command(app: Callable[[], object]) -> int:
     except BaseException as error:
         if not is_ours(error):
             raise
-        typer.echo(f"{getattr(error, 'headline', 'error')}: {told(error)}", err=True)
+        say_end(f"{getattr(error, 'headline', 'error')}: {told(error)}")
         return exit_code(error)
     return 0
+
+
+def say_end(text: str) -> None:
+    """Print to stderr why a command ends. Its exit code is the same if nobody reads that."""
+    with unread(sys.stderr):
+        typer.echo(text, err=True)

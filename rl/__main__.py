@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import typer
 
-from envs.exit_codes import run_command
+from envs.exit_codes import run_command, say_end
 from rl.config.budgets import read_budget
 from rl.config.explain import explain
 from rl.config.hub import config_snapshot
@@ -116,7 +116,7 @@ def train(
                 only_rollouts=only_rollouts,
             )
     except StopRequested as stop:
-        typer.echo(f"stopped by {stop}" + ("" if replay or only_rollouts else "; continue with --resume"), err=True)
+        say_end(f"stopped by {stop}" + ("" if replay or only_rollouts else "; continue with --resume"))
         raise typer.Exit(stop.exit_code) from None
     for line in told:
         typer.echo(line)
@@ -149,7 +149,7 @@ def chain(
     try:
         report = run_chain(yaml, overrides or [], resume=None if resume_if_any else resume)
     except StopRequested as stop:
-        typer.echo(f"stopped by {stop}; continue with --resume", err=True)
+        say_end(f"stopped by {stop}; continue with --resume")
         raise typer.Exit(stop.exit_code) from None
     typer.echo(f"report: {report}")
 

@@ -214,7 +214,7 @@ def train(config: ExperimentConfig, *, resume: bool | None = False) -> Path:
 def train_with(parts: Parts) -> None:
     """Evaluate, train, evaluate. If the loop ends between two steps, for any reason, the last step is saved."""
     try:
-        if not parts.tracker.has_evaluation("before", 0):
+        if parts.step == 0 and not parts.tracker.has_evaluation("before", 0):
             evaluate(parts, "before")
             parts.times.clear()
         run_loop(parts)
@@ -225,7 +225,10 @@ def train_with(parts: Parts) -> None:
             end_checkpoint(parts)  # it may be whole, and nothing is written while another learner starts from it
         raise LearnerDied(f"the learner died; --resume goes on from the newest checkpoint ({error})") from error
     except BaseException as error:
-        say(parts)
+        try:
+            say(parts)
+        except Exception as failed:  # such as a full disk: the checkpoint comes first
+            parts.display.message(f"the last notes could not be recorded: {failed}")
         if isinstance(error, CanaryStop):
             parts.spool.clear()  # else a resumed run would meet the same groups, and stop again
         leave_checkpoint(parts)

@@ -144,6 +144,15 @@ def test_half_checkpoints_do_not_count_among_those_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step_000030", "step_000040"]
 
 
+def test_a_refused_checkpoint_of_a_later_step_makes_room_for_the_course_that_goes_on(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    damage(save(tmp_path, 20).path, "flipped byte")
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None and newest.step == 10
+    assert save(tmp_path, 12, keep=1).path.is_dir()
+    assert names(tmp_path) == ["step_000012"]
+
+
 def test_a_copied_checkpoint_is_still_valid(tmp_path: Path) -> None:
     saved = save(tmp_path / "first", 20)
     (tmp_path / "second").mkdir()

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import os
 import pickle
 import signal
@@ -147,6 +148,19 @@ def test_a_zygote_that_is_killed_costs_the_episodes_in_flight_and_is_replaced(st
     assert len(stage.notes("loaded")) == num_before + 1
 
 
+def test_a_zygote_that_hangs_is_killed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path)
+    try:
+        stage.runner.run(stage.processes.loaded())
+        os.kill(stage.notes("loaded")[0], signal.SIGSTOP)
+        monkeypatch.setattr("rl.rollouts.zygote_handle.END_S", 1.0)
+        (rollout,) = stage.play("end", num_retries=3, reset_timeout_s=3.0)
+        assert (rollout.outcome, rollout.num_attempts) == (Outcome.OK, 3)  # one late, one in flight when it was killed
+        assert len(stage.notes("loaded")) == 2 and is_gone(stage.notes("loaded")[0])
+    finally:
+        stage.close()
+
+
 @pytest.mark.slow
 def test_an_environment_that_dies_while_it_is_loaded_is_told(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "tests.process_envs:DiesWhenLoaded")
@@ -186,7 +200,7 @@ def test_an_environment_that_computes_on_threads_moves_to_processes(tmp_path: Pa
 
     async def spend(cpu_s: float) -> None:
         stage.processes.spent_on_thread(OBEDIENT, cpu_s)
-        await asyncio.gather(*(moving for _, moving in stage.processes._moving.values()))
+        await asyncio.gather(*stage.processes._moving.values())
 
     stage.runner.run(spend(MEASURED_S - EXPENSIVE_S))
     assert stage.notes("loaded") == []
@@ -195,6 +209,46 @@ def test_an_environment_that_computes_on_threads_moves_to_processes(tmp_path: Pa
     assert stage.play("more", "end")[0].reward == 1.0
     assert soon(lambda: len(stage.notes("closed")) == 2) and stage.notes("closed")[1] != os.getpid()
     stage.close()
+
+
+def refuse(*arguments: object, **settings: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_an_environment_that_gets_no_process_stays_on_threads_and_keeps_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(tmp_path, process=None)
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr("rl.rollouts.env_processes.MEASURED_S", 0.0)
+    monkeypatch.setattr("rl.rollouts.env_processes.EXPENSIVE_S", 0.0)
+    for _ in range(2):
+        (rollout,) = stage.play("more", "end")
+        assert (rollout.outcome, rollout.error) == (Outcome.OK, "")
+    assert "stays on threads: [Errno 24] Too many open files" in caplog.text
+    assert not stage.processes._moving
+    stage.close()
+
+
+def test_a_zygote_that_could_not_be_started_again_is_started_when_it_is_needed_next(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zygote = stage.processes.zygote_of(OBEDIENT)
+    assert zygote is not None
+
+    async def die() -> None:
+        await zygote.ready()
+        zygote._process.kill()
+        while zygote._socket.fileno() >= 0:
+            await asyncio.sleep(0.01)
+
+    stage.runner.run(die())
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refuse)
+        (rollout,) = stage.play("end")
+    assert rollout.outcome is Outcome.INFRA_ERROR and "Too many open files" in rollout.error
+    assert stage.play("end")[0].outcome is Outcome.OK
 
 
 def test_a_worker_reads_only_messages_and_plain_data_from_a_process() -> None:

@@ -151,6 +151,14 @@ def test_an_error_carries_its_exit_code(
     assert capsys.readouterr().err.startswith(said)
 
 
+def test_an_exit_code_stays_when_nobody_reads_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert run_command(raising(StopRequested("SIGINT", 130))) == 130
+
+
 def test_an_error_of_a_foreign_type_is_a_bug_and_shows_its_traceback() -> None:
     with pytest.raises(KeyError):
         run_command(raising(KeyError("x")))

@@ -1,5 +1,8 @@
 """The loop and its ends, without Ray: what is checked before what, what is timed, and what each error leaves behind."""
 
+import os
+import pty
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +14,8 @@ from rl.cluster.actors import ActorDied, ClusterError, StoreFull
 from rl.data_types import Group, Sample, Update
 from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import latest_checkpoint
+from rl.runs.files import StorageError
+from rl.stop import StopRequested
 from rl.train import Parts, leave_checkpoint, train_with
 from rl.weights.source import WeightsLost
 from tests.fake_parts import FakeCollector, FakeLearner, Make, lines, log_of, making
@@ -36,6 +41,13 @@ def test_a_run_evaluates_trains_each_step_in_order_and_leaves_a_checkpoint(make:
     assert [line["step"] for line in lines(parts, "train")] == [1, 2, 3]
     assert [line["label"] for line in lines(parts, "evaluation")] == ["before", "after"]
     assert saved_step(parts) == 3
+
+
+def test_a_trained_policy_is_never_evaluated_as_the_one_before_training(make: Make) -> None:
+    parts = make()
+    parts.step = 2  # of a resumed run whose record lacks the first evaluation
+    train_with(parts)
+    assert [(line["label"], line["step"]) for line in lines(parts, "evaluation")] == [("after", 3)]
 
 
 def test_every_phase_is_in_the_seconds_of_a_step(make: Make) -> None:
@@ -222,6 +234,42 @@ def test_a_checkpoint_that_cannot_be_written_does_not_hide_why_the_run_ended(mak
     log_of(parts).errors |= {"collect": RuntimeError("the reason"), "save": OSError("the disk is full")}
     with pytest.raises(RuntimeError, match="the reason"):
         train_with(parts)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_a_stop_leaves_a_checkpoint_also_when_nobody_reads_the_output(
+    make: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-C on `rl train ... | tee log`, which ends tee too, and in a terminal that was closed."""
+    reader, writer = os.pipe() if kind == "pipe" else pty.openpty()
+    parts = make()
+    log_of(parts).errors["collect"] = StopRequested("SIGINT", 130)
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stdout, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stdout)
+        with pytest.raises(StopRequested) as stopped:
+            train_with(parts)
+        print("what other code prints ends nothing either", flush=True)
+    assert (stopped.value.exit_code, saved_step(parts)) == (130, 0)
+
+
+def test_notes_that_cannot_be_written_do_not_keep_the_checkpoint_from_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make()
+
+    def note(step: int, text: str) -> None:
+        raise StorageError("the disk is full")
+
+    def collect() -> list[Group]:
+        fakes(parts)[0].said = ["it gets warmer"]
+        monkeypatch.setattr(parts.tracker, "note", note)
+        raise RuntimeError("the reason")
+
+    monkeypatch.setattr(parts.collector, "collect", collect)
+    with pytest.raises(RuntimeError, match="the reason"):
+        train_with(parts)
+    assert saved_step(parts) == 0
 
 
 def test_rollouts_of_an_evaluation_are_saved_before_anything_can_fail_on_them(

@@ -11,17 +11,15 @@ import numpy as np
 import pytest
 
 import rl.rollouts.env_session as environment_module
-from envs.facts import Facts
 from envs.messages import Message, Reply
 from envs.text_env import TextEnv
-from rl.data_types import Outcome, Rollout
+from rl.data_types import Outcome
 from rl.engine.protocol import EngineError, SampledReply
-from rl.rollouts import group_score
 from rl.rollouts.env_runner import EnvRunner
 from rl.rollouts.play import Player, play
 from rl.runs.tracking import rollout_metrics
 from tests.echo import Echo, as_text, failing, played
-from tests.makers import group_of, make_config, make_rollout, make_task
+from tests.makers import group_of, make_config, make_task
 from tests.scripted import CharacterChat, CharacterDialogue, ScriptedEngine, ScriptedLane
 
 
@@ -300,51 +298,6 @@ def test_an_opening_that_does_not_fit_names_the_key(monkeypatch: pytest.MonkeyPa
 
     rollout = played(Wordy, lambda ids, params: "y", monkeypatch)
     assert rollout.outcome is Outcome.ENV_ERROR and "policy.max_tokens" in rollout.error
-
-
-class Judged(Echo):
-    """The group's longest reply wins."""
-
-    fails = 0
-
-    def score_group(self, conversations: Any) -> Any:
-        if Judged.fails:
-            Judged.fails -= 1
-            raise RuntimeError("the judge does not answer")
-        lengths = [len(conversation[-1].content) for conversation in conversations]
-        return [{"longest": 1.0 if length == max(lengths) else 0.0} for length in lengths]
-
-
-def judged(outcomes: list[str], monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> tuple[Rollout, ...]:
-    """Three members with replies of one, two and three letters, compared; `outcomes` are what they had before."""
-    monkeypatch.setattr(environment_module, "make", lambda env_id: Judged())
-    monkeypatch.setattr(environment_module, "facts", lambda env_id: Facts((0.0, 1.0), True))
-    monkeypatch.setattr(Judged, "fails", fails)
-    config = make_config()
-    rollouts = [
-        make_rollout(0.0 if Outcome(outcome).counts else None, outcome, messages=(Message("assistant", "x" * length),))
-        for length, outcome in enumerate(outcomes, 1)
-    ]
-
-    async def run() -> tuple[Rollout, ...]:
-        player = Player(config, CharacterChat(), ScriptedEngine(lambda *_: ""), EnvRunner(4), 1.0)  # pyright: ignore[reportArgumentType]
-        return await group_score.with_group_scores(player, make_task(), rollouts)
-
-    return asyncio.run(run())
-
-
-def test_members_that_count_are_compared_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    rewards = [rollout.reward for rollout in judged(["ok", "truncated", "env_error"], monkeypatch)]
-    assert rewards == [0.0, 1.0, None]
-    assert judged(["ok"] * 3, monkeypatch)[2].reward_parts == {"correct": 0.0, "longest": 1.0}
-
-
-def test_a_comparison_is_tried_again_and_then_masks_the_members(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [rollout.reward for rollout in judged(["ok"] * 3, monkeypatch, fails=1)] == [0.0, 0.0, 1.0]
-    failed = judged(["ok", "env_timeout", "ok"], monkeypatch, fails=2)
-    assert [rollout.outcome for rollout in failed] == ["env_error", "env_timeout", "env_error"]
-    assert [rollout.reward for rollout in failed] == [None, None, None]
-    assert "the judge does not answer" in failed[0].error
 
 
 async def test_nothing_of_a_rollout_begins_before_its_lane_has_a_seat(monkeypatch: pytest.MonkeyPatch) -> None:

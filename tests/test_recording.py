@@ -17,7 +17,7 @@ from rl.rollouts.course import RecordedDeath
 from rl.runs.differences import Recorded, ReplayDiffers, engine_difference, token_difference
 from rl.runs.folder import RunFolder, RunFolderError
 from rl.runs.recording import NoRecordError, Recording, read_attempts
-from rl.runs.saved_groups import SavedGroups, SavedGroupsError, check_saved_groups
+from rl.runs.saved_groups import SavedGroups, SavedGroupsEnd, SavedGroupsError, check_saved_groups
 from rl.runs.saved_rollouts import write_rollouts
 from rl.tasks.ledger import Ledger
 from rl.weights.source import WeightSource
@@ -227,6 +227,29 @@ def test_saved_groups_are_handed_over_step_by_step_and_tasks_without_any_count_a
         for ordinal in expected:
             ledger.finish(ordinal, masked=False)
     assert ledger.state() == {"num_started": 4, "in_flight": [], "played": [], "masked": [2]}
+
+
+def test_saved_groups_of_a_refused_update_are_used_up_and_the_run_goes_on_and_ends_with_words(tmp_path: Path) -> None:
+    run, ledger = RunFolder(tmp_path), Ledger()
+    for step in (1, 2, 3):
+        save(run, step, make_group([1.0, 0.0], step - 1))
+    saved = SavedGroups(run, ledger, step=0)
+    for ordinal, is_refused in ((0, False), (1, True)):
+        assert [group.task.ordinal for group in saved.collect()] == [ordinal]
+        ledger.finish(ordinal, masked=is_refused)
+    ledger = Ledger.from_state(ledger.state())  # as --resume does, after one step was trained
+    saved = SavedGroups(run, ledger, step=1)
+    assert [group.task.ordinal for group in saved.collect()] == [2]
+    ledger.finish(2, masked=False)
+    assert ledger.state() == {"num_started": 3, "in_flight": [], "played": [], "masked": [1]}
+    with pytest.raises(SavedGroupsEnd, match=r"has no rollouts of step 4; each update that is refused"):
+        saved.collect()
+
+
+def test_a_task_that_a_file_holds_twice_is_trained_once(tmp_path: Path) -> None:
+    run, ledger = RunFolder(tmp_path), Ledger()
+    save(run, 1, make_group([1.0, 0.0], 0), make_group([1.0, 0.0], 1), make_group([1.0, 0.0], 0))
+    assert [group.task.ordinal for group in SavedGroups(run, ledger, step=0).collect()] == [0, 1]
 
 
 def test_saved_rollouts_must_reach_as_far_as_the_run(tmp_path: Path) -> None:

@@ -43,9 +43,10 @@ class EnvProcesses:
         self._config = config
         self._costs = {env_id: _Cost() for env_id, one in config.environments.items() if one.process is None}
         """Of environments that have not been judged yet."""
+        self._started: list[ZygoteHandle] = []
         self._zygotes = {env_id: self._start(env_id) for env_id, one in config.environments.items() if one.process}
         self._loading = tuple(self._zygotes.values())
-        self._moving: dict[str, tuple[ZygoteHandle, asyncio.Task[None]]] = {}
+        self._moving: dict[str, asyncio.Task[None]] = {}
         self.slots = asyncio.Semaphore(config.rollout.num_computing)
         """Of processes that compute."""
 
@@ -63,32 +64,34 @@ class EnvProcesses:
         return self._zygotes.get(env_id)
 
     def spent_on_thread(self, env_id: str, cpu_s: float) -> None:
-        """A call of the environment took so much CPU time of a thread."""
+        """A call of the environment took so much CPU time of a thread. Raises nothing: the call's result is good."""
         if (cost := self._costs.get(env_id)) is None:
             return
         cost.cpu_s += cpu_s
         if cost.cpu_s >= max(MEASURED_S, EXPENSIVE_S * cost.num_sessions):
             del self._costs[env_id]
             logger.warning(MOVED, env_id, cost.cpu_s / max(1, cost.num_sessions))
-            zygote = self._start(env_id)
-            self._moving[env_id] = zygote, asyncio.get_running_loop().create_task(self._move(env_id, zygote))
+            self._moving[env_id] = asyncio.get_running_loop().create_task(self._move(env_id))
 
     def close(self) -> None:
         """End all processes."""
-        for zygote, moving in self._moving.values():
+        for moving in self._moving.values():
             moving.cancel()
-            zygote.close()
-        for zygote in self._zygotes.values():
+        for zygote in self._started:
             zygote.close()
 
     def _start(self, env_id: str) -> ZygoteHandle:
         every_options = self._config.environments[env_id].every_options
-        return ZygoteHandle(Setup(env_id, every_options, self._config.rollout, self._config.run_dir))
+        zygote = ZygoteHandle(Setup(env_id, every_options, self._config.rollout, self._config.run_dir))
+        self._started.append(zygote)
+        return zygote
 
-    async def _move(self, env_id: str, zygote: ZygoteHandle) -> None:
+    async def _move(self, env_id: str) -> None:
         try:
+            zygote = self._start(env_id)
             await zygote.ready()
             self._zygotes[env_id] = zygote
-        except ProcessEnded as end:
-            logger.warning("%s stays on threads: %s", env_id, end)
-        del self._moving[env_id]
+        except (ProcessEnded, OSError) as error:  # such as no memory for another process
+            logger.warning("%s stays on threads: %s", env_id, error)
+        finally:
+            del self._moving[env_id]

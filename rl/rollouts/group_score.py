@@ -3,16 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 
-from rl.data_types import Rollout, Task
+from rl.data_types import Outcome, Rollout, Task
 from rl.rollouts.env_session import EnvSessionError
-from rl.rollouts.play import Episode, Player
+from rl.rollouts.play import Episode, Player, leave, unforeseen
 
 
 async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
     """The rollouts with their group's scores added, if their environment scores groups; otherwise unchanged.
 
     Members whose outcome does not count are excluded from the comparison. A comparison that fails is retried like an
-    episode. If the last retry fails, no member has a reward, and the failure is their outcome.
+    episode. If the last retry fails, no member has a reward, and the failure is their outcome. What nobody foresaw is
+    an infrastructure error, with its traceback.
     """
     counted = [rollout for rollout in rollouts if rollout.outcome.counts]
     if not counted:
@@ -26,11 +27,14 @@ async def with_group_scores(player: Player, task: Task, rollouts: Sequence[Rollo
             scores = await episode.score_group([rollout.messages for rollout in counted])
             added = {id(rollout): add(episode, rollout, *score) for rollout, score in zip(counted, scores, strict=True)}
             return tuple(added.get(id(rollout), rollout) for rollout in rollouts)
-        except EnvSessionError as failure:
-            if not num_left:
-                return tuple(failed(rollout, failure) if rollout.outcome.counts else rollout for rollout in rollouts)
+        except EnvSessionError as error:
+            outcome, told = error.outcome, str(error)
+        except Exception:
+            outcome, told = Outcome.INFRA_ERROR, unforeseen(task)
         finally:
-            episode.close()
+            leave(episode, task)
+        if not num_left:
+            return tuple(failed(one, outcome, told) if one.outcome.counts else one for one in rollouts)
     raise AssertionError("the last attempt returns")
 
 
@@ -42,5 +46,5 @@ def add(episode: Episode, rollout: Rollout, score: float, parts: dict[str, float
     return dataclasses.replace(rollout, reward=reward, reward_parts={**rollout.reward_parts, **parts})
 
 
-def failed(rollout: Rollout, failure: EnvSessionError) -> Rollout:
-    return dataclasses.replace(rollout, reward=None, reward_parts={}, outcome=failure.outcome, error=str(failure))
+def failed(rollout: Rollout, outcome: Outcome, error: str) -> Rollout:
+    return dataclasses.replace(rollout, reward=None, reward_parts={}, outcome=outcome, error=error)

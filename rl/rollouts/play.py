@@ -3,6 +3,7 @@
 Token ids are only appended: the next prompt is the last prompt, the sampled reply, and the new messages.
 """
 
+import logging
 import time
 import traceback
 from collections import Counter
@@ -25,6 +26,7 @@ from rl.tasks.seeds import derive_seed
 from rl.tokens import Tokens
 
 Episode = EnvSession | ProcessSession
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,9 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
     except ChatError as failure:
         outcome, error = Outcome.ENV_ERROR, f"{task.env_id} (seed {task.seed}): {failure}"
     except Exception:  # an unexpected error costs only this rollout; its traceback is saved in the run folder
-        text = valid_text(traceback.format_exc())
-        outcome, error = Outcome.INFRA_ERROR, f"{task.env_id} (seed {task.seed}): {text}"
+        outcome, error = Outcome.INFRA_ERROR, unforeseen(task)
     finally:
-        episode.close()
+        leave(episode, task)
     return Rollout(
         task=task,
         group_id=group_id,
@@ -101,6 +102,19 @@ async def _attempt(player: Player, task: Task, group_id: str, member: int, lane:
         num_attempts=number,
         seconds=time.monotonic() - started,
     )
+
+
+def unforeseen(task: Task) -> str:
+    """What is told of the exception that is being handled, which no part of the rollout expects."""
+    return f"{task.env_id} (seed {task.seed}): {valid_text(traceback.format_exc())}"
+
+
+def leave(episode: Episode, task: Task) -> None:
+    """Close the episode. What fails there costs nothing that was played."""
+    try:
+        episode.close()
+    except Exception:
+        logger.warning("an episode could not be closed: %s", unforeseen(task))
 
 
 class _Table:

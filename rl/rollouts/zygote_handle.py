@@ -66,20 +66,25 @@ class ZygoteHandle:
         self._start()
 
     def _start(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", BOOTSTRAP, str(theirs.fileno())],
-                stdin=subprocess.PIPE,
-                env={"OMP_NUM_THREADS": "1", **os.environ},
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(pickle.dumps(sys.path) + pickle.dumps(self._setup))
-        # Its socket does not tell of its end: what the environment has started may hold the other side open.
-        self._pidfd = os.pidfd_open(self._process.pid)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", BOOTSTRAP, str(theirs.fileno())],
+                    stdin=subprocess.PIPE,
+                    env={"OMP_NUM_THREADS": "1", **os.environ},
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                stdin.write(pickle.dumps(sys.path) + pickle.dumps(self._setup))
+            # Its socket does not tell of its end: what the environment has started may hold the other side open.
+            pidfd = os.pidfd_open(process.pid)
+        except BaseException:  # no descriptor or no process can be had; what has begun ends with its socket
+            ours.close()
+            raise
+        self._socket, self._process, self._pidfd = ours, process, pidfd  # together: else `ready` would not start anew
 
     @property
     def is_ready(self) -> bool:
@@ -118,7 +123,7 @@ class ZygoteHandle:
         except BaseException:
             ours.close()
             raise
-        return EpisodeProcess(reader, writer, ended, lambda: self._kill(number))
+        return EpisodeProcess(reader, writer, ended, lambda: self._end(number))
 
     def close(self) -> None:
         """End the zygote and all processes of its episodes."""
@@ -152,6 +157,16 @@ class ZygoteHandle:
             raise ProcessEnded(f"{ZYGOTE} does not take its orders", is_from_outside=True) from None
         except ConnectionError:
             return  # it is ending, which `_died` hears
+
+    def _end(self, number: int) -> None:
+        """End an episode's process, and the zygote if it does not do so: it hangs, and so would all later episodes."""
+        self._kill(number)
+        asyncio.get_running_loop().call_later(END_S, self._replace, number)
+
+    def _replace(self, number: int) -> None:
+        if number in self._ended:  # so it is of the zygote that runs now
+            logger.warning("%s: %s ended none for %g s and is replaced", self._setup.env_id, ZYGOTE, END_S)
+            self._process.kill()  # `_died` tells those in flight, and the next one starts another zygote
 
     def _kill(self, number: int) -> None:
         if number not in self._ended:

@@ -69,7 +69,7 @@ def save_checkpoint(
     known: Checkpoint | None = None,
     needs_policy: bool = False,
 ) -> Checkpoint:
-    """Write the checkpoint of a step into `folder` and delete all but the newest `keep` whole ones.
+    """Write the checkpoint of a step into `folder` and delete all but the newest `keep` whole ones, and later ones.
 
     `state` must be JSON. Nothing is written if the step is already saved whole with this state, and with a policy if it
     `needs_policy`; another checkpoint of the step is replaced. Of the checkpoint that is `known` to this process the
@@ -96,7 +96,7 @@ def save_checkpoint(
             remove(unfinished)  # the disk may be full, and others need the space
             raise
         sync_folder(folder)  # the rename must be on the disk before older checkpoints are deleted
-    _prune(folder, keep)
+    _prune(folder, step, keep)
     return Checkpoint(target, step, state)
 
 
@@ -161,13 +161,17 @@ def _verified(path: Path) -> Checkpoint:
     return Checkpoint(path, content["step"], content["state"])
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Delete checkpoints older than the newest `keep` whole ones. Only sizes are checked: hashing may take long."""
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Delete checkpoints older than the newest `keep` whole ones, the newest being that of `step`, which was written
+    just now. Only sizes are checked: hashing may take long.
+
+    Later steps are deleted too: they were refused when the run went on from before them, and are not of its course.
+    """
     for replaced in folder.glob(f"{REPLACED}*"):
         remove(replaced)
     num_whole = 0
     for path in checkpoint_folders(folder):
-        if num_whole >= keep:
+        if num_whole >= keep or _step(path) > step:
             remove(path)
             continue
         try:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Outcome
-from rl.runs.progress import drawn
+from rl.runs.progress import drawn, print_line
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 NUM_MEAN = 20  # steps of the moving mean
@@ -98,7 +98,7 @@ class Display:
         """Log and print a line, unless the panel shows it."""
         logger.info("%s", text)
         if not (in_panel and self._live.is_started):
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            print_line(self._console, text)
 
     def _render(self) -> Panel:
         status = self._stage + (f": {self._phase}" if self._phase else "")

@@ -153,7 +153,8 @@ class RunFolder:
     def drop_after(self, step: int, num_steps: int) -> None:
         """Drop metrics and rollouts of steps after `step`, and evaluations that must be repeated.
 
-        Those are a final evaluation that is no longer final, and one that ended before its rollouts were saved.
+        Those are a final evaluation that is no longer final, and one of `step` itself that ended before its rollouts
+        were saved. Rollouts of earlier ones may have been removed, to free space.
         """
         evaluated = self.rollouts_files("evaluation")
 
@@ -161,7 +162,8 @@ class RunFolder:
             if line.get("kind") != "evaluation":
                 return line.get("step", 0) <= step
             is_outdated = line["label"] == "after" and line["step"] < num_steps
-            return line["step"] <= step and line["step"] in evaluated and not is_outdated
+            is_whole = line["step"] in evaluated or line["step"] < step
+            return line["step"] <= step and is_whole and not is_outdated
 
         dropped = {line["step"] for line in read_lines(self.metrics_file) if not is_kept(line)}
         keep_lines(self.metrics_file, is_kept)

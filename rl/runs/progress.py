@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from envs.unread import unread
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,9 +34,16 @@ def drawn(shown: Live | Progress) -> Iterator[bool]:
     try:
         yield True
     finally:
-        shown.stop()
+        with unread(shown.console.file):
+            shown.stop()
         for handler, stream in zip(redirected, previous, strict=True):
             handler.setStream(stream)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print a line as it is. A run does not end because nobody reads it."""
+    with unread(console.file):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _stream_handlers() -> list[logging.StreamHandler[Any]]:
@@ -94,4 +103,4 @@ class ProgressLine:
         line = f"{self._what} {self._done}/{self._total}  {text}"
         logger.info("%s", line)
         if not self._is_drawn:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(self._progress.console, line)

@@ -1,10 +1,12 @@
 """How does the loop get its groups from the rollouts that another run saved, without engines?
 
-Step k trains what the other run saved as its step k. Tokens keep the versions that sampled them.
+Step k trains what the other run saved as its step k, or, after n updates that were refused
+(canaries.not_finite), as its step k + n. Tokens keep the versions that sampled them.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
@@ -19,6 +21,10 @@ class SavedGroupsError(ConfigError):
     """The saved rollouts of a run cannot be trained with this configuration."""
 
 
+class SavedGroupsEnd(RuntimeError):
+    """All saved rollouts were used, and steps are left."""
+
+
 class SavedGroups:
     """Hands over saved groups as `rl.rollouts.collector.Collector` hands over played ones."""
 
@@ -26,17 +32,33 @@ class SavedGroups:
 
     def __init__(self, run: RunFolder, ledger: Ledger, step: int) -> None:
         """`step` is the last step that was trained."""
-        self._files, self._ledger, self._step = run.rollouts_files("train"), ledger, step
+        self._run, self._files, self._ledger, self._step = run, run.rollouts_files("train"), ledger, step
 
     def collect(self) -> list[Group]:
-        """The groups of the next step, in the order in which they were trained."""
-        self._step += 1
-        groups = []
-        for group_id, rollouts in groupby(load_rollouts(self._files[self._step]), key=lambda one: one.group_id):
+        """The groups of the next step, in the order in which they were trained.
+
+        What the ledger has closed is left out: a run that goes on after refused updates finds it in the next files.
+        Raises `SavedGroupsEnd`.
+        """
+        while True:
+            self._step += 1
+            if self._step not in self._files:
+                raise SavedGroupsEnd(
+                    f"--rollouts-from: {self._run.rollouts} has no rollouts of step {self._step}; each update that is"
+                    " refused (canaries.not_finite.mask) uses up those of a step. The checkpoint holds the steps that"
+                    " were made: lower train.num_steps to them, or --resume with a run that saved more steps"
+                )
+            if groups := self._read(self._files[self._step]):
+                return groups
+
+    def _read(self, path: Path) -> list[Group]:
+        groups: list[Group] = []
+        for group_id, rollouts in groupby(load_rollouts(path), key=lambda one: one.group_id):
             members = tuple(rollouts)
-            group = Group(group_id, members[0].task, members)
-            self._start(group.task.ordinal)
-            groups.append(group)
+            ordinal = members[0].task.ordinal
+            if self._ledger.is_open(ordinal) and all(ordinal != group.task.ordinal for group in groups):
+                self._start(ordinal)
+                groups.append(Group(group_id, members[0].task, members))
         return groups
 
     def evaluate(self, tasks: Sequence[Task], *, at_once: bool = False) -> Iterator[list[Group]]:
@@ -44,7 +66,7 @@ class SavedGroups:
         yield from ()
 
     def _start(self, ordinal: int) -> None:
-        """Count the task as played, and those before it, which the other run masked, as masked."""
+        """Count the task, which is open, as played, and those before it, which the other run masked, as masked."""
         while (started := self._ledger.start()) != ordinal:
             self._ledger.play([started])
             self._ledger.finish(started, masked=True)
