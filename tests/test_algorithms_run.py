@@ -18,7 +18,8 @@ environments:
   tools/Store-v0:
     loss: {{algorithm: reinforce++, reference_kl: 0.01, reference_kl_in: reward, entropy_bonus: 0.001}}
     shaping: [{{shaping: effort, marker: "?"}}]
-train: {{num_steps: 3, num_prompts: 3, group_size: 3, max_sampling_rounds: 3, max_staleness: {max_staleness}, record: false}}
+train:
+  {{num_steps: 3, num_prompts: 3, group_size: 3, max_sampling_rounds: 3, max_staleness: {max_staleness}, record: false}}
 loss: {{preset: super}}
 evaluation: {{num_tasks: 2, num_samples: 2}}
 rollout: {{max_in_flight: 16, kv_cache_gib: 0.1, max_reply_tokens: 32}}

@@ -104,7 +104,8 @@ def read_attempts(run: RunFolder) -> list[Attempt]:
     if not attempts or attempts[0].first_step != 0 or attempts[-1].last_step == 0:
         raise NoRecordError(
             f"{run.path} holds no record of a run from its first step on; asynchronous runs (train.max_staleness above"
-            " 0) write one, unless train.record is false. A synchronous run is repeated by training once more with its config.yaml"
+            " 0) write one, unless train.record is false. A synchronous run is repeated by training once more with its"
+            " config.yaml"
         )
     return attempts
 
