@@ -40,11 +40,7 @@ class Played:
             text
             for one in self.messages[self.first_reply :]
             if one.role == "assistant"
-            for text in (
-                one.reasoning,
-                one.content,
-                *(json.dumps([call.name, call.arguments], default=str) for call in one.tool_calls),
-            )
+            for text in (one.reasoning, *one.answer_texts)
         ]
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from envs.messages import Message
+from envs.messages import Message, ToolCall
 from rl.algorithms.shaping import SHAPINGS, shaped, shaping_metrics
 from rl.algorithms.shaping.budget import BudgetKept
 from rl.algorithms.shaping.effort import Effort
@@ -53,6 +53,18 @@ def test_length_control_is_relative_to_the_group_and_adds_up_to_nothing() -> Non
     half = of_lengths([1.0, 0.0, 1.0, None], [10, 20, 30, 5], thinking_share=0.5)
     assert thinking_tokens(half.rollouts[1]) == 10
     assert plain.shape(half) == approx(1.35, 0.0, 0.65, None)
+
+
+def test_calls_of_tools_are_of_the_answer_and_not_of_the_reasoning() -> None:
+    group = of_lengths([1.0, 1.0], [160, 100])
+    # ["find", {"text": "aa...a"}] has 22 characters beside its 136 of text: 158, and "hm" makes 160.
+    call = Message("assistant", "", "hm", (ToolCall("find", {"text": "a" * 136}),))
+    long, short = (replace(one, messages=(Message("user", "?"), call)) for one in group.rollouts)
+    assert thinking_tokens(long) == pytest.approx(2.0)
+    shaping = Length(thinking=0, answer=0.4, thinking_bonus=0, answer_bonus=0)
+    assert shaping.shape(replace(group, rollouts=(long, short))) == approx(0.8, 1.2)
+    told = replace(group, task=replace(group.task, budget=50), rollouts=(long, short))
+    assert BudgetKept(alpha=0.01).shape(told)[0] == pytest.approx(0.98)  # 0.5 + (50 - 2) / 100
 
 
 def test_a_bonus_is_for_the_shortest_only_if_it_is_among_the_best() -> None:

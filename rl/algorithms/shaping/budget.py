@@ -20,7 +20,7 @@ class BudgetKept(Shaping):
     they are.
 
     The budget is one reply's, so the reasoning that counts is that of a reply on average. Tokens are divided between
-    reasoning and answer by their characters.
+    reasoning and answer, tool calls included, by their characters.
     """
 
     shaping: Literal["budget"] = "budget"

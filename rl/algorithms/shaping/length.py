@@ -20,7 +20,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Length(Shaping):
     """Shorter reasoning and shorter answers than the others of the group gain reward, longer ones lose it.
 
-    Lengths are tokens; those of a reply are divided between reasoning and answer by their characters.
+    Lengths are tokens; those of a reply are divided between reasoning and answer, tool calls included, by their
+    characters.
     """
 
     shaping: Literal["length"] = "length"

@@ -25,7 +25,10 @@ class Shaping(Section):
 
 
 def thinking_tokens(rollout: Rollout) -> float:
-    """Reply tokens of the reasoning, by its share of the characters that the policy wrote: messages have no tokens."""
+    """Reply tokens of the reasoning, by its share of the characters that the policy wrote, tool calls included.
+
+    Messages have no tokens.
+    """
     thought = sum(len(message.reasoning) for message in rollout.replies)
-    num_characters = thought + sum(len(message.content) for message in rollout.replies)
+    num_characters = thought + sum(len(text) for message in rollout.replies for text in message.answer_texts)
     return rollout.num_reply_tokens * thought / num_characters if num_characters else 0.0
