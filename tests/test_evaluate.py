@@ -57,6 +57,14 @@ def test_rollouts_of_one_task_that_are_alike_count_as_one() -> None:
     assert bootstrap_interval([[0.25, 0.75]]) == (0.5, 0.5)
 
 
+def test_the_error_of_the_accuracy_is_that_of_tasks_too() -> None:
+    groups = [make_group([1.0] * 4), make_group([0.0] * 4, 1), make_group([1.0, 1.0, 0.5, 0.5], 2)]
+    metrics = evaluation_metrics(groups)
+    assert metrics[f"accuracy/{ARITHMETIC}"] == 0.5
+    # Residuals 4/2, -4/2 and 0 of three tasks: sqrt(8 * 3 / 2) / 12. Twelve independent rollouts would have 0.144.
+    assert metrics[f"accuracy_stderr/{ARITHMETIC}"] == pytest.approx(12**0.5 / 12)
+
+
 def test_pass_at_k_is_that_of_all_choices_of_k_rollouts() -> None:
     # One of 4 is correct: half of the 6 pairs have it. Two of 4: all but 1 pair.
     assert pass_at(2, [[True, False, False, False], [True, True, False, False]]) == pytest.approx((0.5 + 5 / 6) / 2)

@@ -25,8 +25,8 @@ INTERVAL = (2.5, 97.5)
 
 def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Metrics by environment: `reward/ENV` (mean), `stderr/ENV`, its 95 % interval `low/ENV` to `high/ENV`,
-    `accuracy/ENV`, `reply_tokens/ENV`, `thinking_tokens/ENV` (those of the reasoning, by its share of the characters),
-    and the counts `num/ENV` and `failed/ENV`.
+    `accuracy/ENV` and its standard error `accuracy_stderr/ENV`, `reply_tokens/ENV`, `thinking_tokens/ENV` (those of the
+    reasoning, by its share of the characters), and the counts `num/ENV` and `failed/ENV`.
 
     Accuracy is the share of rewards at the top of the environment's `reward_range` (`envs.results.is_full_reward`).
     With several rollouts a task also `pass_at_K/ENV` and `majority/ENV`. Rollouts that do not count are left out and
@@ -62,6 +62,7 @@ def _of_environment(env_id: str, played: Sequence[Sequence[Rollout]]) -> dict[st
         f"low/{env_id}": low,
         f"high/{env_id}": high,
         f"accuracy/{env_id}": statistics.fmean(one for own in correct for one in own),
+        f"accuracy_stderr/{env_id}": clustered_error(correct),
         f"reply_tokens/{env_id}": statistics.fmean(one.num_reply_tokens for rollouts in tasks for one in rollouts),
         f"thinking_tokens/{env_id}": statistics.fmean(thinking_tokens(one) for rollouts in tasks for one in rollouts),
     }
