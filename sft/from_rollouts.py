@@ -5,16 +5,19 @@ Tasks of the held-out split are never taken, nor replies with think tags in wron
 that were cut or broke a rule, and those in which a thinking budget wrote the end of the reasoning.
 """
 
+import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from envs.json_lines import JsonObject
+from envs.judge_client import MODEL, URL
 from envs.messages import Message
-from envs.registry import make
 from envs.rollout_file import message_from, message_object, read_rollouts
+from envs.session import Session
 from rl.chat.format import with_budget
 from rl.config.mixture import RowChoice
 from rl.data_types import EFFORTS, Effort, first_reply
@@ -197,15 +200,27 @@ def _objects(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _tools(task: PlayedTask) -> list[dict[str, Any]]:
-    """The environment's tools in this task: some have them only once they are reset."""
-    env = make(task.env_id)
-    try:
-        env.reset(seed=task.seed, options={**task.options, "split": "train"})
+    """The environment's tools in this task: some have them only once they are reset. Raises `EnvFailure`."""
+    with _announced_judge(), Session.installed(task.env_id) as session:
+        session.reset(task.seed, {**task.options, "split": "train"})
         return [
-            {"name": one.name, "description": one.description, "parameters": dict(one.parameters)} for one in env.tools
+            {"name": one.name, "description": one.description, "parameters": dict(one.parameters)}
+            for one in session.env.tools
         ]
+
+
+@contextlib.contextmanager
+def _announced_judge() -> Iterator[None]:
+    """Let environments that ask a judge be opened, where none is named: they ask it nothing before the first reply."""
+    from rl.rollouts.judge import NAME, NOWHERE  # imports Ray, which takes a second
+
+    missing = {name: value for name, value in ((URL, NOWHERE), (MODEL, NAME)) if not os.environ.get(name)}
+    os.environ |= missing
+    try:
+        yield
     finally:
-        env.close()
+        for name in missing:
+            del os.environ[name]
 
 
 def _about(task: PlayedTask, reward: float) -> JsonObject:

@@ -1,14 +1,17 @@
 """Rows from rollouts: which are taken, that the supervised stage reads them, and what is refused."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
 
-from envs.messages import Message, ToolCall
+from envs.judge_client import MODEL, URL
+from envs.messages import Message, ToolCall, ToolSpec
+from envs.text_env import TextEnv
 from rl.data_types import Group, Outcome, Rollout
 from rl.runs.saved_rollouts import write_rollouts
 from sft.__main__ import app
@@ -115,6 +118,41 @@ def test_calls_of_tools_and_their_descriptions_are_kept(tmp_path: Path) -> None:
     (row,) = rows_of(saved(tmp_path, group_of(rollout)))
     assert row["tools"] and {"name", "description", "parameters"} == row["tools"][0].keys()
     assert read_row(row, "here", has_thinking=True).messages == messages[:-1]
+
+
+class LateTools(TextEnv):
+    """Has its tools once its server answered; its `reset` is asynchronous, as those of the adapters."""
+
+    closed: ClassVar[list[str]] = []
+
+    async def reset(self, *, seed: int | None = None, options: Any = None) -> Any:  # type: ignore[override]
+        self.key = f"task {seed}"
+        self.tools = (ToolSpec("look", "Look.", {"type": "object", "properties": {}}),)
+        return (Message("user", self.key),), {}
+
+    def close(self) -> None:
+        self.closed.append(self.key)
+
+
+def test_an_environment_with_an_asynchronous_reset_gives_its_tools(tmp_path: Path) -> None:
+    task = make_task(env_id="tests.test_from_rollouts:LateTools")
+    rollout = replace(make_rollout(1.0, task=task), messages=wrote("well", 1.0).messages)
+    (row,) = rows_of(saved(tmp_path, group_of(rollout)))
+    assert [tool["name"] for tool in row["tools"]] == ["look"]
+    assert LateTools.closed == ["task 7"]
+
+
+@pytest.mark.parametrize("env_id", ["chat/Judged-v0", "chat/Compared-v0", "chat/Safety-v0"])
+def test_tasks_that_a_judge_scored_need_no_judge_to_become_rows(
+    env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(URL, raising=False)
+    monkeypatch.setenv(MODEL, "mine")
+    task = make_task(env_id=env_id)
+    members = [replace(wrote(text, reward), task=task) for text, reward in (("well", 1.0), ("badly", 0.0))]
+    path = saved(tmp_path, group_of(*members))
+    assert replies(rows_of(path)) == ["well"] and len(rows_of(path, "--pairs")) == 1
+    assert URL not in os.environ and os.environ[MODEL] == "mine"
 
 
 def test_replies_of_the_opening_are_read_and_not_trained(tmp_path: Path) -> None:
