@@ -16,8 +16,9 @@ from rl.config.mixture import RowChoice
 from rl.config.stages import checked_pair_stage, checked_stage
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries
-from sft.from_rollouts import chosen_rows, left_out, played_tasks, preference_pairs, write_rows
+from sft.from_rollouts import chosen_rows, left_out, played_tasks, write_rows
 from sft.ranks import joined_ranks, run_ranks
+from sft.rollout_pairs import num_equal_pairs, preference_pairs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -104,6 +105,8 @@ def from_rollouts(
     typer.echo(f"{num:,} rows of {len(tasks):,} training tasks: {out}")
     if told := ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count):
         typer.echo(f"rollouts left out: {told}")
+    if pairs and (num_equal := num_equal_pairs(tasks, margin_min)):
+        typer.echo(f"tasks left out: {num_equal:,} whose best and worst replies are the same text")
 
 
 @app.command()
