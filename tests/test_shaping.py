@@ -13,7 +13,8 @@ from rl.algorithms.shaping.budget import BudgetKept
 from rl.algorithms.shaping.effort import Effort
 from rl.algorithms.shaping.length import Length
 from rl.algorithms.shaping.overlong import Overlong
-from rl.algorithms.shaping.shaping import thinking_tokens
+from rl.algorithms.shaping.shaping import Shaping, thinking_tokens
+from rl.algorithms.shaping.signs import sign_problems
 from rl.data_types import Group
 from tests.makers import ARITHMETIC, STORE, make_config, make_group, make_turn
 
@@ -122,6 +123,31 @@ def test_shapings_of_an_environment_are_applied_in_order_and_to_no_other() -> No
     assert shaping_metrics([group, other], {ARITHMETIC: (first, second)}) == {
         f"shaping/{ARITHMETIC}": pytest.approx(-0.25)
     }
+
+
+def problems(lowest: float, *shapings: Shaping) -> list[str]:
+    return [one.key.rpartition(".")[2] for one in sign_problems(ARITHMETIC, shapings, lowest, "")]
+
+
+def test_shapings_that_multiply_are_refused_where_rewards_may_be_negative() -> None:
+    """A reward of -10 with a used-up budget would become 0, the best; the shortest of an effort would lose most."""
+    factors = (BudgetKept(), Effort())
+    assert all(problems(-13.0, one) == ["0"] and not problems(0.0, one) for one in factors)
+    assert not problems(-13.0, Length(), Overlong(max_tokens=20, buffer_tokens=10), BudgetKept(aim="exact"))
+    group = of_lengths([-10.0, -10.0], [20, 100], thinking_share=0.5)
+    kept, used_up = BudgetKept(alpha=0.1).shape(replace(group, task=replace(group.task, budget=20)))
+    assert (kept, used_up) == (-10.0, 0.0)
+
+
+def test_shapings_that_multiply_are_refused_after_those_that_subtract_from_the_same_tasks() -> None:
+    overlong = Overlong(max_tokens=20, buffer_tokens=10, penalty=0.5)
+    for before in (overlong, Length(), Effort(), BudgetKept(aim="exact")):
+        assert problems(0.0, before, BudgetKept()) == ["1"] and not problems(0.0, BudgetKept(), before)
+    assert not problems(0.5, overlong, BudgetKept()) and problems(0.4, overlong, BudgetKept()) == ["1"]
+    assert problems(0.5, BudgetKept(), overlong, Effort()) == ["2"]  # after the factor rewards begin at 0
+    assert not problems(0.0, Length(thinking=0, answer=0), BudgetKept(), Effort(penalty=0), Effort())
+    low, medium = Length(budgets=("low",)), Effort(budgets=("medium",))
+    assert not problems(0.0, low, medium) and problems(0.0, low, Effort(budgets=("low", "medium"))) == ["1"]
 
 
 def test_the_configuration_holds_a_list_for_each_environment() -> None:

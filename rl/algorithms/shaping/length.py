@@ -37,6 +37,10 @@ class Length(Shaping):
     top_share: Share = 0.2
     """The best are those whose reward reaches the quantile 1 - top_share of the group's."""
 
+    @property
+    def most_subtracted(self) -> float:
+        return self.thinking + self.answer
+
     def shape(self, group: Group) -> Rewards:
         valid = [one for one in group.rollouts if one.reward is not None]
         if len(valid) < 2:
