@@ -100,13 +100,13 @@ def from_rollouts(
     """Write the good rollouts of a run as rows for `sft.data` (rejection sampling), or as preference pairs."""
     tasks = played_tasks(run)
     rows = preference_pairs(tasks, margin_min) if pairs else chosen_rows(tasks, reward_min, per_task, choose)
+    if pairs and (num_equal := num_equal_pairs(tasks, margin_min)):  # first: it may be why there are none
+        typer.echo(f"tasks left out: {num_equal:,} whose best and worst replies are the same text")
     num = write_rows(rows, out)
     reasons = left_out(tasks, None if pairs else reward_min)
     typer.echo(f"{num:,} rows of {len(tasks):,} training tasks: {out}")
     if told := ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count):
         typer.echo(f"rollouts left out: {told}")
-    if pairs and (num_equal := num_equal_pairs(tasks, margin_min)):
-        typer.echo(f"tasks left out: {num_equal:,} whose best and worst replies are the same text")
 
 
 @app.command()
