@@ -5,6 +5,7 @@ half a surrogate pair (`'\\ud800'`), which tokenizers and UTF-8 files reject. So
 through `valid_text`.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -39,6 +40,12 @@ class Message:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     name: str = ""
+
+    @property
+    def answer_texts(self) -> tuple[str, ...]:
+        """What a reply says beside its reasoning: its content, and its tool calls as JSON."""
+        calls = (json.dumps([call.name, call.arguments], default=str) for call in self.tool_calls)
+        return (self.content, *calls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ def check_attributes(env: TextEnv) -> None:
     for name in ("is_async", "has_close", "scores_groups"):
         if not isinstance(getattr(env, name), bool):
             raise ResultError(f"{name} must be True or False, got {shown(getattr(env, name))}")
+    if env.answer_of is not None and not callable(env.answer_of):
+        raise ResultError(f"answer_of must be a function of a text, or None, got {shown(env.answer_of)}")
     if not isinstance(env.tools, tuple | list) or not all(isinstance(tool, ToolSpec) for tool in env.tools):
         raise ResultError(f"tools must be a tuple of ToolSpec, got {shown(env.tools)}")
 

@@ -35,10 +35,12 @@ def scored(
     *,
     draw: Callable[..., Row] | None = None,
     reward_range: tuple[float, float] = (0.0, 1.0),
+    answer_of: Callable[[str], str | None] | None = None,
 ) -> Callable[[Callable[[Reply, Row], Any]], type[TextEnv]]:
     """Make an environment class from a score function: `score(reply, row)` returns a number or reward parts by name.
 
     The score function may be asynchronous. Give `rows` or `draw`; `draw(rng, **options)` must depend on nothing else.
+    `answer_of` reads a reply's answer for majority votes (`TextEnv.answer_of`).
     """
     if (rows is None) == (draw is None) or (not draw and is_undecorated(rows)):
         raise TypeError("give either rows or draw: @scored(rows=...) or @scored(draw=...)")
@@ -54,6 +56,7 @@ def scored(
             "__qualname__": score.__qualname__,
             "OPTIONS": options,
             "reward_range": reward_range,
+            "answer_of": staticmethod(answer_of) if answer_of else None,
             "is_async": inspect.iscoroutinefunction(score),
             "_score": staticmethod(score),
             "_rows": None if draw else RowTable(load),

@@ -47,6 +47,9 @@ class TextEnv(gymnasium.Env[tuple[Message, ...], Reply]):
     """The environment's own options and their defaults."""
     max_turns: ClassVar[int] = 1
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    answer_of: ClassVar[Callable[[str], str | None] | None] = None
+    """Reads from the text of a last reply which answer it gives, in one form for all that mean the same, such as `1/2`;
+    None for no answer. Only for tasks of one right answer: evaluations with several rollouts a task take a vote."""
     tools: tuple[ToolSpec, ...] = ()
     is_async: bool = False
     """Whether `reset` and `step` return awaitables; determined from `step`."""

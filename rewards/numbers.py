@@ -102,9 +102,19 @@ def named_value(answer: str) -> str:
 
 def number_correct(text: str, expected: int | Fraction) -> float:
     """1.0 if the final answer of `text` equals `expected` exactly, else 0.0."""
-    answer = named_value(final_answer(text))
-    given = parse_quantity(answer) or _only_quantity(answer)
+    given = _answered(text)
     return float(given is not None and given.equals(Quantity(Fraction(expected), False)))
+
+
+def answered_number(text: str) -> str | None:
+    """The final answer of `text` as a fraction in lowest terms, `1/2` for `0.5` too; None if it is no number."""
+    given = _answered(text)
+    return None if given is None else str(given.value)
+
+
+def _answered(text: str) -> Quantity | None:
+    answer = named_value(final_answer(text))
+    return parse_quantity(answer) or _only_quantity(answer)
 
 
 def _only_quantity(answer: str) -> Quantity | None:

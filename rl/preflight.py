@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from envs.messages import Message, ToolSpec
 from envs.session import Deadlines, EnvFailure, Session
+from rl.algorithms.shaping.signs import sign_problems
 from rl.chat.chat import Chat, fitting_chats, load_chat
 from rl.chat.format import ChatError, ChatFormat
 from rl.chat.formats import new_format
@@ -133,6 +134,9 @@ def _opening_problems(config: ExperimentConfig, env_id: str, chat: Chat | ChatFo
                 wrong = f"{env_id} cannot open a {split} task with {options}: {failure}"
                 problems.append(Problem(config.place(*keys), ".".join(keys), wrong, fix))
                 continue
+            place, (lowest, _) = config.place("environments", env_id, "shaping"), session.env.reward_range
+            if wrong := sign_problems(env_id, environment.shaping, lowest, place):
+                return wrong
             if session.env.tools and chat is not None and not chat.has_tools:
                 wrong = f"{env_id} has tools, which the policy's chat format cannot express"
                 fix = f"{_ways_to_have_tools(config)}, or remove the environment"

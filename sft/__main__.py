@@ -16,8 +16,9 @@ from rl.config.mixture import RowChoice
 from rl.config.stages import checked_pair_stage, checked_stage
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries
-from sft.from_rollouts import chosen_rows, left_out, played_tasks, preference_pairs, write_rows
+from sft.from_rollouts import chosen_rows, left_out, played_tasks, write_rows
 from sft.ranks import joined_ranks, run_ranks
+from sft.rollout_pairs import num_equal_pairs, preference_pairs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -99,6 +100,8 @@ def from_rollouts(
     """Write the good rollouts of a run as rows for `sft.data` (rejection sampling), or as preference pairs."""
     tasks = played_tasks(run)
     rows = preference_pairs(tasks, margin_min) if pairs else chosen_rows(tasks, reward_min, per_task, choose)
+    if pairs and (num_equal := num_equal_pairs(tasks, margin_min)):  # first: it may be why there are none
+        typer.echo(f"tasks left out: {num_equal:,} whose best and worst replies are the same text")
     num = write_rows(rows, out)
     reasons = left_out(tasks, None if pairs else reward_min)
     typer.echo(f"{num:,} rows of {len(tasks):,} training tasks: {out}")

@@ -1,21 +1,23 @@
-"""Which rollouts of a run become training data? The good ones of each task, few of them, or its best beside its worst.
+"""Which rollouts of a run become rows? The good ones of each task, few of them; for pairs see `sft.rollout_pairs`.
 
 Rejection sampling: the supervised stage trains on what a policy, its own or another, wrote and an environment rewarded.
 Tasks of the held-out split are never taken, nor replies with think tags in wrong places; nor, but as a worst, rollouts
 that were cut or broke a rule, and those in which a thinking budget wrote the end of the reasoning.
 """
 
+import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from envs.json_lines import JsonObject
+from envs.judge_client import MODEL, URL
 from envs.messages import Message
-from envs.registry import make
 from envs.rollout_file import message_from, message_object, read_rollouts
-from rl.chat.format import with_budget
+from envs.session import Session
 from rl.config.mixture import RowChoice
 from rl.data_types import EFFORTS, Effort, first_reply
 from sft.messages import BadRow, split_thinking
@@ -32,6 +34,8 @@ class Played:
     """Whether it ended by itself and broke no rule."""
     first_reply: int
     """Place of the policy's first reply; the opening before it may have replies too."""
+    group_id: str = ""
+    """Empty in files that no trainer wrote."""
 
     @property
     def written(self) -> list[str]:
@@ -40,11 +44,7 @@ class Played:
             text
             for one in self.messages[self.first_reply :]
             if one.role == "assistant"
-            for text in (
-                one.reasoning,
-                one.content,
-                *(json.dumps([call.name, call.arguments], default=str) for call in one.tool_calls),
-            )
+            for text in (one.reasoning, *one.answer_texts)
         ]
 
     @property
@@ -86,7 +86,7 @@ def played_tasks(place: Path) -> list[PlayedTask]:
         if not _can_be_read(messages):
             found.num_unreadable += 1
         elif (start := first_reply(messages, num_turns)) < len(messages):
-            found.rollouts.append(Played(messages, float(reward), is_sound, start))
+            found.rollouts.append(Played(messages, float(reward), is_sound, start, saved.get("group_id", "")))
     return list(tasks.values())
 
 
@@ -115,14 +115,14 @@ def chosen_rows(
         ordered = sorted(distinct.values(), key=lambda one: one.num_characters)
         taken = ordered[:per_task] if choice == "shortest" else _diverse(ordered, per_task)
         for one in taken:
-            opening = _objects(one.messages[: one.first_reply])
+            opening = message_objects(one.messages[: one.first_reply])
             for message in opening:
                 message |= {"weight": 0} if message["role"] == "assistant" else {}  # the policy did not write it
             yield {
-                "messages": opening + _objects(to_last_reply(one.messages)[one.first_reply :]),
-                "tools": _tools(task),
+                "messages": opening + message_objects(to_last_reply(one.messages)[one.first_reply :]),
+                "tools": tools_of(task),
                 **({"effort": task.effort} if task.effort and any(reply.reasoning for reply in one.messages) else {}),
-                **_about(task, one.reward),
+                **origin(task, one.reward),
             }
 
 
@@ -134,32 +134,6 @@ def left_out(tasks: Sequence[PlayedTask], reward_min: float | None) -> Mapping[s
         counts["cut, with an unreadable call, or ended by a budget"] = sum(not one.is_sound for one in played)
         counts["of a lower reward"] = sum(one.is_sound and one.reward < reward_min for one in played)
     return counts
-
-
-def preference_pairs(tasks: Sequence[PlayedTask], margin_min: float) -> Iterator[JsonObject]:
-    """A task's best rollout beside its worst, if their rewards are at least `margin_min` apart: rows with `prompt`,
-    `chosen` and `rejected`, the form of TRL's DPO and reward trainers.
-    """
-    for task in tasks:
-        sound = [one for one in task.rollouts if one.is_sound]
-        if not sound:
-            continue
-        best = min(sound, key=lambda one: (-one.reward, one.num_characters))
-        worst = min(task.rollouts, key=lambda one: (one.reward, one.num_characters))
-        if best.reward - worst.reward < max(margin_min, 0.0) or best.reward == worst.reward:
-            continue
-        prompt = best.messages[: best.first_reply]
-        if prompt != worst.messages[: worst.first_reply]:
-            continue  # an environment that opens differently with one seed
-        chosen, rejected = (_objects(to_last_reply(one.messages)[len(prompt) :]) for one in (best, worst))
-        yield {
-            "prompt": _objects(with_budget(prompt, task.effort or "unlimited")),
-            "chosen": chosen,
-            "rejected": rejected,
-            "tools": _tools(task),
-            **_about(task, best.reward),
-            "rejected_reward": worst.reward,
-        }
 
 
 def write_rows(rows: Iterator[JsonObject], out: Path) -> int:
@@ -192,7 +166,7 @@ def _trigrams(played: Played) -> set[tuple[str, ...]]:
     return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
 
 
-def _objects(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def message_objects(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Without keys that are empty, except for `role` and `content`."""
     return [
         {key: value for key, value in message_object(one).items() if value or key in ("role", "content")}
@@ -200,17 +174,29 @@ def _objects(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
-def _tools(task: PlayedTask) -> list[dict[str, Any]]:
-    """The environment's tools in this task: some have them only once they are reset."""
-    env = make(task.env_id)
-    try:
-        env.reset(seed=task.seed, options={**task.options, "split": "train"})
+def tools_of(task: PlayedTask) -> list[dict[str, Any]]:
+    """The environment's tools in this task: some have them only once they are reset. Raises `EnvFailure`."""
+    with _announced_judge(), Session.installed(task.env_id) as session:
+        session.reset(task.seed, {**task.options, "split": "train"})
         return [
-            {"name": one.name, "description": one.description, "parameters": dict(one.parameters)} for one in env.tools
+            {"name": one.name, "description": one.description, "parameters": dict(one.parameters)}
+            for one in session.env.tools
         ]
+
+
+@contextlib.contextmanager
+def _announced_judge() -> Iterator[None]:
+    """Let environments that ask a judge be opened, where none is named: they ask it nothing before the first reply."""
+    from rl.rollouts.judge import NAME, NOWHERE  # imports Ray, which takes a second
+
+    missing = {name: value for name, value in ((URL, NOWHERE), (MODEL, NAME)) if not os.environ.get(name)}
+    os.environ |= missing
+    try:
+        yield
     finally:
-        env.close()
+        for name in missing:
+            del os.environ[name]
 
 
-def _about(task: PlayedTask, reward: float) -> JsonObject:
+def origin(task: PlayedTask, reward: float) -> JsonObject:
     return {"env_id": task.env_id, "seed": task.seed, "reward": reward}

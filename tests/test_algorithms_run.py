@@ -40,4 +40,4 @@ def test_a_run_trains_with_an_algorithm_for_each_environment(tmp_path: Path, max
     assert {"update/clip_fraction", "update/reference_kl", "update/entropy"} <= steps[-1].keys()
     evaluated = next(line for line in lines if line.get("kind") == "evaluation")
     assert evaluated["low/math/Arithmetic-v0"] <= evaluated["reward/math/Arithmetic-v0"]
-    assert {"pass_at_2/math/Arithmetic-v0", "majority/tools/Store-v0"} <= evaluated.keys()
+    assert {"pass_at_2/math/Arithmetic-v0", "majority/math/Arithmetic-v0"} <= evaluated.keys()

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from rl.runs.budget_curves import budget_curves, budget_rows
@@ -72,24 +73,22 @@ def test_no_id_is_broken_apart_in_a_narrow_terminal(tmp_path: Path) -> None:
     assert "mismatch: how far the learner's" in text
 
 
-def evaluated(run: Path, points: dict[str, tuple[float, float]]) -> Path:
-    """Writes what `rl evaluate --budgets` writes: accuracy and mean tokens by budget, of 25 rollouts."""
-    lines = {
-        budget: {f"accuracy/{ARITHMETIC}": accuracy, f"reply_tokens/{ARITHMETIC}": tokens, f"num/{ARITHMETIC}": 25}
-        for budget, (accuracy, tokens) in points.items()
-    }
+def evaluated(run: Path, points: dict[str, tuple[float, float, float]]) -> Path:
+    """Writes what `rl evaluate --budgets` writes: accuracy, its error and mean tokens by budget."""
+    names = [f"{name}/{ARITHMETIC}" for name in ("accuracy", "accuracy_stderr", "reply_tokens", "num")]
+    lines = {budget: dict(zip(names, (*values, 25), strict=True)) for budget, values in points.items()}
     (run / "evaluation.json").write_text(json.dumps({"policy": "x", "budgets": lines}))
     return run
 
 
 def test_budgets_of_several_runs_are_compared_by_the_tokens_that_were_used(tmp_path: Path) -> None:
     first, second = two_runs(tmp_path)
-    evaluated(first, {"off": (0.2, 10.0), "64": (0.5, 52.25)})
-    evaluated(second, {"64": (0.8, 40.0), "unlimited": (0.9, 80.0)})
+    evaluated(first, {"off": (0.2, 0.12, 10.0), "64": (0.5, 0.15, 52.25)})
+    evaluated(second, {"64": (0.8, 0.08, 40.0), "unlimited": (0.9, 0.06, 80.0)})
     histories = [read_history(run) for run in (first, second)]
-    assert budget_rows(histories) == [  # standard errors: 0.4 / 5, 0.5 / 5, 0.4 / 5, 0.3 / 5
-        [f"{ARITHMETIC}, budget off", "0.200 ± 0.080 at 10.0 tokens", "-"],
-        [f"{ARITHMETIC}, budget 64", "0.500 ± 0.100 at 52.2 tokens", "0.800 ± 0.080 at 40.0 tokens"],
+    assert budget_rows(histories) == [
+        [f"{ARITHMETIC}, budget off", "0.200 ± 0.120 at 10.0 tokens", "-"],
+        [f"{ARITHMETIC}, budget 64", "0.500 ± 0.150 at 52.2 tokens", "0.800 ± 0.080 at 40.0 tokens"],
         [f"{ARITHMETIC}, budget unlimited", "-", "0.900 ± 0.060 at 80.0 tokens"],
     ]
     figure = budget_curves(histories, ["first", "second"])
@@ -98,6 +97,8 @@ def test_budgets_of_several_runs_are_compared_by_the_tokens_that_were_used(tmp_p
     curves = {one.get_label(): one.lines[0].get_xydata() for one in drawn}
     assert curves["first"].tolist() == [[10.0, 0.2], [52.25, 0.5]]
     assert curves["second"].tolist() == [[40.0, 0.8], [80.0, 0.9]]
+    bars = {one.get_label(): one.lines[2][0].get_segments() for one in drawn}
+    assert bars["first"][0][:, 1].tolist() == pytest.approx([0.08, 0.32])
     page = tmp_path / "page.html"
     print_comparison([first, second], page, console=Console(record=True, width=140, file=io.StringIO()))
     assert "data:image/png;base64," in page.read_text() and "0.800 ± 0.080 at 40.0 tokens" in page.read_text()

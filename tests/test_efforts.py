@@ -88,6 +88,10 @@ def test_gold_conversations_draw_efforts_and_tell_them() -> None:
 
 def test_rollouts_become_rows_and_pairs_that_state_their_effort(tmp_path: Path) -> None:
     groups = [group_with(budget, [1.0, 0.0], place) for place, budget in enumerate(("low", 12, "unlimited"))]
+    for place, group in enumerate(groups):
+        good, bad = group.rollouts
+        bad = replace(bad, messages=(*bad.messages[:-1], Message("assistant", "The answer is 5.", "2 + 2 = 5")))
+        groups[place] = replace(group, rollouts=(good, bad))
     played, out = tmp_path / "train_000001.jsonl", tmp_path / "rows.jsonl"
     with played.open("w") as file:
         write_rollouts(file, 1, "train", groups)

@@ -1,12 +1,14 @@
 import math
 import statistics
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from envs.messages import Message
 from envs.scored import scored
 from rl.cluster.placement import layout
+from rl.data_types import Group, Outcome
 from rl.evaluate import without_curricula, without_learner
 from rl.runs.evaluation import bootstrap_interval, clustered_error, evaluation_metrics, pass_at
 from rl.tasks.arms import arms_of
@@ -57,6 +59,14 @@ def test_rollouts_of_one_task_that_are_alike_count_as_one() -> None:
     assert bootstrap_interval([[0.25, 0.75]]) == (0.5, 0.5)
 
 
+def test_the_error_of_the_accuracy_is_that_of_tasks_too() -> None:
+    groups = [make_group([1.0] * 4), make_group([0.0] * 4, 1), make_group([1.0, 1.0, 0.5, 0.5], 2)]
+    metrics = evaluation_metrics(groups)
+    assert metrics[f"accuracy/{ARITHMETIC}"] == 0.5
+    # Residuals 4/2, -4/2 and 0 of three tasks: sqrt(8 * 3 / 2) / 12. Twelve independent rollouts would have 0.144.
+    assert metrics[f"accuracy_stderr/{ARITHMETIC}"] == pytest.approx(12**0.5 / 12)
+
+
 def test_pass_at_k_is_that_of_all_choices_of_k_rollouts() -> None:
     # One of 4 is correct: half of the 6 pairs have it. Two of 4: all but 1 pair.
     assert pass_at(2, [[True, False, False, False], [True, True, False, False]]) == pytest.approx((0.5 + 5 / 6) / 2)
@@ -64,23 +74,77 @@ def test_pass_at_k_is_that_of_all_choices_of_k_rollouts() -> None:
     assert pass_at(4, [[True, False, False, False], [False] * 4]) == 0.5
 
 
-def test_several_rollouts_a_task_give_pass_at_k_and_the_majoritys_accuracy() -> None:
-    group = make_group([1.0, 1.0, 0.0, 0.0, 0.0])
-    answers = ("It is 7", "**Answer:** 7", "It is 8", "It is 9", "no idea")
+def answered(env_id: str, *replies: tuple[str, float], **changes: Any) -> Group:
+    """A group whose members wrote these texts and earned these rewards."""
+    group = make_group([reward for _, reward in replies], env_id=env_id)
     rollouts = [
-        replace(one, messages=(Message("user", "?"), Message("assistant", text)))
-        for one, text in zip(group.rollouts, answers, strict=True)
+        replace(one, messages=(Message("user", "?"), Message("assistant", text)), **changes)
+        for one, (text, _) in zip(group.rollouts, replies, strict=True)
     ]
-    metrics = evaluation_metrics([replace(group, rollouts=tuple(rollouts))])
-    assert metrics[f"majority/{ARITHMETIC}"] == 1.0 and metrics[f"pass_at_1/{ARITHMETIC}"] == pytest.approx(0.4)
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def majority(env_id: str, *replies: tuple[str, float], **changes: Any) -> float:
+    return evaluation_metrics([answered(env_id, *replies, **changes)])[f"majority/{env_id}"]
+
+
+def test_several_rollouts_a_task_give_pass_at_k() -> None:
+    group = make_group([1.0, 1.0, 0.0, 0.0, 0.0])
+    metrics = evaluation_metrics([group])
+    assert metrics[f"pass_at_1/{ARITHMETIC}"] == pytest.approx(0.4)
     assert metrics[f"pass_at_4/{ARITHMETIC}"] == 1.0 and f"pass_at_8/{ARITHMETIC}" not in metrics
-    tied = evaluation_metrics([replace(group, rollouts=(rollouts[0], rollouts[2]))])
-    assert tied[f"majority/{ARITHMETIC}"] == 0.5
-    one_failed = [replace(group, rollouts=tuple(rollouts[:4])), make_group([1.0, None, None, None], ordinal=1)]
+    one_failed = [replace(group, rollouts=group.rollouts[:4]), make_group([1.0, None, None, None], ordinal=1)]
     assert evaluation_metrics(one_failed)[f"pass_at_4/{ARITHMETIC}"] == 1.0  # of the tasks that have as many
     alone = evaluation_metrics([make_group([1.0])])
     assert not any(name.startswith(("pass_at_", "majority")) for name in alone)
     assert not any(math.isnan(value) for value in alone.values())
+
+
+def test_the_majority_is_of_the_answers_that_replies_give() -> None:
+    seven, eight = ("It is 7", 1.0), ("It is 8", 0.0)
+    assert majority(ARITHMETIC, seven, ("**Answer:** 7", 1.0), eight, ("It is 9", 0.0)) == 1.0
+    assert majority(ARITHMETIC, seven, eight) == 0.5
+    assert majority(ARITHMETIC, seven, eight, ("It is 9", 0.0)) == pytest.approx(1 / 3)
+    assert majority(ARITHMETIC, seven, ("1/2", 0.0), ("It is 0.5", 0.0)) == 0.0
+    assert majority("math/GradeSchool-v0", ("#### 1/2", 1.0), ("0.5", 1.0), ("3", 0.0), ("#### 3.0", 0.0)) == 0.5
+    choice = "math/MultipleChoice-v0"
+    said = (("The answer is B.", 0.0), ("I think the answer is B", 0.0), ("It is 100, hence the answer is A", 1.0))
+    assert majority(choice, *said) == 0.0
+    assert majority(choice, *said, ("100 degrees means the answer is C", 0.0), ("Answer: A", 1.0)) == 0.5
+    assert majority("math/RunningTotal-v0", ("Two", 0.0), ("two", 0.0), ("one", 1.0)) == 0.0
+
+
+def test_replies_without_an_answer_or_cut_off_do_not_vote() -> None:
+    assert majority(ARITHMETIC, ("7", 1.0), ("no idea", 0.0), ("no idea", 0.0)) == 1.0
+    assert majority(ARITHMETIC, ("no idea", 0.0), ("", 0.0)) == 0.0
+    assert majority(ARITHMETIC, ("7+5 is", 0.0), ("7+5", 0.0), outcome=Outcome.TRUNCATED) == 0.0
+    cut = answered(ARITHMETIC, ("7+5=12", 0.0), ("7+5=12", 0.0), outcome=Outcome.TRUNCATED).rollouts
+    (right,) = answered(ARITHMETIC, ("9", 1.0)).rollouts
+    group = replace(make_group([1.0]), rollouts=(right, *cut))
+    assert evaluation_metrics([group])[f"majority/{ARITHMETIC}"] == 1.0
+
+
+def fails(text: str) -> str:
+    raise ValueError(text)
+
+
+@scored(rows=[{"prompt": "?", "split": "train"}], answer_of=fails)
+def unreadable(reply, row):
+    """Cannot read its answers."""
+    return 1.0
+
+
+def test_environments_that_read_no_answers_have_no_majority() -> None:
+    for env_id in ("tools/Store-v0", "math/Countdown-v0", "tests.test_evaluate:up_to_ten", "nobody/HasThis-v0"):
+        metrics = evaluation_metrics([answered(env_id, ("1+2", 1.0), ("2+1", 1.0))])
+        assert f"pass_at_2/{env_id}" in metrics and f"majority/{env_id}" not in metrics
+
+
+def test_an_environment_that_fails_to_read_an_answer_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    env_id = "tests.test_evaluate:unreadable"
+    metrics = evaluation_metrics([answered(env_id, ("a", 1.0), ("b", 0.0))])
+    assert f"pass_at_2/{env_id}" in metrics and f"majority/{env_id}" not in metrics
+    assert f"{env_id}: answer_of raised ValueError: b" in caplog.text
 
 
 @pytest.mark.parametrize(("precision", "num_ranks"), [("bf16", 0), ("nvfp4", 1)])

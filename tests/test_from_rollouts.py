@@ -1,18 +1,22 @@
 """Rows from rollouts: which are taken, that the supervised stage reads them, and what is refused."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
 
-from envs.messages import Message, ToolCall
+from envs.judge_client import MODEL, URL
+from envs.messages import Message, ToolCall, ToolSpec
+from envs.text_env import TextEnv
 from rl.data_types import Group, Outcome, Rollout
 from rl.runs.saved_rollouts import write_rollouts
 from sft.__main__ import app
 from sft.from_rollouts import left_out, played_tasks
+from sft.pairs import read_pair
 from sft.rows import read_row
 from tests.makers import ARITHMETIC, STORE, group_of, make_rollout, make_task, make_turn
 
@@ -117,6 +121,41 @@ def test_calls_of_tools_and_their_descriptions_are_kept(tmp_path: Path) -> None:
     assert read_row(row, "here", has_thinking=True).messages == messages[:-1]
 
 
+class LateTools(TextEnv):
+    """Has its tools once its server answered; its `reset` is asynchronous, as those of the adapters."""
+
+    closed: ClassVar[list[str]] = []
+
+    async def reset(self, *, seed: int | None = None, options: Any = None) -> Any:  # type: ignore[override]
+        self.key = f"task {seed}"
+        self.tools = (ToolSpec("look", "Look.", {"type": "object", "properties": {}}),)
+        return (Message("user", self.key),), {}
+
+    def close(self) -> None:
+        self.closed.append(self.key)
+
+
+def test_an_environment_with_an_asynchronous_reset_gives_its_tools(tmp_path: Path) -> None:
+    task = make_task(env_id="tests.test_from_rollouts:LateTools")
+    rollout = replace(make_rollout(1.0, task=task), messages=wrote("well", 1.0).messages)
+    (row,) = rows_of(saved(tmp_path, group_of(rollout)))
+    assert [tool["name"] for tool in row["tools"]] == ["look"]
+    assert LateTools.closed == ["task 7"]
+
+
+@pytest.mark.parametrize("env_id", ["chat/Judged-v0", "chat/Compared-v0", "chat/Safety-v0"])
+def test_tasks_that_a_judge_scored_need_no_judge_to_become_rows(
+    env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(URL, raising=False)
+    monkeypatch.setenv(MODEL, "mine")
+    task = make_task(env_id=env_id)
+    members = [replace(wrote(text, reward), task=task) for text, reward in (("well", 1.0), ("badly", 0.0))]
+    path = saved(tmp_path, group_of(*members))
+    assert replies(rows_of(path)) == ["well"] and len(rows_of(path, "--pairs")) == 1
+    assert URL not in os.environ and os.environ[MODEL] == "mine"
+
+
 def test_replies_of_the_opening_are_read_and_not_trained(tmp_path: Path) -> None:
     good, bad = wrote("good", 1.0), wrote("bad", 0.0)
     opening = (Message("user", "Hi"), Message("assistant", "Hello."))
@@ -141,6 +180,34 @@ def test_pairs_are_the_best_beside_the_worst(tmp_path: Path) -> None:
     assert (first["reward"], first["rejected_reward"]) == (1.0, 0.0)
     assert second["chosen"][0]["content"] == "better"
     assert len(rows_of(path, "--pairs", "--margin-min", "0.5")) == 1
+
+
+def test_where_groups_are_scored_the_best_and_the_worst_are_of_one_group(tmp_path: Path) -> None:
+    """Rewards of chat/Compared-v0 say how a reply compares with those of its group, and nothing about other groups."""
+    groups = []
+    for number, members in enumerate(([("a", 0.9), ("b", 0.6)], [("c", 0.5), ("d", 0.1)], [("e", 0.7), ("f", 0.65)])):
+        task = make_task(env_id="chat/Compared-v0")
+        played = [replace(wrote(text, reward), task=task, group_id=f"0-{number}") for text, reward in members]
+        groups.append(group_of(*played))
+    (pair,) = rows_of(saved(tmp_path, *groups), "--pairs")
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("c", "d")  # the greatest difference
+    other = [
+        replace(group, rollouts=tuple(replace(one, task=make_task()) for one in group.rollouts)) for group in groups
+    ]
+    (pair,) = rows_of(saved(tmp_path, *other), "--pairs")
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("a", "d")
+
+
+def test_a_text_that_is_the_best_and_the_worst_is_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(
+        tmp_path,
+        group_of(wrote("same", 1.0), wrote("same", 0.0)),
+        group_of(wrote("good", 1.0, 1), wrote("bad", 0.0, 1)),
+    )
+    (pair,) = rows_of(path, "--pairs")
+    assert pair["chosen"][0]["content"] == "good"
+    assert "tasks left out: 1 whose best and worst replies are the same text" in capsys.readouterr().out
+    assert read_pair(pair, "here", has_thinking=True)
 
 
 def test_a_run_without_good_rollouts_is_told_and_leaves_no_file(tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ class SaysNothingReadable(Opens):
         return "a text", {}
 
 
+class PaysLessThanNothing(Opens):
+    reward_range = (-13.0, 0.0)
+
+
 def problems(folder: Path, name: str) -> str:
     """What pre-flight says about an experiment with this environment of the module."""
     (folder / "config.json").write_text("{}")
@@ -121,6 +125,13 @@ def test_an_environment_that_opens_passes_and_is_closed(tmp_path: Path) -> None:
     path.write_text(YAML.format(folder=tmp_path, name="Opens"))
     preflight(load_config(path))
     assert Opens.num_made == Opens.num_closed > 0
+
+
+def test_a_shaping_that_multiplies_negative_rewards_is_told_with_its_place(tmp_path: Path) -> None:
+    shaping = "[length, {shaping: effort, weight: 0.5}]"
+    told = problems(tmp_path, f"PaysLessThanNothing:\n    shaping: {shaping}\n    #")
+    assert "line 9: environments.tests.test_preflight:PaysLessThanNothing.shaping.1: it multiplies rewards, and" in told
+    assert "go down to -13" in told and "fix: remove it, or use a shaping that subtracts" in told
 
 
 @pytest.mark.slow

@@ -95,6 +95,7 @@ def test_our_own_errors_are_known_by_their_type() -> None:
     ("attribute", "value"),
     [
         *(("max_turns", value) for value in (None, 0, -1, 2.0, "3", True, [])),
+        ("answer_of", "a text"),
         *(("reward_range", value) for value in (None, 1.0, (0,), (0, 1, 2), ("0", "1"), (1, 0), (1, 1), (math.nan, 1))),
         *(("tools", value) for value in (None, "price", {"a": 1}, ("price",), [{"name": "price"}])),
         *(("OPTIONS", value) for value in (None, ["level"], {1: 2}, "level")),

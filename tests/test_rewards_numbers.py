@@ -13,7 +13,7 @@ import pytest
 from rewards.expression import read_expression
 from rewards.final_answer import final_answer, last_boxed
 from rewards.math_answer import WORKERS, answer_correct, number_decides, verify_symbolically
-from rewards.numbers import number_correct, parse_number
+from rewards.numbers import answered_number, number_correct, parse_number
 from rewards.worker_pool import WorkerError, WorkerPool
 
 
@@ -57,6 +57,13 @@ def test_numbers_are_read_exactly(text: str, number: Fraction | None) -> None:
 )
 def test_the_final_answer_is_the_marked_one_or_else_the_last_number(text: str, answer: str) -> None:
     assert final_answer(text) == answer
+
+
+def test_the_number_that_a_reply_answers_has_one_form() -> None:
+    texts = ("1/2", "It is 0.5.", "x = \\frac{1}{2}", "#### .50", "50 %")
+    assert {answered_number(text) for text in texts} == {"1/2"}
+    assert answered_number("so 1,200 dollars") == answered_number("1200") == "1200"
+    assert answered_number("no idea") is answered_number("2, 3") is None
 
 
 def test_boxes_within_boxes_are_matched() -> None:

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from envs.messages import Message
+from envs.messages import Message, ToolCall
 from rl.algorithms.shaping import SHAPINGS, shaped, shaping_metrics
 from rl.algorithms.shaping.budget import BudgetKept
 from rl.algorithms.shaping.effort import Effort
 from rl.algorithms.shaping.length import Length
 from rl.algorithms.shaping.overlong import Overlong
-from rl.algorithms.shaping.shaping import thinking_tokens
+from rl.algorithms.shaping.shaping import Shaping, thinking_tokens
+from rl.algorithms.shaping.signs import sign_problems
 from rl.data_types import Group
 from tests.makers import ARITHMETIC, STORE, make_config, make_group, make_turn
 
@@ -53,6 +54,18 @@ def test_length_control_is_relative_to_the_group_and_adds_up_to_nothing() -> Non
     half = of_lengths([1.0, 0.0, 1.0, None], [10, 20, 30, 5], thinking_share=0.5)
     assert thinking_tokens(half.rollouts[1]) == 10
     assert plain.shape(half) == approx(1.35, 0.0, 0.65, None)
+
+
+def test_calls_of_tools_are_of_the_answer_and_not_of_the_reasoning() -> None:
+    group = of_lengths([1.0, 1.0], [160, 100])
+    # ["find", {"text": "aa...a"}] has 22 characters beside its 136 of text: 158, and "hm" makes 160.
+    call = Message("assistant", "", "hm", (ToolCall("find", {"text": "a" * 136}),))
+    long, short = (replace(one, messages=(Message("user", "?"), call)) for one in group.rollouts)
+    assert thinking_tokens(long) == pytest.approx(2.0)
+    shaping = Length(thinking=0, answer=0.4, thinking_bonus=0, answer_bonus=0)
+    assert shaping.shape(replace(group, rollouts=(long, short))) == approx(0.8, 1.2)
+    told = replace(group, task=replace(group.task, budget=50), rollouts=(long, short))
+    assert BudgetKept(alpha=0.01).shape(told)[0] == pytest.approx(0.98)  # 0.5 + (50 - 2) / 100
 
 
 def test_a_bonus_is_for_the_shortest_only_if_it_is_among_the_best() -> None:
@@ -110,6 +123,31 @@ def test_shapings_of_an_environment_are_applied_in_order_and_to_no_other() -> No
     assert shaping_metrics([group, other], {ARITHMETIC: (first, second)}) == {
         f"shaping/{ARITHMETIC}": pytest.approx(-0.25)
     }
+
+
+def problems(lowest: float, *shapings: Shaping) -> list[str]:
+    return [one.key.rpartition(".")[2] for one in sign_problems(ARITHMETIC, shapings, lowest, "")]
+
+
+def test_shapings_that_multiply_are_refused_where_rewards_may_be_negative() -> None:
+    """A reward of -10 with a used-up budget would become 0, the best; the shortest of an effort would lose most."""
+    factors = (BudgetKept(), Effort())
+    assert all(problems(-13.0, one) == ["0"] and not problems(0.0, one) for one in factors)
+    assert not problems(-13.0, Length(), Overlong(max_tokens=20, buffer_tokens=10), BudgetKept(aim="exact"))
+    group = of_lengths([-10.0, -10.0], [20, 100], thinking_share=0.5)
+    kept, used_up = BudgetKept(alpha=0.1).shape(replace(group, task=replace(group.task, budget=20)))
+    assert (kept, used_up) == (-10.0, 0.0)
+
+
+def test_shapings_that_multiply_are_refused_after_those_that_subtract_from_the_same_tasks() -> None:
+    overlong = Overlong(max_tokens=20, buffer_tokens=10, penalty=0.5)
+    for before in (overlong, Length(), Effort(), BudgetKept(aim="exact")):
+        assert problems(0.0, before, BudgetKept()) == ["1"] and not problems(0.0, BudgetKept(), before)
+    assert not problems(0.5, overlong, BudgetKept()) and problems(0.4, overlong, BudgetKept()) == ["1"]
+    assert problems(0.5, BudgetKept(), overlong, Effort()) == ["2"]  # after the factor rewards begin at 0
+    assert not problems(0.0, Length(thinking=0, answer=0), BudgetKept(), Effort(penalty=0), Effort())
+    low, medium = Length(budgets=("low",)), Effort(budgets=("medium",))
+    assert not problems(0.0, low, medium) and problems(0.0, low, Effort(budgets=("low", "medium"))) == ["1"]
 
 
 def test_the_configuration_holds_a_list_for_each_environment() -> None:

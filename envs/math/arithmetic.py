@@ -7,7 +7,7 @@ import numpy as np
 from envs.messages import Reply
 from envs.scored import Row, scored
 from envs.text_env import choose_level
-from rewards.numbers import number_correct
+from rewards.numbers import answered_number, number_correct
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def draw_row(rng: np.random.Generator, level: int = 1) -> Row:
     return {"prompt": f"{problem.text}=?", "gold": gold, "gold_reasoning": problem.worked, "key": problem.text}
 
 
-@scored(draw=draw_row)
+@scored(draw=draw_row, answer_of=answered_number)
 def arithmetic(reply: Reply, row: Row) -> dict[str, float]:
     """Compute a sum from left to right: `7+5-3=?`, answered `9`.
 

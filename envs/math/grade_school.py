@@ -12,6 +12,7 @@ from envs.messages import Message, Reply
 from envs.package_data import DataPackageError
 from envs.text_env import EnvironmentOptionError, Split, StepResult, TextEnv, draw_in_split, in_split
 from rewards.math_answer import answer_correct
+from rewards.numbers import answered_number
 
 HINT = "Write the number that answers it on the last line, after ####."
 SOURCES = ("originals", "variants", "easy")
@@ -47,6 +48,7 @@ class GradeSchool(TextEnv):
     """
 
     OPTIONS: ClassVar = {"source": "variants"}
+    answer_of: ClassVar = staticmethod(answered_number)
 
     @classmethod
     def load_data(cls, options: Mapping[str, Any]) -> None:

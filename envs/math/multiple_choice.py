@@ -9,7 +9,7 @@ from envs.math.grade_school import draw_easy
 from envs.messages import Reply
 from envs.scored import Row, scored
 from envs.text_env import EnvironmentOptionError, choose_level
-from rewards.choice import choice_correct
+from rewards.choice import choice_correct, chosen_letter
 
 LETTERS = "ABCDEFGHIJ"
 SOURCES = ("sums", "words")
@@ -45,7 +45,7 @@ def draw_options(rng: np.random.Generator, answer: Fraction, num: int) -> list[F
     return [[*near, answer][int(place)] for place in rng.permutation(num)]
 
 
-@scored(draw=draw_row)
+@scored(draw=draw_row, answer_of=lambda text: chosen_letter(text, LETTERS))
 def multiple_choice(reply: Reply, row: Row) -> dict[str, float]:
     """Choose the right option of a question; the prompt asks to end with `Answer: LETTER`.
 

@@ -5,7 +5,7 @@ import numpy as np
 from envs.messages import Reply
 from envs.scored import Row, scored
 from envs.text_env import EnvironmentOptionError, choose_level
-from rewards.exact import text_correct
+from rewards.exact import text_correct, text_key
 
 LEVELS = {1: (3, 5), 2: (4, 9), 3: (8, 14), 4: (12, 20)}
 """Minimum and maximum number of digits."""
@@ -38,7 +38,7 @@ def draw_row(rng: np.random.Generator, level: int = 1, terse_share: float = 0.0)
     }
 
 
-@scored(draw=draw_row)
+@scored(draw=draw_row, answer_of=text_key)
 def running_total(reply: Reply, row: Row) -> dict[str, float]:
     """Add up digits and give the last digit of the sum as a word: `Last digit of 7+5+9?`, answered `one`.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from rl.runs.drawing import COLOURS, new_figure, style
-from rl.runs.figures import share_error
+from rl.runs.figures import accuracy_error
 from rl.runs.history import History
 
 TITLE = "Held-out accuracy against the tokens that replies really used; a point a budget, bars are standard errors"
@@ -30,8 +30,8 @@ def _cell(history: History, budget: str, env_id: str) -> str:
     accuracy = line.get(f"accuracy/{env_id}")
     if accuracy is None:
         return "-"
-    error = share_error(accuracy, line.get(f"num/{env_id}", 0))
-    return f"{accuracy:.3f} ± {error:.3f} at {line.get(f'reply_tokens/{env_id}', math.nan):.1f} tokens"
+    error, tokens = accuracy_error(line, env_id), line.get(f"reply_tokens/{env_id}", math.nan)
+    return f"{accuracy:.3f} ± {error:.3f} at {tokens:.1f} tokens"
 
 
 def budget_curves(histories: Sequence[History], names: Sequence[str]) -> Figure | None:
@@ -45,11 +45,11 @@ def budget_curves(histories: Sequence[History], names: Sequence[str]) -> Figure 
         for number, (history, name) in enumerate(zip(histories, names, strict=True)):
             lines = [line for line in history.budgets.values() if f"accuracy/{env_id}" in line]
             points = sorted(
-                (line[f"reply_tokens/{env_id}"], line[f"accuracy/{env_id}"], line[f"num/{env_id}"]) for line in lines
+                (line[f"reply_tokens/{env_id}"], line[f"accuracy/{env_id}"], accuracy_error(line, env_id))
+                for line in lines
             )
             if points:
-                tokens, accuracies, nums = zip(*points, strict=True)
-                errors = [share_error(*one) for one in zip(accuracies, nums, strict=True)]
+                tokens, accuracies, errors = zip(*points, strict=True)
                 colour = COLOURS[number % len(COLOURS)]
                 axes.errorbar(tokens, accuracies, errors, color=colour, marker="o", capsize=3, label=name)
         axes.set_title(env_id, fontsize=9, loc="left")

@@ -4,33 +4,38 @@ Rollouts of one task are not independent, so errors are those of the tasks: the 
 (https://arxiv.org/abs/2411.00640, section 2.2), and a bootstrap that draws tasks with all their rollouts.
 """
 
+import logging
 import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from math import comb
 
 import numpy as np
 
-from envs.facts import reward_range_of
+from envs.facts import known_facts
 from envs.results import is_full_reward
-from rewards.final_answer import final_answer
+from envs.session import raised
 from rl.algorithms.shaping.shaping import thinking_tokens
 from rl.config.environments import option_set_names
-from rl.data_types import Group, Rollout
+from rl.data_types import Group, Outcome, Rollout
 
+logger = logging.getLogger(__name__)
 NUM_DRAWS = 2000
 INTERVAL = (2.5, 97.5)
 """Percentiles: an interval of 95 %."""
+ENDED = (Outcome.OK, Outcome.BUDGET_HIT)
+"""Of rollouts whose last reply is whole."""
 
 
 def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Metrics by environment: `reward/ENV` (mean), `stderr/ENV`, its 95 % interval `low/ENV` to `high/ENV`,
-    `accuracy/ENV`, `reply_tokens/ENV`, `thinking_tokens/ENV` (those of the reasoning, by its share of the characters),
-    and the counts `num/ENV` and `failed/ENV`.
+    `accuracy/ENV` and its standard error `accuracy_stderr/ENV`, `reply_tokens/ENV`, `thinking_tokens/ENV` (those of the
+    reasoning, by its share of the characters), and the counts `num/ENV` and `failed/ENV`.
 
     Accuracy is the share of rewards at the top of the environment's `reward_range` (`envs.results.is_full_reward`).
-    With several rollouts a task also `pass_at_K/ENV` and `majority/ENV`. Rollouts that do not count are left out and
-    counted as `failed/ENV`. An environment whose tasks have several options has `accuracy/ENV/OPTIONS` for each too.
+    With several rollouts a task also `pass_at_K/ENV`, and `majority/ENV` if the environment reads answers
+    (`TextEnv.answer_of`). Rollouts that do not count are left out and counted as `failed/ENV`. An environment whose
+    tasks have several options has `accuracy/ENV/OPTIONS` for each too.
     """
     metrics: dict[str, float] = {}
     for env_id in dict.fromkeys(group.task.env_id for group in groups):
@@ -53,8 +58,8 @@ def _of_environment(env_id: str, played: Sequence[Sequence[Rollout]]) -> dict[st
     metrics: dict[str, float] = {f"num/{env_id}": num, f"failed/{env_id}": sum(map(len, played)) - num}
     if not rewards:
         return metrics
-    reward_range = reward_range_of(env_id)
-    correct = [[is_full_reward(reward, reward_range) for reward in own] for own in rewards]
+    known = known_facts(env_id)
+    correct = [[is_full_reward(reward, known.reward_range) for reward in own] for own in rewards]
     low, high = bootstrap_interval(rewards)
     metrics |= {
         f"reward/{env_id}": statistics.fmean(reward for own in rewards for reward in own),
@@ -62,13 +67,14 @@ def _of_environment(env_id: str, played: Sequence[Sequence[Rollout]]) -> dict[st
         f"low/{env_id}": low,
         f"high/{env_id}": high,
         f"accuracy/{env_id}": statistics.fmean(one for own in correct for one in own),
+        f"accuracy_stderr/{env_id}": clustered_error(correct),
         f"reply_tokens/{env_id}": statistics.fmean(one.num_reply_tokens for rollouts in tasks for one in rollouts),
         f"thinking_tokens/{env_id}": statistics.fmean(thinking_tokens(one) for rollouts in tasks for one in rollouts),
     }
     if (num_samples := max(map(len, correct))) > 1:
         sizes = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
         metrics |= {f"pass_at_{k}/{env_id}": pass_at(k, correct) for k in sizes}
-        metrics[f"majority/{env_id}"] = statistics.fmean(map(_majority, tasks, correct))
+        metrics |= _majorities(env_id, tasks, correct, known.answer_of) if known.answer_of else {}
     return metrics
 
 
@@ -110,14 +116,31 @@ def pass_at(k: int, correct: Sequence[Sequence[bool]]) -> float:
     return statistics.fmean(1.0 - comb(len(own) - sum(own), k) / comb(len(own), k) for own in enough)
 
 
-def _majority(rollouts: Sequence[Rollout], correct: Sequence[bool]) -> float:
-    """Accuracy of a task's most frequent answer; of answers that are equally frequent, the mean.
+def _majorities(
+    env_id: str,
+    tasks: Sequence[Sequence[Rollout]],
+    correct: Sequence[Sequence[bool]],
+    answer_of: Callable[[str], str | None],
+) -> dict[str, float]:
+    """`majority/ENV`, the mean over tasks; nothing if the environment's code fails to read an answer."""
+    try:
+        shares = [_majority(rollouts, own, answer_of) for rollouts, own in zip(tasks, correct, strict=True)]
+    except Exception as error:
+        logger.warning("%s: answer_of raised %s, so there is no majority/%s", env_id, raised(error), env_id)
+        return {}
+    return {f"majority/{env_id}": statistics.fmean(shares)}
 
-    An answer is what `rewards.final_answer` finds in the last reply, or the whole reply if it finds nothing.
+
+def _majority(rollouts: Sequence[Rollout], correct: Sequence[bool], answer_of: Callable[[str], str | None]) -> float:
+    """1 if most votes of a task are for the right answer, else 0; of answers with equally many votes, the mean.
+
+    All correct replies are one answer, however they write it. Replies that were cut off or say no answer do not vote.
     """
-    votes: dict[str, list[bool]] = defaultdict(list)
+    num_right, wrong = 0, Counter[str]()
     for rollout, is_correct in zip(rollouts, correct, strict=True):
-        text = rollout.replies[-1].content if rollout.replies else ""
-        votes[final_answer(text) or text.strip()].append(is_correct)
-    most = max(map(len, votes.values()))
-    return statistics.fmean(statistics.fmean(own) for own in votes.values() if len(own) == most)
+        if is_correct:
+            num_right += 1
+        elif rollout.outcome in ENDED and (answer := answer_of(rollout.replies[-1].content)):
+            wrong[answer] += 1
+    most = max(num_right, *wrong.values(), 0)
+    return float(num_right == most > 0) / (1 + sum(num == most for num in wrong.values()))

@@ -147,8 +147,7 @@ def budget_figure(history: History) -> Figure | None:
     for number, env_id in enumerate(env_ids):
         for axes, quantity in ((left, "accuracy"), (right, "reply_tokens")):
             values = [line.get(f"{quantity}/{env_id}", math.nan) for line in history.budgets.values()]
-            nums = [line.get(f"num/{env_id}", 0) for line in history.budgets.values()]
-            errors = [share_error(value, num) if axes is left else 0.0 for value, num in zip(values, nums, strict=True)]
+            errors = [accuracy_error(line, env_id) if axes is left else 0.0 for line in history.budgets.values()]
             colour = COLOURS[number % len(COLOURS)]
             axes.errorbar(range(len(values)), values, errors, color=colour, marker="o", capsize=3, label=env_id)
     for axes, name in ((left, "held-out accuracy"), (right, "tokens of the replies")):
@@ -160,9 +159,9 @@ def budget_figure(history: History) -> Figure | None:
     return figure
 
 
-def share_error(share: float, num: int) -> float:
-    """Standard error of a share of `num`."""
-    return math.sqrt(share * (1 - share) / num) if num else 0.0
+def accuracy_error(line: Mapping[str, float], env_id: str) -> float:
+    """The standard error of an evaluation's accuracy, over tasks; NaN, which is no bar, in files of older versions."""
+    return line.get(f"accuracy_stderr/{env_id}", math.nan)
 
 
 FIGURES: Mapping[str, tuple[str, Callable[[History], Figure | None]]] = {

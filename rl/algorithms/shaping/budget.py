@@ -4,6 +4,7 @@ L1, https://arxiv.org/abs/2503.04697, with n tokens of reasoning and a budget of
 multiplied by clip(alpha * (b - n) + 0.5, 0, 1). LCPO-Exact, equation 1: alpha * |b - n| is subtracted.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,7 +21,7 @@ class BudgetKept(Shaping):
     they are.
 
     The budget is one reply's, so the reasoning that counts is that of a reply on average. Tokens are divided between
-    reasoning and answer by their characters.
+    reasoning and answer, tool calls included, by their characters.
     """
 
     shaping: Literal["budget"] = "budget"
@@ -30,6 +31,14 @@ class BudgetKept(Shaping):
     beyond; `exact` subtracts what the reasoning differs from the budget."""
     alpha: Annotated[float, Field(gt=0)] = 0.01
     """Of the factor, or of the reward, for each token of difference."""
+
+    @property
+    def multiplies(self) -> bool:
+        return self.aim == "max"
+
+    @property
+    def most_subtracted(self) -> float:
+        return math.inf if self.aim == "exact" else 0.0
 
     def shape(self, group: Group) -> Rewards:
         budget = group.task.budget

@@ -4,6 +4,7 @@ NVIDIA-NeMo/RL, `EffortLevelsConfig` in experience/rollouts.py: s = min(1, weigh
 reward becomes r + r * max(s, 0) + penalty * min(s, 0).
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -27,6 +28,14 @@ class Effort(Shaping):
     """How much of its reward a rollout of no tokens gains."""
     penalty: Annotated[float, Field(ge=0)] = 1.0
     """Factor of what longer rollouts lose."""
+
+    @property
+    def multiplies(self) -> bool:
+        return True
+
+    @property
+    def most_subtracted(self) -> float:
+        return math.inf if self.weight and self.penalty else 0.0
 
     def shape(self, group: Group) -> Rewards:
         return tuple(None if one.reward is None else self._shaped(one, one.reward) for one in group.rollouts)

@@ -20,7 +20,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Length(Shaping):
     """Shorter reasoning and shorter answers than the others of the group gain reward, longer ones lose it.
 
-    Lengths are tokens; those of a reply are divided between reasoning and answer by their characters.
+    Lengths are tokens; those of a reply are divided between reasoning and answer, tool calls included, by their
+    characters.
     """
 
     shaping: Literal["length"] = "length"
@@ -35,6 +36,10 @@ class Length(Shaping):
     """Reward for the shortest answer, if its rollout is among the best."""
     top_share: Share = 0.2
     """The best are those whose reward reaches the quantile 1 - top_share of the group's."""
+
+    @property
+    def most_subtracted(self) -> float:
+        return self.thinking + self.answer
 
     def shape(self, group: Group) -> Rewards:
         valid = [one for one in group.rollouts if one.reward is not None]

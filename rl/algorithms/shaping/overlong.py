@@ -26,6 +26,10 @@ class Overlong(Shaping):
             raise ValueError(f"buffer_tokens ({self.buffer_tokens}) must be at most max_tokens ({self.max_tokens})")
         return self
 
+    @property
+    def most_subtracted(self) -> float:
+        return self.penalty
+
     def shape(self, group: Group) -> Rewards:
         start = self.max_tokens - self.buffer_tokens
         return tuple(

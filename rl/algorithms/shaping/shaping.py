@@ -13,11 +13,22 @@ class Shaping(Section):
     of rewards, saved rollouts and evaluations keep those of the environment.
 
     To add one, write a subclass in its own file with its keys, one of which is `shaping: Literal["name"] = "name"`, and
-    add it to `rl.algorithms.shaping.SHAPINGS`.
+    add it to `rl.algorithms.shaping.SHAPINGS`. Say in `multiplies` and `most_subtracted` what it does to rewards:
+    checks before a run (`rl.algorithms.shaping.signs`) read them.
     """
 
     budgets: tuple[ReadBudget, ...] = ()
     """Thinking budgets, efforts included, of the tasks that are shaped, such as `[low]`; empty shapes all."""
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it multiplies rewards: then it must be given no negative one, of which a small factor is a gain."""
+        return False
+
+    @property
+    def most_subtracted(self) -> float:
+        """The most that it subtracts from a reward; infinity without a bound."""
+        return 0.0
 
     def shape(self, group: Group) -> Rewards:
         """The rewards after this shaping."""
@@ -25,7 +36,10 @@ class Shaping(Section):
 
 
 def thinking_tokens(rollout: Rollout) -> float:
-    """Reply tokens of the reasoning, by its share of the characters that the policy wrote: messages have no tokens."""
+    """Reply tokens of the reasoning, by its share of the characters that the policy wrote, tool calls included.
+
+    Messages have no tokens.
+    """
     thought = sum(len(message.reasoning) for message in rollout.replies)
-    num_characters = thought + sum(len(message.content) for message in rollout.replies)
+    num_characters = thought + sum(len(text) for message in rollout.replies for text in message.answer_texts)
     return rollout.num_reply_tokens * thought / num_characters if num_characters else 0.0
