@@ -195,6 +195,7 @@ def print_table(title: str, metrics: dict[str, float]) -> None:
             {"stderr": "+-", "num": "rollouts"}.get(part, part.replace("_tokens", " tokens")), justify="right"
         )
     for env_id in [name.removeprefix("num/") for name in metrics if name.startswith("num/")]:
-        values = {part: metrics.get(f"{part}/{env_id}", float("nan")) for part in parts}
-        table.add_row(env_id, *(f"{value:.{DIGITS.get(part, 3)}f}" for part, value in values.items()))
+        values = {part: metrics.get(f"{part}/{env_id}") for part in parts}
+        shown = ("-" if value is None else f"{value:.{DIGITS.get(part, 3)}f}" for part, value in values.items())
+        table.add_row(env_id, *shown)
     Console().print(table)

@@ -9,7 +9,7 @@ from envs.messages import Message
 from envs.scored import scored
 from rl.cluster.placement import layout
 from rl.data_types import Group, Outcome
-from rl.evaluate import without_curricula, without_learner
+from rl.evaluate import print_table, without_curricula, without_learner
 from rl.runs.evaluation import bootstrap_interval, clustered_error, evaluation_metrics, pass_at
 from rl.tasks.arms import arms_of
 from tests.makers import ARITHMETIC, make_config, make_group
@@ -185,3 +185,11 @@ def test_an_evaluation_keeps_sets_of_options_and_drops_other_curricula() -> None
     config = without_curricula(make_config(environments=environments))
     assert config.environments[ARITHMETIC].curriculum is not None
     assert config.environments["tools/Store-v0"].curriculum is None
+
+
+def test_what_an_environment_does_not_have_is_a_dash_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"num/a": 4.0, "reward/a": 0.5, "majority/a": 1.0, "num/b": 4.0, "reward/b": 0.25}
+    print_table("held-out tasks", metrics)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (row,) = (line for line in lines if "b" in line)
+    assert "0.250" in row and "-" in row and "nan" not in row
