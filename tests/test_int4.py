@@ -1,6 +1,7 @@
 """4-bit integers for judges: values by hand and as transformers reads them, what is kept, what is refused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from rl.config.checkpoint_files import max_context
 from rl.export import ExportError
 from rl.int4 import write_int4
+from rl.plan.engine import engine_memory
 from rl.plan.policy import checkpoint_shapes
 from tests.families import write_policy
+from tests.makers import make_config
 
 LAYER = "model.layers.0.mlp.down_proj"
 
@@ -80,6 +83,12 @@ def test_a_plan_counts_its_weights(policy: Path, int4: Path) -> None:
     before, after = checkpoint_shapes(policy), checkpoint_shapes(int4)
     assert after.num_weights == before.num_weights + before.num_embedding_weights  # the head is no longer tied
     assert after.num_cached == before.num_cached
+    # Integers on cards; on CPUs, which may have no kernel for them, what they stand for.
+    card, host = (engine_memory(after, make_config(), card_bytes) for card_bytes in (1e10, None))
+    num_int4, others = after.num_weights - after.num_embedding_weights, after.num_embedding_weights
+    norms = sum(math.prod(shape) for shape in after.tensors.values() if len(shape) == 1)
+    assert host.parts[0].num_bytes == 4 * after.num_weights
+    assert card.parts[0].num_bytes == pytest.approx(0.5625 * (num_int4 - norms) + 4 * (others + norms))
 
 
 def test_what_does_not_fit_is_refused(policy: Path, int4: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ PAGE_TOKENS = {"cpu": 128, "gpu": 16}
 """vLLM's pages of the cache are a multiple of so many tokens long."""
 GRAPH_BYTES = GIB
 """Of vLLM's CUDA graphs and workspaces. Assumed."""
+INT4 = 0.5 + 2 / 32
+"""Bytes of a weight with its share of a scale, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,11 @@ def engine_memory(
     """
     arguments = engine_arguments(config, is_cpu=card_bytes is None)
     num_cards, size = arguments.get("tensor_parallel_size", 1), BYTES[config.precision.arithmetic]
+    # On CPUs without a kernel for them, 4-bit integers are numbers of the passes.
+    int4 = shapes.int4 if card_bytes is not None else frozenset[str]()
     served = sum(
-        math.prod(shape) * (FLOAT32 if shapes.is_float32(name) else size) for name, shape in shapes.tensors.items()
+        math.prod(shape) * (INT4 if name in int4 else FLOAT32 if shapes.is_float32(name) else size)
+        for name, shape in shapes.tensors.items()
     )
     tokens, seats = scored or arguments["max_num_batched_tokens"], config.rollout.max_in_flight
     warm_up = tokens * size * _widest(shapes) / num_cards + (scored or seats) * shapes.vocab_size * FLOAT32 * 3

@@ -53,13 +53,14 @@ class PolicyShapes:
 
     tensors: Mapping[str, Shape]
     model: Mapping[str, Any]
+    int4: frozenset[str] = frozenset()
+    """Names of weights that are 4-bit integers, as a judge may have them (`rl.int4`)."""
 
     @classmethod
     def of(cls, tensors: Mapping[str, Shape], model: Mapping[str, Any]) -> "PolicyShapes":
         """Without what is no weight, and without the second of tied weights, which some checkpoints hold.
 
-        4-bit integers of a judge are told by their number, so that a plan counts them as of the dtype that they are in
-        on CPUs without a kernel for them.
+        4-bit integers have the shapes of what they stand for.
         """
         packed = {name.removesuffix(PACKED): shape for name, shape in tensors.items() if name.endswith(PACKED)}
         if packed:
@@ -72,7 +73,7 @@ class PolicyShapes:
         kept = {name: shape for name, shape in tensors.items() if not NOT_WEIGHTS.search(name)}
         if model.get("tie_word_embeddings") and any(name.endswith(EMBEDDINGS) for name in kept):
             kept = {name: shape for name, shape in kept.items() if not name.endswith(HEADS)}
-        return cls(kept, model)
+        return cls(kept, model, frozenset(packed))
 
     def num(self, *endings: str) -> int:
         """Number of weights in the tensors whose names end so."""
