@@ -108,8 +108,7 @@ def _judged_prompts(config: ExperimentConfig, chat: Chat | TemplateAlone) -> Ite
                     continue
                 opening, _ = session.reset(0, {**options, "split": "train"})
                 asked = [Message("user", "\n".join(message.content for message in opening))]
-                is_alone = isinstance(chat, TemplateAlone)
-                yield env_id, chat.num_tokens(asked) if is_alone else len(chat.begin(asked, (), "off").prompt_ids)
+                yield env_id, chat.num_prompt_tokens(asked)
 
 
 def _check_room(config: ExperimentConfig) -> None:

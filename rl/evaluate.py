@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,11 @@ from rl.cluster.actors import ActorDied
 from rl.cluster.address import ClusterError
 from rl.cluster.cluster import cluster
 from rl.cluster.reserve import Places
+from rl.config.checkpoint_files import copy_chat
 from rl.config.experiment import ExperimentConfig
 from rl.config.read import ConfigError
 from rl.config.saved_policy import base_of, is_adapter
 from rl.data_types import Budget, Group, Task
-from rl.learner.actor import CHAT_FILES
 from rl.learner.group import LearnerGroup
 from rl.policy_checks import check_policy
 from rl.precision.formats.bf16 import Bf16
@@ -94,9 +93,8 @@ def whole_policy(policy: Path, config: ExperimentConfig) -> Iterator[tuple[Path,
 
             config.run_dir.mkdir(parents=True, exist_ok=True)  # read on the engines' node too, unlike the system's /tmp
             merged = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="merged_", dir=config.run_dir)))
-            for pattern in CHAT_FILES:
-                for file in (*base_of(policy).path.glob(pattern), *policy.glob(pattern)):
-                    shutil.copy(file, merged)
+            for checkpoint in (base_of(policy).path, policy):
+                copy_chat(checkpoint, merged)
             write_served(policy, merged, config.precision)
             policy = merged
             if config.precision.is_quantised:

@@ -16,12 +16,12 @@ from transformers import GenerationConfig
 
 from envs.errors import InputError
 from rl.chat.chat import Chat, load_chat
+from rl.config.checkpoint_files import copy_chat
 from rl.config.experiment import ExperimentConfig
 from rl.config.hub import cached_snapshot, download_command, downloaded_snapshot, is_hub_id
 from rl.config.read import ConfigError, load_config
 from rl.config.saved_policy import holds_policy, is_adapter, policy_in
 from rl.config.served import Served
-from rl.learner.actor import CHAT_FILES
 from rl.learner.served import write_served
 from rl.learner.state import LearnerStateError
 from rl.runs.checkpoint import latest_checkpoint
@@ -154,9 +154,7 @@ def _write_adapter(policy: Path, out: Path) -> None:
 
 def _write_chat(chat: Chat, policy: Path, out: Path, config: ExperimentConfig) -> None:
     """Tokenizer, template and defaults for generation: what sampled the rollouts, for whoever serves the policy."""
-    for pattern in CHAT_FILES:
-        for file in policy.glob(pattern):
-            shutil.copy(file, out / file.name)
+    copy_chat(policy, out)
     if not (out / "chat_template.jinja").exists():
         (out / "chat_template.jinja").write_text(chat.template, encoding="utf-8")
     GenerationConfig(

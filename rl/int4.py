@@ -26,10 +26,9 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rl.config.checkpoint_files import read_config
+from rl.config.checkpoint_files import copy_chat, read_config
 from rl.config.served import FILE
 from rl.export import ExportError, check_is_new, new_folder, served_folder
-from rl.learner.actor import CHAT_FILES
 
 GROUP_SIZES = (128, 64, 32)
 """Weights that share a scale: the largest that divides every row. Others have no kernel in vLLM for GPUs."""
@@ -72,16 +71,15 @@ def _write(source: Path, out: Path) -> None:
         format=CompressionFormat.pack_quantized.value,
         quantization_status=QuantizationStatus.COMPRESSED,
     )
-    for stale in ("torch_dtype", "dtype"):
-        described.pop(stale, None)
+    described.pop("torch_dtype", None)
     described |= {"dtype": "bfloat16", "tie_word_embeddings": False}
     described["quantization_config"] = quantisation.model_dump(mode="json", exclude_none=True)
     with new_folder(out) as partial:
         save_torch_state_dict(tensors, partial, max_shard_size="5GB")
         (partial / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        for pattern in (*CHAT_FILES, FILE):
-            for file in source.glob(pattern):
-                shutil.copy(file, partial / file.name)
+        copy_chat(source, partial)
+        if (source / FILE).is_file():  # of an export
+            shutil.copy(source / FILE, partial)
 
 
 def _linear_layers(model: PreTrainedModel, source: Path) -> dict[str, nn.Linear]:

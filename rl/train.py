@@ -12,7 +12,8 @@ from pathlib import Path
 from rl.algorithms.corrections import NonFiniteError
 from rl.algorithms.shaping import shaped, shaping_metrics, with_signal
 from rl.checks import check
-from rl.cluster.actors import ActorDied, StoreFull
+from rl.cluster.actors import ActorDied
+from rl.cluster.objects import StoreFull
 from rl.config.experiment import ExperimentConfig
 from rl.data_types import Group, Sample, Update
 from rl.learner.samples import make_samples

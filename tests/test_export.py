@@ -16,13 +16,13 @@ from envs.messages import Message, Reply, ToolCall, ToolSpec
 from rl.chat.chat import Chat, load_chat
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.chat.formats.template import TemplateFormat
+from rl.config.checkpoint_files import CHAT_FILES
 from rl.config.errors import ConfigError
 from rl.config.experiment import ExperimentConfig
 from rl.config.policy import TinyHybrid
 from rl.data_types import Budget
 from rl.export import ExportError, export_policy, push
 from rl.file_hashes import WrittenFile, files_in, sync_and_hash
-from rl.learner.actor import CHAT_FILES
 from rl.learner.learner import Learner
 from rl.policies import build_policy
 from rl.runs.checkpoint import save_checkpoint

@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from rl.algorithms.corrections import NonFiniteError
-from rl.cluster.actors import ActorDied, ClusterError, StoreFull
+from rl.cluster.actors import ActorDied, ClusterError
+from rl.cluster.objects import StoreFull
 from rl.data_types import Group, Sample, Update
 from rl.runs.canaries import CanaryStop
 from rl.runs.checkpoint import latest_checkpoint

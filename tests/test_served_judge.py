@@ -168,6 +168,7 @@ def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_
     monkeypatch.setattr("rl.rollouts.judge.join_run_log", lambda *_: None)  # it would last as long as this process
     judged, run_dir = tmp_path / "judged", tmp_path / "run"
     (run_dir / "judge").mkdir(parents=True)  # a user's own
+    (run_dir / "judge_export_old" / "policy").mkdir(parents=True)  # of an attempt that was killed
     shutil.copytree(judge, judged / "sft")
     (judged / "metrics.jsonl").touch()
     (judged / "config.yaml").write_text(dump_config(make_config(judged, policy={"path": judge, "max_tokens": 512})))
@@ -185,7 +186,7 @@ def test_an_endpoint_that_ends_is_started_again_at_its_address(judge: Path, tmp_
                 time.sleep(0.2)
         assert server._process.pid != first and server._process.poll() is None
         (exported,) = run_dir.glob("judge_export_*")
-        assert (exported / "config.json").is_file()
+        assert (exported / "policy" / "config.json").is_file()
     finally:
         server.shutdown()
     assert server._process.wait(30) is not None
@@ -205,7 +206,7 @@ def test_a_guard_reads_a_conversation_that_ends_with_a_reply(tmp_path: Path, mon
         answer = httpx.post(f"{server.wait_until_ready(240.0)}/chat/completions", json=body, timeout=60)
     finally:
         server.shutdown()
-    assert answer.json()["usage"]["prompt_tokens"] == load_served_chat(guard, "auto").num_tokens(told)  # type: ignore[union-attr]
+    assert answer.json()["usage"]["prompt_tokens"] == load_served_chat(guard, "auto").num_prompt_tokens(told)
 
 
 GUARD = (
@@ -231,9 +232,9 @@ def test_a_guard_is_told_by_its_template_alone(tmp_path: Path) -> None:
     for name, template in (("text", GUARD), ("parts", parts)):
         chat = load_served_chat(write_guard(tmp_path / name, template), "auto")
         assert isinstance(chat, TemplateAlone)
-        counts.append(chat.num_tokens([Message("user", "hello")]))
+        counts.append(chat.num_prompt_tokens([Message("user", "hello")]))
         with pytest.raises(ChatError, match="refuses the messages: role"):
-            chat.num_tokens([Message("system", "hello")])
+            chat.num_prompt_tokens([Message("system", "hello")])
     assert counts[0] == counts[1]
     CHECKS["judge"](make_config(judge={"path": tmp_path / "text", "max_tokens": 512}))
     with pytest.raises(ChatError, match="no chat format fits"):

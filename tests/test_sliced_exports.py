@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rl.config.checkpoint_files import CHAT_FILES
 from rl.config.errors import ConfigError
 from rl.export import ExportError, export_policy
 from rl.file_hashes import WrittenFile, files_in, sync_and_hash
-from rl.learner.actor import CHAT_FILES
 from rl.learner.learner import Learner
 from rl.ranks import Ranks
 from rl.runs.checkpoint import save_checkpoint

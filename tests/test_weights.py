@@ -9,6 +9,7 @@ import pytest
 import torch
 import xxhash
 
+from rl.cluster.own_folder import remove_if_abandoned
 from rl.weights import shared_memory
 from rl.weights.shared_memory import read_weights, remove_weights, write_weights
 from rl.weights.source import WeightsError, WeightSource
@@ -110,21 +111,21 @@ def test_weights_of_a_killed_process_are_removed_by_the_next_and_those_of_a_livi
     )
     assert process.stdout is not None
     path = Path(process.stdout.readline().strip())
-    shared_memory._remove_if_abandoned(path.parent)
+    remove_if_abandoned(path.parent, shared_memory._FOLDER_PREFIX)
     assert path.exists()
     process.kill()
     process.communicate()
     assert path.exists()
-    shared_memory._remove_if_abandoned(path.parent)
+    remove_if_abandoned(path.parent, shared_memory._FOLDER_PREFIX)
     assert not path.parent.exists()
 
 
 def test_only_folders_of_published_weights_are_ever_removed(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
-    with pytest.raises(AssertionError, match="not a folder of published weights"):
-        shared_memory._remove_if_abandoned(tmp_path / "precious")
+    with pytest.raises(AssertionError, match="not a folder of a process"):
+        remove_if_abandoned(tmp_path / "precious", shared_memory._FOLDER_PREFIX)
     with pytest.raises(AssertionError):
-        shared_memory._remove_if_abandoned(Path(""))
+        remove_if_abandoned(Path(""), shared_memory._FOLDER_PREFIX)
     assert (tmp_path / "precious").is_dir()
 
 

@@ -67,6 +67,10 @@ class Chat:
             )
         return Dialogue(self._format, self._text, self.stop_ids, messages, tools, budget)
 
+    def num_prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Of a prompt without tools and thinking. Raises `ChatError` like `begin`."""
+        return len(self.begin(messages, (), "off").prompt_ids)
+
     def continued(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Dialogue:
         """A dialogue whose prompt holds earlier replies, and ends where the policy writes the next one.
 

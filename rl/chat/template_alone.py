@@ -45,8 +45,8 @@ class TemplateAlone:
                 return
         raise ChatError("the tokenizer has no chat template that renders a conversation")
 
-    def num_tokens(self, messages: Sequence[Message]) -> int:
-        """Of the prompt. Raises `ChatError` for messages that the template refuses."""
+    def num_prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Raises `ChatError` for messages that the template refuses."""
         return len(self._ids(messages))
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:

@@ -14,8 +14,6 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 import ray
 from ray.exceptions import (
     GetTimeoutError,
-    ObjectStoreFullError,
-    OutOfDiskError,
     RayError,
     RayTaskError,
     UnserializableException,
@@ -23,6 +21,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.cluster.address import ClusterError
+from rl.cluster.objects import put
 from rl.cluster.places import unplaced
 from rl.cluster.reserve import Place
 from rl.library_output import VARIABLES
@@ -47,10 +46,6 @@ MOST_CALLS = 100_000
 
 class DeadlinePassed(ClusterError):
     """A remote call took longer than its deadline."""
-
-
-class StoreFull(ClusterError):
-    """Ray's object store has no room on this node."""
 
 
 class ActorDied(RuntimeError):
@@ -193,13 +188,7 @@ def stop_together(actors: Sequence[Actor[A]], shutdown: Callable[[A], Any], time
 
 def shared(value: T) -> T:
     """An argument for several calls: it is stored once, and each node copies it once. Raises `StoreFull`."""
-    try:
-        return ray.put(value)  # type: ignore[return-value]
-    except (ObjectStoreFullError, OutOfDiskError) as error:
-        raise StoreFull(
-            "the object store of this node has no room for the rows of a step: raise ray.object_store_mib, or give the"
-            f" cluster's nodes a larger store (ray start --object-store-memory): {error}"
-        ) from error
+    return put(value, "the rows of a step")  # type: ignore[return-value]
 
 
 def start_actor(

@@ -4,9 +4,13 @@ import errno
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectStoreFullError, RayError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from rl.cluster.address import ClusterError
+
+
+class StoreFull(ClusterError):
+    """The object store has no room on this node."""
 
 
 class ObjectLost(ClusterError):
@@ -21,12 +25,19 @@ def store(array: np.ndarray) -> object:
     if not ray.is_initialized():  # Ray would start a cluster
         raise ClusterError("the object store needs a process of a Ray cluster; weights: shared_memory needs none")
     try:
-        return ray.put(array)
-    except ObjectStoreFullError as error:
-        raise OSError(
-            errno.ENOSPC,
-            f"the object store has no room for {array.nbytes / 2**20:,.0f} MiB; raise ray.object_store_mib, or give the"
-            f" cluster's nodes a larger store (ray start --object-store-memory): {error}",
+        return put(array, f"{array.nbytes / 2**20:,.0f} MiB")
+    except StoreFull as error:
+        raise OSError(errno.ENOSPC, str(error)) from error
+
+
+def put(value: object, what: str) -> object:
+    """Store a value, told in words, in Ray's object store. Raises `StoreFull`."""
+    try:
+        return ray.put(value)
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise StoreFull(
+            f"the object store has no room for {what}; raise ray.object_store_mib, or give the cluster's nodes a larger"
+            f" store (ray start --object-store-memory): {error}"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ MAX_HEADER_BYTES = 100_000_000
 """Longest header that safetensors itself accepts."""
 LFS_POINTER = b"version https://git-lfs"
 """How the file begins that `git clone` leaves in place of a large one if Git LFS is not installed."""
+
+
+CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
 
 
 class CheckpointFileError(InputError):
@@ -44,14 +48,23 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return _read_object(folder / "config.json")
 
 
-def max_context(model: Mapping[str, Any]) -> int | None:
-    """Longest sequence of a policy with this config.json, in tokens; None where it names none, as for Mamba alone.
+def copy_chat(checkpoint: Path, out: Path) -> None:
+    """Copy the tokenizer, the chat template and the defaults for generation. Raises `OSError`."""
+    for pattern in CHAT_FILES:
+        for file in checkpoint.glob(pattern):
+            shutil.copy(file, out / file.name)
 
-    Models of more than text name it in text_config.
-    """
-    text = model.get("text_config")
-    found = {**model, **(text if isinstance(text, Mapping) else {})}.get("max_position_embeddings")
+
+def max_context(model: Mapping[str, Any]) -> int | None:
+    """Longest sequence of a policy with this config.json, in tokens; None where it names none, as for Mamba alone."""
+    found = of_text(model).get("max_position_embeddings")
     return found if isinstance(found, int) else None
+
+
+def of_text(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config.json with what models of more than text have in text_config."""
+    text = model.get("text_config")
+    return {**model, **text} if isinstance(text, Mapping) else model
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

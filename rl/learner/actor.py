@@ -1,7 +1,6 @@
 """What does an actor of the learner do? It holds one rank of the learner in its process and publishes the weights."""
 
 import logging
-import shutil
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.cluster.notes import Notes
+from rl.config.checkpoint_files import copy_chat
 from rl.config.experiment import ExperimentConfig
 from rl.config.saved_policy import policy_in
 from rl.data_types import Update
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rl.weights.transport import Publisher
 
 logger = logging.getLogger(__name__)
-CHAT_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
 
 
 class LearnerProcess:
@@ -161,9 +160,7 @@ class LearnerProcess:
         if self._ranks.is_first:
             policy = policy_in(folder)
             policy.mkdir(exist_ok=True)
-            for pattern in CHAT_FILES:
-                for file in self._policy_path.glob(pattern):
-                    shutil.copy(file, policy)
+            copy_chat(self._policy_path, policy)
         return sync_and_hash(folder, own_files(folder, self._ranks))
 
     def shutdown(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
+from rl.config.checkpoint_files import of_text
 from rl.config.learner import LearnerConfig
 from rl.policy_checks import EMBEDDINGS, HEADS
 from rl.precision.float32_weights import ROUTER_BIAS
@@ -68,8 +69,7 @@ class PolicyShapes:
             tensors = numbers | {
                 name: shape for name, shape in tensors.items() if not name.endswith((PACKED, *PACKED_EXTRAS))
             }
-        text = model.get("text_config")
-        model = {**model, **text} if isinstance(text, Mapping) else model
+        model = of_text(model)
         kept = {name: shape for name, shape in tensors.items() if not NOT_WEIGHTS.search(name)}
         if model.get("tie_word_embeddings") and any(name.endswith(EMBEDDINGS) for name in kept):
             kept = {name: shape for name, shape in kept.items() if not name.endswith(HEADS)}

@@ -18,6 +18,7 @@ from envs.judge_client import MODEL, URL
 from rl.cluster.actors import ActorDied, Deadline, start_actor
 from rl.cluster.address import ClusterError
 from rl.cluster.network import meeting_point
+from rl.cluster.own_folder import own_folder
 from rl.cluster.reserve import Place
 from rl.config.experiment import ExperimentConfig
 from rl.config.judge import JudgeConfig
@@ -60,8 +61,9 @@ class JudgeServer:
         self._exported: Path | None = None
         folder, self._export = judge.path, list[str]()
         if judge.path.is_dir() and not (judge.path / "config.json").is_file():
-            # Of this attempt alone: an evaluation of the run may have another at the same time.
-            self._exported = folder = Path(tempfile.mkdtemp(prefix=EXPORTED, dir=run_dir))
+            # Of this process alone: an evaluation of the run may have another at the same time.
+            self._exported = own_folder(run_dir, EXPORTED)
+            folder = self._exported / "policy"
             self._export = [sys.executable, "-m", "rl", "export", str(judge.path), str(folder)]
         self._command = [sys.executable, "-m", "rl", "serve", str(folder), *told]
         self._process = self._started(self._export or self._command)

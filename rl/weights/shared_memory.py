@@ -3,8 +3,6 @@
 `rl.weights.flat` defines its bytes.
 """
 
-import atexit
-import fcntl
 import mmap
 import os
 import shutil
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rl.cluster.own_folder import own_folder
 from rl.weights.flat import read_flat, write_flat
 from rl.weights.source import WeightsError, WeightSource
 from rl.weights.transport import Received
@@ -99,27 +98,6 @@ def _write(file: int, data: memoryview) -> None:
 
 @cache
 def _own_folder() -> Path:
-    """A new folder in shared memory, removed when this process ends; those of killed processes are removed here."""
-    base = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-    for folder in base.glob(f"{_FOLDER_PREFIX}*"):
-        _remove_if_abandoned(folder)
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=base))
-    # The lock lasts as long as the process, and is seen from other containers too, unlike a process id.
-    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _remove_if_abandoned(folder: Path) -> None:
-    assert folder.name.startswith(_FOLDER_PREFIX), f"{folder} is not a folder of published weights"
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # gone, or another user's
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        pass  # its process lives
-    finally:
-        os.close(descriptor)
+    """A new folder in shared memory."""
+    shared = Path("/dev/shm")
+    return own_folder(shared if shared.is_dir() else Path(tempfile.gettempdir()), _FOLDER_PREFIX)
