@@ -1,6 +1,7 @@
 """Groups are handed over in start order, none is older than max_staleness, and evaluations are played in rounds."""
 
 import random
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -50,8 +51,10 @@ class FakePlay:
         self.num_groups = len(specs)
 
 
-def make_collector(pool: FakePool, max_staleness: int = 0, ledger: Ledger | None = None) -> Collector:
-    train = {"num_steps": 9, "num_prompts": 4, "group_size": 2, "max_staleness": max_staleness}
+def make_collector(
+    pool: FakePool, max_staleness: int = 0, ledger: Ledger | None = None, **train_keys: float
+) -> Collector:
+    train = {"num_steps": 9, "num_prompts": 4, "group_size": 2, "max_staleness": max_staleness, **train_keys}
     config = make_config(train=train, evaluation={"num_tasks": 3})
     return Collector(config, pool, TaskStream(config.environments, 0, 8), ledger or Ledger())  # pyright: ignore[reportArgumentType]
 
@@ -151,3 +154,24 @@ def test_evaluations_sample_at_the_temperature_of_training_unless_they_have_thei
     config = make_config(rollout={"temperature": 0.7}, evaluation=given)
     assert config.model_dump()["evaluation"]["temperature"] == temperature  # as a run saves it, and resumes
     assert ExperimentConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("is_evaluation", [False, True])
+def test_the_next_groups_do_not_inherit_a_deadline_that_has_passed(is_evaluation: bool) -> None:
+    """It was renewed inside `collect`, for groups whose worker hung; the others' time is not over by that."""
+
+    class Hanging(FakePool):
+        left: list[float] = []
+
+        def collect(self, play: FakePlay, deadline: Deadline) -> list[Group]:
+            self.left.append(deadline.left_s)
+            time.sleep(deadline.left_s if len(self.left) == 1 else 0)
+            return super().collect(play, deadline)
+
+    pool = Hanging()
+    collector = make_collector(pool, max_staleness=1, collect_timeout_s=0.2)
+    if is_evaluation:
+        evaluated(collector, evaluation_tasks(make_config().environments, 4))
+    else:
+        collector.collect()
+    assert len(pool.left) > 1 and min(pool.left[1:]) > 0.05

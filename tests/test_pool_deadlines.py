@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from rl.cluster.actors import Deadline, DeadlinePassed
-from rl.rollouts.collector import _still_open
 from rl.rollouts.worker import Played, RolloutWorker
 from tests.test_pool import FakeWorker, make_pool, masked, ordinals, play, spec
 
@@ -50,10 +49,3 @@ def test_groups_that_are_played_again_after_a_hang_have_their_time_again() -> No
         groups = pool.collect(one, deadline)
         assert ordinals(groups) == [ordinal] and masked(groups) == []
     assert [worker.is_stopped for worker in workers] == [True, False, False]
-
-
-def test_the_next_groups_do_not_inherit_a_deadline_that_has_passed() -> None:
-    passed = Deadline(LIMIT_S, "collecting groups", "train.collect_timeout_s", started=time.monotonic() - 1)
-    assert passed.left_s == 0 and _still_open(passed).left_s > LIMIT_S / 2
-    begun = Deadline(900.0, "collecting groups", "train.collect_timeout_s")
-    assert _still_open(begun) is begun
