@@ -3,9 +3,9 @@
     python -m benchmarks.long_run --out benchmarks/results/long_run.json     (15 minutes, two cores)
 
 An asynchronous run of a tiny policy with the smallest steps, so that there are many of them. Every ten seconds the
-memory that only this process has (unique set size) is read of the driver, the learner, the worker, and Ray's own
-processes. `mib_per_1000_steps` is the slope of a straight line through the readings, without the first third, in which
-libraries still allocate what they keep.
+anonymous memory (what a process allocates, without files and shared memory) is read of the driver, the learner, the
+worker, and Ray's own processes. `mib_per_1000_steps` is the slope of a straight line through the readings, without the
+first third, in which libraries still allocate what they keep.
 """
 
 import json
@@ -100,11 +100,14 @@ def read_while_it_runs(
 
 
 def memory(driver: int) -> dict[str, float]:
-    """MiB that only this process has, by process of the run."""
+    """MiB of anonymous memory, by process of the run. Unlike unique memory, which depends on who else maps the same
+    libraries, this does not change when other runs come and go.
+    """
     found: dict[str, float] = defaultdict(float)
     for process in [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]:
         try:
-            name, mib = name_of(process, driver), process.memory_full_info().uss / 2**20
+            info = process.memory_info()
+            name, mib = name_of(process, driver), (info.rss - info.shared) / 2**20
             if mib:  # else it is about to be gone
                 found[name] += mib
         except psutil.Error:  # it has ended

@@ -10,7 +10,7 @@ learner of the measured speeds that do nothing else.
 
 A synchronous run is also played with other locksteps (`rollout.lockstep_steps`): its reproducible default lets the
 engine wait for environments. `long_prompts` are runs of the first seed in which sampling is quicker than training, for
-the age of tokens.
+the age of tokens: the learner computes the prompt of each row, as it would if no rows shared one.
 """
 
 import json
@@ -33,6 +33,8 @@ from benchmarks.waiting_ideal import calibrated, played_groups, seconds_a_step
 ENVIRONMENT = "benchmarks.waiting_env:Waits"
 NUM_LEFT_OUT = 3
 """First steps of a run: they fill the line of groups."""
+NUM_SETTLED = 10
+"""Last steps of a run: by then no more groups are in flight than the run needs."""
 WORKING = ("engines", "learner", "both", "neither")
 
 
@@ -42,7 +44,10 @@ class Case:
     """Of the staleness."""
     lockstep_steps: int = 4
     num_words: int = 0
-    """Before the first question of an episode."""
+    """Before the first question of an episode. With them, the learner trains each row whole, for more steps."""
+
+    def num_steps(self, usual: int) -> int:
+        return usual + NUM_SETTLED if self.num_words else usual
 
 
 def cases(*bounds: int, locksteps: Sequence[int] = (), num_words: int = 0) -> dict[str, Case]:
@@ -117,9 +122,10 @@ def experiment(form: Form, policy: Path, seed: int, case: Case, sft_steps: int =
         "environments": {ENVIRONMENT: {"options": options}},
         **({"sft": stage} if sft_steps else {}),
         "train": {
-            **{"num_steps": 1 if sft_steps else form.num_steps, "max_staleness": case.bound},
+            **{"num_steps": 1 if sft_steps else case.num_steps(form.num_steps), "max_staleness": case.bound},
             **{"num_prompts": form.num_prompts, "group_size": form.group_size},
         },
+        "learner": {"share_prefixes": not case.num_words},
         "rollout": {
             "num_workers": 1,
             "cpus_per_worker": 0.5,
@@ -156,6 +162,7 @@ def measured(run_dir: Path) -> dict[str, Any]:
         "update_s": mean("seconds/update"),
         "working": {which: mean(f"working/{which}") for which in WORKING},
         "age": mean("staleness"),
+        "age_settled": statistics.fmean(line["staleness"] for line in steps[-NUM_SETTLED:]),
         "age_max": max(line["staleness_max"] for line in steps),
         "reward_before": before["reward/mean"],
         "reward_after": after["reward/mean"],
@@ -174,7 +181,7 @@ def summarised(raw: Mapping[str, Mapping[str, Any]], form: Form) -> dict[str, An
         summary[name] = {
             "steps_an_hour": statistics.fmean(3600 / run["step_s"] for run in runs),
             **{which: statistics.fmean(run["working"][which] for run in runs) for which in WORKING},
-            "age": statistics.fmean(run["age"] for run in runs),
+            **{age: statistics.fmean(run[age] for run in runs) for age in ("age", "age_settled")},
             "age_max": max(run["age_max"] for run in runs),
             "reward_after": statistics.fmean(run["reward_after"] for run in runs),
         }

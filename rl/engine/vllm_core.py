@@ -166,10 +166,7 @@ class VllmCore:
             self._llm.wake_up()
 
     def shutdown(self) -> None:
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         self._llm.engine_core.shutdown()
-        cleanup_dist_env_and_memory()
         for name in self._left_behind:
             for file in Path("/dev/shm").glob(f"*{name}-*"):
                 file.unlink(missing_ok=True)
