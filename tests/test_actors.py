@@ -50,12 +50,6 @@ def waiting(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Pending[int]:
 def test_every_way_of_being_gone_is_the_same(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(ActorDied, match=type(error).__name__):
         waiting(monkeypatch, error).wait(SOON)
-    with pytest.raises(ActorDied, match=type(error).__name__):
-        waiting(monkeypatch, error).result_if_done()
-
-
-def test_a_call_that_goes_on_has_no_result_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert waiting(monkeypatch, GetTimeoutError()).result_if_done() is None
 
 
 def test_the_error_of_remote_code_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

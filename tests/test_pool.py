@@ -34,9 +34,6 @@ class FakePending:
     def is_done(self) -> bool:
         return self._is_done
 
-    def result_if_done(self) -> Any:
-        return self.wait(SOON) if self._is_done else None
-
     def wait(self, deadline: Deadline) -> Any:
         was_done, self._is_done = self._is_done, True
         try:

@@ -32,9 +32,6 @@ class TimedPlay:
     def is_done(self) -> bool:
         return time.monotonic() >= self.ends
 
-    def result_if_done(self) -> Played | None:
-        return self.wait(Deadline(0.0, "", "")) if self.is_done() else None
-
     def wait(self, deadline: Deadline) -> Played:
         time.sleep(min(deadline.left_s, max(0.0, self.ends - time.monotonic())))
         if not self.is_done():

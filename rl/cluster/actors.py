@@ -98,31 +98,17 @@ class Pending(Generic[R]):
         while True:
             raise_if_requested()
             try:
-                return self._result(min(POLL_S, deadline.left_s))
+                return ray.get(self._reference, timeout=min(POLL_S, deadline.left_s))
             except GetTimeoutError:
                 if not deadline.left_s:
                     told = f"{deadline.what} took longer than {deadline.seconds:g} s; {deadline.key} sets the deadline"
                     raise DeadlinePassed(told + unplaced()) from None
-
-    def result_if_done(self) -> R | None:
-        """The result if it is here, else None: one question to Ray for `is_done` and `wait`. Raises as `wait`."""
-        raise_if_requested()
-        try:
-            return self._result(0.0)
-        except GetTimeoutError:
-            return None
-
-    def _result(self, timeout_s: float) -> R:
-        try:
-            return ray.get(self._reference, timeout=timeout_s)
-        except GetTimeoutError:
-            raise
-        except RayTaskError as error:
-            raise error.as_instanceof_cause() from None
-        except UnserializableException as error:  # the actor lives, and has raised what cannot be sent
-            raise RemoteError(str(error)) from None
-        except RayError as error:  # dead actors and nodes, lost objects, memory: the caller handles all alike
-            raise ActorDied(f"{type(error).__name__}: {error}") from error
+            except RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            except UnserializableException as error:  # the actor lives, and has raised what cannot be sent
+                raise RemoteError(str(error)) from None
+            except RayError as error:  # dead actors and nodes, lost objects, memory: the caller handles all alike
+                raise ActorDied(f"{type(error).__name__}: {error}") from error
 
 
 def wait_together(pending: Sequence[Pending[Any]], deadline: Deadline, grace_s: float = 60.0) -> None:

@@ -184,8 +184,6 @@ class WorkerPool:
     def _played(self, part: Part, deadline: Deadline) -> Played:
         """Wait for the part. Raises `ActorDied` also for a worker whose process does not answer."""
         assert part.pending is not None
-        if (played := part.pending.result_if_done()) is not None:
-            return played
         limit = self._heartbeat_deadline()
         while not part.pending.is_done() and deadline.left_s > limit.seconds:
             beat = self._workers[part.worker].call(RolloutWorker.wait_until_ready)

@@ -133,7 +133,11 @@ def _staleness(rollouts: Sequence[Rollout], trained_version: int) -> dict[str, f
     ages: Counter[int] = Counter()
     replies = [turn.reply for rollout in rollouts if rollout.outcome.counts for turn in rollout.turns]
     for reply in replies:
-        versions, counts = np.unique(reply.columns["version"][reply.sampled], return_counts=True)
+        versions = reply.columns["version"][reply.sampled]
+        if len(versions) and versions[0] == versions[-1]:  # they only grow; most replies have one
+            ages[trained_version - int(versions[0])] += len(versions)
+            continue
+        versions, counts = np.unique(versions, return_counts=True)
         ages.update(dict(zip((trained_version - versions).tolist(), counts.tolist(), strict=True)))
     num_tokens = sum(ages.values())
     if not num_tokens:
