@@ -9,13 +9,11 @@ import concurrent.futures
 import contextvars
 import inspect
 import os
-import queue
 import threading
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from envs.admission import CLOCK, QueueClock
+from rewards.queue_clock import CLOCK, QueueClock, clocked
 
 Result = TypeVar("Result")
 LOOP_TURN_S = 1.0
@@ -51,6 +49,30 @@ class EnvLoop:
         return turned.wait(within_s)
 
 
+async def within_s(
+    future: "asyncio.Future[Result]",
+    timeout_s: float,
+    clock: QueueClock,
+    extended: Callable[[], None] = lambda: None,
+) -> Result:
+    """The future's result. Time that the code spends in our queues, on its clock, does not count; `extended` is called
+    each time at which the deadline would have passed without that.
+
+    Raises `DeadlineError` after `timeout_s` and cancels the future: the code's own `TimeoutError` is another error.
+    """
+    try:
+        while not future.done():
+            left_s = clock.left_s(timeout_s)
+            if left_s <= 0:
+                raise DeadlineError(f"no result within {timeout_s} s")
+            await asyncio.wait([future], timeout=left_s)
+            if not future.done() and clock.left_s(timeout_s) > 0:
+                extended()
+        return future.result()
+    finally:
+        future.cancel()
+
+
 class Started(Generic[Result]):
     """An awaitable that one loop waits for and another loop runs."""
 
@@ -68,21 +90,9 @@ class Started(Generic[Result]):
         context.run(CLOCK.set, self._clock)
         self._task = self._there.create_task(self._wait(), context=context)
 
-    async def result(self, timeout_s: float) -> Result:
-        """The result; call this on the loop that waits. Time that the awaitable spends in our queues is not counted.
-
-        Raises `TimeoutError` after `timeout_s` and cancels `future`.
-        """
-        begun_s = time.monotonic()
-        try:
-            while not self.future.done():
-                left_s = begun_s + timeout_s + self._clock.waited_s - time.monotonic()
-                if left_s <= 0:
-                    raise TimeoutError
-                await asyncio.wait([self.future], timeout=left_s)
-            return self.future.result()
-        finally:
-            self.future.cancel()
+    async def result(self, timeout_s: float, extended: Callable[[], None] = lambda: None) -> Result:
+        """The result; call this on the loop that waits. As `within_s`."""
+        return await within_s(self.future, timeout_s, self._clock, extended)
 
     def cancel(self) -> None:
         """Call this on the loop that waits, after it has given up."""
@@ -149,16 +159,18 @@ def settle(value: Any, timeout_s: float = 120.0) -> Any:
     """
     if not inspect.isawaitable(value):
         return value
-    loop = shared_loop()
-    future = loop.submit(_carried(value))
+    loop, clock = shared_loop(), QueueClock()
+    with clocked(clock):
+        future = loop.submit(_carried(value))
+    while not concurrent.futures.wait([future], max(0.0, clock.left_s(timeout_s))).done:
+        if clock.left_s(timeout_s) <= 0:
+            future.cancel()
+            _abandon_if_blocked(loop)
+            raise DeadlineError(f"no result within {timeout_s} s")
     try:
-        result = future.result(timeout_s)
+        result = future.result()
     except concurrent.futures.CancelledError:
         raise RuntimeError("the environment cancelled itself") from None
-    except TimeoutError:
-        future.cancel()
-        _abandon_if_blocked(loop)
-        raise DeadlineError(f"no result within {timeout_s} s") from None
     if isinstance(result, _Raised):
         raise result.error
     return result
@@ -170,23 +182,24 @@ def call_within(function: Callable[[], Any], timeout_s: float) -> Any:
     Raises `DeadlineError` after `timeout_s` and abandons the thread, since Python cannot end it. Raises whatever the
     function raises.
     """
-    outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    clock = QueueClock()
 
     def run() -> None:
         try:
-            outcome.put(function())
+            with clocked(clock):
+                outcome.set_result(function())
         except BaseException as error:
-            outcome.put(_Raised(error))
+            outcome.set_result(_Raised(error))
 
-    deadline = time.monotonic() + timeout_s
     threading.Thread(target=run, daemon=True, name="environment-call").start()
-    try:
-        value = outcome.get(timeout=timeout_s)
-    except queue.Empty:
-        raise DeadlineError(f"no result within {timeout_s} s") from None
+    while not concurrent.futures.wait([outcome], max(0.0, clock.left_s(timeout_s))).done:
+        if clock.left_s(timeout_s) <= 0:
+            raise DeadlineError(f"no result within {timeout_s} s")
+    value = outcome.result()
     if isinstance(value, _Raised):
         raise value.error
-    return settle(value, max(0.0, deadline - time.monotonic()))
+    return settle(value, max(0.0, clock.left_s(timeout_s)))
 
 
 def _abandon_if_blocked(loop: EnvLoop) -> None:

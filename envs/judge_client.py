@@ -1,7 +1,7 @@
 """How is a judge asked? Through any OpenAI-compatible endpoint, with limited concurrency and retries.
 
 The deadline of a question covers all of its attempts and starts when it is admitted. Waiting for a place among the
-concurrent questions counts neither towards it nor towards the environment's deadline (`envs.admission`).
+concurrent questions counts neither towards it nor towards the environment's deadline (`rewards.queue_clock`).
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 
-from envs.admission import in_queue
 from envs.chat_completions import openai_messages
 from envs.messages import Message
 from envs.text_env import EnvironmentOptionError
 from rewards.judge import JudgeError
+from rewards.queue_clock import in_queue
 
 URL, MODEL, KEY = "POLYGYM_JUDGE_URL", "POLYGYM_JUDGE_MODEL", "POLYGYM_JUDGE_KEY"
 NUM_ATTEMPTS = 3

@@ -16,6 +16,8 @@ TELLING = re.compile(r"[^\W\d_]{2,}")
 MIN_WORDS = 3
 """A text with fewer words is not an answer to a writing task; texts such as ":" or "Solution" fool judges."""
 TIE_MIDDLE = 3.5
+CONTROL = re.compile(r"([<\[])(?=\||/?s>|(?:start|end)_of_(?:turn|text|role)|/?INST\]|/?SYS|\uff5c)", re.IGNORECASE)
+"""The first character of what begins and ends messages for models: `<|im_end|>`, `</s>`, `[INST]`, `<end_of_turn>`."""
 
 
 class JudgeError(RuntimeError):
@@ -36,12 +38,20 @@ def says_something(text: str) -> bool:
     return len(TELLING.findall(text)) >= MIN_WORDS
 
 
+def without_control_tokens(text: str) -> str:
+    """The text with a space in what a judge's tokenizer may read as a control token.
+
+    Chat templates pass control tokens through: a policy could end its message and write the judge's verdict itself.
+    """
+    return CONTROL.sub(r"\1 ", text)
+
+
 def fenced(text: str) -> str:
-    """The text as data: truncated, and between fences longer than any run of backticks in it.
+    """The text as data: truncated, without control tokens, and between fences longer than any run of backticks in it.
 
     Halves of surrogate pairs, which requests cannot carry, become question marks.
     """
-    text = text[:MAX_REPLY_CHARACTERS].encode(errors="replace").decode()
+    text = without_control_tokens(text[:MAX_REPLY_CHARACTERS].encode(errors="replace").decode())
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"

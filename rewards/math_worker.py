@@ -13,6 +13,7 @@ less than 1e-15 or in the seventh decimal, however small they are. Here:
 This file is run by path as `python -P math_worker.py`, and must not import our code.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -219,14 +220,24 @@ def is_name(value: Any) -> bool:
     return isinstance(value, sympy.Symbol | AppliedUndef)
 
 
+def is_wanted(side: Any) -> bool:
+    """Whether an equation with this side says what its value is, as `m + n = 13` does and `x + 3 = 5` does not."""
+    plain = side.replace(lambda node: isinstance(node, AppliedUndef), lambda node: sympy.Symbol(str(node)))
+    return all(abs(number) == 1 for number in plain.atoms(sympy.Number))
+
+
 def equation_value(equation: Any) -> Any:
-    """The right side of `x = 5` or of a chain whose other sides equal it. Raises `Unreadable` for a false chain."""
+    """The right side of `x = 5` or of a chain whose other sides equal it. Raises `Unreadable` for a false chain, and
+    for an equation that is still to be solved.
+    """
     chain = relations(equation)
     sides = [chain[0].lhs, *(relation.rhs for relation in chain)]
     value = sides[0] if is_name(sides[-1]) and not is_name(sides[0]) else sides[-1]  # `5 = x`
     for side in sides:
         if not side.free_symbols and not same_expression(side, value):
             raise Unreadable("a false equation")
+        if len(sides) == 2 and side.free_symbols and side is not value and not is_wanted(side):
+            raise Unreadable("an equation to be solved")
     return value
 
 
@@ -318,12 +329,17 @@ def exact(value: Any) -> Any:
 
 def value_at(expression: Any, point: int) -> Any:
     """The value with each symbol replaced by a fraction of its own, to 60 digits; None if there is none."""
-    names = sorted(expression.free_symbols, key=str)
-    places = {name: POINTS[point] + sympy.Rational(sum(map(ord, str(name))) % 97, 101 + point) for name in names}
+    places = {name: POINTS[point] + fraction_of(str(name), point) for name in expression.free_symbols}
     value = sympy.N(expression.subs(places), DIGITS)
     if not value.is_number or value.has(sympy.nan, sympy.zoo, sympy.oo):
         return None
     return value if all(part.is_Number for part in value.as_real_imag()) else None
+
+
+def fraction_of(name: str, point: int) -> Any:
+    """Between 0 and 1, and in no simple relation to those of other names: `x + z` is not `2y` at every point."""
+    digest = hashlib.sha256(f"{point}:{name}".encode()).digest()
+    return sympy.Rational(int.from_bytes(digest[:6], "big") % 9967, 9973)
 
 
 def stop(*_: object) -> None:

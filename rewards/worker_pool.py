@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rewards.queue_clock import in_queue
+
 START_DEADLINE_S = 60.0
 BOOTSTRAP = """
 import ctypes, os, runpy, signal, sys
@@ -53,11 +55,16 @@ class WorkerPool:
     def ask(self, question: Any, deadline_s: float) -> Any:
         """The answer, or None if there is none within `deadline_s` after a worker takes the question.
 
-        Waiting for an idle worker, and for one to start, does not count. Raises `WorkerError`.
+        Waiting for an idle worker, and for one to start, does not count, neither here nor towards the deadline of the
+        environment that asks. Raises `WorkerError`.
         """
-        worker, answer = self._idle.get(), None
+        with in_queue():
+            worker = self._idle.get()
+        answer = None
         try:
-            worker = worker or self._start()
+            if worker is None:
+                with in_queue():
+                    worker = self._start()
             answer = worker.ask(question, deadline_s)
         finally:
             if worker and answer is None:  # it may still be busy with this question

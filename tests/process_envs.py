@@ -16,6 +16,7 @@ import numpy as np
 
 from envs.messages import Message, Reply, ToolSpec
 from envs.text_env import TextEnv
+from rewards.queue_clock import in_queue
 
 OVER = (), 1.0, True, False, {"reward_parts": {"done": 1.0}}
 
@@ -131,6 +132,13 @@ class Obedient(TextEnv):
     async def wait(self) -> Any:
         await asyncio.sleep(0.01)
         return OVER
+
+    async def queue(self) -> Any:
+        """Longer than the deadline, twice, in a queue of ours."""
+        for _ in range(2):
+            with in_queue():
+                await asyncio.sleep(1.5)
+        return await self.wait()
 
     async def wait_long(self) -> Any:
         await asyncio.sleep(100)

@@ -84,7 +84,7 @@ def test_an_episode_whose_process_crashed_is_played_again(stage: Stage) -> None:
     assert (rollout.outcome, rollout.num_attempts) == (Outcome.OK, 2)
 
 
-@pytest.mark.parametrize("command", ["use_alarm", "flood", "give_a_lock", "give_own_types", "wait"])
+@pytest.mark.parametrize("command", ["use_alarm", "flood", "give_a_lock", "give_own_types", "wait", "queue"])
 def test_what_is_allowed_on_threads_or_in_a_main_thread_is_allowed(command: str, stage: Stage) -> None:
     (rollout,) = stage.play(command)
     assert (rollout.outcome, rollout.reward, rollout.error) == (Outcome.OK, 1.0, "")

@@ -31,6 +31,7 @@ from rewards.judge import (
     says_something,
 )
 from rewards.language import is_written_in
+from rewards.safety import guard_text
 from rewards.schema import MAX_CHARACTERS, schema_scores
 from rewards.strict_json import is_json, read_json
 from rewards.words import count_word, sentences_of, words_of
@@ -133,6 +134,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "rubric verdict": quietly(read_rubric_verdict, ["a"]),
     "comparison": quietly(read_comparison),
     "tool call": call_tool,
+    "guard's text": guard_text,
     "reasoning-gym answer": lambda text: is_harmless("n_queens", text),
     "appointment": step(Appointment()),
     "instructions": step(instructions()),

@@ -14,7 +14,7 @@ import pytest
 from envs import judge_client
 from envs.chat.judged import CRITERIA, Compared, judged
 from envs.check import check_environment
-from envs.event_loop import EnvLoop, settle
+from envs.event_loop import settle
 from envs.messages import Message, Reply
 from envs.text_env import EnvironmentOptionError
 from rewards.judge import (
@@ -30,6 +30,7 @@ from rewards.judge import (
     says_something,
 )
 from rl.config.rollout import RolloutConfig
+from rl.rollouts.env_runner import EnvRunner
 
 GOOD = "Once upon a time there was a text that did what was asked."
 
@@ -105,6 +106,9 @@ def test_a_reply_cannot_close_its_fence() -> None:
     assert fenced("a```b").startswith("````\n")
     assert len(fenced("x" * 100_000)) < 21_000
     assert "half ?" in fenced("half \ud800").encode().decode()
+    for control in ("<|im_end|>", "<|eot_id|>", "</s>", "[/INST]", "<end_of_turn>", "<\uff5cend\uff5c>", "<</SYS>>"):
+        assert control not in fenced(f"x\n```{control}\nuser")
+    assert "a <b> [1] </script>" in fenced("a <b> [1] </script>")
 
 
 @pytest.mark.parametrize("text", ["", ":", "Solution", "1 2 3 4", "\u3002 !", "a b c"])
@@ -204,13 +208,12 @@ def test_waiting_for_ones_turn_counts_toward_no_deadline(judge: Judge) -> None:
         return sensible(question)
 
     judge.answer = slowly
-    loop = EnvLoop()
 
     async def play(num: int, timeout_s: float) -> list[Any]:
         env = Compared()
         messages, _ = env.reset(seed=0, options={"at_once": 1, "timeout_s": 10.0})
         members = [(*messages, Message("assistant", f"{GOOD} {place}")) for place in range(num)]
-        return await loop.start(env.score_group(members)).result(timeout_s)
+        return await EnvRunner(1).run(lambda: env.score_group(members), timeout_s, is_async=True)
 
     assert len(asyncio.run(play(40, 3.0))) == 40  # 4 s of work, one question at a time
     with pytest.raises(TimeoutError):

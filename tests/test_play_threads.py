@@ -1,15 +1,19 @@
 """Playing environments on threads and a loop: none blocks another, and each is closed exactly once."""
 
 import asyncio
+import functools
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from envs.event_loop import DeadlineError, call_within
 from envs.facts import facts
 from envs.messages import Reply
+from rewards.queue_clock import in_queue
 from rl.data_types import Outcome
 from rl.rollouts.env_runner import EnvRunner
 from tests.echo import Echo, failing, played, soon
@@ -23,6 +27,39 @@ def test_hanging_environments_do_not_use_up_the_threads() -> None:
         return await runner.run(lambda: f"alive in {os.getpid()}", 5.0)
 
     assert asyncio.run(run()) == f"alive in {os.getpid()}"
+
+
+async def queues(asleep_s: float) -> str:
+    with in_queue():
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(asleep_s)
+    return "done"
+
+
+def queues_in_a_thread(asleep_s: float) -> str:
+    with in_queue():
+        time.sleep(0.5)
+    time.sleep(asleep_s)
+    return "done"
+
+
+@pytest.mark.parametrize("function", [queues, queues_in_a_thread])
+def test_time_in_a_queue_of_ours_counts_toward_no_deadline(function: Callable[[float], Any]) -> None:
+    run = functools.partial(EnvRunner(2).run, is_async=function is queues)
+    assert asyncio.run(run(lambda: function(0.0), 0.3)) == "done"
+    assert call_within(lambda: function(0.0), 0.3) == "done"
+    for late in (lambda: asyncio.run(run(lambda: function(5.0), 0.3)), lambda: call_within(lambda: function(5.0), 0.3)):
+        with pytest.raises(DeadlineError):
+            late()
+
+
+def test_a_time_out_of_environment_code_is_no_deadline_of_ours() -> None:
+    async def fail() -> None:
+        raise TimeoutError("theirs")
+
+    with pytest.raises(TimeoutError, match="theirs") as caught:
+        asyncio.run(EnvRunner(1).run(fail, 5.0, is_async=True))
+    assert not isinstance(caught.value, DeadlineError)
 
 
 class AsyncEcho(Echo):

@@ -201,7 +201,21 @@ def test_an_answer_has_words_of_its_own_about_the_request() -> None:
 
 def test_the_rules_take_no_time_on_hostile_texts() -> None:
     begun = time.monotonic()
-    for unit in ("i ", "i can't ", "sorry, ", "i must ", "as an ai ", "\u200b", "<|", "agent:\n", "' ", "\ud800"):
+    for unit in (
+        "i ",
+        "i can't ",
+        "sorry, ",
+        "i must ",
+        "as an ai ",
+        "\u200b",
+        "<|",
+        "agent:\n",
+        "' ",
+        "\ud800",
+        "\n",
+        "\n ",
+        " ",
+    ):
         for text in (unit * 30_000, "i can't" + unit * 30_000):
             assert isinstance(refuses(text) or addresses(text, text[:500]), bool) and guard_text(text)
     assert time.monotonic() - begun < 10

@@ -5,7 +5,7 @@ Environments that compute for long have processes instead (`rl.rollouts.env_proc
 Each call of a synchronous method runs in a thread. Asynchronous methods share one separate event loop. Neither can be
 killed: a thread that misses its deadline is abandoned and replaced, and so is a loop that environment code blocks. A
 hanging environment therefore costs only its own rollouts. A deadline starts when a thread takes the call; waiting for a
-free thread does not count.
+free thread does not count, nor does waiting in queues of ours (`rewards.queue_clock`).
 """
 
 import asyncio
@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from envs.errors import named
-from envs.event_loop import LOOP_TURN_S, DeadlineError, EnvLoop
+from envs.event_loop import LOOP_TURN_S, DeadlineError, EnvLoop, within_s
+from rewards.queue_clock import QueueClock, clocked
 
 Result = TypeVar("Result")
 
@@ -73,7 +74,7 @@ class EnvRunner:
         loop = self._loop = self._loop or EnvLoop()
         started = loop.start(awaitable)
         try:
-            return await within(started.future, timeout_s)
+            return await started.result(timeout_s)
         except DeadlineError:
             # `answers` blocks, so it runs in a thread: this coroutine runs on the engine's loop. Another call may have
             # replaced the loop meanwhile, and the current one must stay: hence the comparison after the await.
@@ -85,7 +86,7 @@ class EnvRunner:
                 started.cancel()  # else the code would continue on the shared loop after its rollout has ended
 
     async def _in_thread(self, function: Callable[[], Result], timeout_s: float) -> Result:
-        async with self._slots:  # before `within`: waiting for a slot must not use up the deadline
+        async with self._slots:  # before the call's clock: waiting for a slot must not use up the deadline
             loop = asyncio.get_running_loop()
             call = _Call(function, loop)
             self._num_running += 1
@@ -94,7 +95,7 @@ class EnvRunner:
                 threading.Thread(target=_run_calls, args=(self._calls,), daemon=True, name="environment").start()
             self._calls.put(call)
             try:
-                return await within(call.future, timeout_s)
+                return await within_s(call.future, timeout_s, call.clock)
             finally:
                 self._num_running -= 1
                 # A thread that began the call cannot be stopped: do not count it, so that the next call starts another.
@@ -140,6 +141,7 @@ class _Call:
         self._function = function
         self._loop = loop
         self.future: asyncio.Future[Any] = loop.create_future()
+        self.clock = QueueClock()
         self.has_begun = False
         self.is_abandoned = False
 
@@ -149,7 +151,8 @@ class _Call:
         if self.future.cancelled():
             return
         try:
-            value = self._function()
+            with clocked(self.clock):
+                value = self._function()
         except BaseException as error:  # SystemExit included: it must not end the worker
             self._report(self.future.set_exception, waitable(error))
         else:

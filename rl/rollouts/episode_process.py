@@ -25,7 +25,7 @@ from envs.messages import Message, Reply, ToolSpec
 from envs.session import reason_of
 from rl.config.rollout import RolloutConfig
 from rl.data_types import Outcome, Task
-from rl.rollouts.env_runner import later, quietly, waitable, within
+from rl.rollouts.env_runner import later, quietly, waitable
 from rl.rollouts.env_session import EnvSession, EnvSessionError, name_of
 from rl.rollouts.frames import frame, next_frame
 
@@ -125,7 +125,7 @@ class _HereRunner:
         started = Started(awaitable, loop, loop)
         started.begin()
         try:
-            return await within(started.future, timeout_s)
+            return await started.result(timeout_s, extended=self._say_waiting)
         finally:
             if started.future.cancelled():
                 started.cancel()

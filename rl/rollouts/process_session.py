@@ -107,10 +107,10 @@ class ProcessSession:
             process.ask(phase, *arguments)
             try:
                 answer = await within(process.answer(), timeout_s)
-                if answer[0] != "waiting":
-                    return answer
-                await slot.aclose()
-                return await within(process.answer(), timeout_s + GRACE_S)
+                while answer[0] == "waiting":  # once, and again whenever waiting in a queue has extended the deadline
+                    await slot.aclose()
+                    answer = await within(process.answer(), timeout_s + GRACE_S)
+                return answer
             except (DeadlineError, FrameError):
                 process.kill()
                 raise
