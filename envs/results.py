@@ -20,6 +20,8 @@ from envs.text_env import StepResult, TextEnv, read_score
 
 MAX_MESSAGE_CHARACTERS = 1_000_000
 """Default; in training, `rollout.max_message_characters` replaces it."""
+NOTE_CHARACTERS = 50
+"""More than the note of a cut text has."""
 ROLES = ("system", "user", "assistant", "tool")
 TOLERANCE = 1e-6
 """How far a total may be outside its declared range: a sum of parts is not exactly 1."""
@@ -197,7 +199,9 @@ def _message(message: Message, most: int) -> Message:
     for name, text in texts.items():
         if not isinstance(text, str):
             raise ResultError(f"the {name} of a message must be text, got {shown(text)}")
-        if len(text) > most:
+        if len(text) > most and (role, name) == ("tool", "content"):  # how long it is depends on the policy's call
+            texts[name] = cut(text, max(0, most - NOTE_CHARACTERS))
+        elif len(text) > most:
             raise ResultError(
                 f"a message has {len(text)} characters, more than rollout.max_message_characters ({most})"
             )

@@ -64,6 +64,36 @@ def test_answers_that_a_scorer_would_evaluate_reach_nothing(tmp_path: Path) -> N
             assert env.step(Reply(f"<answer>{attack}</answer>"))[1] == 0.0
         assert env.step(env.gold_reply())[1] == 1.0  # and nothing is left of the attempt
     assert not planted.exists()
+    for task in ("simple_integration", "polynomial_multiplication"):
+        env = open_task(task)
+        question = env.reset(seed=0, options={"task": task})[0][-1].content
+        formula = question.partition("\n\nGive the answer")[0].rpartition(": ")[2].replace("**", "^").replace("^", "**")
+        for attack in (f"expand({formula})", f"integrate({formula})", "exec(\"import os; os.write(1, b'1.0\\n')\")"):
+            assert env.step(Reply(f"<answer>{attack}</answer>"))[1] == 0.0
+        assert env.step(env.gold_reply())[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "expected"),
+    [
+        ("countdown", "(3 + 4.5)*2 - 10/5", True),
+        ("countdown", "x + 1", False),
+        ("puzzle24", "exec(1)", False),
+        ("simple_integration", "x**2/2 + 3.5*sin(2*x) - exp(-x) + C", True),
+        ("simple_integration", "integrate(x, x)", False),
+        ("simple_integration", "x.diff(x)", False),
+        ("simple_integration", "exp(x)['a']", False),
+        ("polynomial_multiplication", "8*x**3 - 2*x*y + 1", True),
+        ("polynomial_multiplication", "expand((x+1)*(x+2))", False),
+        ("polynomial_multiplication", "eval('1')", False),
+        ("polynomial_multiplication", "1 " * 1_900 + "?", False),
+    ],
+)
+def test_answers_for_a_parser_are_formulas_only(task: str, answer: str, expected: bool) -> None:
+    assert is_harmless(task, answer) is expected
+
+
+def test_answers_that_are_evaluated_are_literals_only() -> None:
     assert is_harmless("spiral_matrix", "[1, 2]") and is_harmless("spiral_matrix", "1 2 3")
     assert is_harmless("string_insertion", "ABBA")
     assert not is_harmless("spiral_matrix", "sorted([2, 1])")

@@ -8,6 +8,7 @@ from envs.chat.abstention import abstention
 from envs.chat.appointment import Appointment
 from envs.chat.structured import structured
 from envs.messages import Reply
+from envs.registry import make
 from rewards.schema import schema_scores
 from tests.makers import scored_env
 
@@ -128,3 +129,13 @@ def test_a_conversation_without_a_booking_ends_with_nothing() -> None:
     steps = talk(env, *["Hello."] * env.max_turns)
     assert [step[2] for step in steps] == [False] * 5 + [True]
     assert steps[-1][1] == 0.0
+
+
+def test_sums_with_an_unknown_number_are_in_one_split_only() -> None:
+    """`7+3-2` and `8+3-2` both become `x+3-2`, whichever splits the sums themselves are in."""
+    env, prompts = make("chat/Abstention-v0"), dict[str, set[str]]()
+    for split in ("train", "heldout"):
+        openings = (env.reset(seed=seed, options={"split": split, "level": 1})[0] for seed in range(400))
+        prompts[split] = {messages[-1].content for messages in openings}
+    assert not prompts["train"] & prompts["heldout"]
+    assert any(prompt.startswith("x") for prompt in prompts["heldout"])

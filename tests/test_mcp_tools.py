@@ -17,6 +17,7 @@ from envs.messages import Message, Reply, ToolCall
 from envs.text_env import EnvironmentOptionError
 
 SERVER = '''
+from mcp import MCPError
 from mcp.server.mcpserver import MCPServer
 
 server = MCPServer("counter")
@@ -26,6 +27,8 @@ count = 0
 def add(number: int) -> str:
     """Add to the counter."""
     global count
+    if number > 1000:
+        raise MCPError(code=-32602, message="Invalid params: a thousand at most")
     if number > 100:
         raise ValueError("too much")
     count += number
@@ -61,7 +64,7 @@ def test_the_servers_tools_are_called_and_each_rollout_has_its_own_state(options
     assert call(right, number=1).content == "the counter is 1"
     unknown = settle(left.step(Reply("", "", (ToolCall("subtract", {}),))))[0][0]
     assert unknown.content == "error: there is no tool subtract"
-    for wrong in (101, "x"):
+    for wrong in (101, 1001, "x"):
         assert call(left, number=wrong).content.startswith("error:")
     assert call(left, number=2).content == "the counter is 42"
     assert settle(left.step(Reply("5")))[1] == 1.0

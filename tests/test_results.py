@@ -153,6 +153,16 @@ def test_messages_of_another_form_are_refused(messages: Any) -> None:
         read_opening((messages, {}), 100)
 
 
+def test_a_long_result_of_a_tool_is_cut_and_no_other_message() -> None:
+    """How long it is depends on what the policy called; it must stay valid where it is read again."""
+    messages = read_step(((Message("tool", "x" * 101, name="find"),), 0.0, False, False, {}), 100)[0]
+    assert messages[0].content == "x" * 50 + " ... (51 characters more)" and messages[0].name == "find"
+    assert read_step((messages, 0.0, False, False, {}), 100)[0] == messages
+    for message in (Message("user", "x" * 101), Message("tool", "x", name="y" * 101)):
+        with pytest.raises(ResultError, match=r"101 characters, more than rollout\.max_message_characters \(100\)"):
+            read_step(((message,), 0.0, False, False, {}), 100)
+
+
 @pytest.mark.parametrize(
     "result",
     [

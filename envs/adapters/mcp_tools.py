@@ -43,7 +43,8 @@ class McpSession:
 
     async def _live(self, command: tuple[str, ...]) -> None:
         """Enter and exit the client in one asyncio task, as its cancel scopes require."""
-        from mcp import Client, StdioServerParameters
+        from mcp import Client, MCPError, StdioServerParameters
+        from mcp_types import INVALID_PARAMS
 
         try:
             server = StdioServerParameters(command=command[0], args=list(command[1:]))
@@ -57,6 +58,11 @@ class McpSession:
                         result = await client.call_tool(name, arguments)
                         told = "\n".join(getattr(part, "text", f"[{part.type}]") for part in result.content)
                         answer.set_result(f"error: {told}" if result.is_error else told)
+                    except MCPError as error:
+                        if error.code != INVALID_PARAMS:
+                            answer.set_exception(error)
+                        else:  # the policy's arguments: some servers refuse them by the protocol
+                            answer.set_result(f"error: {error}")
                     except Exception as error:
                         answer.set_exception(error)
         except Exception as error:

@@ -3,7 +3,7 @@
 import ast
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,20 @@ WORKERS = WorkerPool(
 )
 EVALUATING = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"}
 """Tasks whose scorers evaluate the answer in a scope with the right answer: only literals are passed to them."""
+FUNCTIONS = frozenset(
+    {"sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "log", "ln"}
+    | {"sqrt", "pi", "Abs"}
+)
+PARSED: Mapping[str, Collection[str]] = {
+    **dict.fromkeys(("countdown", "puzzle24"), ()),
+    **dict.fromkeys(("simple_integration", "intermediate_integration", "polynomial_multiplication"), FUNCTIONS),
+}
+"""Tasks whose scorers give the answer to sympy's parser, which evaluates it as Python with all of sympy: the names of
+several letters that it may contain. `expand(QUESTION)` would be right, and `exec(...)` would take over the scorer.
+"""
+FORMULA = re.compile(r"(?:[\s+\-*/()^]|\d+(?:\.\d*)?+|\.\d+|[A-Za-z]++)*+")
+"""Numbers, names, operators and brackets; no attributes, strings, commas or indices."""
+NAME = re.compile("[A-Za-z]+")
 CAPITALS = re.compile("[A-Z]*")
 """Answers of `string_insertion`; no scorer uses such a name."""
 
@@ -62,6 +76,8 @@ def is_harmless(task: str, answer: str) -> bool:
     """Whether the answer may be handed to the task's scorer."""
     if len(answer) > MAX_ANSWER_CHARACTERS or "__" in answer:
         return False
+    if task in PARSED:
+        return _is_formula(answer, PARSED[task])
     if task not in EVALUATING or CAPITALS.fullmatch(answer):
         return True
     try:
@@ -71,6 +87,13 @@ def is_harmless(task: str, answer: str) -> bool:
     except (ValueError, MemoryError, RecursionError):
         return False
     return True
+
+
+def _is_formula(answer: str, functions: Collection[str]) -> bool:
+    """Numbers alone, or, with functions, names too: of these functions or of one letter."""
+    names = NAME.findall(answer)
+    is_known = all(name in functions or (len(name) == 1 and functions) for name in names)
+    return bool(is_known and FORMULA.fullmatch(answer))
 
 
 @scored(draw=draw_row)

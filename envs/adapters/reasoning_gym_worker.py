@@ -68,6 +68,9 @@ def score_in_jail(*arguments: Any) -> float:
 def jailed_score(task: str, number: int, answer: str) -> float | str:
     try:
         layers.die_with_parent()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for inherited in (0, 1, 2):  # 1 is the worker's own: what is written there would answer the next question
+            os.dup2(nothing, inherited)
         paths = [*sys.path, os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib", "/dev/null", "/dev/urandom"]
         found = [path for path in paths if os.path.exists(path)]
         layers.restrict_files([(os.open(path, os.O_PATH), os.path.isdir(path)) for path in found], None)

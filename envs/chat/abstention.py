@@ -23,7 +23,7 @@ def draw_row(rng: np.random.Generator, level: int = 3, unknown_share: float = 0.
         "gold": problem.results[-1] if is_known else UNKNOWN,
         "gold_reasoning": problem.worked if is_known else "x is not given",
         "is_known": is_known,
-        "key": problem.text,
+        "key": text,  # not the sum before a number was replaced: that may be in the other split
     }
 
 

@@ -53,7 +53,8 @@ class RolloutConfig(Section):
     heartbeat_timeout_s: Seconds = 120.0
     """A worker whose process does not answer for so long is replaced, as one that died. It answers while it plays."""
     max_message_characters: Positive = 1_000_000
-    """Maximum length of a message from an environment; a longer message is an environment error."""
+    """Maximum length of a message from an environment. A longer result of a tool is cut; any other longer message is an
+    environment error."""
     num_retries: NonNegative = 1
     """Retries, each with a new environment, after an outcome that the policy did not cause. After the last one the
     rollout is masked."""
