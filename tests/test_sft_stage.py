@@ -278,3 +278,28 @@ def test_a_policy_whose_loss_is_trls_is_not_trained_by_conversation(
     config = stage(tmp_path / "run", {"path": str(policy), "max_tokens": 400}, loss="conversation")
     with pytest.raises(SftDataError, match=r"sft\.loss: conversation needs the loss that the stage computes itself"):
         run_stage(config, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"temperature": 0.6, "top_p": 0.9}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}),
+        ({"do_sample": False, "temperature": 0.6}, {"do_sample": False}),
+        ({"early_stopping": True}, {}),
+        ({"pad_token_id": -1, "top_k": 20, "output_scores": True}, {"do_sample": True, "top_k": 20}),
+        ({"pad_token_id": 0, "bos_token_id": 2, "length_penalty": 2.0}, {"pad_token_id": 0, "bos_token_id": 2}),
+        ({"length_penalty": 2.0, "num_beams": 4}, {"length_penalty": 2.0, "num_beams": 4}),
+    ],
+)
+def test_a_policy_is_saved_whose_defaults_for_generation_contradict_themselves(
+    tmp_path: Path, given: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    from sft.stage import save_policy
+
+    folder = dense_policy("llama", tmp_path / "policy")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], **given}))
+    save_policy(load_policy(folder), tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    del saved["transformers_version"]
+    assert saved == {"eos_token_id": [1, 5], **kept}

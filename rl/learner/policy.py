@@ -13,6 +13,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from envs.errors import InputError
 from rl.config.adapted import is_expert
+from rl.learner.generation_defaults import make_savable
 
 
 class IncompleteCheckpointError(InputError):
@@ -29,7 +30,8 @@ def load_policy(
 
     Evaluation mode means no dropout: the engine has none, so it would only be logprob mismatch. Experts run as grouped
     matrix products, which is transformers' default for models that have any. Raises `IncompleteCheckpointError` when
-    weights are missing: transformers would fill them with random ones, and saving would hide that.
+    weights are missing: transformers would fill them with random ones, and saving would hide that. Defaults for
+    generation that transformers would refuse to save are mended (`rl.learner.generation_defaults`).
     """
     if not torch.cuda.is_available():  # it advises kernels that only GPUs have
         logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
@@ -43,6 +45,7 @@ def load_policy(
             f"{path}: {len(missing)} weights are missing, first {missing[0]!r}; transformers would use random values."
             " Set policy.path to a complete checkpoint"
         )
+    make_savable(model)
     if spread is not None:
         spread(model)
     return model.eval()
