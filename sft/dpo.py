@@ -52,8 +52,8 @@ def run(config: ExperimentConfig) -> Path:
     """Train as `config.dpo` says and return the policy's folder, `<run_dir>/dpo`.
 
     The folder appears only when it is complete; a stopped stage continues where it stopped. Raises
-    `sft.rows.SftDataError`, `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`, and
-    `rl.stop.StopRequested` when a signal stopped training.
+    `sft.rows.SftDataError`, `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`,
+    `rl.algorithms.corrections.NonFiniteError`, and `rl.stop.StopRequested` when a signal stopped training.
     """
     assert config.dpo is not None
     with stage_folder(config, "dpo", "dpo") as folder:
@@ -131,6 +131,8 @@ def _chosen_tokens(dataset: Dataset) -> np.ndarray:
 
 class DpoTrainer(StageTrainer, DPOTrainer):
     """trl's trainer for rows that are tokens already, with logprobs as the learner computes them."""
+
+    section = "dpo"
 
     def __init__(
         self,

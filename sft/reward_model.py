@@ -102,6 +102,8 @@ class RewardTrainer(StageTrainer, TrlRewardTrainer):
     last other token.
     """
 
+    section = "reward_model"
+
     def __init__(
         self,
         *,

@@ -85,6 +85,7 @@ def stage_arguments(
         remove_unused_columns=False,
         gradient_checkpointing=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it shows 0 in place of NaN
         disable_tqdm=True,
         save_strategy="no",  # `Checkpoints` decides when
         log_level_replica="error",  # warnings are those of all ranks

@@ -38,8 +38,8 @@ def run(config: ExperimentConfig, ranks: Ranks = ALONE) -> Path:
 
     The folder appears only when it is complete. A stopped stage continues where it stopped, with any number of ranks.
     With `policy.build`, the random policy is first written to `<run_dir>/policy`. If one rank raises, all raise.
-    Raises `sft.rows.SftDataError`, `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`, and
-    `rl.stop.StopRequested` when a signal stopped training.
+    Raises `sft.rows.SftDataError`, `rl.learner.policy.IncompleteCheckpointError`, `rl.chat.format.ChatError`,
+    `rl.algorithms.corrections.NonFiniteError`, and `rl.stop.StopRequested` when a signal stopped training.
     """
     name = "supervised" if ranks.num == 1 else f"supervised rank {ranks.rank}"
     with stage_folder(config, "sft", name, ranks) as partial:

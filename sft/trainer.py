@@ -6,10 +6,11 @@ trained tokens, or the conversations, of the whole step, and gradients are added
 already.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -19,6 +20,8 @@ from transformers import PreTrainedModel
 from transformers import Trainer as TransformersTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
+from rl.algorithms.corrections import NonFiniteError
+from rl.config.preferences import PairStage
 from rl.learner.adapter import save_matrices
 from rl.learner.optimizer import clip_gradients
 from rl.learner.policy import load_policy
@@ -33,15 +36,20 @@ from sft.precision import ADAPTER
 
 
 class StageTrainer(TransformersTrainer):
-    """What all stages change of trl's trainers: folded weights in measurements, checkpoints in our form, no model card.
+    """What all stages change of trl's trainers: folded weights in measurements, checkpoints in our form, no model card,
+    no update that is not finite.
 
     A base class that stands before one of trl's trainers.
     """
 
     model: PreTrainedModel
     folded: FoldedWeights
+    section: Literal["sft"] | PairStage
+    """The stage's, in the configuration."""
     _ranks: Ranks
     _passes: object
+    _step_loss: Tensor | float = 0.0
+    """Sum over the micro-batches of the step that were computed; of this rank alone."""
 
     def evaluate(self, *arguments: Any, **more: Any) -> dict[str, float]:
         try:
@@ -49,6 +57,26 @@ class StageTrainer(TransformersTrainer):
                 return super().evaluate(*arguments, **more)
         finally:
             after_an_error(self._passes)  # no backward pass has let go of whole weights
+
+    def training_step(self, *arguments: Any, **more: Any) -> Tensor:
+        loss = super().training_step(*arguments, **more)
+        self._step_loss = self._step_loss + loss
+        return loss
+
+    def _get_grad_norm(self, *arguments: Any, **more: Any) -> float:
+        """The gradient's norm, which is asked for before each update. Raises `NonFiniteError`."""
+        found: Any = super()._get_grad_norm(*arguments, **more)  # a tensor or a number
+        norm = float(found)
+        loss = self._ranks.sum(torch.as_tensor(self._step_loss).clone()).item()  # all ranks must decide alike
+        self._step_loss = 0.0
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteError(
+                f"step {self.state.global_step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}. The step is"
+                f" not trained, and no checkpoint replaced. Lower {self.section}.learning_rate"
+                f" ({self.args.learning_rate:g}) and start again; if it is the first step, look for weights that are"
+                " not finite in policy.path. precision float32 rules out overflow"
+            )
+        return norm
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The policy, or only its adapter: the base does not change."""
@@ -108,6 +136,8 @@ class Trainer(StageTrainer, SFTTrainer):
     Its `evaluate` measures the mean loss of the trained tokens of all held-out rows (nats a token), with the folded
     weights. Its checkpoints can be taken over by any number of ranks.
     """
+
+    section = "sft"
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from envs.exit_codes import run_command
 from envs.session import EnvFailure
 from envs.text_env import EnvironmentOptionError
 from rl import __main__ as rl_main
+from rl.algorithms.corrections import NonFiniteError
 from rl.cluster.address import ClusterError
 from rl.config.errors import ConfigError
 from rl.runs.canaries import CanaryStop
@@ -140,6 +141,7 @@ def test_no_command_is_left_out() -> None:
         (EnvFailure("me", "wrong", error=EnvironmentOptionError("wrong")), 2, "error: me: wrong\n"),
         (EnvFailure("me", "KeyError", phase="step", error=KeyError("x")), 1, "error: me: step raised KeyError\n"),
         (ClusterError("an engine died"), 1, "error: an engine died\n"),
+        (NonFiniteError("step 3: the loss is nan"), 1, "error: step 3: the loss is nan\n"),
         (CanaryStop("NaN"), 3, "stopped by a canary, a threshold of the section canaries: NaN\n"),
         (StopRequested("SIGTERM", 143), 143, "stopped: SIGTERM\nthe same command continues"),
     ],
