@@ -26,6 +26,10 @@ FORMS: Mapping[tuple[str, ...], str] = {
 """By the keys that tell it: an example of each form."""
 
 
+SAMPLED = frozenset({"env_id", "seed", "reward"})
+"""Keys of the rows that `sft.from_rollouts` makes: their reasoning was sampled, and stays as it is."""
+
+
 class SftDataError(ConfigError):
     """Conversations that cannot be trained on. Says which file and row, or which environment and seed."""
 
@@ -76,7 +80,7 @@ def read_row(row: Any, source: str, *, has_thinking: bool) -> Conversation:
 def read_keys(row: Mapping[str, Any], keys: tuple[str, ...], source: str, *, has_thinking: bool) -> Conversation:
     """The conversation that stands under these keys of a row, one after the other. Raises `BadRow`."""
     tools = read_tools(row.get("tools"))
-    reader = MessageReader(tools, has_thinking=has_thinking)
+    reader = MessageReader(tools, has_thinking=has_thinking, was_sampled=SAMPLED.issubset(row))
     messages: list[Message] = []
     untrained: set[int] = set()
     for place, given, is_prompt in _entries(row, keys):
@@ -165,8 +169,11 @@ def _in_openai_words(entry: Any) -> Any:
     """A message of ShareGPT in OpenAI's words; others as they are."""
     if not isinstance(entry, Mapping) or entry.get("from") is None:
         return entry
-    role, value = entry["from"], entry.get("value")
-    rest = {key: item for key, item in entry.items() if key not in ("from", "value")}
+    role, value, content = entry["from"], entry.get("value"), entry.get("content")
+    if value is not None and content is not None and value != content:
+        raise BadRow("a message's value and content are different; keep the one to train")
+    value = content if value is None else value
+    rest = {key: item for key, item in entry.items() if key not in ("from", "value", "content")}
     if role != "function_call":
         return {**rest, "role": role, "content": value}
     calls = from_json(value, "a function call") if isinstance(value, str) else value

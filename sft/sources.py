@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from envs.messages import valid
 from rl.config.mixture import SourceConfig
 from rl.config.supervised import hub_name
+from sft.filling import without_filling
 from sft.messages import BadRow
 from sft.rows import FORMS, Conversation, SftDataError, read_row
 
@@ -186,13 +187,4 @@ def _hub_rows(name: str, source: SourceConfig, keys: Keys) -> Rows:
 
 
 def _arrow_rows(rows: Iterable[Any], place: str) -> Rows:
-    return ((f"{place}, row {number}", valid(_without_filling(row))) for number, row in enumerate(rows, 1))
-
-
-def _without_filling(value: Any) -> Any:
-    """An Arrow column gives each object the keys of all objects, None where it has none: these are left out."""
-    if isinstance(value, Mapping):
-        return {key: _without_filling(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_filling(item) for item in value]
-    return value
+    return ((f"{place}, row {number}", valid(without_filling(row))) for number, row in enumerate(rows, 1))

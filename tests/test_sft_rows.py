@@ -21,6 +21,7 @@ from tests.makers import make_config
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data/cases/sft_rows.jsonl").read_text().splitlines()]
 ASK, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+CALL = {"name": "f", "arguments": {"x": 1}}
 CONFIG = make_config(policy={"path": "x", "max_tokens": 4000}, learner={"tokens_per_micro_batch": 4000})
 
 
@@ -138,6 +139,74 @@ def test_nulls_that_an_export_filled_in_are_no_arguments_unless_the_tool_takes_n
     assert conversation.messages[1].tool_calls == (ToolCall("f", {"a": None, "d": 1}), ToolCall("f", {"b": None}))
 
 
+def test_nulls_that_an_export_filled_in_are_no_part_of_a_schema(tmp_path: Path) -> None:
+    filled = {
+        "type": "object",
+        "required": None,
+        "properties": {
+            "a": {"type": "string", "enum": ["x", None], "default": None, "items": None},
+            "b": None,
+            "default": {"anyOf": [{"const": None}, {"type": "integer", "minimum": None}]},
+            "enum": None,
+        },
+    }
+    parameters = {
+        "type": "object",
+        "properties": {
+            "a": {"type": "string", "enum": ["x", None], "default": None},
+            "default": {"anyOf": [{"const": None}, {"type": "integer"}]},
+        },
+    }
+    for parameters_given in (filled, json.dumps(filled)):
+        conversation = only(tmp_path, ASK, ANSWER, tools=[{"name": "f", "parameters": parameters_given}])
+        assert conversation.tools == (ToolSpec("f", "", parameters),)
+
+
+@pytest.mark.parametrize("key", ["arguments", "args", "parameters", "input"])
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_arguments_may_have_the_names_that_others_give_them(tmp_path: Path, key: str, is_inside: bool) -> None:
+    for value in ({"x": 1}, '{"x": 1}'):
+        call = {"function": {"name": "f", key: value}} if is_inside else {"function": {"name": "f"}, key: value}
+        calls = [call, {"name": "f", "arguments": None, key: value}]
+        conversation = only(tmp_path, ASK, {"role": "assistant", "content": None, "tool_calls": calls})
+        assert conversation.messages[1].tool_calls == (ToolCall("f", {"x": 1}),) * 2
+
+
+@pytest.mark.parametrize("key", ["parameters", "input_schema", "inputSchema"])
+def test_parameters_may_have_the_names_that_others_give_them(tmp_path: Path, key: str) -> None:
+    schema = {"type": "object"}
+    tools = [
+        {"name": "f", key: schema},
+        {"function": {"name": "f", key: schema}},
+        {"name": "f", key: '{"type":"object"}'},
+    ]
+    assert only(tmp_path, ASK, ANSWER, tools=tools).tools == (ToolSpec("f", "", schema),) * 3
+
+
+@pytest.mark.parametrize("value", [CALL, json.dumps(CALL), {**CALL, "arguments": '{"x": 1}'}])
+def test_a_call_may_be_one_as_it_was_before_there_were_lists(tmp_path: Path, value: Any) -> None:
+    said = {"role": "assistant", "content": None, "function_call": value}
+    conversation = only(tmp_path, ASK, said, {"role": "function", "name": "f", "content": "3"}, ANSWER)
+    assert conversation.messages[1] == Message("assistant", "", tool_calls=(ToolCall("f", {"x": 1}),))
+    assert conversation.messages[2] == Message("tool", "3", name="f")
+
+
+def test_a_text_that_is_empty_in_so_many_words_stays_so(tmp_path: Path) -> None:
+    empty = {"role": "assistant", "content": "", "model": "m"}
+    result = {"role": "tool", "content": None, "tool_call_id": "c1"}
+    called = {"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]}
+    conversation = only(tmp_path, ASK, called, result, empty)
+    assert conversation.messages[2:] == (Message("tool", "", name="f"), Message("assistant", ""))
+
+
+def test_reasoning_of_a_field_has_no_line_breaks_around_it_unless_it_was_sampled(tmp_path: Path) -> None:
+    said = {"role": "assistant", "content": "a", "reasoning_content": "\n r \n\n", "thinking": " r \n"}
+    assert only(tmp_path, ASK, said).messages[1] == Message("assistant", "a", " r ")
+    sampled = {"role": "assistant", "content": "a", "reasoning": "\nr\n"}
+    conversation = only(tmp_path, ASK, sampled, env_id="math/Arithmetic-v0", seed=1, reward=1.0)
+    assert conversation.messages[1].reasoning == "\nr\n"
+
+
 def test_tools_calls_and_parameters_may_be_json_text(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "f", "description": None, "parameters": '{"type": "object"}'}}
     said = {"role": "assistant", "content": "", "tool_calls": '[{"name": "f", "arguments": {"x": 1}}]'}
@@ -185,6 +254,35 @@ def test_tools_calls_and_parameters_may_be_json_text(tmp_path: Path) -> None:
         ({"messages": [ASK, {**ANSWER, "content": 3}]}, "content must be text, got int"),
         ({"messages": [ASK, {**ANSWER, "content": ["yo"]}]}, "a part of a content must be"),
         ({"messages": [{**ASK, "content": [{"type": "image_url", "image_url": "u"}]}, ANSWER]}, "cannot be trained"),
+        ({"messages": [{"role": "user", "value": "hi"}, ANSWER]}, "role user has no content, only role, value: rename"),
+        ({"messages": [ASK, {"role": "assistant", "text": "yo"}]}, "role assistant has no .* only role, text: rename"),
+        ({"messages": [ASK, {"role": "assistant", "content": None, "parts": ["yo"]}]}, "only role, parts"),
+        ({"messages": [ASK, {"role": "assistant"}]}, "role assistant has no content, reasoning_content or tool_calls"),
+        ({"messages": [ASK, {"role": "assistant", "calls": [{"name": "f"}]}]}, "only role, calls"),
+        (
+            {"messages": [ASK, ANSWER, {"role": "tool", "output": "3"}, ANSWER]},
+            "role tool has no content, only role, o",
+        ),
+        (
+            {"messages": None, "conversations": [{"from": "gpt", "value": "a", "content": "b"}]},
+            "value and content are different",
+        ),
+        (
+            {"messages": [ASK, {"role": "assistant", "tool_calls": [CALL], "function_call": CALL}]},
+            "tool_calls and a function_call",
+        ),
+        (
+            {"messages": [ASK, {"role": "assistant", "tool_calls": [{"name": "f", "kwargs": {"x": 1}}]}]},
+            "arguments must stand under arguments",
+        ),
+        (
+            {"messages": [ASK, {"role": "assistant", "tool_calls": [{**CALL, "args": {"x": 2}}]}]},
+            "f has arguments and args that differ",
+        ),
+        (
+            {"tools": [{"name": "f", "parameters": {"type": "object"}, "input_schema": {"type": "null"}}]},
+            "f has parameters and input_schema that differ",
+        ),
         ({"task": {"env_id": "a", "seed": 1}}, "a saved rollout.* rollouts: in a list of sft.data.* from-rollouts"),
         ({"prompt": "p", "completion": "c"}, r"several forms \(messages, prompt with completion\)"),
     ],
@@ -216,6 +314,7 @@ def test_openai_and_sharegpt_and_prompt_with_completion_say_the_same(tmp_path: P
         },
         {"conversations": [{"from": "user", "value": "hi"}, {"from": "chatgpt", "value": "yo"}], "system": "s"},
         {"conversations": [{"role": "system", "content": "s"}, ASK, ANSWER], "messages": None},
+        {"conversations": [{"from": "human", "content": "hi"}, {"from": "gpt", "content": "yo"}], "system": "s"},
         {"prompt": [{"role": "system", "content": "s"}, ASK], "completion": [ANSWER]},
         {"prompt": [{"role": "system", "content": "s"}, ASK], "completion": "yo", "messages": None},
         {"messages": [{"role": "system", "content": [{"type": "text", "text": "s"}]}, ASK, ANSWER], "prompt": "hi"},
