@@ -63,6 +63,14 @@ def test_a_synchronous_run_always_has_the_groups_of_one_step() -> None:
         assert admission.num_in_flight == 16
 
 
+@pytest.mark.parametrize(("rounds", "fewest"), [(1, 16), (2, 32), (3, 48), (9, 48)])
+def test_the_groups_of_all_sampling_rounds_stay_in_flight_as_far_as_the_bound_allows(rounds: int, fewest: int) -> None:
+    admission = Admission(16, 2, rounds)
+    for _ in range(50):
+        admission.follow(0.0, 1.0)
+    assert admission.num_in_flight == fewest
+
+
 @pytest.mark.parametrize("max_staleness", [1, 2, 4])
 def test_where_sampling_is_quicker_tokens_stay_young_and_the_learner_hardly_waits(max_staleness: int) -> None:
     for sampling_s in (0.1, 0.5, 0.9):

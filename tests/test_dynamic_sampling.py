@@ -10,6 +10,7 @@ import pytest
 from rl.algorithms.shaping import with_signal
 from rl.algorithms.shaping.length import Length
 from rl.data_types import Group
+from rl.rollouts.admission import Admission
 from rl.rollouts.collector import Collector
 from rl.rollouts.worker import GroupSpec
 from rl.runs.folder import RunFolder
@@ -98,6 +99,17 @@ def test_an_asynchronous_step_takes_them_from_those_in_flight(rate: int) -> None
     assert each_once(played, ledger)
     assert all(4 <= len(step) <= 8 for step in played)
     assert (max(map(len, played)) > 4) == (rate > 1)
+
+
+@pytest.mark.parametrize(("rounds", "num_played"), [(1, 4), (2, 8), (3, 12), (9, 16)])
+def test_groups_of_all_rounds_are_in_flight_although_the_learner_hardly_waits(
+    rounds: int, num_played: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow = Admission.follow
+    monkeypatch.setattr(Admission, "follow", lambda self, waited_s, step_s: follow(self, 0.0, 1.0))
+    played, ledger = steps(lambda ordinal: False, rounds, max_staleness=3, num=40)
+    assert each_once(played, ledger)
+    assert [len(step) for step in played[-4:]] == [num_played] * 4  # at most 16 by the bound on staleness
 
 
 def test_a_replay_takes_the_same_groups_in_each_round(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ class TrainConfig(Section):
     max_sampling_rounds: Positive = 1
     """Rounds of groups that a step may play until `num_prompts` of them have a signal (dynamic sampling of DAPO).
     Groups without one, after shaping, then leave the step: neither its loss nor the loss's denominator has them. A
-    synchronous step starts new groups for each round, an asynchronous one takes them from those in flight. 1 trains on
-    the first `num_prompts` groups, whatever they are."""
+    synchronous step starts new groups for each round. An asynchronous one takes them from those in flight, so it plays
+    at most `num_prompts * (1 + max_staleness)`. 1 trains on the first `num_prompts` groups, whatever they are."""
     max_staleness: NonNegative = 0
     """Maximum updates between the start of a group and its training; 0 is strictly synchronous."""
     checkpoint_every: Positive = 20

@@ -3,6 +3,9 @@
 At most P * (1 + max_staleness): in start order none is then older than `max_staleness` updates when it is trained. As
 many only while the learner would wait otherwise. Where sampling is quicker than training, more groups only end earlier
 and grow old in the line: with P * (1 + max_staleness) in flight every token has the greatest age that is allowed.
+
+At least P, or where a step looks for groups with a signal, those of all its rounds as far as the bound allows: it takes
+them from the groups in flight, and how long the learner waited does not tell that there were too few of them.
 """
 
 WAIT_SHARE = 0.05
@@ -16,8 +19,9 @@ NEWEST_SHARE = 0.3
 class Admission:
     """Starts at the most, and follows the learner's waiting from step to step."""
 
-    def __init__(self, num_prompts: int, max_staleness: int) -> None:
+    def __init__(self, num_prompts: int, max_staleness: int, max_sampling_rounds: int = 1) -> None:
         self._num_prompts, self._most = num_prompts, num_prompts * (1 + max_staleness)
+        self._fewest = min(self._most, num_prompts * max_sampling_rounds)
         self.num_in_flight = self._most
         """Groups to be in flight when the next step's are collected, these included."""
         self._wait_share: float | None = None
@@ -35,4 +39,4 @@ class Admission:
             wanted = self.num_in_flight - max(1, self._num_prompts // 8, surplus // 4)
         else:
             return
-        self.num_in_flight = min(self._most, max(self._num_prompts, wanted))
+        self.num_in_flight = min(self._most, max(self._fewest, wanted))

@@ -42,7 +42,8 @@ class Collector:
         self._course = course or Course()
         self._plays: deque[Play | Group] = deque()
         """In start order; a group in place of a play was kept."""
-        self._admission = Admission(config.train.num_prompts, config.train.max_staleness)
+        train = config.train
+        self._admission = Admission(train.num_prompts, train.max_staleness, train.max_sampling_rounds)
         self._handed_over_at: float | None = None
 
     @property
