@@ -16,6 +16,7 @@ from rl.chat.chat import Chat
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.budgets import budget_text, effort_text, read_budget
 from rl.config.environments import BudgetConfig
+from rl.config.experiment import ExperimentConfig
 from rl.data_types import EFFORTS, Budget, Group
 from rl.runs.evaluation import evaluation_metrics
 from rl.runs.folder import RunFolder
@@ -134,6 +135,18 @@ def test_a_shaping_of_a_budget_that_no_task_has_is_refused() -> None:
     tree: dict[str, Any] = {"budget": {"low": 1, "unlimited": 1}, "shaping": [{"budgets": ["low", 12]}]}
     with pytest.raises(ValueError, match=r"shaping\.0\.budgets names 12, which no task has: budget is low, unlimited"):
         make_config(environments={ARITHMETIC: tree})
+
+
+def test_a_shaping_of_budgets_that_a_curriculum_widens_is_refused() -> None:
+    def config(*budgets: Budget) -> ExperimentConfig:
+        shaping = [{"budgets": ["low"]}, {"shaping": "budget", "budgets": budgets}]
+        narrowing = {"budget": {24: 1, "low": 1, "off": 1}, "budget_curriculum": {"num_steps": 60}, "shaping": shaping}
+        return make_config(environments={ARITHMETIC: narrowing}, rollout={"max_reply_tokens": 100})
+
+    with pytest.raises(ValueError, match=r"shaping\.1\.budgets names 24, but budget_curriculum .* until step 60"):
+        config("low", 24)
+    assert config().environments[ARITHMETIC].shaping[1].budgets == ()
+    assert config("low", "off").environments[ARITHMETIC].shaping[1].budgets == ("low", "off")
 
 
 def test_rewards_and_lengths_are_measured_by_effort() -> None:

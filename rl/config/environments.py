@@ -163,6 +163,14 @@ class EnvironmentConfig(Section):
     @model_validator(mode="after")
     def _shapings_have_tasks(self) -> "EnvironmentConfig":
         for number, shaping in enumerate(self.shaping):
+            narrowing = [str(budget) for budget in shaping.budgets if isinstance(budget, int)]
+            if narrowing and self.budget_curriculum is not None:
+                raise ValueError(
+                    f"shaping.{number}.budgets names {', '.join(narrowing)}, but budget_curriculum gives tasks wider"
+                    f" budgets until step {self.budget_curriculum.num_steps}, which would not be shaped: remove the"
+                    f" numbers of shaping.{number}.budgets (without the key all tasks are shaped), or remove"
+                    " budget_curriculum"
+                )
             unknown = [str(budget) for budget in shaping.budgets if budget not in self.budget]
             if unknown and self.curriculum is None:  # whose tasks may have other budgets
                 raise ValueError(

@@ -18,7 +18,8 @@ class Shaping(Section):
     """
 
     budgets: tuple[ReadBudget, ...] = ()
-    """Thinking budgets, efforts included, of the tasks that are shaped, such as `[low]`; empty shapes all."""
+    """Thinking budgets, efforts included, of the tasks that are shaped, such as `[low]`; empty shapes all. No
+    numbers beside `budget_curriculum`, which changes them."""
 
     @property
     def multiplies(self) -> bool:
