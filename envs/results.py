@@ -4,7 +4,8 @@ All functions raise `ResultError` with what is wrong, and return text as valid U
 
 Rules for rewards: each is a finite number. `reward_range` bounds the total of an episode. The total is checked when the
 episode is over, not at each step, so an environment may subtract in one step what it pays in another. A truncated
-episode (out of turns or tokens) is also over: its total is what was paid until then.
+episode (out of turns or tokens) is also over: its total is what was paid until then, 0 if no reply was ever scored. So
+an environment with tools or several turns must have a range in which 0 is allowed, and is not the full reward.
 """
 
 import json
@@ -39,7 +40,7 @@ class ResultError(ValueError):
 
 
 class RangeError(ResultError):
-    """The total of an episode is outside of its declared range, or not finite."""
+    """The total of an episode is outside of its declared range, or not finite; or the range cannot be right."""
 
 
 def is_full_reward(reward: float, reward_range: tuple[float, float]) -> bool:
@@ -76,7 +77,7 @@ def check_attributes(env: TextEnv) -> None:
 def check_opened(env: TextEnv) -> tuple[tuple[ToolSpec, ...], int]:
     """Check the attributes that `reset` may have set, and make the tools' texts valid. Returns tools and `max_turns`.
 
-    Raises `ResultError`.
+    Raises `ResultError`; `RangeError` for a range that cannot have the total of an episode which was never scored.
     """
     check_attributes(env)
     tools = env.tools
@@ -85,7 +86,19 @@ def check_opened(env: TextEnv) -> tuple[tuple[ToolSpec, ...], int]:
         if len(_SEEN_TOOLS) >= MAX_SEEN_TOOLS:
             _SEEN_TOOLS.clear()
         _SEEN_TOOLS[id(tools)] = tools
+    _check_unfinished(env, has_tools=bool(tools))
     return tools, int(env.max_turns)
+
+
+def _check_unfinished(env: TextEnv, *, has_tools: bool) -> None:
+    """A single reply is scored unless it calls a tool; of several none need be, such as those with malformed calls."""
+    low, high = env.reward_range
+    if (has_tools or env.max_turns > 1) and not low <= 0 < high:
+        raise RangeError(
+            f"reward_range must be from 0 or less to more than 0, got ({low:g}, {high:g}): with tools or several turns"
+            " an episode may end before it is scored, and its total is what was paid until then, 0 at first; shift the"
+            " rewards"
+        )
 
 
 def read_tools(tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:

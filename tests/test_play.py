@@ -96,6 +96,16 @@ def test_an_episode_out_of_tokens_is_truncated(monkeypatch: pytest.MonkeyPatch) 
     assert played(Long, lambda ids, params: "yes", monkeypatch).outcome is Outcome.TRUNCATED
 
 
+@pytest.mark.parametrize("reward_range", [(-1.0, 0.0), (1.0, 5.0)])
+def test_never_being_scored_is_no_full_reward_and_no_surprise(
+    reward_range: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = type("Shifted", (Echo,), {"reward_range": reward_range})
+    rollout = played(env, lambda ids, params: "malformed", monkeypatch)
+    assert (rollout.outcome, rollout.reward, rollout.turns) == (Outcome.ENV_ERROR, None, ())
+    assert "reward_range" in rollout.error and "shift the rewards" in rollout.error
+
+
 def test_turns_used_up_on_malformed_calls_are_an_invalid_action(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = played(Echo, lambda ids, params: "malformed", monkeypatch)
     assert (rollout.outcome, rollout.reward, rollout.malformed_calls) == (Outcome.INVALID_ACTION, 0.0, {"form": 3})

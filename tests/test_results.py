@@ -9,6 +9,7 @@ from envs.errors import MAX_ERROR_CHARACTERS, error_text, is_ours, named, shown
 from envs.facts import reward_range_of
 from envs.messages import Message, Reply, ToolCall, ToolSpec, valid, valid_text
 from envs.results import (
+    RangeError,
     ResultError,
     check_attributes,
     check_opened,
@@ -122,6 +123,26 @@ def test_a_tool_that_cannot_be_written_into_a_prompt_is_named(tool: ToolSpec) ->
     env = type("Wrong", (TextEnv,), {"tools": (tool,)})()
     with pytest.raises(ResultError, match="tools"):
         check_opened(env)
+
+
+TOOLS = (ToolSpec("t", "d", PARAMETERS),)
+
+
+@pytest.mark.parametrize("attributes", [{"max_turns": 2}, {"tools": TOOLS}])
+@pytest.mark.parametrize("reward_range", [(-1, 0), (1, 5), (-5.0, -1.0)])
+def test_a_range_without_the_total_of_an_episode_that_was_never_scored_is_refused(
+    attributes: dict[str, Any], reward_range: Any
+) -> None:
+    env = type("Wrong", (TextEnv,), {**attributes, "reward_range": reward_range})()
+    with pytest.raises(RangeError, match=r"reward_range must be from 0 or less to more than 0, got .*; shift"):
+        check_opened(env)
+    check_opened(type("Single", (TextEnv,), {"reward_range": reward_range})())  # its one reply is always scored
+
+
+@pytest.mark.parametrize("reward_range", [(0, 1), (-1, 1), (-0.5, 3.0)])
+def test_a_range_with_the_total_of_an_episode_that_was_never_scored_is_accepted(reward_range: Any) -> None:
+    env = type("Right", (TextEnv,), {"tools": TOOLS, "max_turns": 3, "reward_range": reward_range})()
+    assert check_opened(env) == (TOOLS, 3)
 
 
 def test_tools_become_a_tuple_of_valid_ones() -> None:

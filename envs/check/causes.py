@@ -29,9 +29,10 @@ RAISES = Cause(
 )
 IN_RANGE = Cause(
     "rewards stay in the declared range",
-    "The rewards of an episode add up to a number in `reward_range`, which is (0, 1) unless another one is declared.",
+    "The rewards of an episode add up to a number in `reward_range`, which is (0, 1) unless another one is declared."
+    " With tools or several turns, 0 is in the range and below its top: the total of an episode that was never scored.",
     "declare what an episode can earn at least and at most: `@scored(..., reward_range=(low, high))`, or the class"
-    " attribute `reward_range`; or scale the reward",
+    " attribute `reward_range`; or scale or shift the reward",
 )
 IN_FORM = Cause(
     "results have the right form",
