@@ -4,8 +4,10 @@ import io
 import json
 import logging
 import multiprocessing
+import re
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -18,11 +20,14 @@ from rl.runs.files import StorageError
 from rl.runs.folder import RunFolder, RunFolderError
 from rl.runs.inspect import show_rollouts
 from rl.runs.report import write_report
+from rl.runs.resume import differences, recomputed
 from rl.runs.tracker import Tracker
 from rl.runs.versions import VersionsError
+from rl.tasks.stream import TaskStream
 from tests.makers import (
     ARITHMETIC,
     STORE,
+    make_config,
     make_run_config,
     save_empty_checkpoint,
     write_run,
@@ -107,6 +112,44 @@ def test_resuming_with_another_configuration_names_the_keys(tmp_path: Path) -> N
     assert f"environments.{ARITHMETIC}.weight: was 1.0, now not there" in message
     assert f"environments.{STORE}.weight: was 2.0, now 1.0" in message
     assert "num_steps" not in message and "choose another run_dir" in message
+
+
+@pytest.mark.parametrize(
+    ("order", "was", "now"),
+    [
+        ({ARITHMETIC: {}, STORE: {}}, f"environments (order): was ['{ARITHMETIC}', '{STORE}']", f"now ['{STORE}', "),
+        (
+            {ARITHMETIC: {"budget": {"unlimited": 1, "8": 2, "off": 1}}},
+            f"environments.{ARITHMETIC}.budget (order): was ['unlimited', '8', 'off']",
+            "now ['off', '8', 'unlimited']",
+        ),
+    ],
+)
+def test_an_order_that_decides_which_tasks_are_drawn_may_not_change(
+    order: dict[str, Any], was: str, now: str, tmp_path: Path
+) -> None:
+    def backwards(tree: Any) -> Any:
+        return {key: backwards(tree[key]) for key in reversed(tree)} if isinstance(tree, dict) else tree
+
+    saved, given = (make_config(tmp_path / "run", environments=one) for one in (order, backwards(order)))
+    drawn = [TaskStream(config.environments, 0, 2) for config in (saved, given)]
+    assert any(drawn[0].task(ordinal) != drawn[1].task(ordinal) for ordinal in range(20))
+    (line,) = recomputed(saved, given)
+    assert line.startswith(was) and now in line
+    assert differences(saved, given, None) == [f"{line}; other tasks would be drawn"]
+    write_run(saved, 2)
+    with pytest.raises(RunFolderError, match=re.escape(was)):
+        RunFolder.open(given, resume=True).__enter__()
+    with RunFolder.open(saved, resume=True):
+        assert differences(load_config(tmp_path / "run" / "config.yaml"), saved, None) == []
+
+
+def test_an_order_that_decides_nothing_may_change_and_other_names_are_told_once(tmp_path: Path) -> None:
+    options = [{"level": 2, "kind": "a"}, {"kind": "a", "level": 2}]
+    saved, given = (make_config(environments={ARITHMETIC: {"options": one}}) for one in options)
+    assert differences(saved, given, None) == recomputed(saved, given) == []
+    more = make_config(environments={STORE: {}, ARITHMETIC: {"options": options[0]}})
+    assert not any("order" in line for line in differences(saved, more, None))
 
 
 def test_resuming_may_change_how_far_and_where_it_runs(tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ MAY_CHANGE = (
 The last bits may change: `rollout.num_workers` decides which rollouts share a batch. Two more depend on the run:
 `train.num_steps` may change under a constant learning rate only, and `policy.path` once there is a checkpoint.
 """
+ORDERED = ("environments", "environments.*.budget")
+"""Mappings whose order decides which tasks are drawn (`rl.tasks`): the environment named first wins a tie, and one
+random number chooses among budgets as they are listed."""
+ORDER = " (order)"
+"""Added to the key of such a mapping, for the key under which its order is compared."""
 
 
 def differences(saved: ExperimentConfig, given: ExperimentConfig, newest: Checkpoint | None) -> list[str]:
@@ -74,9 +79,10 @@ def recomputed(saved: ExperimentConfig, given: ExperimentConfig) -> list[str]:
 
 
 def changed_keys(saved: ExperimentConfig, given: ExperimentConfig) -> list[str]:
-    """The keys whose values differ, in alphabetical order."""
+    """The keys whose values differ, in alphabetical order; `KEY (order)` if only the order of a mapping does."""
     before, now = _flat(saved), _flat(given)
-    return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return [key for key in changed if not key.endswith(ORDER) or set(before.get(key, ())) == set(now.get(key, ()))]
 
 
 def _objection(key: str, saved: ExperimentConfig, given: ExperimentConfig, newest: Checkpoint | None) -> str | None:
@@ -90,6 +96,8 @@ def _objection(key: str, saved: ExperimentConfig, given: ExperimentConfig, newes
         if _tokenizer(newest.policy) != _tokenizer(given.policy.path):
             return "; its tokenizer is not the one that the checkpoint was trained with"
         return _base_objection(newest.policy, given.policy.path)
+    if key.endswith(ORDER):
+        return "; other tasks would be drawn"
     return None if any(fnmatch(key, pattern) for pattern in MAY_CHANGE) else ""
 
 
@@ -144,6 +152,8 @@ def _flat(config: ExperimentConfig) -> JsonObject:
     def walk(tree: JsonObject, prefix: str) -> Iterator[tuple[str, object]]:
         for key, value in tree.items():
             if isinstance(value, Mapping) and value:
+                if any(fnmatch(f"{prefix}{key}", pattern) for pattern in ORDERED):
+                    yield f"{prefix}{key}{ORDER}", list(value)
                 yield from walk(value, f"{prefix}{key}.")
             else:
                 yield f"{prefix}{key}", value
