@@ -80,6 +80,22 @@ def test_pass_rates_are_drawn_as_the_gaussian_says_however_many_tasks_have_each(
         assert rates.count(rate) / len(rates) == pytest.approx(weight / sum(weights.values()), abs=0.03)
 
 
+def test_where_no_pass_rate_is_near_all_tasks_with_the_nearest_are_drawn(tmp_path: Path) -> None:
+    profile = write_profile(tmp_path / "profile.jsonl", [0.9, 0.8, 0.8, 0.8, 0.85])
+    curriculum = of(profile.model_copy(update={"spread": 0.01, "num_steps": None}))  # around 0.2: exp(-1800) is 0
+    drawn = Counter(curriculum.draw(0, seed).number for seed in range(3000))
+    assert drawn.keys() == {1, 2, 3} and min(drawn.values()) > 900
+
+
+def test_draws_do_not_depend_on_the_scale_of_the_weights(tmp_path: Path) -> None:
+    rates = [0.0, 0.15, 0.15, 0.3, 0.55, 0.7, 0.95]
+    curriculum = of(write_profile(tmp_path / "profile.jsonl", rates).model_copy(update={"num_steps": None}))
+    weights = [math.exp(-0.5 * ((rate - 0.2) / 0.15) ** 2) / rates.count(rate) for rate in rates]
+    for seed in range(5000):
+        (number,) = random.Random(seed).choices(range(len(rates)), weights)
+        assert curriculum.draw(0, seed).number == number
+
+
 def test_a_profiled_task_keeps_its_budget(tmp_path: Path) -> None:
     for budget, drawn in ((32, 32), (None, "unlimited")):
         config = write_profile(tmp_path / "profile.jsonl", [0.5], budget=budget)
@@ -215,6 +231,33 @@ def test_without_progress_older_pass_rates_are_forgotten_solved_ones_too() -> No
     assert curriculum.arms[0].num_tries == 0 and not curriculum.is_solved(curriculum.arms[0])
     train(curriculum, 5, {2: (0.0, 0.0)}, range(6, 7))
     assert curriculum.notes() == []  # a new window has begun
+
+
+def test_a_window_of_steps_that_lie_apart_forgets_nothing_that_it_measured() -> None:
+    curriculum = of(measured({"num_tasks": 4}, solved_tries=2, plateau_steps=2))
+    train(curriculum, 1, {0: (1.0, 0.0), 3: (1.0, 0.0)}, range(2))
+    train(curriculum, 2, {1: (1.0, 0.0)}, range(2, 3))  # no gain yet: none had a pass rate
+    train(curriculum, 5, {0: (1.0, 0.0)}, range(3, 4))  # the window begins
+    train(curriculum, 6, {2: (1.0, 1.0)}, range(4, 5))
+    train(curriculum, 20, {1: (1.0, 0.0)}, range(5, 6))
+    assert pass_rates(curriculum) == [0.5, 0.5, 1.0, None]
+    assert [note.rpartition(": ")[2] for note in curriculum.notes()] == ["1 of 4"]
+
+
+def test_a_window_goes_on_from_a_checkpoint_and_begins_anew_from_one_without_its_steps() -> None:
+    curriculum = of(measured({"num_tasks": 2}, solved_tries=2, plateau_steps=2))
+    train(curriculum, 1, {0: (1.0, 0.0), 1: (1.0, 0.0)}, range(2))
+    train(curriculum, 5, {0: (1.0, 0.0)}, range(2, 3))
+    state = json.loads(json.dumps(curriculum.state()))
+    assert state["gains"] == [[5, 0.0]]
+    for gains, left in (([[5, 0.0]], [0.5, None]), ([0.0], [0.5, 0.5])):
+        resumed = Curriculum(
+            "a",
+            EnvironmentConfig(curriculum=measured({"num_tasks": 2}, solved_tries=2, plateau_steps=2)),
+            {**state, "gains": gains},
+        )
+        train(resumed, 9, {0: (1.0, 0.0)}, range(3, 4))
+        assert pass_rates(resumed) == left
 
 
 def test_pass_rates_of_a_profile_are_followed_if_asked(tmp_path: Path) -> None:

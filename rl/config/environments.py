@@ -32,7 +32,8 @@ class MeasuredConfig(Section):
     counts as solved no more."""
     plateau_steps: Positive | None = None
     """Steps without progress after which the pass rates that are older are forgotten, and measured anew: over these
-    steps tasks were on average not passed more often than their pass rates said. null forgets nothing."""
+    steps tasks were on average not passed more often than their pass rates said. Steps count that trained tasks which
+    had a pass rate. null forgets nothing."""
 
 
 class CurriculumConfig(Section):

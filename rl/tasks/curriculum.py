@@ -38,8 +38,9 @@ class Curriculum:
         self._env_id, self._config = env_id, environment.curriculum
         self.arms = arms_of(env_id, environment)
         self._started: dict[int, Arm] = {}
-        self._gains: list[float] = []
-        """Of the newest steps: by how much tasks were passed more often than their pass rates said, on average."""
+        self._gains: list[tuple[int, float]] = []
+        """The newest steps that measured one, and by how much tasks were passed more often than their pass rates said,
+        on average."""
         self._metrics: dict[str, float] = {}
         self._notes: list[str] = []
         if state:
@@ -110,7 +111,7 @@ class Curriculum:
             "arms": fingerprint(self.arms),
             "started": {str(ordinal): arm.number for ordinal, arm in sorted(self._started.items())},
             "known": [[arm.pass_rate, arm.num_tries, arm.measured_at] for arm in self.arms],
-            "gains": list(self._gains),
+            "gains": [list(one) for one in self._gains],
         }
 
     def __str__(self) -> str:
@@ -134,9 +135,9 @@ class Curriculum:
         # ever equal, so those are alike that round to the same tenth
         alike = [round(rate, 1) if self._config.measured else rate for _, rate in known]
         num_alike = Counter(alike)
-        weights = [math.exp(-0.5 * far**2) / num_alike[one] for far, one in zip(distances, alike, strict=True)]
-        if not any(weights):  # none is near: take the nearest
-            return min(known, key=lambda one: abs(one[1] - mean))[0]
+        exponents = [-0.5 * far**2 for far in distances]
+        nearest = max(exponents)  # has the weight 1: where none is near, exp of all would be 0
+        weights = [math.exp(one - nearest) / num_alike[own] for one, own in zip(exponents, alike, strict=True)]
         ((arm, _),) = rng.choices(known, weights)
         return arm
 
@@ -159,16 +160,20 @@ class Curriculum:
             self._notes.append("all of it is solved, so all of it is drawn from; take harder tasks, or end the run")
         gains = [gain for gain in moved if gain is not None]
         if gains and measured.plateau_steps is not None:
-            self._gains.append(fmean(gains))
-            self._forget_if_stalled(step, measured.plateau_steps)
+            self._gains.append((step, fmean(gains)))
+            self._forget_if_stalled(measured.plateau_steps)
 
-    def _forget_if_stalled(self, step: int, window: int) -> None:
-        """Forget the pass rates that are older than the newest `window` steps if these made no progress."""
+    def _forget_if_stalled(self, window: int) -> None:
+        """Forget the pass rates that are older than the newest `window` steps with a gain if these made no progress.
+
+        Between them there may be steps that trained none of these tasks.
+        """
         self._gains = self._gains[-window:]
-        if len(self._gains) < window or fmean(self._gains) > 0.0:
+        if len(self._gains) < window or fmean(gain for _, gain in self._gains) > 0.0:
             return
+        (first, _), *_ = self._gains
         self._gains.clear()
-        old = [arm for arm in self.arms if arm.pass_rate is not None and arm.measured_at <= step - window]
+        old = [arm for arm in self.arms if arm.pass_rate is not None and arm.measured_at < first]
         for arm in old:
             arm.forget()
         if old:
@@ -197,4 +202,5 @@ class Curriculum:
         for arm, (pass_rate, num_tries, measured_at) in zip(self.arms, state["known"], strict=True):
             arm.pass_rate, arm.num_tries, arm.measured_at = pass_rate, num_tries, measured_at
         self._started = {int(ordinal): self.arms[number] for ordinal, number in state["started"].items()}
-        self._gains = list(state["gains"])
+        # older checkpoints hold gains without their steps: the window begins anew
+        self._gains = [(one[0], one[1]) for one in state["gains"] if isinstance(one, list)]
