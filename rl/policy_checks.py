@@ -5,9 +5,9 @@ heads and attention that the learner does not compute as the engine does.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rl.chat.chat import Chat, load_chat
 from rl.chat.format import ChatError
@@ -17,6 +17,7 @@ from rl.config.checkpoint_files import CheckpointFileError, max_context, num_par
 from rl.config.errors import ConfigError, Problem
 from rl.config.experiment import ExperimentConfig
 from rl.config.learner import AdapterConfig
+from rl.config.preferences import PairStage
 
 LEFT_OUT = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
 """Keys of config.json that the learner does not compute, unless they are null or 1."""
@@ -26,6 +27,8 @@ HIGHEST_RATE = 1e-4
 """Learning rate of AdamW beyond which training all weights of a pretrained checkpoint makes it forget."""
 ANOTHER = "choose another checkpoint"
 AGAIN = "download or copy the checkpoint again"
+Fault = tuple[str, str, str]
+"""Key, what is wrong, and how to mend it."""
 
 
 def check_policy(policy: Path, config: ExperimentConfig) -> None:
@@ -33,22 +36,54 @@ def check_policy(policy: Path, config: ExperimentConfig) -> None:
 
     Raises `ConfigError` that lists every problem.
     """
-    found: list[tuple[str, str, str]] = []
+
+    def found(model: Mapping[str, Any], chat: Chat | None) -> Iterable[Fault]:
+        yield from _kind_problems(policy, model)
+        yield from _computing_problems(policy, model)
+        yield from _model_problems(policy, model, config)
+        yield from _weight_problems(policy, model, chat)
+        yield from _head_problems(policy, model)
+        yield from _dealing_problems(policy, config.learner.expert_parallel)
+        yield from _replay_problems(policy, model) if config.learner.routing_replay else ()
+        yield from _adapter_problems(policy, config.learner.adapter, "learner.adapter.targets")
+        yield from _stage_problems(policy, config, "sft")
+
+    _raise_all(policy, config, found)
+
+
+def check_stage_policy(config: ExperimentConfig, name: Literal["sft"] | PairStage) -> None:
+    """Check that a stage that runs by itself can train the policy at `policy.path`, if it is not built.
+
+    transformers computes what the learner would not, and a reward model needs no language-model head. Raises
+    `ConfigError` that lists every problem.
+    """
+    policy = config.policy.path
+    if policy is None:
+        return
+
+    def found(model: Mapping[str, Any], chat: Chat | None) -> Iterable[Fault]:
+        yield from _kind_problems(policy, model) if name != "reward_model" else ()
+        yield from _model_problems(policy, model, config)
+        yield from _weight_problems(policy, model, chat)
+        yield from _head_problems(policy, model) if name != "reward_model" else ()
+        yield from _dealing_problems(policy, config.learner.expert_parallel)
+        yield from _stage_problems(policy, config, name)
+
+    _raise_all(policy, config, found)
+
+
+def _raise_all(
+    policy: Path, config: ExperimentConfig, problems: Callable[[Mapping[str, Any], Chat | None], Iterable[Fault]]
+) -> None:
+    """Raises `ConfigError` with what `problems` finds in config.json and the chat, and if either cannot be read."""
+    found: list[Fault] = []
     chat: Chat | None = None
     try:
         chat = load_chat(policy, config.policy.chat)
     except ChatError as error:
         found.append(("policy", str(error), "choose a policy.chat that its tokenizer fits, or give another checkpoint"))
     try:
-        model = read_config(policy)
-        found += _model_problems(policy, model, config)
-        found += _weight_problems(policy, model, chat)
-        found += _dealing_problems(policy, config.learner.expert_parallel)
-        found += _replay_problems(policy, model) if config.learner.routing_replay else ()
-        adapters = {"learner": config.learner.adapter, "sft": config.sft.adapter if config.sft else None}
-        for section, adapter in adapters.items():
-            if adapter is not None:
-                found += _adapter_problems(policy, adapter, f"{section}.adapter.targets")
+        found += problems(read_config(policy), chat)
     except CheckpointFileError as error:
         found.append(("policy.path", str(error), AGAIN))
     if found:
@@ -99,14 +134,20 @@ def rate_warning(policy: Path, key: str, rate: float) -> str:
     )
 
 
-def _model_problems(policy: Path, model: Mapping[str, Any], config: ExperimentConfig) -> Iterable[tuple[str, str, str]]:
-    """Key, fault and remedy of each thing in config.json that rules the model out."""
+def _kind_problems(policy: Path, model: Mapping[str, Any]) -> Iterable[Fault]:
     for name in model.get("architectures") or ():
         if not str(name).endswith(("ForCausalLM", "LMHeadModel")):
             yield "policy.path", f"{policy} is a {name}; only causal language models of text are trained", ANOTHER
+
+
+def _computing_problems(policy: Path, model: Mapping[str, Any]) -> Iterable[Fault]:
     for key in LEFT_OUT:
         if model.get(key) not in (None, 1, 1.0):
             yield "policy.path", f"{policy}: the learner does not compute {key} ({model[key]})", ANOTHER
+
+
+def _model_problems(policy: Path, model: Mapping[str, Any], config: ExperimentConfig) -> Iterable[Fault]:
+    """What in config.json rules a model out, whatever trains it."""
     if (quantised := model.get("quantization_config")) is not None:
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         fix = "give the checkpoint before quantisation, and choose `precision: nvfp4` to train a quantised policy"
@@ -117,8 +158,15 @@ def _model_problems(policy: Path, model: Mapping[str, Any], config: ExperimentCo
         yield "policy.max_tokens", wrong, f"set it to {context} or less, and rollout.max_reply_tokens below that"
 
 
-def _adapter_problems(policy: Path, adapter: AdapterConfig, key: str) -> Iterable[tuple[str, str, str]]:
-    """Key, fault and remedy if the adapter's targets fit no layer of the checkpoint that can have one."""
+def _stage_problems(policy: Path, config: ExperimentConfig, name: Literal["sft"] | PairStage) -> Iterable[Fault]:
+    stage = getattr(config, name)
+    yield from _adapter_problems(policy, getattr(stage, "adapter", None), f"{name}.adapter.targets")
+
+
+def _adapter_problems(policy: Path, adapter: AdapterConfig | None, key: str) -> Iterable[Fault]:
+    """If the adapter's targets fit no layer of the checkpoint that can have one."""
+    if adapter is None:
+        return
     layers, shapes = adapted_shapes(policy, adapter), tensor_shapes(policy)
     if adapter.experts and shapes and not any(map(is_expert, shapes)):
         yield key.replace("targets", "experts"), f"{policy} has no routed experts", "remove it"
@@ -135,8 +183,8 @@ def _adapter_problems(policy: Path, adapter: AdapterConfig, key: str) -> Iterabl
         yield key, f"{named} match no layer of {policy}", fix
 
 
-def _dealing_problems(policy: Path, expert_parallel: int) -> Iterable[tuple[str, str, str]]:
-    """Key, fault and remedy if the experts cannot be dealt to so many ranks."""
+def _dealing_problems(policy: Path, expert_parallel: int) -> Iterable[Fault]:
+    """If the experts cannot be dealt to so many ranks."""
     if expert_parallel == 1:
         return
     key, num = "learner.expert_parallel", num_experts(policy)
@@ -147,8 +195,8 @@ def _dealing_problems(policy: Path, expert_parallel: int) -> Iterable[tuple[str,
         yield key, wrong, f"choose a divisor of {num}"
 
 
-def _replay_problems(policy: Path, model: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """Key, fault and remedy if there are no choices of experts that could be recorded."""
+def _replay_problems(policy: Path, model: Mapping[str, Any]) -> Iterable[Fault]:
+    """If there are no choices of experts that could be recorded."""
     key = "learner.routing_replay"
     if not num_experts(policy):
         yield key, f"{policy} has no routed experts", "remove it"
@@ -157,8 +205,8 @@ def _replay_problems(policy: Path, model: Mapping[str, Any]) -> Iterable[tuple[s
         yield key, wrong, "remove it"
 
 
-def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) -> Iterable[tuple[str, str, str]]:
-    """Key, fault and remedy of each thing that is missing among the weights. Raises `CheckpointFileError`."""
+def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) -> Iterable[Fault]:
+    """What is missing among the weights. Raises `CheckpointFileError`."""
     shapes = tensor_shapes(policy)
     if not shapes:
         if not list(policy.glob("*.bin")):
@@ -171,8 +219,15 @@ def _weight_problems(policy: Path, model: Mapping[str, Any], chat: Chat | None) 
     embeddings = next((name for name in shapes if name.endswith(EMBEDDINGS)), None)
     if embeddings is None:
         return
-    if model.get("tie_word_embeddings") is False and not any(name.endswith(HEADS) for name in shapes):
-        yield "policy.path", f"{policy} holds no weights of the head, and its embeddings are not tied to one", AGAIN
     if chat is not None and (rows := shapes[embeddings][0]) < chat.num_tokens:
         wrong = f"{policy}: the tokenizer has {chat.num_tokens} tokens, but the embeddings have only {rows} rows"
         yield "policy.path", wrong, "give the tokenizer that the weights were trained with, or resize the embeddings"
+
+
+def _head_problems(policy: Path, model: Mapping[str, Any]) -> Iterable[Fault]:
+    """Raises `CheckpointFileError`."""
+    shapes = tensor_shapes(policy)
+    has_embeddings = any(name.endswith(EMBEDDINGS) for name in shapes)
+    is_apart = has_embeddings and model.get("tie_word_embeddings") is False
+    if is_apart and not any(name.endswith(HEADS) for name in shapes):
+        yield "policy.path", f"{policy} holds no weights of the head, and its embeddings are not tied to one", AGAIN

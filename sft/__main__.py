@@ -12,10 +12,13 @@ from rich.console import Console
 
 from envs.exit_codes import run_command
 from rl.cluster.rank_variables import rank_variables
+from rl.config.experiment import ExperimentConfig
 from rl.config.mixture import RowChoice
+from rl.config.preferences import PairStage
 from rl.config.stages import checked_pair_stage, checked_stage
 from rl.importing import without_collector
 from rl.library_output import quieten_libraries
+from rl.policy_checks import check_stage_policy
 from sft.from_rollouts import chosen_rows, left_out, played_tasks, write_rows
 from sft.ranks import joined_ranks, run_ranks
 from sft.rollout_pairs import num_equal_pairs, preference_pairs
@@ -33,7 +36,7 @@ def train(
     The YAML needs no `train` section, and with `sft.data` no `environments` either. With `learner.num_ranks` above 1,
     as many processes train; torchrun can start them too.
     """
-    config = checked_stage(yaml, overrides or [])
+    config = _checked(yaml, overrides)
     num = config.learner.num_ranks
     if num > 1 and rank_variables() is None:
         raise typer.Exit(run_ranks(["sft", "train", str(yaml), *(overrides or [])], num))
@@ -53,7 +56,7 @@ def show(
     num: Annotated[int, typer.Option("-n", "--num", min=1, help="Number of rows.")] = 3,
 ) -> None:
     """Print the first rows as the stage would train them, with the trained tokens marked. Trains nothing."""
-    config = checked_stage(yaml, overrides or [])
+    config = _checked(yaml, overrides)
     from sft.show import shown_rows  # takes seconds to import
 
     in_colour = Console().color_system is not None
@@ -67,7 +70,7 @@ def dpo(
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")] = None,
 ) -> None:
     """Train a policy on preference pairs by DPO and print its folder, RUN/dpo. The pairs are those of `dpo.data`."""
-    config = checked_pair_stage(yaml, overrides or [], "dpo")
+    config = _checked(yaml, overrides, "dpo")
     with without_collector():
         from sft.dpo import run
 
@@ -80,7 +83,7 @@ def reward_model(
     overrides: Annotated[list[str] | None, typer.Argument(help="Overrides: key=value ...")] = None,
 ) -> None:
     """Train a reward model on preference pairs and print its folder, RUN/reward_model."""
-    config = checked_pair_stage(yaml, overrides or [], "reward_model")
+    config = _checked(yaml, overrides, "reward_model")
     with without_collector():
         from sft.reward_model import run
 
@@ -116,6 +119,15 @@ def smollm2(folder: Annotated[Path, typer.Argument(help="Folder to write.")]) ->
 
     convert_smollm2(folder)
     typer.echo(f"policy: {folder}")
+
+
+def _checked(yaml: Path, overrides: list[str] | None, pairs: PairStage | None = None) -> ExperimentConfig:
+    """The configuration of a stage whose policy and data are there and can be trained. Raises `ConfigError`."""
+    given = overrides or []
+    config = checked_stage(yaml, given) if pairs is None else checked_pair_stage(yaml, given, pairs)
+    with without_collector():  # a tokenizer is loaded
+        check_stage_policy(config, pairs or "sft")
+    return config
 
 
 def main() -> int:

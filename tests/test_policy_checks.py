@@ -17,7 +17,7 @@ from rl.config.explain import explain
 from rl.config.hub import is_hub_id
 from rl.config.read import check_references, dump_config, load_config
 from rl.policies import train_tokenizer
-from rl.policy_checks import check_policy, rate_warning
+from rl.policy_checks import check_policy, check_stage_policy, rate_warning
 from tests.makers import make_config
 
 VOCAB_SIZE = 384
@@ -259,3 +259,57 @@ def test_a_relative_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.Monk
 def test_explain_tells_both_defaults() -> None:
     text = explain("learner.learning_rate")
     assert "default: 0.0002" in text and "1e-06 for a pretrained checkpoint (TRL's GRPOConfig" in text
+
+
+def stage_problems(name: Any, folder: Path, **keys: Any) -> str:
+    sections: dict[str, Any] = {"policy": {"path": folder, "max_tokens": 400}, name: {"data": "x.jsonl", **keys}}
+    with pytest.raises(ConfigError) as caught:
+        check_stage_policy(make_config(**sections), name)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward_model"])
+def test_a_stage_that_runs_by_itself_refuses_what_it_cannot_train(policy: Path, name: Any) -> None:
+    write(
+        policy, {**SHAPES, "model.embed_tokens.weight": (200, 4)}, max_position_embeddings=256, quantization_config={}
+    )
+    found = stage_problems(name, policy)
+    assert "400 tokens are more than the checkpoint's context of 256" in found
+    assert "tokens, but the embeddings have only 200 rows" in found
+    assert "holds quantised weights" in found
+    write(policy)
+    if name != "reward_model":
+        assert f"{name}.adapter.targets: query match no layer" in stage_problems(
+            name, policy, adapter={"targets": ("query",)}
+        )
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward_model"])
+def test_a_stage_leaves_out_what_only_concerns_reinforcement_learning(policy: Path, name: Any) -> None:
+    write(policy, attn_logit_softcapping=50.0)
+    assert "does not compute attn_logit_softcapping" in problems(policy)
+    adapter = {"adapter": {"targets": ("query",)}, "routing_replay": True}
+    sections: dict[str, Any] = {"policy": {"path": policy}, name: {"data": "x.jsonl"}, "learner": adapter}
+    check_stage_policy(make_config(**sections), name)
+
+
+def test_a_reward_model_may_be_trained_further(policy: Path) -> None:
+    write(policy, without("lm_head.weight"), architectures=["LlamaForSequenceClassification"])
+    sections: dict[str, Any] = {"policy": {"path": policy}, "reward_model": {"data": "x.jsonl"}}
+    check_stage_policy(make_config(**sections), "reward_model")
+    assert "only causal language models" in stage_problems("dpo", policy)
+
+
+def test_commands_of_stages_check_the_policy_before_anything_is_begun(policy: Path, tmp_path: Path) -> None:
+    from sft.__main__ import dpo, reward_model, show, train
+
+    write(policy, quantization_config={"quant_method": "fp8"})
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    yaml = tmp_path / "stage.yaml"
+    for name, command in {"sft": train, "dpo": dpo, "reward_model": reward_model}.items():
+        section = f"{name}: {{data: {tmp_path / 'rows.jsonl'}}}"
+        yaml.write_text(f"run_dir: {tmp_path / 'run'}\nseed: 0\npolicy: {{path: {policy}}}\n{section}\n")
+        for begin in (command, show) if name == "sft" else (command,):
+            with pytest.raises(ConfigError, match=r"quantised weights \(fp8\)"):
+                begin(yaml, [])
+    assert not (tmp_path / "run").exists()

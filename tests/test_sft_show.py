@@ -106,6 +106,8 @@ def test_the_stage_needs_no_sections_that_it_does_not_read(tmp_path: Path) -> No
     assert (sft.num_steps, sft.data) == (7, Path("rows.jsonl"))
     assert load_stage(yaml, []).learner.tokens_per_micro_batch == 100_000  # the longest row fits
     assert load_stage(yaml, ["policy.max_tokens=100"]).learner.tokens_per_micro_batch == 4096  # the default
+    other_keys = load_stage(yaml, ["learner.cpus=2", "train.record=false"])  # beside those that are not read
+    assert (other_keys.learner.tokens_per_micro_batch, other_keys.learner.cpus) == (100_000, 2)
     with pytest.raises(ConfigError, match="environments: is missing"):
         load_stage(yaml, ["sft.data=null"])
     gold = load_stage(yaml, ["sft.data=null", "environments.math/Arithmetic-v0.weight=2"])

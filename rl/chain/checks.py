@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rl.config.chain_stage import ROWS, SFT, TRAIN, Stage
 from rl.config.checkpoint_files import folder_fault
@@ -61,8 +62,18 @@ def _check(stage: Stage) -> None:
         if config.sft.has_gold:
             _raise(_problems_of_references(config), awaited)
         _raise(stage_problems(config), awaited)
+        _check_policy(config, "sft")
     else:
-        _raise(pair_stage_problems(config, PAIRS[stage.command]), awaited)
+        name = PAIRS[stage.command]
+        _raise(pair_stage_problems(config, name), awaited)
+        _check_policy(config, name)
+
+
+def _check_policy(config: ExperimentConfig, name: Literal["sft"] | PairStage) -> None:
+    from rl.policy_checks import check_stage_policy  # loads a tokenizer: mistakes in YAML come first
+
+    if config.policy.path is not None and folder_fault(config.policy.path) is None:
+        check_stage_policy(config, name)
 
 
 def _with_root(stage: Stage) -> ExperimentConfig:

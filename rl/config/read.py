@@ -42,17 +42,27 @@ def load_config(
     """The validated configuration of an experiment file with `key=value` overrides on top.
 
     A pretrained checkpoint has other defaults than a tiny policy (`rl.config.checkpoint_defaults`). `unread` holds
-    defaults for top-level sections that the caller does not use. `fetch` gets the folder of a model of the hub that is
+    defaults for keys of sections that the caller does not use. `fetch` gets the folder of a model of the hub that is
     not in the local cache (`rl.config.hub`). Raises `ConfigError`, which lists every problem. `check_references` checks
     that environments, the policy's folder and data exist.
     """
     source = read_with_base(Path(path))
     apply_overrides(source, overrides)
-    source.tree = {**(unread or {}), **source.tree}
+    source.tree = _with_defaults(source.tree, unread or {})
     tree, chosen = with_checkpoint_defaults(_with_snapshot(_resolve(source), fetch))
     config = _validate(tree, source.places, str(path))
     config._chosen = Aside(chosen)
     return config
+
+
+def _with_defaults(tree: Tree, defaults: Mapping[str, Tree]) -> Tree:
+    """The tree with these keys of sections where it has none. `environments` have names for keys: any are enough."""
+    sections = {
+        name: {**default, **tree[name]}
+        for name, default in defaults.items()
+        if isinstance(tree.get(name), Mapping) and name != "environments"
+    }
+    return {**defaults, **tree, **sections}
 
 
 def dump_config(config: ExperimentConfig) -> str:
