@@ -176,10 +176,19 @@ def test_a_stop_does_not_wait_for_the_value_to_rise() -> None:
         canaries.count_step()
 
 
-@pytest.mark.parametrize(("field", "value"), [("loss", math.nan), ("grad_norm", math.inf), ("mismatch", math.inf)])
-def test_an_update_with_a_number_that_is_not_finite_stops_the_run(field: str, value: float) -> None:
-    with pytest.raises(CanaryStop, match=f"{field} is {value}"):
-        make().check_update(replace(make_update(), **{field: value}))
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("loss", math.nan, ""),
+        ("grad_norm", math.inf, r"\(canaries\.grad_norm judges finite values only\); lower learner\.learning_rate"),
+        ("mismatch", math.inf, r"\(canaries\.mismatch judges finite values only\); they do not compute the same"),
+    ],
+)
+def test_an_update_with_a_number_that_is_not_finite_stops_the_run(field: str, value: float, told: str) -> None:
+    off = {"warn": None, "pause": None, "stop": None}
+    for canaries in (make(), make(mismatch=off)):
+        with pytest.raises(CanaryStop, match=f"{field} is {value} after update [0-9]+ ?{told}"):
+            canaries.check_update(replace(make_update(), **{field: value}))
 
 
 def test_a_gradient_above_its_threshold_warns() -> None:

@@ -125,6 +125,14 @@ def test_a_hopeless_sequence_is_masked_without_breaking_the_gradient(clip, learn
     assert total(sums, "masked_fraction") == 1
 
 
+@pytest.mark.parametrize(("learner", "engine"), [(-1.0, -101.0), (-101.0, -1.0)])
+def test_the_mismatch_of_a_token_far_from_the_engine_is_a_number(learner, engine):
+    batch = make_batch([[0.0, engine, -1.0, engine]], advantages=[1.0], versions=[[0, 7, 7, 6]])
+    _, _, sums = run([[0.0, learner, -1.0, learner]], batch, trained_version=7)
+    assert mean(sums, "mismatch") == pytest.approx((math.exp(100) + 1) / 2)
+    assert mean(sums, "mismatch_stale") == pytest.approx(math.exp(100))
+
+
 def test_rows_without_loss_tokens_are_not_sequences():
     batch = make_batch([[0.0, -1.0], [0.0, -1.0]], [1.0, 1.0], mask=[[False, True], [False, False]])
     _, gradient, sums = run([[0.0, -1.0], [0.0, -9.0]], batch)

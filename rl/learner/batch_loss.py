@@ -47,9 +47,10 @@ def batch_loss(
         measures = added(measures, part.measures)
     delta_BT = torch.where(mask_BT, logprobs_BT.detach() - engine_BT, 0.0)
     fresh_BT = mask_BT & (batch.columns["version"] == trained_version)
+    ratio_BT = delta_BT.double().abs().exp()  # float32 overflows at 89 nats, which a single token may have
     own = {
-        "mismatch": _measure(delta_BT.abs().exp(), fresh_BT),
-        "mismatch_stale": _measure(delta_BT.abs().exp(), mask_BT & ~fresh_BT),
+        "mismatch": _measure(ratio_BT, fresh_BT),
+        "mismatch_stale": _measure(ratio_BT, mask_BT & ~fresh_BT),
         "mismatch_kl": _measure(k3(delta_BT), mask_BT),
         "entropy": _measure(entropy_BT, mask_BT),
         "loss": Measure(total(loss), torch.ones((), dtype=torch.float64)),

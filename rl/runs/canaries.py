@@ -78,7 +78,10 @@ class Canaries:
         """Check an update before its weights are served. Raises `CanaryStop`, naming canary, value and key."""
         for name in ("loss", "grad_norm", "mismatch"):
             if not math.isfinite(getattr(update, name) or 0.0):
-                raise self._stopped(f"{name} is {getattr(update, name)} after update {update.policy_version}")
+                text = f"{name} is {getattr(update, name)} after update {update.policy_version}"
+                if name in UPDATES:
+                    text += f" (canaries.{name} judges finite values only); {UPDATES[name][1]}"
+                raise self._stopped(text)
         for name, (what, advice) in UPDATES.items():
             value = getattr(update, name)
             self._watches[name].measure(None if value is None else Measured(value))  # None: no fresh token
