@@ -25,7 +25,7 @@ from rl.config.preferences import PairStage
 from rl.learner.adapter import save_matrices
 from rl.learner.optimizer import clip_gradients
 from rl.learner.policy import load_policy
-from rl.learner.sharding import after_an_error, exchange_with
+from rl.learner.sharding import after_an_error, assert_in_slices, exchange_with
 from rl.learner.state import load_weights_and_moments, save_moments, save_weights
 from rl.precision.folded import FoldedWeights
 from rl.ranks import Ranks
@@ -159,6 +159,7 @@ class Trainer(StageTrainer, SFTTrainer):
         rows of each, in training order; trl's batch is one of them. `conversations_per_step` makes the loss that is
         trained the mean of so many conversations, which needs `loss`; None is the mean of all trained tokens.
         """
+        assert_in_slices(model)  # trl makes the optimiser
         model._is_distributed_loading_by_transformers = True
         super().__init__(model=model, train_dataset=train_dataset, data_collator=data_collator, **arguments)
         self.train_dataset = _MicroBatches(train_dataset, micro_batches)

@@ -1,7 +1,7 @@
 """Tiny random policies of the families that people train, each with the family's published chat template."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import trl
@@ -88,7 +88,7 @@ def tokenizer_of(name: str, texts: tuple[str, ...] = ()) -> PreTrainedTokenizerF
     return loaded
 
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "num_hidden_layers": 2,

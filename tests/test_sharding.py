@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.policy import TinyHybrid
@@ -26,7 +27,7 @@ from rl.learner.policy import load_policy
 from rl.learner.sharding import load_sharded_policy
 from rl.policies import build_policy
 from rl.ranks import PeerFailed, Ranks, local, whole
-from tests.families import write_policy
+from tests.families import SIZES, write_policy
 from tests.ranks import on_ranks
 from tests.test_ranks import config_of, hashed, samples_of
 
@@ -65,6 +66,39 @@ def test_ranks_whose_slices_differ_in_length_agree_on_what_each_holds_whole(poli
     assert results[0] == results[1] == results[2], results
     before, after = results[0]
     assert before and (len({before, *after}) == 4) == ("nemotron" in load_policy(policy).config.model_type)
+
+
+def test_all_weights_are_trained_though_the_trial_of_trees_fails(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-OSS, whose attention trees have not, breaks off its forward pass; so does attention that is broken here."""
+    paths = [policy] if "nemotron" in load_policy(policy).config.model_type else [policy, gpt_oss(tmp_path / "oss")]
+
+    def work(ranks: Ranks, path: Path) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr("rl.learner.tree_attention._products", full_disk)
+            learner = Learner(path, config_of(path, "bf16"), ranks)
+        samples = samples_of(path)
+        before = {name: hashed(whole(p.detach())) for name, p in learner.model.named_parameters()}
+        learner.update(samples)
+        moved = {name for name, p in learner.model.named_parameters() if hashed(whole(p.detach())) != before[name]}
+        ours = {id(parameter) for parameter in learner.model.parameters()}
+        held = {id(parameter) for group in learner._optimizer.param_groups for parameter in group["params"]}
+        return learner._takes_trees, held <= ours, sorted(before.keys() - moved)
+
+    for path in paths:
+        results = on_ranks(2, lambda ranks, path=path: work(ranks, path))
+        assert all(isinstance(result, tuple) for result in results), results
+        for takes, are_ours, still in results:
+            assert not takes and are_ours
+            assert not [name for name in still if "experts" not in name], still  # some get no token
+
+
+def gpt_oss(folder: Path) -> Path:
+    sizes: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "pad_token_id": 0}
+    torch.manual_seed(0)
+    GptOssForCausalLM(GptOssConfig(**{**SIZES, **sizes})).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("broken", ["rl.learner.state.save_file", "rl.learner.state.json.dumps"])

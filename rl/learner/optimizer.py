@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from rl.config.experiment import ExperimentConfig
+from rl.learner.sharding import assert_in_slices
 from rl.learner.stored_moments import MOMENTS, StoredMomentsAdamW
 from rl.ranks import Ranks, local
 
@@ -37,6 +38,7 @@ def learning_rate(num_updates: int, config: ExperimentConfig) -> float:
 
 def make_optimizer(model: nn.Module, config: ExperimentConfig) -> torch.optim.Optimizer:
     """AdamW over all parameters that train; weight decay on matrices, not on norms, biases and Mamba's A, D, dt."""
+    assert_in_slices(model)
     learner = config.learner
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     meshes = dict.fromkeys(map(_mesh, trained))  # one kernel cannot take weights that are spread in different ways

@@ -99,7 +99,7 @@ def _shard(root: nn.Module, model: PreTrainedModel, ranks: Ranks, dtype: torch.d
     owners = {name: modules[name.rpartition(".")[0]] for name in names}
     # A router is a module of float32 weights only. Mamba's A is one of several weights of its module: not sharded.
     routers = [owner for name, owner in owners.items() if name.endswith(".weight")]
-    bare = {model.get_parameter(name) for name in names if not name.endswith(".weight")}
+    bare = {model.get_parameter(name) for name in _stay_whole(model)}
     rounded = None if dtype == torch.float32 else dtype
     experts = _deal_experts(model, ranks.expert_mesh) if ranks.expert_mesh is not None else []
     for module in experts:
@@ -119,6 +119,10 @@ def _shard(root: nn.Module, model: PreTrainedModel, ranks: Ranks, dtype: torch.d
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide
+
+
+def _stay_whole(model: nn.Module) -> set[str]:
+    return {name for name in float32_weights(model) if not name.endswith(".weight")}
 
 
 def _deal_experts(model: PreTrainedModel, mesh: DeviceMesh) -> list[nn.Module]:
@@ -160,6 +164,16 @@ def into_slices(policy: object) -> None:
         for module in policy.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def assert_in_slices(model: nn.Module) -> None:
+    """Of a sharded policy, each weight is a slice now. An optimiser of whole ones would never see a gradient of theirs:
+    gradients go to the slices.
+    """
+    parameters = dict(model.named_parameters())
+    if any(isinstance(parameter, DTensor) for parameter in parameters.values()):
+        whole = [name for name in parameters.keys() - _stay_whole(model) if not isinstance(parameters[name], DTensor)]
+        assert not whole, f"{len(whole)} weights are whole and would not be trained, among them {min(whole)}"
 
 
 def hash_of_replicas(model: PreTrainedModel) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rl.data_types import Batch, Sample
 from rl.learner.batching import make_batches, to_device
-from rl.learner.sharding import into_slices
+from rl.learner.sharding import after_an_error, into_slices
 from rl.learner.tree_attention import NAME
 from rl.learner.tree_mamba import mix_trees
 from rl.tokens import Tokens
@@ -59,6 +59,7 @@ def _takes_trees(
         reason = f"logprobs differ by {difference:.2g} nats, their spread is {spread:.2g}"
     except Exception as error:  # of code that is not ours, which may not know trees
         reason = f"{type(error).__name__}: {error}"
+        after_an_error(score)  # else it cannot be made to hold slices again
     model.set_attn_implementation(usual)
     log.info("%s computes what several rows begin with for each of them: %s", type(model).__name__, reason)
     return False
