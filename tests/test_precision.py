@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from rl.precision.amax import shared_amax
 from rl.precision.folded import FoldedWeights, quantised_names
@@ -14,6 +15,7 @@ from rl.precision.number_format import PrecisionError
 from rl.precision.nvfp4 import dequantise, quantise
 from rl.weights.names import checkpoint_tensors, restored_tensors
 from rl.weights.shared_memory import read_weights, write_weights
+from tests.families import MODELS, SIZES, write_policy
 from tests.test_engine import random_policy
 
 NVFP4 = Nvfp4()
@@ -71,6 +73,21 @@ def test_matrices_that_engines_fuse_share_a_tensor_scale() -> None:
         "a.v_proj": 3.0,
         "b.q_proj": 1.0,
     }
+
+
+def test_a_head_that_is_tied_to_embeddings_is_kept_by_the_learner_as_by_what_is_published(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(write_policy("qwen3", tmp_path), dtype=torch.float32)
+    number_format = Nvfp4(keep=("*embed*", "*[qkvo]_proj.*"))
+    folded = FoldedWeights(model, number_format)
+    published = checkpoint_tensors(model, "float32", folded.quantised)
+    restored = dict(restored_tensors(published, number_format, torch.float32))
+    assert "mlp" in folded.describe() and "lm_head" not in folded.describe()
+    with folded.in_place():
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, restored.get(name, restored["model.embed_tokens.weight"])), name
+    untied = MODELS["qwen3"][1](**{**SIZES, "head_dim": 32, "tie_word_embeddings": False})
+    names = quantised_names(AutoModelForCausalLM.from_config(untied), number_format)
+    assert {*names} == {*folded.quantised, "lm_head.weight"}
 
 
 def test_inside_the_model_computes_with_folded_weights_and_outside_it_holds_the_masters() -> None:

@@ -157,12 +157,14 @@ def quantised_names(model: nn.Module, precision: NumberFormat) -> tuple[str, ...
 
 
 def _matrices(model: nn.Module) -> list[str]:
+    """A head that is tied to embeddings is none: checkpoints and engines hold it as embeddings only."""
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     names = []
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             is_linear = isinstance(module, nn.Linear) and parameter.dim() == 2
             is_experts = not isinstance(module, convolutions) and parameter.dim() == 3
-            if is_linear or is_experts:
+            if (is_linear or is_experts) and parameter not in embeddings:
                 names.append(name)
     return names
