@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, GraniteMoeConfig, PreTrainedConfig, PreTrainedModel
 
 from rl.chat.formats.nemotron import NemotronFormat
 from rl.config.learner import AdapterConfig
@@ -16,12 +16,35 @@ from rl.learner.learner import Learner
 from rl.policies import build_policy
 from rl.weights.merged import ADAPTER, adapted_weights, is_adapted_experts, merged_experts, merged_state, with_adapter
 from rl.weights.names import adapter_tensors, checkpoint_tensors
+from rl.weights.source import WeightsError
 from tests.families import write_policy
 from tests.test_adapter_base import logprobs
 from tests.test_adapter_training import config_of, logits, samples_of
 
 pytestmark = pytest.mark.slow
 ADAPTED = {"rank": 4, "alpha": 8, "experts": True}
+
+
+STACKED: dict[str, Any] = {
+    "num_hidden_layers": 1,
+    "num_local_experts": 2,
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "num_experts_per_tok": 1,
+}
+
+
+def random_adapter(config: PreTrainedConfig) -> PreTrainedModel:
+    """A random policy whose adapter changes it."""
+    model = AutoModelForCausalLM.from_config(config).eval()
+    add_adapter(model, AdapterConfig(rank=2, alpha=4, experts=True), 0)
+    for _, layer in adapted_weights(model):
+        torch.nn.init.normal_(layer.lora_B[ADAPTER].weight)
+    return model
 
 
 @pytest.fixture(scope="module", params=["qwen3_moe", "hybrid"])
@@ -85,6 +108,29 @@ def test_engines_that_receive_the_adapter_alone_merge_what_the_learner_would(pol
         assert torch.allclose(received[name], expected[name], rtol=0, atol=1e-7), name
 
 
+@pytest.mark.parametrize("config", [GptOssConfig(**STACKED), GraniteMoeConfig(**STACKED)], ids=["gpt_oss", "granite"])
+def test_experts_that_checkpoints_stack_are_published_stacked(config: PreTrainedConfig) -> None:
+    model = random_adapter(config)
+    base, adapter = checkpoint_tensors(model, "float32", is_merged=False), dict(adapter_tensors(model))
+    stacks = [name for name, tensor in adapter.items() if tensor.dim() == 3]
+    assert len(stacks) == 4 and len(adapter) > len(stacks)  # A and B of two tensors, and other layers'
+    received = dict(with_adapter(base, adapter, 2.0, torch.device("cpu")))
+    expected = dict(checkpoint_tensors(model, "float32"))
+    assert received.keys() == expected.keys()
+    for name in expected:
+        assert torch.allclose(received[name], expected[name], rtol=0, atol=1e-6), name
+
+
+def test_experts_that_checkpoints_store_transposed_are_not_published_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_adapter(GptOssConfig(**STACKED))
+    monkeypatch.setattr(
+        "rl.weights.names.revert_weight_conversion",
+        lambda _, tensors: {name: tensor.transpose(-1, -2) for name, tensor in tensors.items()},
+    )
+    with pytest.raises(WeightsError, match=r"transposed.*set learner\.adapter\.publish: merged"):
+        dict(adapter_tensors(model))
+
+
 def test_recomputed_layers_give_the_same_weights(policy: Path) -> None:
     plain = trained(policy)
     recomputed = trained(policy, activation_checkpointing=True)
@@ -94,21 +140,7 @@ def test_recomputed_layers_give_the_same_weights(policy: Path) -> None:
 
 
 def test_experts_that_are_stored_transposed_are_merged_as_peft_does() -> None:
-    config = GptOssConfig(
-        num_hidden_layers=1,
-        num_local_experts=2,
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        num_experts_per_tok=1,
-    )
-    model = GptOssForCausalLM(config).eval()
-    add_adapter(model, AdapterConfig(rank=2, alpha=4, experts=True), 0)
-    for _, layer in adapted_weights(model):
-        torch.nn.init.normal_(layer.lora_B[ADAPTER].weight)
+    model = random_adapter(GptOssConfig(**STACKED))
     found = merged_experts(model, torch.float32)
     assert len(found) == 2
     layers = {name: layer for name, layer in adapted_weights(model) if is_adapted_experts(layer)}

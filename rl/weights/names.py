@@ -113,8 +113,8 @@ def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]
     """Yield A and B of each adapted weight, float32, under its name in the checkpoint with a suffix.
 
     `rl.weights.merged.with_adapter` merges them into what `checkpoint_tensors` yields without an adapter. Raises
-    `WeightsError` for a weight that is not merely renamed in the checkpoint. Experts that are stacked in the model are
-    told apart by their numbers: each has its own matrices, and parts of one expert share its A.
+    `WeightsError` for a weight that is not merely renamed in the checkpoint. Experts that are stacked in the model only
+    are told apart by their numbers: each has its own matrices, and parts of one expert share its A.
     """
     for name, (a, b) in adapter_state(model).items():
         if b.dim() == 3:
@@ -123,10 +123,7 @@ def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]
         shape = (b.shape[0], a.shape[1])
         saved = revert_weight_conversion(model, {name: torch.empty(shape, device="meta")})
         if [tuple(tensor.shape) for tensor in saved.values()] != [shape]:
-            raise WeightsError(
-                f"the checkpoint holds {name} in parts, or as a part, so its adapter cannot be published alone; set"
-                " learner.adapter.publish: merged"
-            )
+            raise _stored_otherwise(name)
         (saved_name,) = saved
         yield saved_name + A, a
         yield saved_name + B, b
@@ -135,11 +132,24 @@ def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]
 def _expert_matrices(
     model: PreTrainedModel, name: str, a: torch.Tensor, b: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of one expert each, or stacked where the checkpoint stacks experts too."""
     numbers = torch.arange(len(b))[:, None, None].expand(b.shape)
     of_expert = revert_weight_conversion(model, {name: numbers})
+    weight = torch.empty((*b.shape[:-1], a.shape[-1]), device="meta")
+    saved = revert_weight_conversion(model, {name: weight})
     for saved_name, part in revert_weight_conversion(model, {name: b}).items():
-        yield saved_name + A, a[int(of_expert[saved_name][0, 0])]
+        part_a = a if part.dim() == b.dim() else a[int(of_expert[saved_name][0, 0])]
+        if saved[saved_name].shape != (*part.shape[:-1], part_a.shape[-1]):
+            raise _stored_otherwise(name)
+        yield saved_name + A, part_a
         yield saved_name + B, part
+
+
+def _stored_otherwise(name: str) -> WeightsError:
+    return WeightsError(
+        f"the checkpoint holds {name} in parts, or as a part, or transposed, so its adapter cannot be published alone;"
+        " set learner.adapter.publish: merged"
+    )
 
 
 def restored_tensors(
