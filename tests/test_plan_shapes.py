@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from rl.config.learner import LearnerConfig
 from rl.config.policy import TinyHybrid
 from rl.learner.adapter import add_adapter
-from rl.learner.replay import routers_of, scoring_of
-from rl.learner.router import RouterBalancer
+from rl.learner.replay import scoring_of
+from rl.learner.router import freeze_routers, routers_of
 from rl.plan.policy import checkpoint_shapes
 from rl.plan.shapes import PolicyShapes, UnknownShapesError
 from rl.policies import hybrid_config
@@ -89,7 +89,8 @@ def test_the_same_weights_are_quantised_kept_in_float32_and_frozen_as_in_a_run(n
     assert names == float32_weights(model)
     for freeze in (True, False):
         model.requires_grad_(True)
-        RouterBalancer(model, 0.0, freeze)
+        if freeze:
+            freeze_routers(model)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         assert shapes.num_trained(LearnerConfig(freeze_router=freeze)) == trained
 

@@ -111,7 +111,8 @@ class LearnerConfig(Section):
     adapter: LearnerAdapterConfig | None = None
     """A low-rank adapter (LoRA) to train instead of all weights; `adapter: {}` uses its defaults."""
     freeze_router: bool = True
-    """Do not train the weights of the MoE routers. Expert biases still balance the load."""
+    """Do not train the weights of the MoE routers, whether they have expert biases or not. Expert biases still balance
+    the load; routers without them keep that of the checkpoint."""
     expert_bias_rate: Annotated[float, Field(ge=0)] = 1e-3
     """Amount by which each update lowers the bias of overloaded experts and raises the bias of underloaded ones."""
 

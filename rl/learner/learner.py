@@ -33,7 +33,7 @@ from rl.learner.passes import Passes, Score
 from rl.learner.policy import load_policy
 from rl.learner.recompute import recompute_layers
 from rl.learner.replay import RouteReplay
-from rl.learner.router import RouterBalancer
+from rl.learner.router import RouterBalancer, freeze_routers
 from rl.learner.rows import sort_rows
 from rl.learner.sharding import hash_of_replicas, load_sharded_policy
 from rl.learner.state import (
@@ -81,8 +81,10 @@ class Learner:
             self.folded.freeze()
         reference = self._reference() if any(algorithm.needs_reference for algorithm in config.algorithms) else None
         self._replay = RouteReplay(self.model) if config.learner.routing_replay else None
+        if config.learner.freeze_router and self._adapter is None:
+            freeze_routers(self.model)
         bias_rate = config.learner.expert_bias_rate if self._adapter is None else 0.0  # the base stays what it is
-        self._balancer = RouterBalancer(self.model, bias_rate, config.learner.freeze_router)
+        self._balancer = RouterBalancer(self.model, bias_rate)
         cut = partial(
             make_batches,
             tokens_per_micro_batch=config.learner.tokens_per_micro_batch,

@@ -6,7 +6,7 @@ hook replaces what a router chose; the weights of the experts are computed as th
 that gradients flow as before. Where a choice is not known, the router's own stays.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rl.data_types import Batch, Sample
-from rl.learner.router import UnsupportedRouterError
+from rl.learner.router import UnsupportedRouterError, routers_of
 from rl.prefix_tree import PrefixTree
 from rl.ranks import Ranks
 from rl.tokens import ROUTES
@@ -152,14 +152,6 @@ def node_routes(routes_BTLk: Tensor, mask_BT: Tensor, tree: PrefixTree) -> Tenso
     first_N = torch.full((num,), len(places), device=places.device).scatter_reduce_(0, places, numbers, "amin")
     padded = nn.functional.pad(routes_BTLk[known_BT].flatten(1), (0, 0, 0, 1))  # the last one for nodes without any
     return padded[first_N].unflatten(1, routes_BTLk.shape[2:])
-
-
-def routers_of(model: nn.Module) -> Iterator[Any]:
-    """In the order of the layers."""
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if hasattr(module, "top_k") and hasattr(module, "num_experts") and isinstance(weight, Tensor):
-            yield module
 
 
 def scoring_of(router: nn.Module, config: object) -> Scoring:

@@ -5,15 +5,17 @@ of experts but not their weights. It rises if the expert got fewer tokens than t
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rl.config.adapted import is_expert
 from rl.precision.float32_weights import ROUTER_BIAS
 
 
 class UnsupportedRouterError(ValueError):
-    """A router that has an expert bias but does not say which experts it chose."""
+    """A router that has an expert bias but does not say which experts it chose, or one that is not found."""
 
 
 class RouterBalancer:
@@ -23,15 +25,13 @@ class RouterBalancer:
     for passes that do not. Rows that stand for others are counted apart, while `is_measuring`.
     """
 
-    def __init__(self, model: nn.Module, rate: float, freeze: bool) -> None:
+    def __init__(self, model: nn.Module, rate: float) -> None:
         self.counts: Tensor | None = None
         self.is_measuring = False
         self._rate = rate
         self._loads: dict[nn.Module, Tensor] = {}
-        for router in _routers(model):
-            if freeze:
-                router.requires_grad_(False)
-            if rate > 0:
+        if rate > 0:
+            for router in _biased(model):
                 self._loads[router] = _bias(router).new_zeros((2, *_bias(router).shape), dtype=torch.int64)
                 router.register_forward_hook(self._count)
 
@@ -71,7 +71,30 @@ class RouterBalancer:
         load += torch.bincount(chosen.flatten(), counts.flatten(), minlength=load.numel()).long()
 
 
-def _routers(model: nn.Module) -> Iterator[nn.Module]:
+def freeze_routers(model: nn.Module) -> None:
+    """Do not train the routers, whether they have an expert bias or not.
+
+    Raises `UnsupportedRouterError` if the model has experts and no router is found: it would be trained all the same.
+    """
+    routers = {*routers_of(model), *_biased(model)}
+    if not routers and any(is_expert(name) for name, _ in model.named_parameters()):
+        raise UnsupportedRouterError(
+            f"{type(model).__name__} has experts, but no router that learner.freeze_router knows; set it to false to"
+            " train the routers too"
+        )
+    for router in routers:
+        router.requires_grad_(False)
+
+
+def routers_of(model: nn.Module) -> Iterator[Any]:
+    """In the order of the layers."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(module, "top_k") and hasattr(module, "num_experts") and isinstance(weight, Tensor):
+            yield module
+
+
+def _biased(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if isinstance(getattr(module, ROUTER_BIAS, None), Tensor))
 
 

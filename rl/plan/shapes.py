@@ -24,7 +24,9 @@ PACKED, PER_INT32 = "_packed", 8
 PACKED_EXTRAS = (".weight_scale", ".weight_shape")
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 """In the names of experts that are not stacked."""
-ROUTERS = (".gate.weight", ".router.weight")
+ROUTERS = (".gate.weight", ".router.weight", ".router.layer.weight")
+ROUTER_BIASES = (".gate.bias", ".router.bias")
+"""Of a router's scores, which train as its weight does; expert biases are others."""
 LATENT = ".kv_a_proj_with_mqa.weight"
 CACHED = (".k_proj.weight", ".v_proj.weight", LATENT)
 """Matrices whose outputs attention caches for each token."""
@@ -188,9 +190,7 @@ class PolicyShapes:
         """Weights that the learner trains: an adapter's, or all but frozen routers."""
         if learner.adapter is not None:
             return self.num_adapter_weights(learner)
-        routers = {name.removesuffix(ROUTER_BIAS) for name in self.tensors if name.endswith(ROUTER_BIAS)}
-        frozen = sum(math.prod(self.tensors.get(f"{router}weight", (0,))) for router in routers)
-        return self.num_weights - (frozen if learner.freeze_router else 0)
+        return self.num_weights - (self.num(*ROUTERS, *ROUTER_BIASES) if learner.freeze_router else 0)
 
     def num_adapter_weights(self, learner: LearnerConfig) -> int:
         """Weights of the adapter's matrices; each adds rank x (rows + columns), for each expert of a stack."""
