@@ -1,6 +1,8 @@
 """The learner: what it computes, what an update does, what it refuses, and that it goes on bit by bit."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,16 @@ def weights(learner):
 
 
 # What the policy says
+
+
+@pytest.mark.parametrize("pad_id", [None, -1, 10_000])
+def test_rows_are_padded_with_a_token_whatever_config_json_calls_padding(pad_id, hybrid_path, tmp_path):
+    shutil.copytree(hybrid_path, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": pad_id}))
+    samples = uneven_samples()
+    first, other = (Learner(path, config_with(share_prefixes=False)) for path in (hybrid_path, tmp_path))
+    assert other.update(samples).grad_norm == first.update(samples).grad_norm
 
 
 def test_padded_rows_have_the_logprobs_of_unpadded_rows(hybrid_path):

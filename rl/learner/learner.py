@@ -88,7 +88,7 @@ class Learner:
         cut = partial(
             make_batches,
             tokens_per_micro_batch=config.learner.tokens_per_micro_batch,
-            pad_id=self.model.config.pad_token_id or 0,
+            pad_id=0,  # masked everywhere; config.json may have none, or -1, which is no token
             ranks=ranks,
             shares_prefixes=self._takes_trees,
         )
