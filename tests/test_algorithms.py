@@ -19,6 +19,7 @@ from rl.algorithms.grpo import Grpo
 from rl.algorithms.gspo import Gspo
 from rl.algorithms.kl import k1, k2, still_to_come
 from rl.algorithms.max_rl import MaxRl
+from rl.algorithms.policy_gradient import PolicyGradient
 from rl.algorithms.reinforce_plus_plus import ReinforcePlusPlus
 from rl.algorithms.rloo import Rloo
 from rl.data_types import Group, Outcome
@@ -301,6 +302,46 @@ def test_presets_are_the_recipes_and_keys_win_over_them() -> None:
 def test_keys_that_do_not_fit_are_refused(keys: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Grpo.model_validate(keys)
+
+
+CLIPPING: list[dict[str, Any]] = [
+    {"algorithm": "dapo"},
+    {"algorithm": "gspo"},
+    {"algorithm": "reinforce++"},
+    {"algorithm": "grpo", "clip_low": 0.2, "clip_high": 0.28},
+    {"algorithm": "grpo", "clip_low": 0.2, "clip_high": 0.28, "preset": "ultra", "importance_weight_min": 0},
+]
+
+
+@pytest.mark.parametrize("keys", CLIPPING)
+def test_bounds_that_an_objective_with_clips_ignores_are_refused(keys: dict[str, Any]) -> None:
+    algorithm = ALGORITHMS[keys["algorithm"]]
+    algorithm.model_validate(keys)
+    algorithm.model_validate({**keys, "correction": "mask", "importance_weight_min": 0.5, "importance_weight_max": 5})
+    for bound in (1.01, 0.99):
+        given = {**keys, "correction": "mask_sequence", "importance_weight_min": 0.9, "importance_weight_max": bound}
+        algorithm.model_validate(given)
+    with pytest.raises(
+        ValidationError, match=r"importance_weight_min \(0\.1\) does nothing: .* importance_weight_min: 0"
+    ):
+        algorithm.model_validate({**keys, "importance_weight_min": 0.1, "importance_weight_max": None})
+    if keys["algorithm"] == "gspo":
+        with pytest.raises(
+            ValidationError, match=r"importance_weight_max \(3\) does nothing: .* importance_weight_max: null"
+        ):
+            algorithm.model_validate({**keys, "importance_weight_max": 3.0})
+        return
+    given = algorithm.model_validate(keys)
+    assert isinstance(given, PolicyGradient) and given.clips is not None
+    algorithm.model_validate({**keys, "importance_weight_max": 1 + given.clips[1]})
+    for correction, why in (("truncate", "tokens with a negative advantage"), ("mask", "clip_high would do nothing")):
+        with pytest.raises(ValidationError, match=rf"importance_weight_max \(1\.1\) is below 1 \+ clip_high .*{why}"):
+            algorithm.model_validate({**keys, "correction": correction, "importance_weight_max": 1.1})
+
+
+def test_a_preset_with_a_lower_bound_and_clips_says_how_to_replace_it() -> None:
+    with pytest.raises(ValidationError, match=r"\(0\.2\) does nothing: .*: 0, which also replaces that of a preset"):
+        Grpo.model_validate({"preset": "ultra", "clip_low": 0.2, "clip_high": 0.28})
 
 
 def test_rows_of_a_step_are_counted_with_those_that_are_left_out() -> None:

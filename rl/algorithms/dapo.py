@@ -4,17 +4,14 @@ Its overlong filtering is `overlong_filtering`.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rl.algorithms.advantages import group_advantages
-from rl.algorithms.algorithm import Advantages, TokenView
-from rl.algorithms.policy_gradient import PolicyGradient, Positive, Terms
+from rl.algorithms.algorithm import Advantages
+from rl.algorithms.policy_gradient import PolicyGradient, Positive
 from rl.data_types import Group
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Dapo(PolicyGradient):
@@ -35,5 +32,6 @@ class Dapo(PolicyGradient):
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         return [group_advantages(group, "mean", True) for group in groups]
 
-    def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        return self.clipped_terms(logprobs_BT, advantages_BT, view, self.clip_low, self.clip_high)
+    @property
+    def clips(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_high

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from rl.algorithms.advantages import Baseline, Scale, group_advantages
 from rl.algorithms.algorithm import Advantages, TokenView
-from rl.algorithms.policy_gradient import PolicyGradient, Terms
+from rl.algorithms.policy_gradient import PolicyGradient
 from rl.data_types import Group
 
 if TYPE_CHECKING:
@@ -70,26 +70,14 @@ class Grpo(PolicyGradient):
     def _clips_fit(self) -> "Grpo":
         if (self.clip_low is None) != (self.clip_high is None):
             raise ValueError("set clip_low and clip_high together, or neither")
-        # 1.53 is less than 1 + 0.53 in floating point.
-        bound = self.importance_weight_max
-        if self.clip_high is not None and bound is not None and bound < 1 + self.clip_high - 1e-9:
-            raise ValueError(
-                f"importance_weight_max ({bound:g}) is below 1 + clip_high"
-                f" ({1 + self.clip_high:g}): it would remove the gradient of rewarded tokens before clip_high does;"
-                " raise it, or lower clip_high"
-            )
         return self
+
+    @property
+    def clips(self) -> tuple[float, float] | None:
+        return None if self.clip_low is None or self.clip_high is None else (self.clip_low, self.clip_high)
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         return [group_advantages(group, self.baseline, self.scale_by_std) for group in groups]
-
-    def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        """The surrogate with importance weights; with clipping, PPO's objective with the engine's policy as the old one
-        (`rl.algorithms.objectives`).
-        """
-        if self.clip_low is None or self.clip_high is None:
-            return super().terms(logprobs_BT, weights_BT, advantages_BT, view)
-        return self.clipped_terms(logprobs_BT, advantages_BT, view, self.clip_low, self.clip_high)
 
     def row_weights(self, view: TokenView) -> "Tensor | float":
         from rl.algorithms.objectives import per_sequence

@@ -29,7 +29,16 @@ class Gspo(PolicyGradient):
     """Upper clip of a sequence's ratio, 1 + clip_high. Both are the paper's; a mismatch of the kernels of that size
     leaves nothing to train."""
     importance_weight_max: Positive | None = None
-    """Upper bound on the importance weight of a token, for `correction: mask`; the ratio of a sequence has its clip."""
+    """Upper bound on the importance weight of a token, or with `mask_sequence` of a sequence. For `truncate` it must be
+    null: the ratio of a sequence has its clip."""
+
+    @property
+    def clips(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_high
+
+    @property
+    def clips_sequences(self) -> bool:
+        return True
 
     def compare(self, groups: Sequence[Group]) -> list[Advantages]:
         return [group_advantages(group, "mean", True) for group in groups]
@@ -42,8 +51,7 @@ class Gspo(PolicyGradient):
             view.logprobs_BT.detach() - view.columns["logprob"],
             advantages_BT,
             view.loss_mask_BT,
-            self.clip_low,
-            self.clip_high,
+            *self.clips,
         )
 
     def row_weights(self, view: TokenView) -> "Tensor":

@@ -42,7 +42,8 @@ class PolicyGradient(Algorithm):
     them, `mask` (IcePop) leaves the token out of the loss, `mask_sequence` leaves out sequences whose geometric mean is
     outside."""
     importance_weight_min: Annotated[float, Field(ge=0)] = 0.0
-    """Lower bound on the importance weight."""
+    """Lower bound on the importance weight. Objectives with clips have no weights to clamp: there it must be 0 with
+    `truncate`."""
     importance_weight_max: Positive | None = 2.0
     """Upper bound on the importance weight; null is no bound."""
     sequence_mismatch_max: Annotated[float, Field(gt=1)] = 2.0
@@ -81,6 +82,47 @@ class PolicyGradient(Algorithm):
             )
         return self
 
+    @model_validator(mode="after")
+    def _bounds_act(self) -> "PolicyGradient":
+        low, high, truncates = self.importance_weight_min, self.importance_weight_max, self.correction == "truncate"
+        if self.clips is None or self.correction == "mask_sequence":
+            return self
+        if truncates and low > 0:
+            raise ValueError(
+                f"importance_weight_min ({low:g}) does nothing: an objective with clips has no importance weights for"
+                " correction truncate; set importance_weight_min: 0, which also replaces that of a preset, or choose"
+                " correction: mask"
+            )
+        if self.clips_sequences:
+            if truncates and high is not None:
+                raise ValueError(
+                    f"importance_weight_max ({high:g}) does nothing: the ratio of a sequence has clip_high, and there"
+                    " are no importance weights of tokens for correction truncate; set importance_weight_max: null, or"
+                    " choose correction: mask"
+                )
+            return self
+        highest = 1 + self.clips[1]
+        if high is not None and high < highest - 1e-9:  # 1.53 is less than 1 + 0.53 in floating point
+            why = "the clip lets the dual clip act only above it, on tokens with a negative advantage"
+            if not truncates:
+                why = "tokens above the bound are left out, so clip_high would do nothing"
+            raise ValueError(
+                f"importance_weight_max ({high:g}) is below 1 + clip_high ({highest:g}): {why}; raise it, set it to"
+                " null, or lower clip_high"
+            )
+        return self
+
+    @property
+    def clips(self) -> tuple[float, float] | None:
+        """`clip_low` and `clip_high` of an objective like PPO's, whose ratio is between learner and engine, so that it
+        has no importance weights besides; None if it is not clipped."""
+        return None
+
+    @property
+    def clips_sequences(self) -> bool:
+        """Whether the ratio that is clipped is that of a sequence. Then there is no dual clip."""
+        return False
+
     @property
     def needs_reference(self) -> bool:
         return self.reference_kl > 0
@@ -105,21 +147,17 @@ class PolicyGradient(Algorithm):
         raise NotImplementedError
 
     def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        """The objective of each token, by default the surrogate with importance weights. All are [B, T]; `logprobs_BT`
-        are the learner's, 0 where a token is excluded, `weights_BT` the importance weights, without gradient.
+        """The objective of each token, by default the surrogate with importance weights, or with `clips` PPO's with the
+        engine's policy as the old one and `importance_weight_max` as the bound of dual clipping. All are [B, T];
+        `logprobs_BT` are the learner's, 0 where a token is excluded, `weights_BT` the importance weights, without
+        gradient.
         """
-        from rl.algorithms.objectives import surrogate
+        from rl.algorithms.objectives import clipped, surrogate
 
-        return surrogate(logprobs_BT, weights_BT, advantages_BT)
-
-    def clipped_terms(
-        self, logprobs_BT: "Tensor", advantages_BT: "Tensor", view: TokenView, low: float, high: float
-    ) -> Terms:
-        """PPO's objective for algorithms that clip, with `importance_weight_max` as the bound of dual clipping."""
-        from rl.algorithms.objectives import clipped
-
+        if self.clips is None:
+            return surrogate(logprobs_BT, weights_BT, advantages_BT)
         bound = self.importance_weight_max if self.correction == "truncate" else None
-        return clipped(logprobs_BT, view.columns["logprob"], advantages_BT, low, high, bound)
+        return clipped(logprobs_BT, view.columns["logprob"], advantages_BT, *self.clips, bound)
 
     def row_weights(self, view: TokenView) -> "Tensor | float":
         """Factors of the rows' terms, [B, 1]; 1 is the mean over all tokens of the step."""

@@ -6,18 +6,15 @@ that are almost always or almost never solved, as that of the group does.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rl.algorithms.advantages import EPSILON, group_advantages
-from rl.algorithms.algorithm import Advantages, TokenView
+from rl.algorithms.algorithm import Advantages
 from rl.algorithms.kl import Estimator
-from rl.algorithms.policy_gradient import PolicyGradient, Positive, Terms
+from rl.algorithms.policy_gradient import PolicyGradient, Positive
 from rl.data_types import Group
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class ReinforcePlusPlus(PolicyGradient):
@@ -46,5 +43,6 @@ class ReinforcePlusPlus(PolicyGradient):
         deviation = math.sqrt(math.fsum(one * one for one in values) / len(values)) + EPSILON
         return [tuple(one if one is None else one / deviation for one in own) for own in centred]
 
-    def terms(self, logprobs_BT: "Tensor", weights_BT: "Tensor", advantages_BT: "Tensor", view: TokenView) -> Terms:
-        return self.clipped_terms(logprobs_BT, advantages_BT, view, self.clip_low, self.clip_high)
+    @property
+    def clips(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_high
