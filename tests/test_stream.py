@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -25,6 +26,19 @@ def test_the_mixture_is_exact_after_any_number_of_tasks(num_tasks: int) -> None:
     counts = Counter(stream.task(n).env_id for n in range(num_tasks))
     for env_id, environment in WEIGHTS.items():
         assert abs(counts[env_id] - num_tasks * environment.weight / 5.5) < 1
+
+
+@pytest.mark.parametrize(
+    "weights", [(3, 2, 0.5), (1, 1, 0.016), (0.036, 1, 9, 9), (0.001, 9, 1, 1, 9, 0.235, 0.016, 9, 1), (1,) * 12]
+)
+def test_no_environment_is_a_task_ahead_of_its_share_or_far_behind_it(weights: Sequence[float]) -> None:
+    stream = TaskStream({str(n): EnvironmentConfig(weight=weight) for n, weight in enumerate(weights)}, 0, 8)
+    shares, counts = [weight / sum(weights) for weight in weights], [0] * len(weights)
+    most_behind = sum(1 / n for n in range(2, len(weights) + 1))
+    for num_tasks in range(1, 400):
+        counts[int(stream.task(num_tasks - 1).env_id)] += 1
+        behind = [num_tasks * share - count for share, count in zip(shares, counts, strict=True)]
+        assert min(behind) > -1 and max(behind) < most_behind + 1e-9
 
 
 def test_every_step_has_the_requested_mix_where_it_can() -> None:
