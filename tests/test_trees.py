@@ -1,6 +1,7 @@
 """Prefixes computed once: logprobs and gradients of policies of several kinds are those of padded rows."""
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,18 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    FalconH1Config,
     Gemma2Config,
+    JambaConfig,
+    Lfm2Config,
     LlamaConfig,
+    MiniMaxConfig,
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from rl.data_types import Sample
@@ -33,6 +39,7 @@ SMALL: dict[str, Any] = {
     **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3, "pad_token_id": 0},
 }
+NEW: dict[str, Any] = {**SMALL, "initializer_range": 0.02}
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 TAKE_TREES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SMALL),
@@ -207,6 +214,41 @@ def test_a_policy_that_cannot_is_left_as_it_was(caplog):
             assert not takes_trees(model)
         assert reason in caplog.text
         assert_close(scored(model, torch.float32, shares=False)[0], before, 0.0)
+
+
+LINEAR: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
+STATES: dict[str, tuple[PretrainedConfig, str]] = {
+    "falcon_h1": (
+        FalconH1Config(**NEW, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=16, mamba_chunk_size=8),
+        r"mamba \(FalconH1Mixer\)",
+    ),
+    "qwen3_next": (
+        Qwen3NextConfig(
+            **{**NEW, **EXPERTS, **LINEAR},
+            linear_num_value_heads=2,
+            linear_num_key_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            shared_expert_intermediate_size=16,
+        ),
+        r"linear_attn \(Qwen3NextGatedDeltaNet\)",
+    ),
+    "jamba": (JambaConfig(**NEW, num_experts=1, attn_layer_period=2, attn_layer_offset=1), r"mamba \(JambaMamba"),
+    "lfm2": (Lfm2Config(**NEW, layer_types=["conv", "full_attention"]), r"conv \(Conv1d\)"),
+    "minimax": (MiniMaxConfig(**NEW, **LINEAR, num_local_experts=2), "MiniMaxForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", STATES)
+def test_layers_that_carry_a_state_are_refused_though_their_logprobs_hardly_differ(kind, dtype, caplog):
+    config, reason = STATES[kind]
+    model = made(config)
+    usual = model.config._attn_implementation
+    with caplog.at_level("INFO"):
+        assert not takes_trees(model, dtype)
+    assert re.search(f"{reason}.* carries a state from token to token", caplog.text)
+    assert model.config._attn_implementation == usual
 
 
 @pytest.mark.parametrize("initializer_range", [0.3, 0.001])

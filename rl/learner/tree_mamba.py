@@ -25,6 +25,23 @@ def mix_trees(model: PreTrainedModel) -> None:
             module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
 
 
+def other_state(model: PreTrainedModel) -> str:
+    """What carries a state from token to token and takes no trees, in words; empty if nothing does.
+
+    It would run over the row of nodes, from one sample's tokens into another's: convolutions, recurrent layers, linear
+    attention.
+    """
+    mixers = [module for module in model.modules() if isinstance(module, NemotronHMamba2Mixer)]
+    known = {part for mixer in mixers for part in mixer.modules()}
+    for name, module in model.named_modules():
+        if module not in known and (isinstance(module, nn.Conv1d | nn.RNNBase) or hasattr(module, "A_log")):
+            return f"{name} ({type(module).__name__})"
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if not mixers and (model._is_stateful or "linear_attention" in layers):
+        return type(model).__name__
+    return ""
+
+
 def _forward(
     mixer: Any,
     rows_forward: Callable[..., Tensor],
