@@ -29,6 +29,8 @@ STAGE_FILE = "stage.txt"
 TREES_FILE = "trees.txt"
 LEARNER_KEYS = ("tokens_per_micro_batch", "share_prefixes", "logprob_chunk_tokens")
 """Of the learner, those that decide how the stage rounds."""
+COMPUTES = 2
+"""Raised when a stage computes otherwise from the same configuration: one that was stopped then begins anew."""
 INTERVAL_S = 600.0
 """Between checkpoints; only the newest is kept."""
 
@@ -126,6 +128,7 @@ def _fingerprint(rows: Iterable[Row], config: ExperimentConfig, section: str, po
     """
     parts = config.model_dump(mode="json", include={"seed", "policy", "precision", section, "learner"})
     parts["learner"] = {name: parts["learner"][name] for name in LEARNER_KEYS}
+    parts["computes"] = COMPUTES
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row.part, row.input_ids, row.labels, row.identity]).encode())

@@ -30,8 +30,7 @@ class Steps(Protocol):
 
     @property
     def learning_rate(self) -> float: ...
-    @property
-    def warmup_steps(self) -> int: ...
+    def warmup_of(self, num_steps: int) -> int: ...
 
 
 @contextlib.contextmanager
@@ -73,8 +72,7 @@ def stage_arguments(
         max_steps=num_steps,
         gradient_accumulation_steps=num_micro_batches // ranks.num,
         learning_rate=steps.learning_rate,
-        warmup_steps=steps.warmup_steps,
-        lr_scheduler_type="cosine",
+        warmup_steps=steps.warmup_of(num_steps),  # of the schedule of `sft.trainer.StageTrainer`
         adam_beta2=0.95,
         weight_decay=0.0,
         max_grad_norm=1.0,

@@ -23,7 +23,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from rl.algorithms.corrections import NonFiniteError
 from rl.config.preferences import PairStage
 from rl.learner.adapter import save_matrices
-from rl.learner.optimizer import clip_gradients
+from rl.learner.optimizer import clip_gradients, rate_factor
 from rl.learner.policy import load_policy
 from rl.learner.sharding import after_an_error, assert_in_slices, exchange_with
 from rl.learner.state import load_weights_and_moments, save_moments, save_weights
@@ -37,7 +37,7 @@ from sft.precision import ADAPTER
 
 class StageTrainer(TransformersTrainer):
     """What all stages change of trl's trainers: folded weights in measurements, checkpoints in our form, no model card,
-    no update that is not finite.
+    the learner's schedule of rates, no update that is not finite.
 
     A base class that stands before one of trl's trainers.
     """
@@ -77,6 +77,14 @@ class StageTrainer(TransformersTrainer):
                 " not finite in policy.path. precision float32 rules out overflow"
             )
         return norm
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Warmup and cosine as the learner has them: transformers' first update would have a rate of 0."""
+        warmup = {"warmup_steps": int(self.args.warmup_steps), "num_steps": num_training_steps}
+        stepped: Any = optimizer or self.optimizer
+        schedule = LambdaLR(stepped, partial(rate_factor, **warmup, schedule="cosine"))
+        self.lr_scheduler = schedule
+        return schedule
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The policy, or only its adapter: the base does not change."""

@@ -53,6 +53,9 @@ class LearnerAdapterConfig(AdapterConfig):
     once, or all weights, merged by the learner. Engines serve the same weights either way."""
 
 
+Schedule = Literal["constant", "linear", "cosine"]
+
+
 class LearnerConfig(Section):
     """The learner: the process that updates the policy."""
 
@@ -74,7 +77,7 @@ class LearnerConfig(Section):
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegative = 5
     """Steps over which the learning rate rises linearly from 0."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """Learning-rate schedule after the warmup; linear and cosine reach 0 at the last step."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of AdamW."""
@@ -143,3 +146,8 @@ class LearnerConfig(Section):
         if self.offload_moments and not self.gpus:
             raise ValueError("offload_moments saves memory of a GPU, but learner.gpus is 0: remove it, or set gpus")
         return self
+
+
+def default_warmup(most: int, num_steps: int) -> int:
+    """Steps of warmup of a stage of so many steps: a tenth of them, rounded up, and at most `most`."""
+    return min(most, -(-num_steps // 10))

@@ -4,12 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rl.config.learner import AdapterConfig
+from rl.config.learner import AdapterConfig, default_warmup
 from rl.config.mixture import SourceConfig
 from rl.config.section import DataPath, NonNegative, Positive, Section
 
 PairStage = Literal["dpo", "reward_model"]
 """Names of the stages that train on pairs: of their sections, and of their folders in the run folder."""
+
+WARMUP_STEPS = 5
+"""`warmup_steps` of a long stage, unless it is set."""
 
 
 class PairsConfig(Section):
@@ -32,8 +35,13 @@ class PairsConfig(Section):
     """Optimiser steps."""
     batch_size: Positive = 128
     """Pairs per optimiser step."""
-    warmup_steps: NonNegative = 5
-    """Steps over which the learning rate rises linearly from 0."""
+    warmup_steps: NonNegative | None = None
+    """Steps over which the learning rate rises linearly to its peak; the first has a rate above 0. null is 5, or a
+    tenth of the stage's steps if that is less."""
+
+    def warmup_of(self, num_steps: int) -> int:
+        """Steps of warmup of a stage of so many steps."""
+        return default_warmup(WARMUP_STEPS, num_steps) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:

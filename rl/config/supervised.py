@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rl.config.learner import AdapterConfig
+from rl.config.learner import AdapterConfig, default_warmup
 from rl.config.mixture import PathOrSources, SourceConfig
 from rl.config.section import NonNegative, Positive, Section, Share
 
 GOLD_NO_THINKING_SHARE = 0.1
 """`sft.no_thinking_share` of gold conversations, unless it is set."""
+WARMUP_STEPS = 20
+"""`sft.warmup_steps` of a long stage, unless it is set."""
 
 
 class SftConfig(Section):
@@ -50,8 +52,9 @@ class SftConfig(Section):
     trained tokens. By token, long replies count more, and short replies to long prompts little."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of the cosine schedule."""
-    warmup_steps: NonNegative = 20
-    """Steps over which the learning rate rises linearly from 0."""
+    warmup_steps: NonNegative | None = None
+    """Steps over which the learning rate rises linearly to its peak; the first has a rate above 0. null is 20, or a
+    tenth of the stage's steps if that is less."""
     no_thinking_share: Share | None = None
     """Share of the conversations with reasoning that are trained with thinking off, their reasoning removed. null is
     0.1 of gold conversations, and none of others."""
@@ -71,6 +74,10 @@ class SftConfig(Section):
     giving_up_share: Share = 0.0
     """Share of gold conversations in which the assistant gives up at once. They imitate imperfect demonstrations, which
     reinforcement learning then has to correct."""
+
+    def warmup_of(self, num_steps: int) -> int:
+        """Steps of warmup of a stage of so many steps."""
+        return default_warmup(WARMUP_STEPS, num_steps) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from rl.config.experiment import ExperimentConfig
+from rl.config.learner import Schedule
 from rl.learner.sharding import assert_in_slices
 from rl.learner.stored_moments import MOMENTS, StoredMomentsAdamW
 from rl.ranks import Ranks, local
@@ -17,23 +18,29 @@ STATE = ("step", *MOMENTS)
 
 
 def learning_rate(num_updates: int, config: ExperimentConfig) -> float:
-    """The rate of the update that follows `num_updates` earlier ones.
+    """The rate of the update that follows `num_updates` earlier ones."""
+    learner = config.learner
+    return learner.learning_rate * rate_factor(
+        num_updates, learner.warmup_steps, config.train.num_steps, learner.schedule
+    )
 
-    It rises linearly to its peak at update `warmup_steps`; linear and cosine then fall so that 0 would be reached right
-    after update `train.num_steps`. No update is wasted on a rate of 0.
+
+def rate_factor(num_updates: int, warmup_steps: int, num_steps: int, schedule: Schedule) -> float:
+    """The share of the peak rate that the update has which follows `num_updates` earlier ones.
+
+    It rises linearly to 1 at update `warmup_steps`; linear and cosine then fall so that 0 would be reached right after
+    update `num_steps`. No update is wasted on a rate of 0.
     """
-    learner, num_steps = config.learner, config.train.num_steps
-    if num_updates < learner.warmup_steps:
-        return learner.learning_rate * (num_updates + 1) / learner.warmup_steps
-    progress = min(1.0, (num_updates - learner.warmup_steps) / max(1, num_steps - learner.warmup_steps))
-    match learner.schedule:
+    if num_updates < warmup_steps:
+        return (num_updates + 1) / warmup_steps
+    progress = min(1.0, (num_updates - warmup_steps) / max(1, num_steps - warmup_steps))
+    match schedule:
         case "constant":
-            factor = 1.0
+            return 1.0
         case "linear":
-            factor = 1.0 - progress
+            return 1.0 - progress
         case "cosine":
-            factor = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return learner.learning_rate * factor
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def make_optimizer(model: nn.Module, config: ExperimentConfig) -> torch.optim.Optimizer:
