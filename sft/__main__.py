@@ -56,7 +56,7 @@ def show(
     num: Annotated[int, typer.Option("-n", "--num", min=1, help="Number of rows.")] = 3,
 ) -> None:
     """Print the first rows as the stage would train them, with the trained tokens marked. Trains nothing."""
-    config = _checked(yaml, overrides)
+    config = checked_stage(yaml, overrides or [])  # not the policy's weights, which need not be there
     from sft.show import shown_rows  # takes seconds to import
 
     in_colour = Console().color_system is not None
