@@ -236,6 +236,10 @@ def test_a_guard_is_told_by_its_template_alone(tmp_path: Path) -> None:
         with pytest.raises(ChatError, match="refuses the messages: role"):
             chat.num_prompt_tokens([Message("system", "hello")])
     assert counts[0] == counts[1]
+    dated = load_served_chat(write_guard(tmp_path / "dated", "{{ strftime_now('%d %b %Y') }} " + GUARD), "auto")
+    same = load_served_chat(write_guard(tmp_path / "same", "26 Jul 2024 " + GUARD), "auto")
+    assert isinstance(dated, TemplateAlone) and isinstance(same, TemplateAlone)
+    assert dated._ids([Message("user", "hello")]) == same._ids([Message("user", "hello")])
     CHECKS["judge"](make_config(judge={"path": tmp_path / "text", "max_tokens": 512}))
     with pytest.raises(ChatError, match="no chat format fits"):
         load_served_chat(write_guard(tmp_path / "silent", "hello"), "auto")

@@ -113,6 +113,55 @@ def as_tools() -> list[dict[str, Any]]:
     return [{"type": "function", "function": described}]
 
 
+@pytest.mark.parametrize("budget", ["unlimited", "off"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_opening_with_a_history_says_all_of_it(name: str, budget: Budget) -> None:
+    chat, rng = chat_of(name), random.Random(name)
+    for _ in range(25):
+        messages, _ = converse(name, rng, budget)
+        text = chat.text(chat.begin(messages[:-1], (TOOL,) if chat.has_tools else (), budget).prompt_ids)
+        for message in messages[:-1]:
+            assert message.content in text or message.role == "tool"  # Llama's are JSON
+            assert all(call.name in text for call in message.tool_calls)
+
+
+ASKED = ToolCall("price", {"item": "pen"})
+LEFT_OUT = {
+    "phi3": [Message("user", "x"), Message("assistant", "y"), Message("tool", "3")],
+    "gemma3": [Message("system", "be brief")],  # which it writes before the user's first message
+    "llama3_1": [Message("user", "x"), Message("assistant", "I look.", tool_calls=(ASKED,)), Message("tool", "3")],
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_a_template_leaves_out_of_a_prompt_is_refused(name: str) -> None:
+    with pytest.raises(ChatError, match="the chat template leaves out a message of role"):
+        chat_of(name).begin(LEFT_OUT[name], (), "unlimited")
+
+
+def test_what_a_template_leaves_out_of_a_later_prompt_is_refused() -> None:
+    dialogue = chat_of("phi3").begin([Message("user", "x")], (), "unlimited")
+    dialogue.take(dialogue.reply_ids(Reply("y")))
+    with pytest.raises(ChatError, match="leaves out a message of role tool after one of role assistant, '3'"):
+        dialogue.say([Message("tool", "3")])
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITH_TOOLS])
+def test_calls_of_earlier_replies_are_refused_where_a_template_has_none(name: str) -> None:
+    messages = [Message("user", "x"), Message("assistant", "y", tool_calls=(ASKED,)), Message("user", "z")]
+    with pytest.raises(ChatError, match="no tool calls, and an earlier reply has some"):
+        chat_of(name).begin(messages, (), "unlimited")
+
+
+def test_a_prompt_does_not_depend_on_the_day() -> None:
+    tokenizer = families.tokenizer_of("qwen3")
+    clock = "{{ date_string }} {{ strftime_now('%Y-%m-%d') }} {{ strftime_now('%d %b %Y') }}."
+    tokenizer.chat_template = clock + template_of("qwen3")
+    chat = Chat(tokenizer, TemplateFormat.for_tokenizer(tokenizer))
+    text = chat.text(chat.begin([Message("user", "x")], (), "off").prompt_ids)
+    assert text.startswith("26 Jul 2024 2024-07-26 26 Jul 2024.<|im_start|>user\nx")
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_a_family_can_do_is_read_off_its_template(name: str) -> None:
     chat, family = chat_of(name), FAMILIES[name]

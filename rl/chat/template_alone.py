@@ -13,6 +13,7 @@ from envs.messages import Message
 from rl.chat.chat import Chat, load_chat, load_tokenizer
 from rl.chat.format import ChatError
 from rl.chat.formats import AUTO
+from rl.chat.template_text import CLOCK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,7 +53,7 @@ class TemplateAlone:
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         told = [dict(self._content(message)) for message in openai_messages(messages)]
         try:
-            return self._tokenizer.apply_chat_template(told, add_generation_prompt=True, return_dict=False)  # type: ignore[return-value]
+            return self._tokenizer.apply_chat_template(told, add_generation_prompt=True, return_dict=False, **CLOCK)  # type: ignore[return-value]
         except Exception as error:  # a template may raise anything
             raise ChatError(f"the chat template refuses the messages: {error}") from error
 

@@ -8,6 +8,7 @@ and done to each.
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from envs.messages import Message, ToolSpec
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 Render = Callable[..., str]
 """Renders messages, as OpenAI-like dicts, to text. Raises `ChatError` for messages that the template refuses."""
-DATE = "26 Jul 2024"
-"""Templates that tell the date get this one, as Llama's do without a clock: a prompt must not depend on the day."""
+DATE = datetime(2024, 7, 26)
+CLOCK: Mapping[str, Any] = {"date_string": "26 Jul 2024", "strftime_now": DATE.strftime}
+"""Arguments of templates that tell the date, the one that Llama's tell without a clock, or ask transformers' clock for
+it: a prompt must not depend on the day."""
 ROLES = ("system", "user", "assistant", "tool")
 _MARK = re.compile("\ue000([0-9]+)\ue001")  # private-use characters, which no template writes
 _EDGE = "\n\n\n\u2029"  # white space that tells stripping of line breaks from stripping of all white space
@@ -44,9 +47,7 @@ class TemplateText:
 
         def render(messages: list[dict[str, Any]], **arguments: Any) -> str:
             try:
-                return str(
-                    tokenizer.apply_chat_template(messages, tokenize=False, **arguments, date_string=DATE)  # type: ignore[arg-type]
-                )
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments, **CLOCK))  # type: ignore[arg-type]
             except Exception as error:  # a template is a program, and many refuse an order of roles
                 roles = ", ".join(message["role"] for message in messages)
                 raise ChatError(f"the chat template refuses messages of the roles {roles}: {error}") from None
@@ -61,10 +62,12 @@ class TemplateText:
         *,
         prompt: bool = False,
         thinking: bool = True,
+        whole_from: int | None = None,
     ) -> Pieces:
         """The conversation; with `prompt`, also the opening of the next reply.
 
-        Raises `ChatError` for messages that the template refuses, and for tools that hold a control token.
+        Raises `ChatError` for messages that the template refuses, for tools that hold a control token, and from the
+        message number `whole_from` on for contents that the template leaves out. Reasoning may be left out.
         """
         marked = [self._marked(number, message) for number, message in enumerate(messages)]
         contents = [
@@ -72,7 +75,10 @@ class TemplateText:
             for message in messages
             for text in (self._cleaned.get(message.role, str)(message.content), message.reasoning.strip("\n"))
         ]
-        return self._filled(self._text(marked, tools, prompt, thinking), contents)
+        text = self._text(marked, tools, prompt, thinking)
+        if whole_from is not None:
+            _check_whole(text, messages, whole_from)
+        return self._filled(text, contents)
 
     def has(self, token: Token) -> bool:
         """Whether the tokenizer has this control token."""
@@ -143,6 +149,18 @@ class TemplateText:
             for side, kept in (("left", left), ("right", right[: len(_EDGE)][::-1]))
         }
         return lambda text: text.lstrip(characters["left"]).rstrip(characters["right"])
+
+
+def _check_whole(text: str, messages: Sequence[Message], start: int) -> None:
+    """Raises `ChatError` for contents whose mark is not in the rendered text."""
+    written = {int(number) for number in _MARK.findall(text)}
+    for number, message in enumerate(messages):
+        if number >= start and message.content and 2 * number not in written:
+            after = f" after one of role {messages[number - 1].role}" if number else ""
+            raise ChatError(
+                f"the chat template leaves out a message of role {message.role}{after}, {message.content!r:.60}:"
+                " this checkpoint cannot be told it there"
+            )
 
 
 def function_call(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,11 +91,14 @@ class TemplateFormat:
         raise ChatError("a policy that is built has no chat template of its own")
 
     def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Pieces:
+        if not self.has_tools and any(message.tool_calls for message in messages):
+            raise ChatError("this chat format has no tool calls, and an earlier reply has some")
         return self._prompt(messages, tools, budget)
 
     def follow_up(self, messages: Sequence[Message], budget: Budget) -> Pieces:
         calls = (CALL,) if messages and messages[0].role == "tool" and self.has_tools else ()
-        pieces = self._prompt([USER, Message("assistant", TEXT, tool_calls=calls), *messages], (), budget)
+        before = [USER, Message("assistant", TEXT, tool_calls=calls)]
+        pieces = self._prompt([*before, *messages], (), budget, whole_from=len(before))
         said = next((i for i, piece in enumerate(pieces) if _is_of_reply(piece)), None)
         if said is None:
             raise ChatError("the chat template leaves out an assistant message")
@@ -129,10 +132,13 @@ class TemplateFormat:
     def _thinks(self, budget: Budget) -> bool:
         return self.has_thinking and budget != "off"
 
-    def _prompt(self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget) -> Pieces:
+    def _prompt(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], budget: Budget, whole_from: int = 0
+    ) -> Pieces:
         thinking = self._thinks(budget)
         told = with_budget(messages, budget) if thinking else messages
-        return (*self._text.pieces(told, tools, prompt=True, thinking=thinking), *self._forms[thinking].opening)
+        pieces = self._text.pieces(told, tools, prompt=True, thinking=thinking, whole_from=whole_from)
+        return (*pieces, *self._forms[thinking].opening)
 
     def _without_reasoning(self, pieces: Pieces) -> tuple[str, Pieces]:
         """Reasoning, and what follows it, without what the template puts between them."""
