@@ -34,7 +34,8 @@ from sft.loss import RowLoss
 from sft.pairs import SIDES
 from sft.precision import ADAPTER, load_trained
 from sft.preferences import PreparedPairs, pair_arguments, pair_dataset, prepare_pairs, train_pairs
-from sft.stage import save_policy, say, stage_device, stage_folder
+from sft.saying import say
+from sft.stage import save_policy, stage_device, stage_folder
 from sft.trainer import StageTrainer
 
 MEASURES = {

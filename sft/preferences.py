@@ -27,7 +27,8 @@ from sft.pairs import PairRow, flat, read_pairs, token_pairs
 from sft.plain_thinking import plain_thinking
 from sft.precision import FoldedSteps
 from sft.progress import StepMetrics
-from sft.stage import say, stage_arguments
+from sft.saying import say
+from sft.stage import stage_arguments
 from sft.trainer import StageTrainer
 
 SHOWN = ("accuracy", "margin")

@@ -16,7 +16,8 @@ from sft.heldout import split_rows
 from sft.mixture import rows_by_source
 from sft.plain_thinking import plain_thinking
 from sft.rows import Conversation, SftDataError
-from sft.stage import empty_folder, replace_folder, say
+from sft.saying import say
+from sft.stage import empty_folder, replace_folder
 
 
 @dataclass(frozen=True, slots=True)

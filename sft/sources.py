@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +15,7 @@ from rl.config.supervised import hub_name
 from sft.filling import without_filling
 from sft.messages import BadRow
 from sft.rows import FORMS, Conversation, SftDataError, read_row
+from sft.saying import say
 
 R = TypeVar("R")
 Rows = Iterator[tuple[str, Any]]
@@ -23,7 +24,7 @@ FILES_OF_A_FOLDER = (".jsonl", ".jsonl.gz", ".parquet")
 TABLES = (".csv", ".tsv", ".xlsx")
 """Endings of files that people have, and that hold no conversations."""
 SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"})
-"""Words in the names of files that tell a split."""
+"""Plain names of splits, which are words in the names of files; others, such as train_sft, begin a file's name."""
 
 
 class Keys(NamedTuple):
@@ -79,25 +80,49 @@ def _rows(source: SourceConfig, keys: Keys) -> Rows:
     assert data is not None
     if data.is_dir():
         is_saved = any((data / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-        yield from _saved_rows(data, source.split, keys) if is_saved else _folder_rows(data, source.split)
+        yield from _saved_rows(data, source.split, keys) if is_saved else _folder_rows(data, _whole(source, keys))
     elif name := hub_name(data):
         yield from _hub_rows(name, source, keys)
     else:
+        _whole(source, keys)
         yield from _file_rows(data)
 
 
+def _whole(source: SourceConfig, keys: Keys) -> str:
+    """The split of a source that is made of files. Raises `SftDataError` for a part of one."""
+    if "[" in source.split:
+        raise SftDataError(
+            f"{keys.split} is {source.split!r}, but {source.path} is made of files, which are read whole: only a data"
+            " set of the hub is cut so. Write the rows to train to a file"
+        )
+    return source.split
+
+
 def _folder_rows(folder: Path, split: str) -> Rows:
-    """Rows of the folder's files in the order of their names, without files whose names tell another split."""
+    """Rows of the folder's files of this split in the order of their names. Tells which files these are."""
     files = sorted(path for path in folder.iterdir() if path.name.endswith(FILES_OF_A_FOLDER))
-    chosen = [path for path in files if _split_words(path.name) in (frozenset(), _split_words(split))]
+    chosen = [path for path in files if _is_of_split(path.name, split)]
+    others = [path.name for path in files if path not in chosen]
     if not chosen:
-        others = f", only {', '.join(path.name for path in files)}" if files else ""
         raise SftDataError(
             f"{folder} is no folder written by save_to_disk of datasets, and holds no {' or '.join(FILES_OF_A_FOLDER)}"
-            f" file of split {split!r}{others}"
+            f" file of split {split!r}{f', only {_some(others)}' if others else ''}"
         )
+    left_out = f"; left out, as their names tell another split: {_some(others)}" if others else ""
+    say(f"{folder}, split {split}: {_some([path.name for path in chosen])}{left_out}")
     for path in chosen:
         yield from _file_rows(path)
+
+
+def _is_of_split(name: str, split: str) -> bool:
+    """Whether a file's name begins with the split; for a plain word such as `train`, whether it tells no other one."""
+    if split in SPLITS:
+        return _split_words(name) in (frozenset(), {split})
+    return re.match(re.escape(split) + r"(?![^\W_])", name) is not None
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _split_words(name: str) -> frozenset[str]:

@@ -1,7 +1,6 @@
 """What have the stages that trl's trainers run in common: the folder, the device, the trainer's arguments, saving?"""
 
 import contextlib
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel, TrainingArguments
 
 from rl.config.experiment import ExperimentConfig
@@ -21,7 +19,6 @@ from rl.runs.versions import start_line
 from rl.weights.merged import adapted_weights, merged_state
 from sft.checkpoints import discard
 
-logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=TrainingArguments)
 
 
@@ -106,12 +103,6 @@ def save_policy(model: PreTrainedModel, folder: Path, ranks: Ranks = ALONE) -> N
         model.save_pretrained(folder, state_dict=merged_state(model))
     if ranks.is_first and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-
-
-def say(text: str) -> None:
-    """Tell it in the terminal and in the log."""
-    Console().print(text)
-    logger.info("%s", text)
 
 
 def empty_folder(folder: Path) -> None:

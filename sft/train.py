@@ -29,7 +29,8 @@ from sft.precision import FoldedSteps, load_trained
 from sft.prepared import Prepared, prepare_stage
 from sft.progress import StepMetrics
 from sft.rows import SftDataError
-from sft.stage import save_policy, say, stage_arguments, stage_device, stage_folder
+from sft.saying import say
+from sft.stage import save_policy, stage_arguments, stage_device, stage_folder
 from sft.trainer import Trainer
 
 

@@ -114,6 +114,36 @@ def test_a_split_is_chosen_and_a_missing_one_is_told(tmp_path: Path) -> None:
         conversations_of(tmp_path / "folder", split="dev")
 
 
+def test_files_of_a_folder_are_chosen_by_the_whole_name_of_a_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("train_sft-0.jsonl", "train_sft.jsonl", "train_sft2.jsonl", "train_gen.jsonl", "dev-team-chats.jsonl")
+    for name in names:
+        said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": name}]
+        (tmp_path / name).write_text(json.dumps({"messages": said}) + "\n")
+
+    def read(split: str) -> tuple[list[str], str]:
+        found = [conversation.messages[1].content for conversation in conversations_of(tmp_path, split=split)]
+        return found, " ".join(capsys.readouterr().out.split())
+
+    found, told = read("train_sft")
+    assert found == ["train_sft-0.jsonl", "train_sft.jsonl"]
+    assert "split train_sft: train_sft-0.jsonl, train_sft.jsonl; left out" in told
+    assert told.endswith("tell another split: dev-team-chats.jsonl, train_gen.jsonl, train_sft2.jsonl")
+    found, told = read("train")
+    assert found == sorted(names)[1:]
+    assert told.endswith("tell another split: dev-team-chats.jsonl")
+    with pytest.raises(SftDataError, match=r"of split 'test_sft', only dev-team-chats\.jsonl"):
+        read("test_sft")
+
+
+def test_a_part_of_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    for path in (tmp_path, tmp_path / "train.jsonl"):
+        with pytest.raises(SftDataError, match=r"sft\.data_split is 'train\[:1%\]', but .* read whole"):
+            conversations_of(path, split="train[:1%]")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
