@@ -162,11 +162,10 @@ def settle(value: Any, timeout_s: float = 120.0) -> Any:
     loop, clock = shared_loop(), QueueClock()
     with clocked(clock):
         future = loop.submit(_carried(value))
-    while not concurrent.futures.wait([future], max(0.0, clock.left_s(timeout_s))).done:
-        if clock.left_s(timeout_s) <= 0:
-            future.cancel()
-            _abandon_if_blocked(loop)
-            raise DeadlineError(f"no result within {timeout_s} s")
+    if not _is_done(future, timeout_s, clock):
+        future.cancel()
+        _abandon_if_blocked(loop)
+        raise DeadlineError(f"no result within {timeout_s} s")
     try:
         result = future.result()
     except concurrent.futures.CancelledError:
@@ -193,13 +192,20 @@ def call_within(function: Callable[[], Any], timeout_s: float) -> Any:
             outcome.set_result(_Raised(error))
 
     threading.Thread(target=run, daemon=True, name="environment-call").start()
-    while not concurrent.futures.wait([outcome], max(0.0, clock.left_s(timeout_s))).done:
-        if clock.left_s(timeout_s) <= 0:
-            raise DeadlineError(f"no result within {timeout_s} s")
+    if not _is_done(outcome, timeout_s, clock):
+        raise DeadlineError(f"no result within {timeout_s} s")
     value = outcome.result()
     if isinstance(value, _Raised):
         raise value.error
     return settle(value, max(0.0, clock.left_s(timeout_s)))
+
+
+def _is_done(future: "concurrent.futures.Future[Any]", timeout_s: float, clock: QueueClock) -> bool:
+    """Wait for the future, in a thread; False after `timeout_s` without the time in our queues."""
+    while not concurrent.futures.wait([future], max(0.0, clock.left_s(timeout_s))).done:
+        if clock.left_s(timeout_s) <= 0:
+            return False
+    return True
 
 
 def _abandon_if_blocked(loop: EnvLoop) -> None:

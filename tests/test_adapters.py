@@ -66,9 +66,8 @@ def test_answers_that_a_scorer_would_evaluate_reach_nothing(tmp_path: Path) -> N
     assert not planted.exists()
     for task in ("simple_integration", "polynomial_multiplication"):
         env = open_task(task)
-        question = env.reset(seed=0, options={"task": task})[0][-1].content
-        formula = question.partition("\n\nGive the answer")[0].rpartition(": ")[2].replace("**", "^").replace("^", "**")
-        for attack in (f"expand({formula})", f"integrate({formula})", "exec(\"import os; os.write(1, b'1.0\\n')\")"):
+        gold = tagged_answer(env.gold_reply().text)  # what sympy makes of the question is as right as this
+        for attack in (f"expand({gold})", f"simplify({gold})", "exec(\"import os; os.write(1, b'1.0\\n')\")"):
             assert env.step(Reply(f"<answer>{attack}</answer>"))[1] == 0.0
         assert env.step(env.gold_reply())[1] == 1.0
 
